@@ -1,0 +1,346 @@
+"""The YAML schema of a model: read, default, validate, override, explain.
+
+One YAML file says everything about a model: architecture, data and training schedule. The flat keys are the format
+of the seed project; every other key extends it and defaults to the seed's behaviour. Whatever is wrong with a file is
+said in one sentence, with file, line and key, before anything is built (`ConfigError`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from nvae.errors import UserError
+
+CONFIG_FOLDER = "model_configs"
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NaturalInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NaturalFloat = Annotated[float, Field(ge=0)]
+
+DatasetName = Literal["folder", "mnist", "fashion_mnist", "toy_faces"]
+SamplingMethod = Literal["gaussian", "gaussian_mixture", "logistic", "logistic_mixture"]
+
+
+class ConfigError(UserError):
+    """A config that cannot be read or does not describe a model."""
+
+
+class Section(BaseModel):
+    """Strict: no unknown keys, no silent conversions, no NaN or infinity, no changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class ChannelTowers(Section):
+    """Channels at full resolution, separately for the bottom-up (encoder) and the top-down (decoder) network."""
+
+    encoder: PositiveInt
+    decoder: PositiveInt
+
+
+def _same_towers(value: Any) -> Any:
+    """`channel_towers: 32` is short for the same number in both towers."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return {"encoder": value, "decoder": value}
+    return value
+
+
+class DatasetConfig(Section):
+    """Where the images come from. `path` is the folder of images, or where a downloaded set is kept."""
+
+    name: DatasetName = "folder"
+    path: str = "dataset"
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05  # of a folder's images
+    training_images: PositiveInt = 6000  # toy_faces draws as many as one wants
+    validation_images: PositiveInt = 300  # toy_faces
+
+
+class TrainingParameters(Section):
+    """The training schedule. Every key but `seed` may be changed between two runs of the same model."""
+
+    learning_rate: PositiveFloat = 1e-2
+    learning_rate_min: NaturalFloat = 1e-5
+    regularization_constant: NaturalFloat = 5e-2
+    kl_constant: NaturalFloat = 1.0
+    warmup_epochs: NaturalFloat = 30.0
+    epochs: PositiveInt = 100
+    batch_size: PositiveInt = 20
+    write_reconstruction: bool = True
+    images_per_checkpoint: PositiveInt | None = None
+    epochs_per_checkpoint: PositiveInt | None = 2
+    gradient_clipping: PositiveFloat | None = None
+    half_precision: bool = False
+    use_tensor_checkpoints: bool = False
+    seed: NaturalInt = 0
+
+
+class Config(Section):
+    """A whole model. Field names are the YAML keys; see the README's reference for what each one means."""
+
+    family: Literal["nvae"] = "nvae"
+    style: Literal["mgp123"] = "mgp123"
+    channel_towers: Annotated[ChannelTowers, BeforeValidator(_same_towers)]
+    number_of_scales: PositiveInt
+    initial_splits_per_scale: PositiveInt
+    exponential_scaling: PositiveInt = 1
+    min_splits: PositiveInt = 1
+    latent_size: PositiveInt
+    input_dimension: PositiveInt = 64
+    image_channels: Literal[1, 3] = 3
+    num_flows: NaturalInt = 0
+    fixed_flows: bool = False
+    num_blocks_prepost: NaturalInt = 1
+    num_cells_per_block_prepost: PositiveInt = 2
+    cells_per_split_enc: PositiveInt = 2
+    cells_per_input_dec: PositiveInt = 2
+    channel_multiplier: PositiveInt = 2
+    sampling_method: SamplingMethod = "gaussian"
+    n_mix: PositiveInt = 3
+    likelihood_tails: Literal["original", "exact"] = "original"
+    dataset: DatasetConfig = DatasetConfig()
+    training_parameters: TrainingParameters = TrainingParameters()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Config:
+        halvings = self.num_blocks_prepost + self.number_of_scales - 1
+        if self.input_dimension % 2**halvings:
+            raise ValueError(
+                f"input_dimension|is {self.input_dimension}, which num_blocks_prepost {self.num_blocks_prepost} and "
+                f"number_of_scales {self.number_of_scales} halve {halvings} times|a multiple of {2**halvings}"
+            )
+        for tower, channels in self.channel_towers:
+            # Every halving cell's skip gives a quarter of its channels to each of four convolutions.
+            if halvings and (channels * self.channel_multiplier) % 4:
+                raise ValueError(
+                    f"channel_towers|has {channels} channels in the {tower}, times channel_multiplier "
+                    f"{self.channel_multiplier} at each halving|a product that divides by 4"
+                )
+        schedule = self.training_parameters
+        if schedule.learning_rate_min > schedule.learning_rate:
+            raise ValueError(
+                f"training_parameters.learning_rate_min|is {schedule.learning_rate_min:g}|at most learning_rate, "
+                f"which is {schedule.learning_rate:g}"
+            )
+        return self
+
+
+def groups_per_scale(config: Config) -> tuple[int, ...]:
+    """Number of latent groups at each scale, finest first: n, max(min_splits, n // exponential_scaling), ..."""
+    groups = [config.initial_splits_per_scale]
+    while len(groups) < config.number_of_scales:
+        groups.append(max(config.min_splits, groups[-1] // config.exponential_scaling))
+    return tuple(groups)
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def available_configs() -> list[str]:
+    """Names of the YAML files in `model_configs/`, of the working directory and of the project."""
+    return sorted({file.stem for folder in _config_folders() for file in folder.glob("*.yaml")})
+
+
+def config_path(name: str | Path) -> Path:
+    """The YAML file of a config given by name or by path. Raises ConfigError with the nearest names."""
+    as_path = Path(name)
+    if as_path.suffix in (".yaml", ".yml") and as_path.is_file():
+        return as_path
+    for folder in _config_folders():
+        if (file := folder / f"{name}.yaml").is_file():
+            return file
+    names = available_configs()
+    nearest = difflib.get_close_matches(as_path.stem, names, n=3, cutoff=0.5) or names
+    raise ConfigError(
+        f"there is no config '{name}': neither a YAML file nor a name in {CONFIG_FOLDER}/; "
+        f"did you mean {' or '.join(nearest) if nearest else 'to run this in the folder that holds ' + CONFIG_FOLDER}?"
+    )
+
+
+def load_config(name: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read and validate a config.
+
+    name: the name of a file in `model_configs/` or the path of a YAML file.
+    overrides: `key=value` texts, the key dotted (`training_parameters.epochs=3`), the value YAML.
+    Raises ConfigError.
+    """
+    path = config_path(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as a text file: {error}.") from error
+    return parse_config(text, overrides, source=str(path))
+
+
+def parse_config(text: str, overrides: list[str] | tuple[str, ...] = (), source: str = "the config") -> Config:
+    """Validate the text of a YAML file; `source` names it in messages. Raises ConfigError."""
+    data, lines = _read_yaml(text, source)
+    places = {key: f"{source}, line {line}" for key, line in lines.items()}
+    for override in overrides:
+        key, value = _parse_override(override)
+        _set(data, key, value, override)
+        places[key] = f"--set {override}"
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, places, source)) from None
+
+
+def config_from_dict(data: dict[str, Any], source: str) -> Config:
+    """A config from the plain dictionary that a checkpoint carries. Raises ConfigError."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, {}, source)) from None
+
+
+def config_to_yaml(config: Config) -> str:
+    """The resolved config as YAML, every default spelled out; it loads as the same config."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False)
+
+
+def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionary to dotted keys: {'dataset': {'name': 'folder'}} becomes {'dataset.name': 'folder'}."""
+    result: dict[str, Any] = {}
+    for key, value in data.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------- details
+
+
+def _config_folders() -> list[Path]:
+    here, project = Path(CONFIG_FOLDER), Path(__file__).resolve().parent.parent / CONFIG_FOLDER
+    return [here] if here.resolve() == project else [here, project]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that also reads 1e-2 as a number (YAML 1.2), which PyYAML takes for a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _read_yaml(text: str, source: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """The file's dictionary, and the line of every key."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        lines = _key_lines(node, source)
+        data = loader.construct_document(node) if node is not None else {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{source}, line {mark.line + 1}" if mark else source
+        problem = getattr(error, "problem", None) or "it has a character that YAML does not allow"
+        raise ConfigError(f"{place}: this is not valid YAML ({problem}); compare it with model_configs/.") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source}: a config is a list of 'key: value' lines, but this file holds {_show(data)}.")
+    return data, lines
+
+
+def _key_lines(node: yaml.Node | None, source: str, prefix: str = "") -> dict[str, int]:
+    lines: dict[str, int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            key, line = f"{prefix}{key_node.value}", key_node.start_mark.line + 1
+            if key in lines:
+                raise ConfigError(f"{source}, line {line}: {key} stands here a second time; keep one of the two.")
+            lines[key] = line
+            lines |= _key_lines(value_node, source, f"{key}.")
+    return lines
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    key, equals, value = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override}: write it as key=value, such as training_parameters.epochs=3.")
+    try:
+        return key.strip(), yaml.load(value, _Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: the value after '=' is not valid YAML.") from None
+
+
+def _set(data: dict[str, Any], key: str, value: Any, override: str) -> None:
+    *parents, last = key.split(".")
+    for depth, parent in enumerate(parents):
+        below = data.setdefault(parent, {})
+        if not isinstance(below, dict):
+            towers = parent == "channel_towers" and not isinstance(_same_towers(below), int)
+            if not towers:
+                raise ConfigError(f"--set {override}: {'.'.join(parents[: depth + 1])} is a single value.")
+            below = data[parent] = _same_towers(below)
+        data = below
+    data[last] = value
+
+
+_ALLOWED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "True or False",
+    "string_type": "a text",
+    "finite_number": "a finite number",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "literal_error": "{expected}",
+    "model_type": "a list of 'key: value' lines",
+    "model_attributes_type": "a list of 'key: value' lines",
+    "dict_type": "a list of 'key: value' lines",
+}
+
+
+def _explain(error: ValidationError, places: dict[str, str], source: str) -> str:
+    """One sentence for the first problem: where, which key, what was found, what is allowed."""
+    problems = error.errors()
+    problem = problems[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "value_error":  # from Config._possible: key|found|allowed
+        key, found, allowed = str(problem["ctx"]["error"]).split("|")
+        sentence = f"{key} {found}; allowed: {allowed}"
+    elif problem["type"] == "extra_forbidden":
+        section, _, last = key.rpartition(".")
+        known = _known_keys(section)
+        nearest = difflib.get_close_matches(last, known, n=1, cutoff=0.6)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"the keys here are {', '.join(known)}"
+        sentence = f"{key} is not a key of a config; {hint}"
+    elif problem["type"] == "missing":
+        sentence = f"the key {key} is missing; every config must say it"
+    else:
+        template = _ALLOWED.get(problem["type"])
+        allowed = template.format(**problem.get("ctx", {})) if template else problem["msg"]
+        sentence = f"{key} is {_show(problem['input'])}; allowed: {allowed}"
+    more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
+    return f"{_place(key, places, source)}: {sentence}{more}".rstrip(".?") + ("?" if sentence.endswith("?") else ".")
+
+
+def _place(key: str, places: dict[str, str], source: str) -> str:
+    while key and key not in places:
+        key = key.rpartition(".")[0]
+    return places.get(key, source)
+
+
+def _known_keys(section: str) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in filter(None, section.split(".")):
+        annotation = model.model_fields[part].annotation
+        model = next(t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel))
+    return list(model.model_fields)
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "empty"
+    if isinstance(value, str):
+        return f"the text '{value}'"
+    if isinstance(value, dict | list):
+        return f"a {'section' if isinstance(value, dict) else 'list'}"
+    return str(value)

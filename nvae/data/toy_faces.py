@@ -1,0 +1,408 @@
+"""toy_faces: cartoon faces drawn from an index, so that anyone can train without downloading anything.
+
+Face number i is the same picture on every machine: its attributes come from a random generator seeded with i, each
+one drawn independently of the others, and Pillow draws them. Nothing is learned, loaded or stored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+Colour = tuple[int, int, int]
+Point = tuple[float, float]
+
+SKINS: list[Colour] = [
+    (255, 224, 196),
+    (246, 200, 160),
+    (226, 168, 120),
+    (190, 128, 84),
+    (146, 92, 60),
+    (98, 62, 44),
+    (168, 214, 150),  # a visitor from a greener planet
+]
+HAIR_COLOURS: list[Colour] = [
+    (38, 30, 34),
+    (92, 58, 38),
+    (160, 100, 52),
+    (236, 196, 96),
+    (206, 84, 44),
+    (176, 176, 186),
+    (226, 96, 150),
+    (70, 110, 200),
+]
+BACKGROUNDS: list[Colour] = [
+    (250, 214, 110),
+    (126, 200, 222),
+    (150, 210, 150),
+    (244, 160, 140),
+    (190, 160, 224),
+    (236, 236, 226),
+    (84, 104, 150),
+]
+CLOTHES: list[Colour] = [(210, 60, 70), (50, 90, 170), (60, 140, 90), (245, 245, 245), (60, 60, 70), (240, 170, 50)]
+EYE_COLOURS: list[Colour] = [(70, 46, 34), (60, 110, 190), (70, 140, 80), (40, 40, 46)]
+HAT_COLOURS: list[Colour] = [(200, 50, 60), (40, 80, 150), (70, 70, 80), (80, 160, 120)]
+INK: Colour = (44, 34, 40)
+WHITE: Colour = (255, 255, 255)
+
+HAIR_STYLES = ("bald", "short", "fringe", "bob", "long", "curly", "mohawk", "bun", "pigtails")
+EYES = ("round", "wide", "sleepy", "almond")
+MOODS = ("smile", "grin", "laugh", "calm", "surprise", "frown", "smirk")
+GLASSES = ("none", "none", "none", "round", "square")
+HATS = ("none", "none", "none", "none", "beanie", "cap", "top hat", "party hat", "crown")
+BEARDS = ("none", "none", "none", "none", "full", "moustache")
+CHEEKS = ("plain", "blush", "freckles")
+BACKDROPS = ("plain", "gradient", "sun")
+
+
+@dataclass(frozen=True)
+class Face:
+    """Everything that makes one face. Lengths are in units of half the picture's side; angles in degrees."""
+
+    skin: Colour
+    head_width: float
+    head_height: float
+    hair_style: str
+    hair_colour: Colour
+    eyes: str
+    eye_colour: Colour
+    eye_size: float
+    eye_distance: float
+    gaze: Point
+    brow_angle: float
+    brow_height: float
+    nose: float
+    mood: str
+    mouth_width: float
+    cheeks: str
+    beard: str
+    glasses: str
+    hat: str
+    hat_colour: Colour
+    clothes: Colour
+    backdrop: str
+    background: Colour
+    tilt: float
+    shift: Point
+    scale: float
+
+
+def face(index: int) -> Face:
+    """The attributes of face number `index`, every one independent of the others."""
+    random = np.random.default_rng([2007, index])
+
+    def one_of(choices: Sequence) -> object:
+        return choices[random.integers(len(choices))]
+
+    def between(low: float, high: float) -> float:
+        return float(random.uniform(low, high))
+
+    return Face(
+        skin=one_of(SKINS),
+        head_width=between(0.42, 0.52),
+        head_height=between(0.50, 0.60),
+        hair_style=one_of(HAIR_STYLES),
+        hair_colour=one_of(HAIR_COLOURS),
+        eyes=one_of(EYES),
+        eye_colour=one_of(EYE_COLOURS),
+        eye_size=between(0.105, 0.135),
+        eye_distance=between(0.19, 0.23),
+        gaze=(between(-1, 1), between(-0.6, 0.6)),
+        brow_angle=between(-18, 18),
+        brow_height=between(0.0, 0.05),
+        nose=between(0.04, 0.08),
+        mood=one_of(MOODS),
+        mouth_width=between(0.17, 0.23),
+        cheeks=one_of(CHEEKS),
+        beard=one_of(BEARDS),
+        glasses=one_of(GLASSES),
+        hat=one_of(HATS),
+        hat_colour=one_of(HAT_COLOURS),
+        clothes=one_of(CLOTHES),
+        backdrop=one_of(BACKDROPS),
+        background=one_of(BACKGROUNDS),
+        tilt=between(-9, 9),
+        shift=(between(-0.06, 0.06), between(0.02, 0.10)),
+        scale=between(1.14, 1.30),
+    )
+
+
+ATTRIBUTES = tuple(field.name for field in fields(Face))
+
+
+def draw(face: Face, size: int) -> Image.Image:
+    """The picture of a face, RGB, `size` pixels a side, drawn larger and scaled down so that edges are smooth."""
+    canvas = size * max(2, math.ceil(128 / size))
+    picture = _backdrop(face, canvas)
+    layer = Image.new("RGBA", (canvas, canvas), (*face.skin, 0))
+    _Artist(face, layer).draw()
+    angle, (dx, dy) = math.radians(face.tilt), face.shift
+    cosine, sine = math.cos(angle) / face.scale, math.sin(angle) / face.scale
+    half = canvas / 2
+    x0, y0 = half * (1 + dx), half * (1 + dy)  # where the middle of the layer goes
+    posed = layer.transform(
+        layer.size,
+        Image.Transform.AFFINE,
+        (cosine, sine, half - cosine * x0 - sine * y0, -sine, cosine, half + sine * x0 - cosine * y0),
+        Image.Resampling.BILINEAR,
+    )
+    picture.paste(posed, (0, 0), posed)
+    return picture.resize((size, size), Image.Resampling.BOX)
+
+
+def _shade(colour: Colour, factor: float) -> Colour:
+    """Darker below 1, lighter above."""
+    if factor <= 1:
+        return tuple(int(c * factor) for c in colour)
+    return tuple(int(255 - (255 - c) / factor) for c in colour)
+
+
+def _backdrop(face: Face, canvas: int) -> Image.Image:
+    picture = Image.new("RGB", (canvas, canvas), face.background)
+    pen = ImageDraw.Draw(picture)
+    if face.backdrop == "gradient":
+        for y in range(canvas):
+            pen.line([(0, y), (canvas, y)], fill=_shade(face.background, 1.15 - 0.45 * y / canvas))
+    elif face.backdrop == "sun":
+        margin = canvas * 0.07
+        pen.ellipse([margin, margin, canvas - margin, canvas - margin], fill=_shade(face.background, 1.9))
+    return picture
+
+
+class _Artist:
+    """Draws one person, upright and centred; the origin is the middle of the picture, y points down."""
+
+    def __init__(self, face: Face, layer: Image.Image) -> None:
+        self.face = face
+        self.pen = ImageDraw.Draw(layer)
+        self.half = layer.width / 2
+        self.middle = 0.02  # height of the head's centre
+
+    def draw(self) -> None:
+        self.hair_behind()
+        self.body()
+        self.head()
+        self.cheeks()
+        self.beard()
+        self.hair_in_front()
+        self.brows()
+        self.eyes()
+        self.nose()
+        self.mouth()
+        self.glasses()
+        self.hat()
+
+    # Strokes, in the coordinates of a Face.
+
+    def _pixel(self, x: float, y: float) -> Point:
+        return (1 + x) * self.half, (1 + y) * self.half
+
+    def _box(self, x: float, y: float, rx: float, ry: float) -> list[Point]:
+        return [self._pixel(x - rx, y - ry), self._pixel(x + rx, y + ry)]
+
+    def ellipse(self, x: float, y: float, rx: float, ry: float, fill: Colour | None, outline: float = 0) -> None:
+        width = round(outline * self.half)
+        self.pen.ellipse(self._box(x, y, rx, ry), fill=fill, outline=INK if width else None, width=width)
+
+    def polygon(self, points: Sequence[Point], fill: Colour) -> None:
+        self.pen.polygon([self._pixel(*point) for point in points], fill=fill)
+
+    def line(self, points: Sequence[Point], width: float, fill: Colour = INK) -> None:
+        pixels = [self._pixel(*point) for point in points]
+        self.pen.line(pixels, fill=fill, width=max(1, round(width * self.half)), joint="curve")
+
+    def rectangle(self, x0: float, y0: float, x1: float, y1: float, radius: float, fill: Colour) -> None:
+        self.pen.rounded_rectangle([self._pixel(x0, y0), self._pixel(x1, y1)], radius * self.half, fill=fill)
+
+    def half_ellipse(self, x: float, y: float, rx: float, ry: float, start: int, end: int, fill: Colour) -> None:
+        self.pen.chord(self._box(x, y, rx, ry), start, end, fill=fill)
+
+    def curve(self, x: float, y: float, rx: float, bend: float, width: float, fill: Colour = INK) -> None:
+        """A parabola through (x, y) whose ends hang `bend` higher than its middle."""
+        steps = [i / 6 - 1 for i in range(13)]
+        self.line([(x + rx * t, y - bend * t * t + bend / 2) for t in steps], width, fill)
+
+    # The person, from back to front.
+
+    def hair_behind(self) -> None:
+        face, top = self.face, self.middle
+        colour = _shade(face.hair_colour, 0.82)
+        w, h = face.head_width, face.head_height
+        if face.hair_style == "long":
+            self.rectangle(-w - 0.13, top - h * 0.6, w + 0.13, top + h + 0.30, 0.30, colour)
+            self.ellipse(0, top - h * 0.25, w + 0.13, h * 0.92, colour)
+        elif face.hair_style == "bob":
+            self.rectangle(-w - 0.12, top - h * 0.6, w + 0.12, top + h * 0.72, 0.22, colour)
+            self.ellipse(0, top - h * 0.25, w + 0.12, h * 0.92, colour)
+        elif face.hair_style == "curly":
+            for i in range(13):
+                angle = math.pi * (0.9 + 1.2 * i / 12)
+                x, y = (w + 0.03) * math.cos(angle), top - 0.06 + (h + 0.02) * math.sin(angle)
+                self.ellipse(x, y, 0.17, 0.17, colour)
+        elif face.hair_style == "bun":
+            self.ellipse(0, top - h - 0.13, 0.19, 0.17, colour)
+        elif face.hair_style == "pigtails":
+            for side in (-1, 1):
+                self.ellipse(side * (w + 0.17), top + 0.08, 0.15, 0.28, colour)
+
+    def body(self) -> None:
+        face, top = self.face, self.middle
+        self.rectangle(-0.74, top + face.head_height + 0.16, 0.74, 1.6, 0.30, face.clothes)
+        self.rectangle(-0.16, top + 0.3, 0.16, top + face.head_height + 0.24, 0.10, _shade(face.skin, 0.86))
+
+    def head(self) -> None:
+        face, top = self.face, self.middle
+        for side in (-1, 1):
+            self.ellipse(side * face.head_width, top + 0.04, 0.09, 0.12, _shade(face.skin, 0.9))
+        self.ellipse(0, top, face.head_width, face.head_height, face.skin)
+
+    def cheeks(self) -> None:
+        face, y = self.face, self.middle + 0.17
+        for side in (-1, 1):
+            x = side * face.head_width * 0.62
+            if face.cheeks == "blush":
+                pink = tuple(int(0.6 * a + 0.4 * b) for a, b in zip(face.skin, (244, 90, 100), strict=True))
+                self.ellipse(x, y, 0.095, 0.07, pink)
+            elif face.cheeks == "freckles":
+                for dx, dy in ((-0.05, 0.0), (0.0, 0.04), (0.05, -0.01)):
+                    self.ellipse(x + dx, y + dy, 0.016, 0.016, _shade(face.skin, 0.66))
+
+    def beard(self) -> None:
+        face, top = self.face, self.middle
+        colour = _shade(face.hair_colour, 0.9)
+        if face.beard == "full":
+            self.half_ellipse(0, top + 0.04, face.head_width, face.head_height, 12, 168, colour)
+            self.ellipse(0, top + 0.16, face.head_width * 0.66, 0.14, face.skin)
+        elif face.beard == "moustache":
+            for side in (-1, 1):
+                self.ellipse(side * 0.09, top + 0.225, 0.11, 0.045, colour)
+
+    def hair_in_front(self) -> None:
+        face, top = self.face, self.middle
+        colour, w, h = face.hair_colour, face.head_width, face.head_height
+        if face.hair_style == "bald":
+            return
+        if face.hair_style == "mohawk":
+            self.polygon([(-0.13, top - h * 0.66), (-0.15, top - h - 0.2), (0.15, top - h - 0.2), (0.13, top - h * 0.66)], colour)
+            self.ellipse(0, top - h * 0.66, 0.13, 0.06, colour)
+            return
+        self.half_ellipse(0, top - 0.01, w + 0.035, h + 0.045, 202, 338, colour)
+        if face.hair_style == "fringe":
+            self.rectangle(-w * 0.86, top - h * 0.62, w * 0.86, top - h * 0.36, 0.08, colour)
+        elif face.hair_style in ("bob", "long", "pigtails"):  # a parting in the middle
+            for side in (-1, 1):
+                self.polygon([(0, top - h * 0.98), (side * w * 1.02, top - h * 0.30), (side * w * 1.04, top - 0.02), (side * w * 0.74, top - h * 0.38)], colour)
+        elif face.hair_style == "curly":
+            for i in range(5):
+                self.ellipse(w * 0.72 * (i - 2) / 2, top - h * 0.68 - 0.04 * (i % 2), 0.13, 0.11, colour)
+
+    def brows(self) -> None:
+        face = self.face
+        y = self.middle - 0.215 - face.brow_height
+        rise = 0.11 * math.tan(math.radians(face.brow_angle))
+        colour = INK if face.hair_style == "bald" else _shade(face.hair_colour, 0.6)
+        for side in (-1, 1):
+            x = side * face.eye_distance
+            self.line([(x - side * 0.10, y + rise), (x + side * 0.11, y - rise)], 0.042, colour)
+
+    def eyes(self) -> None:
+        face, y = self.face, self.middle - 0.05
+        r = face.eye_size
+        rx, ry = {"round": (r, r), "wide": (r * 1.15, r * 1.15), "sleepy": (r, r), "almond": (r * 1.2, r * 0.75)}[face.eyes]
+        iris = min(rx, ry) * 0.62
+        for side in (-1, 1):
+            x = side * face.eye_distance
+            self.ellipse(x, y, rx, ry, WHITE, outline=0.022)
+            gx, gy = x + face.gaze[0] * (rx - iris) * 0.8, y + face.gaze[1] * (ry - iris) * 0.8
+            self.ellipse(gx, gy, iris, iris, face.eye_colour)
+            self.ellipse(gx, gy, iris * 0.55, iris * 0.55, INK)
+            self.ellipse(gx - iris * 0.3, gy - iris * 0.35, iris * 0.28, iris * 0.28, WHITE)
+            if face.eyes == "sleepy":
+                self.half_ellipse(x, y, rx + 0.012, ry + 0.012, 190, 350, _shade(face.skin, 0.84))
+                self.line([(x - rx, y - ry * 0.2), (x + rx, y - ry * 0.2)], 0.026)
+
+    def nose(self) -> None:
+        face, y = self.face, self.middle + 0.13
+        self.ellipse(0, y, face.nose, face.nose * 0.75, _shade(face.skin, 0.78))
+
+    def light_around_mouth(self) -> bool:
+        return sum(self.face.skin) > 330
+
+    def mouth(self) -> None:
+        face, y, w = self.face, self.middle + 0.315, self.face.mouth_width
+        red = (214, 84, 92)
+        dark = (120, 30, 44) if self.light_around_mouth() else (250, 150, 150)
+        if face.mood == "smile":
+            self.curve(0, y, w, 0.13, 0.045, dark)
+        elif face.mood == "grin":
+            self.half_ellipse(0, y - 0.06, w, 0.15, 0, 180, dark)
+            self.rectangle(-w * 0.8, y - 0.06, w * 0.8, y - 0.005, 0.02, WHITE)
+        elif face.mood == "laugh":
+            self.half_ellipse(0, y - 0.07, w, 0.21, 0, 180, dark)
+            self.ellipse(0, y + 0.08, w * 0.5, 0.045, (236, 110, 120))
+        elif face.mood == "calm":
+            self.line([(-w * 0.75, y), (w * 0.75, y)], 0.045, dark)
+        elif face.mood == "surprise":
+            self.ellipse(0, y + 0.01, w * 0.45, 0.095, dark)
+            self.ellipse(0, y + 0.05, w * 0.26, 0.045, red)
+        elif face.mood == "frown":
+            self.curve(0, y, w * 0.85, -0.12, 0.045, dark)
+        elif face.mood == "smirk":
+            self.line([(-w * 0.7, y + 0.02), (0, y + 0.03), (w * 0.8, y - 0.06)], 0.045, dark)
+
+    def glasses(self) -> None:
+        face, y = self.face, self.middle - 0.05
+        if face.glasses == "none":
+            return
+        width = max(1, round(0.034 * self.half))
+        inner = face.eye_distance - 0.165
+        for side in (-1, 1):
+            x = side * face.eye_distance
+            if face.glasses == "round":
+                self.pen.ellipse(self._box(x, y, 0.175, 0.175), outline=INK, width=width)
+            else:
+                box = self._box(x, y, 0.175, 0.145)
+                self.pen.rounded_rectangle(box, 0.05 * self.half, outline=INK, width=width)
+            self.line([(side * (face.eye_distance + 0.17), y), (side * face.head_width, y - 0.02)], 0.034)
+        self.line([(-inner, y), (inner, y)], 0.034)
+
+    def hat(self) -> None:
+        face, top = self.face, self.middle
+        w, h, colour = face.head_width, face.head_height, face.hat_colour
+        brim = top - h * 0.52
+        dark = _shade(colour, 0.72)
+        if face.hat == "beanie":
+            self.half_ellipse(0, brim, w + 0.06, h * 0.62, 180, 360, colour)
+            self.rectangle(-w - 0.07, brim - 0.07, w + 0.07, brim + 0.06, 0.05, dark)
+            self.ellipse(0, brim - h * 0.62, 0.09, 0.09, WHITE)
+        elif face.hat == "cap":
+            self.half_ellipse(0, brim, w + 0.05, h * 0.58, 180, 360, colour)
+            self.rectangle(-w - 0.05, brim - 0.05, w + 0.30, brim + 0.04, 0.04, dark)
+        elif face.hat == "top hat":
+            self.rectangle(-w * 0.8, brim - 0.46, w * 0.8, brim, 0.04, colour)
+            self.rectangle(-w * 0.8, brim - 0.14, w * 0.8, brim - 0.04, 0.0, (230, 200, 90))
+            self.rectangle(-w - 0.14, brim - 0.05, w + 0.14, brim + 0.03, 0.04, dark)
+        elif face.hat == "party hat":
+            self.polygon([(-w * 0.62, brim + 0.02), (0, brim - 0.46), (w * 0.62, brim + 0.02)], colour)
+            self.polygon([(-w * 0.36, brim - 0.16), (0.0, brim - 0.24), (w * 0.26, brim - 0.27), (w * 0.42, brim - 0.14)], (250, 220, 90))
+            self.ellipse(0, brim - 0.44, 0.075, 0.075, WHITE)
+        elif face.hat == "crown":
+            gold = (244, 200, 70)
+            left, right = -w * 0.8, w * 0.8
+            spikes = [(left, brim), (left - 0.05, brim - 0.32), (left * 0.5, brim - 0.14), (0, brim - 0.36)]
+            self.polygon([*spikes, (right * 0.5, brim - 0.14), (right + 0.05, brim - 0.32), (right, brim)], gold)
+            for x in (left * 0.62, 0, right * 0.62):
+                self.ellipse(x, brim - 0.06, 0.045, 0.045, colour)
+
+
+def draw_faces(indices: Sequence[int], size: int) -> np.ndarray:
+    """Faces as uint8 (N, 3, size, size)."""
+    images = np.empty((len(indices), 3, size, size), np.uint8)
+    for i, index in enumerate(indices):
+        images[i] = np.asarray(draw(face(index), size)).transpose(2, 0, 1)
+    return images
