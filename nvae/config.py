@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -58,7 +59,7 @@ class DatasetConfig(Section):
     name: DatasetName = "folder"
     path: str = "dataset"
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05  # of a folder's images
-    training_images: PositiveInt = 6000  # toy_faces draws as many as one wants
+    training_images: Annotated[int, Field(gt=0, le=1_000_000_000)] = 6000  # toy_faces draws as many as one wants
     validation_images: PositiveInt = 300  # toy_faces
 
 
@@ -67,6 +68,7 @@ class TrainingParameters(Section):
 
     learning_rate: PositiveFloat = 1e-2
     learning_rate_min: NaturalFloat = 1e-5
+    learning_rate_warmup_epochs: NaturalFloat = 0.0
     regularization_constant: NaturalFloat = 5e-2
     kl_constant: NaturalFloat = 1.0
     warmup_epochs: NaturalFloat = 30.0
@@ -185,7 +187,10 @@ def parse_config(text: str, overrides: list[str] | tuple[str, ...] = (), source:
     for override in overrides:
         key, value = _parse_override(override)
         _set(data, key, value, override)
+        places = {k: place for k, place in places.items() if not k.startswith(f"{key}.")}
         places[key] = f"--set {override}"
+        for parent in _parents(key):
+            places.setdefault(parent, f"--set {override}")
     try:
         return Config.model_validate(data)
     except ValidationError as error:
@@ -242,6 +247,8 @@ def _read_yaml(text: str, source: str) -> tuple[dict[str, Any], dict[str, int]]:
         place = f"{source}, line {mark.line + 1}" if mark else source
         problem = getattr(error, "problem", None) or "it has a character that YAML does not allow"
         raise ConfigError(f"{place}: this is not valid YAML ({problem}); compare it with model_configs/.") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: a section of this file contains itself, or is nested too deeply.") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{source}: a config is a list of 'key: value' lines, but this file holds {_show(data)}.")
     return data, lines
@@ -273,13 +280,18 @@ def _set(data: dict[str, Any], key: str, value: Any, override: str) -> None:
     *parents, last = key.split(".")
     for depth, parent in enumerate(parents):
         below = data.setdefault(parent, {})
-        if not isinstance(below, dict):
-            towers = parent == "channel_towers" and not isinstance(_same_towers(below), int)
-            if not towers:
-                raise ConfigError(f"--set {override}: {'.'.join(parents[: depth + 1])} is a single value.")
+        if parent == "channel_towers":
             below = data[parent] = _same_towers(below)
+        if not isinstance(below, dict):
+            raise ConfigError(f"--set {override}: {'.'.join(parents[: depth + 1])} is a single value.")
         data = below
     data[last] = value
+
+
+def _parents(key: str) -> list[str]:
+    """Of `a.b.c`: `a.b` and `a`."""
+    parts = key.split(".")
+    return [".".join(parts[:depth]) for depth in range(len(parts) - 1, 0, -1)]
 
 
 _ALLOWED = {
@@ -307,9 +319,9 @@ def _explain(error: ValidationError, places: dict[str, str], source: str) -> str
         key, found, allowed = str(problem["ctx"]["error"]).split("|")
         sentence = f"{key} {found}; allowed: {allowed}"
     elif problem["type"] == "extra_forbidden":
-        section, _, last = key.rpartition(".")
+        *section, last = problem["loc"]
         known = _known_keys(section)
-        nearest = difflib.get_close_matches(last, known, n=1, cutoff=0.6)
+        nearest = difflib.get_close_matches(str(last), known, n=1, cutoff=0.6)
         hint = f"did you mean {nearest[0]}?" if nearest else f"the keys here are {', '.join(known)}"
         sentence = f"{key} is not a key of a config; {hint}"
     elif problem["type"] == "missing":
@@ -317,9 +329,11 @@ def _explain(error: ValidationError, places: dict[str, str], source: str) -> str
     else:
         template = _ALLOWED.get(problem["type"])
         allowed = template.format(**problem.get("ctx", {})) if template else problem["msg"]
+        if key == "channel_towers":
+            allowed = f"a whole number, or {allowed}"
         sentence = f"{key} is {_show(problem['input'])}; allowed: {allowed}"
     more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
-    return f"{_place(key, places, source)}: {sentence}{more}".rstrip(".?") + ("?" if sentence.endswith("?") else ".")
+    return f"{_place(key, places, source)}: {sentence}{more}" + ("" if sentence.endswith("?") else ".")
 
 
 def _place(key: str, places: dict[str, str], source: str) -> str:
@@ -328,9 +342,9 @@ def _place(key: str, places: dict[str, str], source: str) -> str:
     return places.get(key, source)
 
 
-def _known_keys(section: str) -> list[str]:
+def _known_keys(section: Sequence[str]) -> list[str]:
     model: type[BaseModel] = Config
-    for part in filter(None, section.split(".")):
+    for part in section:
         annotation = model.model_fields[part].annotation
         model = next(t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel))
     return list(model.model_fields)

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
+from tqdm import tqdm
+
+from nvae.config import Config
+from nvae.data.images import Data
+
+FIRST_VALIDATION = 1_000_000_000
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
@@ -403,6 +411,23 @@ class _Artist:
 def draw_faces(indices: Sequence[int], size: int) -> np.ndarray:
     """Faces as uint8 (N, 3, size, size)."""
     images = np.empty((len(indices), 3, size, size), np.uint8)
-    for i, index in enumerate(indices):
+    bar = tqdm(indices, "drawing faces", unit=" faces", leave=False, disable=None, delay=1)
+    for i, index in enumerate(bar):
         images[i] = np.asarray(draw(face(index), size)).transpose(2, 0, 1)
     return images
+
+
+def load_toy_faces(config: Config) -> Data:
+    """`training_images` faces from index 0 on, `validation_images` from an index on that training never reaches."""
+    size, wanted = config.input_dimension, config.dataset
+    parts = (range(wanted.training_images), range(FIRST_VALIDATION, FIRST_VALIDATION + wanted.validation_images))
+    training, validation = (torch.from_numpy(draw_faces(indices, size)) for indices in parts)
+    if config.image_channels == 1:
+        training, validation = (_grey(images) for images in (training, validation))
+    return Data(training, validation)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """uint8 (N, 3, S, S) to (N, 1, S, S): luma of ITU-R BT.601."""
+    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    return (images * weights).sum(1, keepdim=True).round().byte()

@@ -176,12 +176,16 @@ def _recomputation_contexts(cell: nn.Module) -> tuple[AbstractContextManager, Ab
 
 @contextmanager
 def _still_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch norms inside `module` use the statistics of their batch without noting them."""
+    """Batch norms inside `module` note the statistics of their batch in copies, which are thrown away.
+
+    Giving them no statistics to update would do as well, but for what autograd saves, and checkpointing counts that.
+    """
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.track_running_stats = False
+    kept = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers(recurse=False)]
+    for norm, name, buffer in kept:
+        setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, name, buffer in kept:
+            setattr(norm, name, buffer)

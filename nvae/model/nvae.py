@@ -69,9 +69,9 @@ class Encoder(nn.Module):
         self.preprocess = CellStack(*preprocess)
         self.tower = nn.ModuleList()  # one stack per latent group, bottom to top
         for level in reversed(levels):
-            for _ in range(level.groups):
+            for group in range(level.groups):
                 cells: list[nn.Module] = []
-                if level.encoder_channels != channels:
+                if group == 0 and level is not levels[-1]:
                     cells.append(ResidualCell(channels, level.encoder_channels, "halve"))
                     channels = level.encoder_channels
                 cells += [ResidualCell(channels, channels) for _ in range(config.cells_per_split_enc)]

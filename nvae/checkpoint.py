@@ -1,0 +1,157 @@
+"""Checkpoints and models on disk: self-contained, safe to load, never half written.
+
+Both kinds are dictionaries of tensors and plain values that `torch.load(weights_only=True)` reads, so nothing in them
+can run code. Both carry the whole resolved config. A `.checkpoint` also has `training`, all that a run needs to go on.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nvae.config import Config, ConfigError, config_from_dict
+from nvae.errors import UserError
+from nvae.model.build import build_model
+from nvae.model.hierarchy import HierarchicalVAE
+
+FORMAT = "deep hierarchical VAE"
+VERSION = 1
+FOLDER = Path("saved_weights")
+ZIP_MAGIC = b"PK"  # torch.save writes zip files
+WANTED = "give a .checkpoint or .model file that this program wrote"
+
+
+class CheckpointError(UserError):
+    """A file that is not one of ours, is damaged, or cannot be written."""
+
+
+def checkpoint_path(name: str) -> Path:
+    """Where a config's training state is kept."""
+    return FOLDER / f"{name}.checkpoint"
+
+
+def model_path(name: str) -> Path:
+    """Where a config's result goes."""
+    return FOLDER / f"final_result_{name}.model"
+
+
+def previous_path(path: Path) -> Path:
+    """The file that the last save replaced."""
+    return path.with_name(path.name + ".previous")
+
+
+def save(model: HierarchicalVAE, path: str | Path, training: dict[str, Any] | None = None) -> None:
+    """Write a `.model`, or with `training` a `.checkpoint`.
+
+    The file at `path` is replaced at once or not at all, and is kept as `<path>.previous`. Raises CheckpointError.
+    """
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": model.config.model_dump(),
+        "weights": {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+    }
+    if training is not None:
+        content["training"] = training
+    write_whole(content, Path(path))
+
+
+def write_whole(content: dict[str, Any], path: Path) -> None:
+    """To a temporary file, flushed to the disk, then renamed: a crash at any instant leaves a whole file."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(unfinished, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            previous = previous_path(path)
+            previous.unlink(missing_ok=True)
+            try:
+                os.link(path, previous)  # so that there is a file called `path` at every instant
+            except OSError:  # a file system without hard links
+                shutil.copy2(path, previous)
+        os.replace(unfinished, path)
+    except (OSError, RuntimeError) as error:  # torch's writer turns some of the former into the latter
+        unfinished.unlink(missing_ok=True)
+        raise CheckpointError(_why_not_written(path, error)) from error
+
+
+def _why_not_written(path: Path, error: Exception) -> str:
+    cause = error if isinstance(error, OSError) else error.__context__
+    full = getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if not full and path.parent.is_dir():
+        full = shutil.disk_usage(path.parent).free < 2**20
+    problem = "no space is left to write it" if full else str(error).splitlines()[0]
+    kept = "what was saved before is still there; " if path.exists() else ""
+    return f"{path} could not be saved: {problem}; {kept}make room or mend the folder, and run the same command again."
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The content of a checkpoint or model file, its tensors on `device`. Raises CheckpointError.
+
+    Keys: config (a Config), weights (a state dictionary), and, in a checkpoint, training.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(_not_there(path))
+    with open(path, "rb") as file:
+        if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC:
+            raise CheckpointError(f"{path} is not a checkpoint; {WANTED}.")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} was written by another program: it holds more than tensors and plain values, and was not opened "
+            f"further; {WANTED}."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or was cut off; {_use_previous(path)}.") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} was written by another program; {WANTED}.")
+    if content["version"] > VERSION:
+        raise CheckpointError(f"{path} was written by a newer version of this program; update it (git pull).")
+    try:
+        content["config"] = config_from_dict(content["config"], str(path))
+    except ConfigError as error:
+        raise CheckpointError(f"{error} Perhaps a newer version wrote it; update this program (git pull).") from error
+    return content
+
+
+def _not_there(path: Path) -> str:
+    files = sorted(FOLDER.glob("*.checkpoint")) + sorted(FOLDER.glob("*.model"))
+    there = f"there are {', '.join(map(str, files))}" if files else "train a model first: python3 train.py quickstart"
+    return f"there is no file '{path}'; {there}."
+
+
+def _use_previous(path: Path) -> str:
+    previous = previous_path(path)
+    if previous.is_file():
+        return f"the one before it is {previous}: rename it to {path.name} to go on from there"
+    return "take it from where it was copied once more, or train again with --fresh"
+
+
+def restore_weights(model: HierarchicalVAE, weights: dict[str, torch.Tensor], source: str | Path) -> None:
+    """Load weights, every one of which must find its place. Raises CheckpointError."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{source} holds weights for another network than its config describes "
+            f"({str(error).splitlines()[1].strip()[:200]}); it was written by other code."
+        ) from error
+
+
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> HierarchicalVAE:
+    """The model in a `.model` or `.checkpoint` file, ready for sampling (eval mode). Raises CheckpointError."""
+    content = load(path, device)
+    model = build_model(content["config"]).to(device)
+    restore_weights(model, content["weights"], path)
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,268 @@
+"""Training from start to result: epochs, checkpoints, pictures, and going on where it stopped."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nvae.checkpoint import checkpoint_path, model_path, save
+from nvae.config import Config
+from nvae.data.registry import load_data
+from nvae.devices import choose_device, half_dtype, keep_freed_memory
+from nvae.errors import UserError
+from nvae.evaluation.likelihood import evaluate_elbo
+from nvae.objective import kl_coefficient
+from nvae.training.pictures import draw_curves, draw_reconstructions, draw_samples
+from nvae.training.progress import Progress
+from nvae.training.records import FOLDER as RUNS
+from nvae.training.records import Records
+from nvae.training.run import Run
+from nvae.training.schedules import learning_rate
+from nvae.training.signals import stop_requests
+
+
+class Stopped(SystemExit):
+    """Training was asked to stop, and has saved; the exit code is 128 plus the signal's number."""
+
+
+def train(config: Config, name: str, device: str | None = None, fresh: bool = False) -> Path:
+    """Train a model, or go on with it, to the end of its schedule; returns the path of the result.
+
+    name: what the files are called: saved_weights/<name>.checkpoint, runs/<name>/, ...
+    device: "cuda", "cuda:1", "mps", "cpu"; None for the fastest there is.
+    fresh: start over; an earlier run's checkpoint and folder are kept under another name.
+    Raises UserError, and Stopped after Ctrl-C or SIGTERM.
+    """
+    keep_freed_memory()
+    chosen = choose_device(device)
+    if chosen.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    data = load_data(config)
+    run = Run(config, data, chosen)
+    checkpoint = checkpoint_path(name)
+    if fresh:
+        _put_aside(checkpoint, RUNS / name)
+    continues = checkpoint.exists()
+    if continues:
+        run.resume(checkpoint)
+    for notice in data.notices:
+        print(notice)
+    _introduce(run, name, checkpoint if continues else None)
+    records = Records(name, config, run.position.step)
+    try:
+        _train(run, name, records)
+        save(run.model, model_path(name))
+    finally:
+        records.close()
+    print(f"the result is {model_path(name)}; pictures and numbers are in {records.folder}/")
+    return model_path(name)
+
+
+def _train(run: Run, name: str, records: Records) -> None:
+    schedule = run.schedule
+    progress = Progress(schedule.epochs, run.steps_per_epoch, run.position.epoch)
+    clock = Clock()
+    if run.position.step == 0:
+        run.save(checkpoint_path(name))  # now, so that a folder that takes no file is noticed before the work
+    try:
+        with stop_requests() as stop:
+            while run.position.epoch < schedule.epochs:
+                epoch, order = run.position.epoch, run.order()
+                while run.position.epoch == epoch:
+                    first = run.position.image
+                    values = run.step(run.data.training[order[first : first + run.batch_size]])
+                    clock.step(run.batch_size)
+                    number = run.position.image // run.batch_size or run.steps_per_epoch
+                    progress.batch(number, _numbers(run, values, clock) if progress.wants_numbers else None)
+                    due = checkpoint_due(run)
+                    if due or run.position.epoch > epoch:
+                        clock.stop()
+                        _report(run, name, records, progress, clock, due)
+                        clock.start()
+                    if stop.signal is not None:
+                        _stop(run, name, stop.signal, progress)
+                progress.epoch(run.position.epoch)
+    finally:
+        progress.close()
+
+
+def checkpoint_due(run: Run) -> bool:
+    """Whether the step just taken completed the epochs or the images between two checkpoints, or the last epoch."""
+    schedule, position = run.schedule, run.position
+    completed = position.image == 0
+    if completed and (
+        position.epoch == schedule.epochs
+        or (schedule.epochs_per_checkpoint and position.epoch % schedule.epochs_per_checkpoint == 0)
+    ):
+        return True
+    every = schedule.images_per_checkpoint
+    return every is not None and position.images_seen // every > (position.images_seen - run.batch_size) // every
+
+
+def _report(run: Run, name: str, records: Records, progress: Progress, clock: Clock, checkpoint: bool) -> None:
+    """A line of numbers; at a checkpoint also the validation images, the saved state and the pictures."""
+    entry = _averages(run, clock)
+    _refuse_non_finite(entry["loss"], run, name)
+    if checkpoint:
+        progress.doing("validating")
+        entry |= _validation(run)
+    run.averages.clear()
+    progress.say(_line(run, entry))
+    if checkpoint:
+        progress.doing("saving")
+        run.save(checkpoint_path(name))
+    records.note(entry)
+    if checkpoint:
+        progress.doing("drawing")
+        _draw(run, records)
+    progress.doing("")
+
+
+def _averages(run: Run, clock: Clock) -> dict[str, Any]:
+    averages = run.averages.values()
+    elbo = averages["log_likelihood"] - sum(averages["kl_per_group"])
+    entry = {
+        "step": run.position.step,
+        "epoch": round(run.epoch, 4),
+        "images": run.position.images_seen,
+        "loss": averages["loss"],
+        "elbo": elbo,
+        "log_likelihood": averages["log_likelihood"],
+        "kl": sum(averages["kl_per_group"]),
+        "kl_per_group": averages["kl_per_group"],
+        "bits_per_dimension": run.model.likelihood.bits_per_dimension(-elbo, run.data.training[0].numel()),
+        "learning_rate": learning_rate(run.epoch, run.schedule),
+        "kl_coefficient": kl_coefficient(run.epoch, run.schedule.warmup_epochs),
+        "images_per_second": round(clock.images_per_second(), 2),
+    }
+    clock.reset()
+    return entry
+
+
+def _validation(run: Run) -> dict[str, Any]:
+    elbo = evaluate_elbo(run.model, run.data.validation, run.schedule.batch_size, run.schedule.seed)
+    return {
+        "validation_elbo": elbo.elbo,
+        "validation_bits_per_dimension": elbo.bits_per_dimension,
+        "validation_kl_per_group": elbo.kl_per_group,
+    }
+
+
+def _draw(run: Run, records: Records) -> None:
+    model, step = run.model.eval(), run.position.step
+    draw_samples(model, records.folder / "samples.png", step)
+    if run.schedule.write_reconstruction:
+        draw_reconstructions(model, run.data, records.folder / "reconstructions.png", step)
+    groups = [level.resolution for level in model.levels for _ in range(level.groups)]
+    names = [f"{i + 1}: {resolution}x{resolution}" for i, resolution in enumerate(groups)]
+    draw_curves(records.metrics, names, records.folder)
+
+
+def _refuse_non_finite(loss: float, run: Run, name: str) -> None:
+    if not math.isfinite(loss):
+        checkpoint = checkpoint_path(name)
+        raise UserError(
+            f"the loss became {loss} in epoch {run.position.epoch + 1}; {checkpoint} still holds the weights from before: "
+            "go on from it with a lower learning_rate, a longer learning_rate_warmup_epochs or gradient_clipping, such "
+            "as --set training_parameters.gradient_clipping=100."
+        )
+
+
+def _stop(run: Run, name: str, number: int, progress: Progress) -> None:
+    if run.averages.images:
+        _refuse_non_finite(run.averages.values()["loss"], run, name)
+    run.save(checkpoint_path(name))
+    progress.close()
+    print(
+        f"stopped in epoch {run.position.epoch + 1} of {run.schedule.epochs}, step {run.position.step}, and saved to "
+        f"{checkpoint_path(name)}; run the same command again to go on."
+    )
+    raise Stopped(128 + number)
+
+
+def _numbers(run: Run, values: dict[str, Any], clock: Clock) -> dict[str, str]:
+    kl = values["kl_per_group"].sum().item()
+    elbo = values["log_likelihood"].item() - kl
+    bits = run.model.likelihood.bits_per_dimension(-elbo, run.data.training[0].numel())
+    return {
+        "loss": f"{values['loss'].item():.1f}",
+        "KL": f"{kl:.1f}",
+        "bits/dim": f"{bits:.3f}",
+        "images/s": f"{clock.images_per_second():.1f}",
+        "left": clock.left(run),
+    }
+
+
+def _line(run: Run, entry: dict[str, Any]) -> str:
+    line = (
+        f"epoch {entry['epoch']:g}/{run.schedule.epochs}: loss {entry['loss']:.1f}, KL {entry['kl']:.1f}, "
+        f"{entry['bits_per_dimension']:.3f} bits/dim, {entry['images_per_second']:.1f} images/s"
+    )
+    if "validation_elbo" in entry:
+        line += (
+            f"; validation: ELBO {entry['validation_elbo']:.1f} nats, "
+            f"{entry['validation_bits_per_dimension']:.3f} bits/dim"
+        )
+    return line
+
+
+def _introduce(run: Run, name: str, checkpoint: Path | None) -> None:
+    parameters = sum(p.numel() for p in run.model.parameters())
+    precision = f" in {str(half_dtype(run.device)).removeprefix('torch.')}" if run.half else ""
+    print(
+        f"{name}: {parameters:,} parameters, {len(run.model.groups)} latent groups; {len(run.data.training):,} images "
+        f"for training, {len(run.data.validation):,} for validation; on {run.device}{precision}"
+    )
+    if checkpoint is None:
+        return
+    if run.position.epoch >= run.schedule.epochs:
+        print(
+            f"{checkpoint} has been trained for all its {run.schedule.epochs} epochs; for more say "
+            f"--set training_parameters.epochs={2 * run.schedule.epochs}, to start over --fresh"
+        )
+    else:
+        print(f"going on from {checkpoint}, epoch {run.position.epoch + 1}, step {run.position.step}")
+
+
+def _put_aside(*paths: Path) -> None:
+    """Rename what is there to the first free numbered name."""
+    for path in paths:
+        if path.exists():
+            number = 1
+            while (aside := path.with_name(f"{path.name}.{number}")).exists():
+                number += 1
+            os.rename(path, aside)
+            print(f"{path} is kept as {aside}")
+
+
+class Clock:
+    """Images per second of the training steps, without validation and pictures."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._images, self._seconds, self._since = 0, 0.0, time.perf_counter()
+
+    def step(self, images: int) -> None:
+        self._images += images
+
+    def stop(self) -> None:
+        self._seconds += time.perf_counter() - self._since
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def images_per_second(self) -> float:
+        seconds = self._seconds or time.perf_counter() - self._since
+        return self._images / max(seconds, 1e-9)
+
+    def left(self, run: Run) -> str:
+        images = run.schedule.epochs * run.steps_per_epoch * run.batch_size - run.position.images_seen
+        seconds = max(images, 0) / max(self.images_per_second(), 1e-9)
+        return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"

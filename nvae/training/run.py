@@ -1,0 +1,194 @@
+"""A training run: everything that evolves, one step of it, and how it is saved and continued."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nvae.checkpoint import CheckpointError, load, restore_weights, save
+from nvae.config import Config, TrainingParameters, flat
+from nvae.data.images import Data, to_network
+from nvae.devices import half_dtype
+from nvae.errors import UserError
+from nvae.model.build import build_model
+from nvae.model.hierarchy import HierarchicalVAE
+from nvae.objective import (
+    SpectralRegularisation,
+    balanced_kl,
+    batch_norm_regularisation,
+    bound,
+    kl_coefficient,
+    regularised_convolutions,
+)
+from nvae.seeds import seeded
+from nvae.training.schedules import learning_rate
+
+WEIGHT_DECAY = 3e-4
+EPSILON = 1e-3
+# What may differ between a checkpoint and the config that continues it: the schedule, and where the same images lie.
+SCHEDULE_KEYS = {f"training_parameters.{key}" for key in TrainingParameters.model_fields if key != "seed"}
+CHANGEABLE_KEYS = SCHEDULE_KEYS | {"dataset.path"}
+
+
+@dataclass
+class Averages:
+    """Averages over images of what the steps report, since the last `clear`."""
+
+    images: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, values: dict[str, Tensor], images: int) -> None:
+        self.images += images
+        for key, value in values.items():
+            total = value.detach().float() * images
+            self.sums[key] = self.sums[key] + total if key in self.sums else total
+
+    def values(self) -> dict[str, Any]:
+        return {key: (total / self.images).tolist() for key, total in self.sums.items()}
+
+    def clear(self) -> None:
+        self.images, self.sums = 0, {}
+
+
+@dataclass
+class Position:
+    """Where training stands: the next image is number `image` of the order of `epoch`."""
+
+    epoch: int = 0
+    image: int = 0
+    step: int = 0
+    images_seen: int = 0
+
+
+class Run:
+    """All that evolves in training a model on a data set, and the step that moves it."""
+
+    def __init__(self, config: Config, data: Data, device: torch.device) -> None:
+        self.config = config
+        self.schedule = config.training_parameters
+        self.data = data
+        self.device = device
+        self.model = build_model(config).to(device)
+        self.model.recompute_activations(self.schedule.use_tensor_checkpoints)
+        self.spectral = SpectralRegularisation(regularised_convolutions(self.model))
+        self.optimizer = torch.optim.Adamax(
+            self.model.parameters(), lr=self.schedule.learning_rate, eps=EPSILON, weight_decay=WEIGHT_DECAY
+        )
+        self.half = half_dtype(device) if self.schedule.half_precision else None
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)
+        self.position = Position()
+        self.averages = Averages()
+
+    @property
+    def batch_size(self) -> int:
+        return min(self.schedule.batch_size, len(self.data.training))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches only: what is left over waits for another epoch's order."""
+        return len(self.data.training) // self.batch_size
+
+    @property
+    def epoch(self) -> float:
+        """The position in epochs, fractions counted."""
+        return self.position.epoch + self.position.image / (self.steps_per_epoch * self.batch_size)
+
+    def order(self) -> Tensor:
+        """The order of the training images in this epoch, a function of the seed and the epoch alone."""
+        generator = seeded(self.schedule.seed, "order", self.position.epoch)
+        return torch.randperm(len(self.data.training), generator=generator)
+
+    def step(self, pixels: Tensor) -> dict[str, Tensor]:
+        """One training step on uint8 pixels (B, C, S, S); returns averages over the batch, on the device."""
+        schedule, model = self.schedule, self.model
+        model.train()
+        images = to_network(pixels, self.device)
+        noise = seeded(schedule.seed, "training noise", self.position.step, self.device)
+        coefficient = kl_coefficient(self.epoch, schedule.warmup_epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.epoch, schedule)
+
+        with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
+            result = model(images, noise)
+        terms = bound(result, images)
+        kl = balanced_kl(terms.kl, model.levels, coefficient)
+        loss = (schedule.kl_constant * kl - terms.log_likelihood).mean()
+        if schedule.regularization_constant:
+            loss = loss + schedule.regularization_constant * (self.spectral() + batch_norm_regularisation(model))
+
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        if schedule.gradient_clipping is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.gradient_clipping)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+        values = {"loss": loss, "log_likelihood": terms.log_likelihood.mean(), "kl_per_group": terms.kl.mean(0)}
+        self.averages.add(values, len(images))
+        self._advance(len(images))
+        return values
+
+    def _advance(self, images: int) -> None:
+        position = self.position
+        position.step += 1
+        position.images_seen += images
+        position.image += images
+        if position.image + self.batch_size > len(self.data.training):
+            position.epoch, position.image = position.epoch + 1, 0
+
+    # ------------------------------------------------------------------------------------------- on disk
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint from which `resume` goes on exactly. Raises CheckpointError."""
+        training = {
+            "position": vars(self.position).copy(),
+            "averages": {"images": self.averages.images, "sums": self.averages.sums},
+            "optimizer": self.optimizer.state_dict(),
+            "spectral": self.spectral.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "data": self.data.fingerprint(),
+        }
+        save(self.model, path, training)
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint. Raises CheckpointError or UserError, saying what does not fit."""
+        content = load(path, self.device)
+        if "training" not in content:
+            raise CheckpointError(f"{path} is a model without a training state; continue from a .checkpoint file.")
+        refuse_changes(self.config, content["config"], path)
+        training = content["training"]
+        if training["data"] != self.data.fingerprint():
+            raise UserError(
+                f"the images of {self.config.dataset.name} ({self.config.dataset.path}) are not those that {path} was "
+                "trained on; bring the old ones back, or start over with --fresh."
+            )
+        restore_weights(self.model, content["weights"], path)
+        try:
+            self.spectral.load_state_dict(training["spectral"])
+            self.optimizer.load_state_dict(training["optimizer"])
+            if training["scaler"] and self.scaler.is_enabled():
+                self.scaler.load_state_dict(training["scaler"])
+            self.position = Position(**training["position"])
+            self.averages = Averages(**training["averages"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path} holds the training state of other code ({error}); start over with --fresh, or use the program "
+                "that wrote it."
+            ) from error
+
+
+def refuse_changes(config: Config, saved: Config, path: Path) -> None:
+    """Raise UserError when a config differs from a checkpoint's in more than the schedule, naming the keys."""
+    now, then = flat(config.model_dump()), flat(saved.model_dump())
+    changed = [key for key in now if now[key] != then[key] and key not in CHANGEABLE_KEYS]
+    if changed:
+        keys = ", ".join(f"{key} (was {then[key]}, is {now[key]})" for key in changed)
+        raise UserError(
+            f"the config has changed since {path} was made: {keys}; only keys of training_parameters other than seed "
+            "may change in a run: change these back, or start over with --fresh."
+        )

@@ -1,0 +1,87 @@
+"""What the tests share: tiny models, private random streams, and the recordings of the original programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nvae.config import Config, config_from_dict
+from nvae.model.hierarchy import HierarchicalVAE
+from nvae.model.nvae import build_nvae
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TINY = {
+    "channel_towers": 4,
+    "number_of_scales": 2,
+    "initial_splits_per_scale": 2,
+    "latent_size": 2,
+    "input_dimension": 8,
+    "num_blocks_prepost": 1,
+    "num_cells_per_block_prepost": 1,
+    "cells_per_split_enc": 1,
+    "cells_per_input_dec": 1,
+}
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The folder of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder with the recordings of the original programs; it is not part of the repository."""
+    folder = ROOT.parent / "shared" / "reference"
+    if not folder.is_dir():
+        pytest.skip(f"the recordings of the original programs are not here ({folder})")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., Config]:
+    """A function: the config of a tiny model (four groups on two scales, 8x8 pixels), with some keys changed."""
+
+    def make(**changes: Any) -> Config:
+        return config_from_dict(TINY | changes, "the test's config")
+
+    return make
+
+
+@pytest.fixture
+def config(make_config: Callable[..., Config]) -> Config:
+    """The config of a tiny model."""
+    return make_config()
+
+
+@pytest.fixture(scope="session")
+def make_model(make_config: Callable[..., Config]) -> Callable[..., HierarchicalVAE]:
+    """A function: a tiny model in evaluation mode, with some keys of its config changed and the same weights always.
+
+    Batch norms and weight norms get random values too: at their initial ones and zeros a mistake could hide.
+    """
+
+    def make(seed: int = 0, **changes: Any) -> HierarchicalVAE:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = build_nvae(make_config(**changes))
+            for module in model.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+                    torch.nn.init.normal_(module.bias, std=0.2)
+                    module.running_mean.normal_(std=0.2)
+                    module.running_var.uniform_(0.5, 1.5)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A private random stream, the same in every test."""
+    return torch.Generator().manual_seed(0)
