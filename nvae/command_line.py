@@ -29,7 +29,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     try:
         code = main() or 0
     except UserError as error:
-        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         code = BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted.", file=sys.stderr)

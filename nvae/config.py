@@ -319,9 +319,9 @@ def _explain(error: ValidationError, places: dict[str, str], source: str) -> str
         key, found, allowed = str(problem["ctx"]["error"]).split("|")
         sentence = f"{key} {found}; allowed: {allowed}"
     elif problem["type"] == "extra_forbidden":
-        *section, last = problem["loc"]
+        *section, last = (str(part) for part in problem["loc"])
         known = _known_keys(section)
-        nearest = difflib.get_close_matches(str(last), known, n=1, cutoff=0.6)
+        nearest = difflib.get_close_matches(last, known, n=1, cutoff=0.6)
         hint = f"did you mean {nearest[0]}?" if nearest else f"the keys here are {', '.join(known)}"
         sentence = f"{key} is not a key of a config; {hint}"
     elif problem["type"] == "missing":

@@ -58,7 +58,8 @@ def test_batch_norm_of_repeated_values_is_torchs_of_the_doubled_image():
         x = random(2, 3, 2, 3, seed=step) * (step + 1) + step
         torch.testing.assert_close(doubled(ours(x)), theirs(doubled(x)))
         assert_same_statistics(ours, theirs)
-    ours.eval(), theirs.eval()
+    ours.eval()
+    theirs.eval()
     torch.testing.assert_close(doubled(ours(x)), theirs(doubled(x)))
 
 

@@ -28,9 +28,11 @@ def twins(channels: int, kernel: int, dtype: torch.dtype = torch.float64) -> tup
     ("batch", "channels", "height", "width", "kernel"),
     [(3, 4, 8, 8, 5), (1, 1, 7, 5, 5), (2, 6, 2, 2, 5), (4, 3, 1, 1, 5), (2, 5, 9, 4, 3), (2, 2, 6, 6, 1)],
 )
-def test_depthwise_convolution_and_its_gradients_are_torchs(batch, channels, height, width, kernel):
-    ours, theirs = twins(channels, kernel)
-    images, weighting = random(batch, channels, height, width), random(batch, channels, height, width, seed=1)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_depthwise_convolution_and_its_gradients_are_torchs(batch, channels, height, width, kernel, layout):
+    ours, theirs = (convolution.to(memory_format=layout) for convolution in twins(channels, kernel))
+    images = random(batch, channels, height, width).contiguous(memory_format=layout)
+    weighting = random(batch, channels, height, width, seed=1)
     results = []
     for convolution in (ours, theirs):
         x = images.clone().requires_grad_()

@@ -1,0 +1,119 @@
+"""What a config describes, in a page of text: levels, parameters, memory and operations."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from nvae.config import Config
+from nvae.model.build import build_model
+from nvae.model.hierarchy import HierarchicalVAE
+
+# A weight, its gradient, and Adamax's two averages, float32.
+TRAINING_BYTES_PER_PARAMETER = 4 * 4
+
+
+class Cost(NamedTuple):
+    """Per image, of the network."""
+
+    operations: int  # of a forward pass; a multiplication and an addition are two
+    saved_bytes: int  # kept by a forward pass for the gradient
+
+
+def cost_per_image(config: Config) -> Cost:
+    """Counted on a forward pass without memory or arithmetic (meta device)."""
+    kept: dict[tuple[int, ...], int] = {}
+    images = 2  # so that what does not grow with the batch can be told apart
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.setdefault((tensor.untyped_storage()._cdata,), tensor.untyped_storage().nbytes())
+        held.append(tensor)  # no storage may be freed and its address used again while counting
+        return tensor
+
+    held: list[Tensor] = []
+    with torch.device("meta"):
+        model = build_model(config)
+        model.recompute_activations(config.training_parameters.use_tensor_checkpoints)
+        pixels = torch.zeros(images, config.image_channels, config.input_dimension, config.input_dimension)
+    own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
+    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(pixels).pixels.log_prob(pixels)
+    saved = sum(size for (storage,), size in kept.items() if storage not in own)
+    return Cost(counter.get_total_flops() // images, saved // images)
+
+
+def parameters(module: nn.Module) -> int:
+    """How many numbers a module learns."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def summary(config: Config) -> str:
+    """The page."""
+    with torch.device("meta"):
+        model = build_model(config)
+    cost = cost_per_image(config)
+    schedule, total = config.training_parameters, parameters(model)
+    memory = schedule.batch_size * cost.saved_bytes + TRAINING_BYTES_PER_PARAMETER * total
+    lines = [
+        f"{config.family} ({config.style}), {config.image_channels} x {config.input_dimension} x "
+        f"{config.input_dimension} images from {config.dataset.name}, likelihood {config.sampling_method}",
+        "",
+        *_levels(model),
+        "",
+        *_parts(model, total),
+        "",
+        f"forward pass: {cost.operations / 1e9:.2f} GFLOP per image; a training step three times that",
+        f"training memory: {cost.saved_bytes / 2**20:.1f} MiB per image for the gradient, about {memory / 2**30:.2f} GiB "
+        f"with the weights at batch size {schedule.batch_size}"
+        + (" (use_tensor_checkpoints)" if schedule.use_tensor_checkpoints else ""),
+        f"schedule: {schedule.epochs} epochs of batches of {schedule.batch_size}, KL warm-up {schedule.warmup_epochs:g} "
+        f"epochs, learning rate {schedule.learning_rate:g} to {schedule.learning_rate_min:g}",
+    ]
+    return "\n".join(lines)
+
+
+def _levels(model: HierarchicalVAE) -> list[str]:
+    table = [("level, from the top", "groups", "latent group", "encoder", "decoder", "latent numbers")]
+    for i, level in enumerate(model.levels):
+        size, side, _ = level.latent_shape
+        table.append(
+            (
+                f"{i + 1}: {side} x {side}",
+                str(level.groups),
+                f"{size} x {side} x {side}",
+                f"{level.encoder_channels} channels",
+                f"{level.decoder_channels} channels",
+                f"{level.groups * size * side * side:,}",
+            )
+        )
+    return _table(table)
+
+
+def _parts(model: HierarchicalVAE, total: int) -> list[str]:
+    table = [("part", "parameters", "")]
+    index = 0
+    parts: list[tuple[str, int]] = [("bottom-up: encoder", parameters(model.encoder))]
+    parts.append(("top-down: the constant at the top", model.constant.numel()))
+    for i, level in enumerate(model.levels):
+        groups = model.groups[index : index + level.groups]
+        index += level.groups
+        parts.append((f"top-down: groups of level {i + 1}", sum(parameters(group) for group in groups)))
+    parts.append(("top-down: output", parameters(model.output)))
+    table += [(name, f"{count:,}", f"{count / total:.0%}") for name, count in parts]
+    table.append(("all", f"{total:,}", ""))
+    return _table(table)
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

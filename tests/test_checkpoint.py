@@ -1,0 +1,200 @@
+import errno
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from nvae import checkpoint
+from nvae.checkpoint import CheckpointError, load, load_model, previous_path, save
+
+
+@pytest.fixture
+def model(make_model):
+    return make_model()
+
+
+def test_a_model_file_alone_gives_the_same_images(model, tmp_path):
+    save(model, tmp_path / "a.model")
+    again = load_model(tmp_path / "a.model")
+    assert again.config == model.config
+    images = torch.rand(2, 3, 8, 8)
+    noise = [torch.randn(2, *shape) for shape in model.noise_shapes]
+    from nvae.model.hierarchy import FromPosterior
+
+    with torch.no_grad():
+        results = [m.top_down(FromPosterior(m.bottom_up(images), noise=noise), 2).pixels.mean() for m in (model, again)]
+    assert torch.equal(*results)
+    assert not again.training
+
+
+def test_nothing_but_tensors_and_plain_values_is_in_it(model, tmp_path):
+    save(model, tmp_path / "a.model")
+    content = torch.load(tmp_path / "a.model", weights_only=True)
+    assert content["config"] == model.config.model_dump()
+
+
+def test_the_file_before_is_kept(model, tmp_path):
+    path = tmp_path / "a.model"
+    save(model, path)
+    first = path.read_bytes()
+    model.constant.data.add_(1)
+    save(model, path)
+    assert previous_path(path).read_bytes() == first
+    assert path.read_bytes() != first
+    assert sorted(os.listdir(tmp_path)) == ["a.model", "a.model.previous"]
+
+
+@pytest.mark.parametrize("moment", ["write", "flush", "link", "rename"])
+def test_a_crash_at_any_moment_leaves_a_whole_file(model, tmp_path, monkeypatch, moment):
+    path = tmp_path / "a.model"
+    save(model, path)
+    whole = path.read_bytes()
+
+    class PowerCut(BaseException):
+        pass
+
+    def cut(*args, **kwargs):
+        raise PowerCut
+
+    where = {"write": (torch, "save"), "flush": (os, "fsync"), "link": (os, "link"), "rename": (os, "replace")}[moment]
+    monkeypatch.setattr(*where, cut)
+    with pytest.raises(PowerCut):
+        save(model, path)
+    assert path.read_bytes() == whole
+    monkeypatch.undo()
+    save(model, path)
+    load_model(path)
+
+
+def test_no_space_left_is_one_sentence_and_keeps_the_old_file(model, tmp_path, monkeypatch):
+    path = tmp_path / "a.model"
+    save(model, path)
+    whole = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match="no space is left.*what was saved before is still there"):
+        save(model, path)
+    assert path.read_bytes() == whole
+    assert os.listdir(tmp_path) == ["a.model"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a limit on the size of files, which only Unix has")
+def test_a_file_system_that_fills_up_while_writing_is_one_sentence(model, tmp_path):
+    """The real thing, not a replaced function: the writer inside torch meets the error."""
+    import resource
+    import signal
+
+    path = tmp_path / "a.model"
+    save(model, path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match="no space is left"):
+            save(model, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    load_model(path)
+    assert os.listdir(tmp_path) == ["a.model"]
+
+
+def test_a_missing_file_names_those_that_are_there(tmp_path, monkeypatch, model):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="there is no file 'a.model'; train a model first"):
+        load("a.model")
+    save(model, checkpoint.model_path("x"))
+    with pytest.raises(CheckpointError, match="final_result_x.model"):
+        load("a.model")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n"])
+def test_a_file_of_another_kind_is_no_checkpoint(tmp_path, content):
+    (tmp_path / "a.model").write_bytes(content)
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+        load(tmp_path / "a.model")
+
+
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.999])
+def test_a_file_that_was_cut_off_is_said_to_be(model, tmp_path, kept):
+    path = tmp_path / "a.model"
+    save(model, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(CheckpointError, match="damaged or was cut off; take it"):
+        load(path)
+    previous_path(path).write_bytes(whole)
+    with pytest.raises(CheckpointError, match="a.model.previous: rename it"):
+        load(path)
+
+
+class Harmful:
+    """Runs code when it is unpickled without care."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path):
+    torch.save({"format": checkpoint.FORMAT, "weights": Harmful(tmp_path / "ran")}, tmp_path / "a.model")
+    with pytest.raises(CheckpointError, match="written by another program"):
+        load(tmp_path / "a.model")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_plain_pickle_is_refused(tmp_path):
+    (tmp_path / "a.model").write_bytes(pickle.dumps(Harmful(tmp_path / "ran")))
+    with pytest.raises(CheckpointError):
+        load(tmp_path / "a.model")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_another_programs_checkpoint_is_refused(reference):
+    for name in ("mgp123_logistic_mixture.checkpoint", "nvlabs_bernoulli_checkpoint.pt"):
+        with pytest.raises(CheckpointError, match="written by another program"):
+            load(reference / name)
+
+
+def rewrite(path, **changes):
+    content = torch.load(path, weights_only=True)
+    torch.save(content | changes, path)
+
+
+def test_a_newer_versions_file_is_refused(model, tmp_path):
+    path = tmp_path / "a.model"
+    save(model, path)
+    rewrite(path, version=checkpoint.VERSION + 1)
+    with pytest.raises(CheckpointError, match="newer version"):
+        load(path)
+
+
+def test_a_config_of_other_code_is_refused(model, tmp_path):
+    path = tmp_path / "a.model"
+    save(model, path)
+    rewrite(path, config=model.config.model_dump() | {"attention": 8})
+    with pytest.raises(CheckpointError, match="attention is not a key"):
+        load(path)
+
+
+@pytest.mark.parametrize("change", ["missing", "extra", "shape"])
+def test_weights_of_other_code_are_refused(model, tmp_path, change):
+    path = tmp_path / "a.model"
+    save(model, path)
+    weights = torch.load(path, weights_only=True)["weights"]
+    if change == "missing":
+        del weights["constant"]
+    elif change == "extra":
+        weights["constant2"] = torch.zeros(1)
+    else:
+        weights["constant"] = torch.zeros(1, 2, 3, 3)
+    rewrite(path, weights=weights)
+    with pytest.raises(CheckpointError, match="constant.*written by other code"):
+        load_model(path)

@@ -1,0 +1,285 @@
+"""The scripts as a person runs them: results, exit codes, and one sentence for every mistake."""
+
+import json
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from nvae.checkpoint import load
+
+TINY_YAML = """
+channel_towers: 4
+number_of_scales: 2
+initial_splits_per_scale: 1
+latent_size: 2
+input_dimension: 8
+num_blocks_prepost: 1
+num_cells_per_block_prepost: 1
+cells_per_split_enc: 1
+cells_per_input_dec: 1
+sampling_method: logistic_mixture
+dataset: {name: toy_faces, training_images: 24, validation_images: 8}
+training_parameters: {batch_size: 8, epochs: 2, epochs_per_checkpoint: 1, warmup_epochs: 1}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working directory with one tiny config."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model_configs").mkdir()
+    (tmp_path / "model_configs" / "little.yaml").write_text(TINY_YAML)
+    return tmp_path
+
+
+@pytest.fixture
+def command(root, folder, monkeypatch, capsys):
+    """A function that runs a script in this process: exit code, standard output, standard error."""
+
+    def command(script, *arguments):
+        path = str(root / script)
+        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            if script == "-m":
+                runpy.run_module("nvae", run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(path, run_name="__main__")
+        output = capsys.readouterr()
+        return exit.value.code or 0, output.out, output.err
+
+    return command
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def assert_refused(result, pattern):
+    code, _, error = result
+    assert code == 2
+    assert re.search(pattern, error), error
+    assert "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def metrics(folder, name="little"):
+    lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    for entry in entries:
+        del entry["images_per_second"]
+    return entries
+
+
+def test_training_leaves_a_checkpoint_a_model_numbers_and_pictures(command, folder):
+    code, out, _ = command("train.py", "little")
+    assert code == 0
+    assert "final_result_little.model" in out
+    there = set(files(folder))
+    assert {"saved_weights/little.checkpoint", "saved_weights/final_result_little.model"} < there
+    run = {
+        "config.yaml",
+        "metrics.jsonl",
+        "samples.png",
+        "reconstructions.png",
+        "bits_per_dimension.png",
+        "kl_per_group.png",
+    }
+    assert {f"runs/little/{name}" for name in run} < there
+    last = metrics(folder)[-1]
+    assert (last["epoch"], last["step"], last["images"]) == (2, 6, 48)
+    assert {"elbo", "kl_per_group", "validation_elbo", "validation_bits_per_dimension"} <= last.keys()
+
+
+def test_the_same_command_again_goes_on_and_ends_where_one_run_ends(command, folder, tmp_path_factory, monkeypatch):
+    command("train.py", "little", "--set", "training_parameters.epochs=1")
+    _, out, _ = command("train.py", "little")
+    assert "going on from" in out
+    two_runs, two_metrics = load("saved_weights/little.checkpoint"), metrics(folder)[-1]
+    (folder / "whole").mkdir()
+    monkeypatch.chdir(folder / "whole")
+    command("train.py", folder / "model_configs" / "little.yaml")
+    one_run = load("saved_weights/little.checkpoint")
+    assert all(torch.equal(one_run["weights"][name], two_runs["weights"][name]) for name in one_run["weights"])
+    assert metrics(folder / "whole")[-1] == two_metrics
+
+
+def test_a_finished_run_says_how_to_go_on(command):
+    command("train.py", "little")
+    code, out, _ = command("train.py", "little")
+    assert code == 0
+    assert "--set training_parameters.epochs=4" in out
+
+
+def test_fresh_starts_over_and_keeps_the_old_files(command, folder):
+    command("train.py", "little")
+    old = (folder / "saved_weights" / "little.checkpoint").read_bytes()
+    code, out, _ = command("train.py", "little", "--fresh", "--set", "training_parameters.epochs=1")
+    assert code == 0
+    assert (folder / "saved_weights" / "little.checkpoint.1").read_bytes() == old
+    assert len(metrics(folder, "little.1")) == 2
+    assert len(metrics(folder)) == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_next_run_ends_where_one_run_ends(folder, root, number, code):
+    """In processes of their own, and stopped in the middle of an epoch."""
+    sets = ["--set", "dataset.training_images=4000", "--set", "training_parameters.epochs=1"]
+    start = [sys.executable, "-u", str(root / "train.py"), "little", *sets]
+    process = subprocess.Popen(start, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()  # the introduction; then the first checkpoint, then the steps
+    while not (folder / "saved_weights" / "little.checkpoint").exists():
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "run the same command again to go on" in out
+    stopped = load(folder / "saved_weights" / "little.checkpoint")
+    assert 0 < stopped["training"]["position"]["step"] < 500
+
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    again = subprocess.run(start, cwd=folder, capture_output=True, text=True, env=environment, check=True)
+    assert f"step {stopped['training']['position']['step']}" in again.stdout
+    whole = folder / "whole"
+    whole.mkdir()
+    start[3] = str(folder / "model_configs" / "little.yaml")
+    subprocess.run(start, cwd=whole, capture_output=True, check=True)
+    results = [load(place / "saved_weights" / "little.checkpoint")["weights"] for place in (folder, whole)]
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+    assert metrics(folder) == metrics(whole)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(folder, root):
+    sets = ["--set", "dataset.training_images=4000", "--set", "training_parameters.images_per_checkpoint=400"]
+    start = [sys.executable, str(root / "train.py"), "little", *sets]
+    process = subprocess.Popen(start, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics_file = folder / "runs" / "little" / "metrics.jsonl"
+    while not metrics_file.exists() or len(metrics_file.read_text().splitlines()) < 2:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    position = load(folder / "saved_weights" / "little.checkpoint")["training"]["position"]
+    assert position["images_seen"] % 400 == 0
+    again = subprocess.Popen(start, cwd=folder, stdout=subprocess.PIPE, text=True)
+    again.stdout.readline()
+    assert f"step {position['step']}" in again.stdout.readline()
+    again.kill()
+    again.communicate()
+
+
+def test_dry_run_describes_and_writes_nothing(command, folder):
+    before = files(folder)
+    code, out, _ = command("train.py", "little", "--dry-run")
+    assert code == 0
+    assert "GFLOP" in out
+    assert files(folder) == before
+
+
+def test_help_lists_the_configs(command):
+    code, out, _ = command("train.py", "--help")
+    assert code == 0
+    assert "little" in out
+    assert "penguin" in out
+
+
+def test_sample_saves_a_picture_that_says_what_it_is(command, folder):
+    command("train.py", "little")
+    code, out, _ = command("sample.py", "saved_weights/little.checkpoint", "0.7", "2", "--seed", "5")
+    assert code == 0
+    path = folder / "images" / "sample_little_temperature0.7_seed5.png"
+    assert str(path.relative_to(folder)) in out
+    with Image.open(path) as picture:
+        assert picture.size == (484 + 3 * 0 + 16 - 4, 492 + 4 - 4) or picture.width == picture.height
+        assert picture.text["temperature"] == "0.7"
+        assert picture.text["seed"] == "5"
+        assert "little.checkpoint" in picture.text["model"]
+    first = path.read_bytes()
+    command("sample.py", "saved_weights/little.checkpoint", "0.7", "2", "--seed", "5")
+    assert path.read_bytes() == first
+    command("sample.py", "saved_weights/final_result_little.model", "0.7", "2", "--seed", "5")
+    final = folder / "images" / "sample_final_result_little_temperature0.7_seed5.png"
+    with Image.open(final) as one, Image.open(path) as other:
+        assert one.tobytes() == other.tobytes()
+
+
+def test_summary_of_a_config_and_of_a_file(command):
+    command("train.py", "little")
+    by_name, by_file = (command("-m", "summary", what) for what in ("little", "saved_weights/little.checkpoint"))
+    assert by_name[0] == by_file[0] == 0
+    assert by_name[1] == by_file[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["litle"], "there is no config 'litle'.*did you mean little"),
+        (["little", "--set", "latent_sise=3"], "latent_sise is not a key of a config; did you mean latent_size"),
+        (["little", "--set", "latent_size=many"], "latent_size is the text 'many'; allowed: a whole number"),
+        (["little", "--set", "input_dimension=9"], "input_dimension is 9.*a multiple of 4"),
+        (["little", "--set", "nonsense"], "key=value"),
+        (["little", "--device", "abacus"], "no device 'abacus'"),
+        (["little", "--set", "dataset.name=folder"], "image folder 'dataset' does not exist"),
+        (["little", "--set", "dataset.name=folder", "--set", "dataset.path=model_configs"], "holds 0 pictures"),
+        ([], "required: CONFIG"),
+        (["little", "--nonsense"], "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_train_answers_mistakes_with_a_sentence_and_writes_nothing(command, folder, arguments, pattern):
+    before = files(folder)
+    assert_refused(command("train.py", *arguments), pattern)
+    assert files(folder) == before
+
+
+def test_malformed_yaml_names_file_and_line(command, folder):
+    (folder / "model_configs" / "bad.yaml").write_text("channel_towers: 4\nlatent_size: [2\n")
+    assert_refused(command("train.py", "bad"), r"bad.yaml, line 3: this is not valid YAML")
+
+
+def test_a_changed_config_is_refused_with_its_keys(command, folder):
+    command("train.py", "little")
+    before = (folder / "saved_weights" / "little.checkpoint").read_bytes()
+    assert_refused(command("train.py", "little", "--set", "latent_size=3"), r"latent_size \(was 2, is 3\).*--fresh")
+    assert (folder / "saved_weights" / "little.checkpoint").read_bytes() == before
+
+
+def test_a_checkpoint_that_is_none_is_refused(command, folder):
+    (folder / "saved_weights").mkdir()
+    (folder / "saved_weights" / "little.checkpoint").write_text("hello")
+    before = files(folder)
+    assert_refused(command("train.py", "little"), "little.checkpoint is not a checkpoint")
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["missing.model", "0.7"], "there is no file 'missing.model'"),
+        (["model_configs/little.yaml", "0.7"], "is not a checkpoint"),
+        (["a.model", "warm"], "'warm' is not a number from 0 on"),
+        (["a.model", "-1"], "'-1' is not a number from 0 on|required|expected"),
+        (["a.model", "nan"], "'nan' is not a number from 0 on"),
+        (["a.model", "0.7", "some"], "'some' is not a whole number from 0 on"),
+        (["a.model"], "required: TEMPERATURE"),
+    ],
+)
+def test_sample_answers_mistakes_with_a_sentence(command, folder, arguments, pattern):
+    before = files(folder)
+    assert_refused(command("sample.py", *arguments), pattern)
+    assert files(folder) == before
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(command, folder):
+    command("train.py", "little", "--set", "training_parameters.epochs=1")
+    before = (folder / "saved_weights" / "little.checkpoint").read_bytes()
+    result = command("train.py", "little", "--set", "training_parameters.learning_rate=1e30")
+    assert result[0] == 2
+    assert "the loss became" in result[2]
+    assert (folder / "saved_weights" / "little.checkpoint").read_bytes() == before

@@ -1,0 +1,196 @@
+"""What training minimises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from nvae.model.hierarchy import Level
+from nvae.objective import (
+    SpectralRegularisation,
+    balance_alphas,
+    balanced_kl,
+    batch_norm_regularisation,
+    bound,
+    kl_coefficient,
+    regularised_convolutions,
+)
+
+
+def level(groups: int) -> Level:
+    return Level(groups, resolution=4, encoder_channels=4, decoder_channels=4, latent_size=2)
+
+
+# ------------------------------------------------------------------------------------------------------- bound
+
+
+@torch.no_grad()
+def test_the_elbo_is_the_log_likelihood_minus_the_kl_of_all_groups(make_model, generator):
+    images = torch.rand(3, 3, 8, 8, generator=generator)
+    result = make_model()(images, generator)
+    found = bound(result, images)
+    log_likelihood = result.pixels.log_prob(images).sum((1, 2, 3))
+    torch.testing.assert_close(found.log_likelihood, log_likelihood)
+    assert torch.equal(found.kl, result.kl)
+    torch.testing.assert_close(found.elbo, log_likelihood - sum(group.kl for group in result.groups.values()))
+
+
+# ---------------------------------------------------------------------------------------------- KL and its balance
+
+
+@pytest.mark.parametrize(
+    ("epoch", "warmup", "expected"),
+    [(0, 30, 1e-4), (0.001, 30, 1e-4), (15, 30, 0.5), (7.5, 30, 0.25), (30, 30, 1), (300, 30, 1), (0, 0, 1), (1, 0, 1)],
+)
+def test_the_kl_coefficient_rises_linearly_to_one(epoch, warmup, expected):
+    assert kl_coefficient(epoch, warmup) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ([1], [1]),
+        ([3], [1, 1, 1]),
+        ([1, 1, 1], [1, 4, 16]),
+        ([2, 4], [1, 1, 2, 2, 2, 2]),  # 1/2 and 4/4
+        ([1, 8], [2] + 8 * [1]),  # 1 and 4/8
+    ],
+)
+def test_alphas_are_powers_of_four_over_the_groups_of_the_scale_and_the_smallest_is_one(groups, expected):
+    assert balance_alphas([level(n) for n in groups]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("coefficient", [1.0, 1.5])
+def test_after_the_warm_up_the_kl_is_the_plain_sum(coefficient, generator):
+    kl = 10 * torch.rand(5, 6, generator=generator)
+    assert torch.equal(balanced_kl(kl, [level(2), level(4)], coefficient), kl.sum(1))
+
+
+def test_during_the_warm_up_groups_weigh_in_proportion_to_their_kl_over_alpha(generator):
+    kl = (10 * torch.rand(5, 3, generator=generator)).double()
+    weights = (kl.mean(0) + 0.01) / torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64) * kl.mean(0).sum()
+    alphas = torch.tensor(balance_alphas([level(1), level(8)])[:3], dtype=torch.float64)
+    assert alphas.tolist() == [2, 1, 1]
+    found = balanced_kl(
+        torch.cat([kl, kl[:, 1:2].expand(-1, 6)], 1), [level(1), level(8)], 0.3
+    )  # nine groups, the last six like the second
+    weights = torch.cat([weights, weights[1:2].expand(6)])
+    expected = 0.3 * (torch.cat([kl, kl[:, 1:2].expand(-1, 6)], 1) * weights / weights.mean()).sum(1)
+    torch.testing.assert_close(found, expected)
+
+
+def test_balancing_weights_have_mean_one_and_carry_no_gradient(generator):
+    kl = (10 * torch.rand(5, 6, generator=generator)).requires_grad_()
+    balanced_kl(kl, [level(2), level(4)], 0.25).sum().backward()
+    torch.testing.assert_close(kl.grad, kl.grad[:1].expand(5, 6), msg="a weight is the same for the whole batch")
+    torch.testing.assert_close(kl.grad[0].mean().item(), 0.25)
+    assert kl.grad[0].std() > 0.01
+    assert kl.grad[0].argmax() == ((kl.mean(0) + 0.01) / torch.tensor([1.0, 1, 2, 2, 2, 2])).argmax()
+
+
+def test_a_group_with_a_negative_kl_is_weighed_by_its_size(generator):
+    """With a flow on the posterior alone the KL is a sample's, which can be negative."""
+    kl = torch.tensor([[-3.0, 3.0], [-3.0, 3.0]])
+    torch.testing.assert_close(balanced_kl(kl, [level(2)], 0.5), torch.zeros(2))
+
+
+# ---------------------------------------------------------------------------------------- spectral regularisation
+
+
+@pytest.fixture
+def convolutions() -> list[nn.Conv2d]:
+    """Of several shapes, some shared, one weight-normalised, one depthwise."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return [
+            nn.Conv2d(3, 5, 3),
+            nn.Conv2d(3, 5, 3),
+            nn.Conv2d(4, 2, 1),
+            nn.Conv2d(6, 6, 5, groups=6),
+            parametrizations.weight_norm(nn.Conv2d(3, 5, 3), dim=0),
+            nn.Conv2d(2, 7, 1),
+        ]
+
+
+def true_values(convolutions: list[nn.Conv2d]) -> torch.Tensor:
+    return torch.stack([torch.linalg.svdvals(c.weight.flatten(1))[0] for c in convolutions])
+
+
+def test_every_spectral_term_is_the_largest_singular_value_of_its_weight(convolutions):
+    for convolution in convolutions:
+        (found,) = SpectralRegularisation([convolution]).singular_values(2000)
+        torch.testing.assert_close(found, true_values([convolution])[0], rtol=1e-4, atol=0)
+
+
+def test_weights_of_one_shape_handled_together_keep_their_own_singular_values(convolutions):
+    found = SpectralRegularisation(convolutions).singular_values(2000)
+    torch.testing.assert_close(found.sort().values, true_values(convolutions).sort().values, rtol=1e-4, atol=0)
+
+
+def test_the_regularisation_is_the_sum_of_the_squared_singular_values(convolutions):
+    spectral = SpectralRegularisation(convolutions)
+    spectral.singular_values(2000)
+    torch.testing.assert_close(spectral(), true_values(convolutions).square().sum(), rtol=1e-4, atol=0)
+
+
+def test_its_gradient_is_that_of_the_singular_value_decomposition(convolutions):
+    weights = [parameter for convolution in convolutions for parameter in convolution.parameters()]
+    spectral = SpectralRegularisation(convolutions)
+    spectral.singular_values(5000)
+    found = torch.autograd.grad(spectral(), weights, materialize_grads=True)
+    expected = torch.autograd.grad(true_values(convolutions).square().sum(), weights, materialize_grads=True)
+    assert sum(gradient.abs().max() > 0.1 for gradient in expected) >= len(convolutions)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-3)
+
+
+def test_power_iteration_goes_on_where_the_last_step_stopped(convolutions):
+    """Many steps of one iteration are as good as one step of many; and a checkpoint keeps the place."""
+    stepwise, at_once = SpectralRegularisation(convolutions), SpectralRegularisation(convolutions)
+    start = stepwise.singular_values(1)
+    for _ in range(29):
+        found = stepwise.singular_values()
+    torch.testing.assert_close(found, at_once.singular_values(30), rtol=1e-6, atol=0)
+    assert not torch.equal(found, start)
+    resumed = SpectralRegularisation(convolutions)
+    resumed.load_state_dict(stepwise.state_dict())
+    assert torch.equal(resumed.singular_values(), stepwise.singular_values())
+    assert set(stepwise.state_dict()), "nothing was kept"
+    assert list(stepwise.parameters()) == [], "the weights belong to the model"
+
+
+def test_it_starts_near_the_truth_and_follows_the_weights(convolutions):
+    spectral = SpectralRegularisation(convolutions)
+    truth = true_values(convolutions).square().sum()
+    assert 0.9 * truth < spectral() <= truth * (1 + 1e-5)
+    with torch.no_grad():
+        for convolution in convolutions[:4]:
+            convolution.weight.mul_(2)
+        convolutions[4].parametrizations.weight.original0.mul_(2)  # g scales the effective weight
+        convolutions[5].weight.mul_(2)
+    assert 0.9 * 4 * truth < spectral() <= 4 * truth * (1 + 1e-5)
+
+
+def test_cells_and_heads_are_regularised_and_nothing_else(make_model):
+    model = make_model(num_flows=1)
+    found = {id(convolution) for convolution in regularised_convolutions(model)}
+    outside = ("encoder.stem", "encoder.top", "encoder_combiner", "decoder_combiner", "output.head", "flow")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            assert (id(module) in found) == (not any(part in name for part in outside)), name
+    heads = [m for name, m in model.named_modules() if name.endswith(("prior_head", "posterior_head"))]
+    assert len([m for m in heads if isinstance(m, nn.Conv2d)]) == 7  # the top group has no prior head
+
+
+def test_the_batch_norm_regularisation_sums_the_largest_gammas():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1), nn.Sequential(nn.BatchNorm2d(2)))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([0.5, -3.0, 2.0]))
+        model[2][0].weight.copy_(torch.tensor([0.25, 0.125]))
+    loss = batch_norm_regularisation(model)
+    assert loss.item() == 3.25
+    loss.backward()
+    assert model[0].weight.grad.tolist() == [0, -1, 0]
+    assert model[2][0].weight.grad.tolist() == [1, 0]

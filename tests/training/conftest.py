@@ -1,0 +1,34 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from nvae.config import Config, TrainingParameters
+from nvae.data.images import Data
+from nvae.training.run import Run
+
+
+@pytest.fixture
+def schedule() -> dict[str, Any]:
+    """Training parameters in which everything that evolves matters within a few steps."""
+    return {"batch_size": 4, "epochs": 3, "warmup_epochs": 2.0, "regularization_constant": 0.1, "learning_rate": 0.01}
+
+
+@pytest.fixture
+def data() -> Data:
+    """Fourteen training images: three batches of four, two images left over in each epoch."""
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    return Data(pixels[:14], pixels[14:])
+
+
+@pytest.fixture
+def make_run(make_config: Callable[..., Config], schedule: dict[str, Any], data: Data) -> Callable[..., Run]:
+    """A function: a fresh run, with some training parameters changed."""
+
+    def make(**changes: Any) -> Run:
+        parameters = TrainingParameters(**(schedule | changes)).model_dump()
+        return Run(make_config(training_parameters=parameters), data, torch.device("cpu"))
+
+    return make

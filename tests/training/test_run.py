@@ -1,0 +1,212 @@
+import math
+
+import pytest
+import torch
+
+from nvae.checkpoint import CheckpointError, save
+from nvae.config import available_configs, load_config
+from nvae.data.images import Data, to_network
+from nvae.errors import UserError
+from nvae.objective import balanced_kl, batch_norm_regularisation, bound
+from nvae.training.run import Run
+
+
+def advance(run, steps):
+    for _ in range(steps):
+        first = run.position.image
+        run.step(run.data.training[run.order()[first : first + run.batch_size]])
+
+
+def flat_state(value, key=""):
+    if isinstance(value, dict):
+        for k, v in value.items():
+            yield from flat_state(v, f"{key}.{k}")
+    elif isinstance(value, list | tuple):
+        for i, v in enumerate(value):
+            yield from flat_state(v, f"{key}.{i}")
+    else:
+        yield key, value
+
+
+def everything(run):
+    """All numbers of a run, by name."""
+    state = {
+        "weights": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "spectral": run.spectral.state_dict(),
+        "averages": vars(run.averages),
+        "position": vars(run.position),
+    }
+    return dict(flat_state(state))
+
+
+def assert_identical(one, other):
+    a, b = everything(one), everything(other)
+    assert a.keys() == b.keys()
+    different = [key for key in a if not (torch.equal(a[key], b[key]) if torch.is_tensor(a[key]) else a[key] == b[key])]
+    assert not different
+
+
+@pytest.mark.parametrize("interrupted_after", [1, 3, 5])  # within an epoch, at its end, in the next one
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make_run, tmp_path, interrupted_after):
+    whole = make_run()
+    advance(whole, 8)
+    first = make_run()
+    advance(first, interrupted_after)
+    first.save(tmp_path / "a.checkpoint")
+    second = make_run()
+    second.resume(tmp_path / "a.checkpoint")
+    advance(second, 8 - interrupted_after)
+    assert_identical(whole, second)
+
+
+def test_another_seed_makes_another_run(make_run):
+    one, other = make_run(), make_run(seed=1)
+    assert not torch.equal(one.order(), other.order())
+    assert not torch.equal(one.model.constant, other.model.constant)
+
+
+def test_activation_checkpointing_changes_no_number_of_training(make_run):
+    plain, recomputing = make_run(), make_run(use_tensor_checkpoints=True)
+    advance(plain, 5)
+    advance(recomputing, 5)
+    assert_identical(plain, recomputing)
+
+
+def test_every_epoch_shows_other_images_first_and_none_twice(make_run):
+    run = make_run()
+    orders = []
+    for _ in range(3):
+        orders.append(run.order())
+        advance(run, run.steps_per_epoch)
+    assert run.position.epoch == 3
+    assert all(sorted(order.tolist()) == list(range(14)) for order in orders)
+    assert len({tuple(order.tolist()) for order in orders}) == 3
+
+
+def test_the_position_counts_epochs_steps_and_images(make_run):
+    run = make_run()
+    assert run.steps_per_epoch == 3
+    advance(run, 4)
+    assert vars(run.position) == {"epoch": 1, "image": 4, "step": 4, "images_seen": 16}
+    assert run.epoch == pytest.approx(4 / 3)
+
+
+def test_a_batch_larger_than_the_data_set_is_the_whole_set(make_run):
+    run = make_run(batch_size=100)
+    assert (run.batch_size, run.steps_per_epoch) == (14, 1)
+
+
+def test_the_loss_is_what_its_terms_add_up_to(make_run):
+    run, twin = make_run(kl_constant=0.5), make_run(kl_constant=0.5)
+    pixels = run.data.training[:4]
+    loss = run.step(pixels)["loss"].item()
+
+    from nvae.seeds import seeded
+
+    images = to_network(pixels, "cpu")
+    terms = bound(twin.model.train()(images, seeded(0, "training noise", 0)), images)
+    kl = balanced_kl(terms.kl, twin.model.levels, 1e-4)  # the first step of the warm-up
+    regularisation = twin.spectral() + batch_norm_regularisation(twin.model)
+    assert loss == pytest.approx(
+        (0.5 * kl - terms.log_likelihood).mean().item() + 0.1 * regularisation.item(), rel=1e-6
+    )
+
+
+def test_clipping_bounds_the_gradient(make_run):
+    run = make_run(gradient_clipping=1e-3)
+    advance(run, 1)
+    norm = math.sqrt(sum(p.grad.square().sum().item() for p in run.model.parameters() if p.grad is not None))
+    assert norm == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_training_raises_the_bound(make_run):
+    run = make_run(learning_rate=0.003, epochs=100)
+    advance(run, 10)
+    before = run.averages.values()["loss"]
+    advance(run, 80)
+    run.averages.clear()
+    advance(run, 10)
+    assert run.averages.values()["loss"] < before - 50
+
+
+def test_half_precision_trains_in_float32_weights(make_run):
+    run = make_run(half_precision=True)
+    advance(run, 2)
+    assert all(p.dtype == torch.float32 for p in run.model.parameters())
+    assert math.isfinite(run.averages.values()["loss"])
+    full = make_run()
+    advance(full, 2)
+    assert run.averages.values()["loss"] == pytest.approx(full.averages.values()["loss"], rel=0.02)
+    assert run.averages.values()["loss"] != full.averages.values()["loss"]
+
+
+def test_float16_scales_the_loss_and_saves_the_scale(make_run, tmp_path):
+    run = make_run()
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    advance(run, 2)
+    run.save(tmp_path / "a.checkpoint")
+    other = make_run()
+    other.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
+    other.resume(tmp_path / "a.checkpoint")
+    assert other.scaler.get_scale() == 2.0**8
+
+
+@pytest.mark.parametrize("name", sorted(set(available_configs()) - {"quickstart"}))
+def test_every_seed_config_takes_a_training_step(name):
+    config = load_config(name, ["training_parameters.batch_size=2"])
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    run = Run(config, Data(pixels, pixels), torch.device("cpu"))
+    before = run.model.groups[-1].posterior_head.weight.detach().clone()
+    values = run.step(pixels)
+    assert all(value.isfinite().all() for value in values.values())
+    after = run.model.groups[-1].posterior_head.weight
+    assert after.isfinite().all()
+    assert not torch.equal(before, after)
+
+
+def test_schedule_keys_may_change_between_two_runs(make_run, tmp_path):
+    run = make_run()
+    advance(run, 1)
+    run.save(tmp_path / "a.checkpoint")
+    again = make_run(epochs=9, learning_rate=0.002, batch_size=2)
+    again.resume(tmp_path / "a.checkpoint")
+    assert again.position.image == 4
+    advance(again, 1)
+    assert again.optimizer.param_groups[0]["lr"] == 0.002
+
+
+def test_other_keys_may_not_and_are_named(make_run, make_config, data, tmp_path):
+    run = make_run()
+    run.save(tmp_path / "a.checkpoint")
+    with pytest.raises(UserError, match=r"training_parameters.seed \(was 0, is 5\).*--fresh"):
+        make_run(seed=5).resume(tmp_path / "a.checkpoint")
+    other = Run(make_config(latent_size=3), data, torch.device("cpu"))
+    with pytest.raises(UserError, match=r"latent_size \(was 2, is 3\)"):
+        other.resume(tmp_path / "a.checkpoint")
+
+
+def test_other_images_are_refused(make_run, data, tmp_path):
+    run = make_run()
+    run.save(tmp_path / "a.checkpoint")
+    pixels = data.training.clone()
+    pixels[0, 0, 0, 0] ^= 1
+    other = Run(run.config, Data(pixels, data.validation), torch.device("cpu"))
+    with pytest.raises(UserError, match="are not those that .* was trained on"):
+        other.resume(tmp_path / "a.checkpoint")
+
+
+def test_a_model_file_is_no_training_state(make_run, tmp_path):
+    run = make_run()
+    save(run.model, tmp_path / "a.model")
+    with pytest.raises(CheckpointError, match="without a training state"):
+        run.resume(tmp_path / "a.model")
+
+
+def test_a_training_state_of_other_code_is_refused(make_run, tmp_path):
+    run = make_run()
+    training = {"data": run.data.fingerprint(), "spectral": {}, "optimizer": {}, "position": {}, "averages": {}}
+    save(run.model, tmp_path / "a.checkpoint", training)
+    with pytest.raises(CheckpointError, match="other code"):
+        make_run().resume(tmp_path / "a.checkpoint")
