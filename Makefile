@@ -12,7 +12,6 @@ quickstart: .venv/installed
 test: .venv/installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
 benchmark: .venv/installed

@@ -9,7 +9,9 @@ from nvae.command_line import Parser, natural, run, temperature
 def arguments():
     parser = Parser(description="Sample nine images from a model, save them as one picture, and show it.")
     parser.add_argument("model", metavar="MODEL", help="a .checkpoint or .model file")
-    parser.add_argument("temperature", type=temperature, metavar="TEMPERATURE", help="0.6 to 0.8 is usual, 1 the whole prior")
+    parser.add_argument(
+        "temperature", type=temperature, metavar="TEMPERATURE", help="0.6 to 0.8 is usual, 1 the whole prior"
+    )
     parser.add_argument(
         "iterations",
         type=natural,
@@ -18,7 +20,9 @@ def arguments():
         metavar="ITERATIONS",
         help="passes that readjust the batch norms to the temperature (default 20; 0 keeps those of training)",
     )
-    parser.add_argument("--seed", type=natural, help="the first image's seed, the others follow (default: a random one)")
+    parser.add_argument(
+        "--seed", type=natural, help="the first image's seed, the others follow (default: a random one)"
+    )
     parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the fastest there is)")
     parser.add_argument("--out", type=Path, default=Path("images"), metavar="FOLDER", help="where to save (images/)")
     return parser.parse_args()

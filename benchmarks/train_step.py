@@ -100,7 +100,9 @@ def main():
             f"{row['config']:40} {row['batch_size']:5} {row['images_per_second']:9.1f} "
             f"{row['gflop_per_second']:8.0f} {row['share']:6.0%} {row['executed_share']:9.0%}"
         )
-    print(json.dumps({"device": str(device), "dtype": str(dtype), "yardstick_gflop_per_second": yardstick, "rows": rows}))
+    print(
+        json.dumps({"device": str(device), "dtype": str(dtype), "yardstick_gflop_per_second": yardstick, "rows": rows})
+    )
 
 
 if __name__ == "__main__":

@@ -7,8 +7,12 @@ from nvae.config import available_configs, load_config
 def main() -> None:
     parser = Parser(prog="python3 -m nvae", description="Tools for deep hierarchical VAEs.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    summary = commands.add_parser("summary", help="what the model of a config or of a file is: levels, parameters, cost")
-    summary.add_argument("what", metavar="WHAT", help=f"a .checkpoint or .model, or one of {', '.join(available_configs())}")
+    summary = commands.add_parser(
+        "summary", help="what the model of a config or of a file is: levels, parameters, cost"
+    )
+    summary.add_argument(
+        "what", metavar="WHAT", help=f"a .checkpoint or .model, or one of {', '.join(available_configs())}"
+    )
     options = parser.parse_args()
     print(summarise(options.what))
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from nvae.config import Config, ConfigError, config_from_dict
+from nvae.config import ConfigError, config_from_dict
 from nvae.errors import UserError
 from nvae.model.build import build_model
 from nvae.model.hierarchy import HierarchicalVAE

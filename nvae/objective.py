@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nvae.model.cells import InvertedResidualCell, ResidualCell
-from nvae.model.hierarchy import HierarchicalVAE, LatentGroup, Level, Pass
+from nvae.model.hierarchy import LatentGroup, Level, Pass
 
 MIN_KL_COEFFICIENT = 1e-4
 FIRST_POWER_ITERATIONS = 20

@@ -76,7 +76,7 @@ def make_model(make_config: Callable[..., Config]) -> Callable[..., Hierarchical
                     torch.nn.init.normal_(module.bias, std=0.2)
                     module.running_mean.normal_(std=0.2)
                     module.running_var.uniform_(0.5, 1.5)
-        return model.eval()
+        return model.to(memory_format=torch.channels_last).eval()
 
     return make
 

@@ -38,7 +38,9 @@ def load_mnist(config: Config) -> Data:
             ) from error
         found = {part: _find(places, file) for part, file in _FILES.items()}
     size, channels = config.input_dimension, config.image_channels
-    return Data(**{part: _resize(_read_images(file), size).expand(-1, channels, -1, -1) for part, file in found.items()})
+    return Data(
+        **{part: _resize(_read_images(file), size).expand(-1, channels, -1, -1) for part, file in found.items()}
+    )
 
 
 def _find(places: list[Path], name: str) -> Path | None:
@@ -65,8 +67,12 @@ def _resize(images: Tensor, size: int) -> Tensor:
         return images
     if size == SIDE + 4:
         return functional.pad(images, (2, 2, 2, 2))
-    return torch.cat([
-        functional.interpolate(part.float(), (size, size), mode="bicubic", antialias=True, align_corners=False)
-        .round_().clamp_(0, 255).byte()
-        for part in images.split(4096)
-    ])
+    return torch.cat(
+        [
+            functional.interpolate(part.float(), (size, size), mode="bicubic", antialias=True, align_corners=False)
+            .round_()
+            .clamp_(0, 255)
+            .byte()
+            for part in images.split(4096)
+        ]
+    )

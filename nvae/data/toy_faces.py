@@ -296,7 +296,9 @@ class _Artist:
         if face.hair_style == "bald":
             return
         if face.hair_style == "mohawk":
-            self.polygon([(-0.13, top - h * 0.66), (-0.15, top - h - 0.2), (0.15, top - h - 0.2), (0.13, top - h * 0.66)], colour)
+            self.polygon(
+                [(-0.13, top - h * 0.66), (-0.15, top - h - 0.2), (0.15, top - h - 0.2), (0.13, top - h * 0.66)], colour
+            )
             self.ellipse(0, top - h * 0.66, 0.13, 0.06, colour)
             return
         self.half_ellipse(0, top - 0.01, w + 0.035, h + 0.045, 202, 338, colour)
@@ -304,7 +306,15 @@ class _Artist:
             self.rectangle(-w * 0.86, top - h * 0.62, w * 0.86, top - h * 0.36, 0.08, colour)
         elif face.hair_style in ("bob", "long", "pigtails"):  # a parting in the middle
             for side in (-1, 1):
-                self.polygon([(0, top - h * 0.98), (side * w * 1.02, top - h * 0.30), (side * w * 1.04, top - 0.02), (side * w * 0.74, top - h * 0.38)], colour)
+                self.polygon(
+                    [
+                        (0, top - h * 0.98),
+                        (side * w * 1.02, top - h * 0.30),
+                        (side * w * 1.04, top - 0.02),
+                        (side * w * 0.74, top - h * 0.38),
+                    ],
+                    colour,
+                )
         elif face.hair_style == "curly":
             for i in range(5):
                 self.ellipse(w * 0.72 * (i - 2) / 2, top - h * 0.68 - 0.04 * (i % 2), 0.13, 0.11, colour)
@@ -321,7 +331,9 @@ class _Artist:
     def eyes(self) -> None:
         face, y = self.face, self.middle - 0.05
         r = face.eye_size
-        rx, ry = {"round": (r, r), "wide": (r * 1.15, r * 1.15), "sleepy": (r, r), "almond": (r * 1.2, r * 0.75)}[face.eyes]
+        rx, ry = {"round": (r, r), "wide": (r * 1.15, r * 1.15), "sleepy": (r, r), "almond": (r * 1.2, r * 0.75)}[
+            face.eyes
+        ]
         iris = min(rx, ry) * 0.62
         for side in (-1, 1):
             x = side * face.eye_distance
@@ -397,7 +409,10 @@ class _Artist:
             self.rectangle(-w - 0.14, brim - 0.05, w + 0.14, brim + 0.03, 0.04, dark)
         elif face.hat == "party hat":
             self.polygon([(-w * 0.62, brim + 0.02), (0, brim - 0.46), (w * 0.62, brim + 0.02)], colour)
-            self.polygon([(-w * 0.36, brim - 0.16), (0.0, brim - 0.24), (w * 0.26, brim - 0.27), (w * 0.42, brim - 0.14)], (250, 220, 90))
+            self.polygon(
+                [(-w * 0.36, brim - 0.16), (0.0, brim - 0.24), (w * 0.26, brim - 0.27), (w * 0.42, brim - 0.14)],
+                (250, 220, 90),
+            )
             self.ellipse(0, brim - 0.44, 0.075, 0.075, WHITE)
         elif face.hat == "crown":
             gold = (244, 200, 70)

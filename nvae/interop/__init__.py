@@ -1,0 +1,1 @@
+"""Other projects' weights: their names, and where they go in our models."""

@@ -17,9 +17,7 @@ class FlowCell(nn.Module):
         super().__init__()
         hidden = HIDDEN_PER_LATENT * latent_size
         self.expand = masked_convolution(latent_size, hidden, 3, centre="earlier", mirrored=mirrored)
-        self.spread = masked_convolution(
-            hidden, hidden, 5, groups=hidden, centre="earlier and own", mirrored=mirrored
-        )
+        self.spread = masked_convolution(hidden, hidden, 5, groups=hidden, centre="earlier and own", mirrored=mirrored)
         self.project = masked_convolution(hidden, latent_size, 1, centre="earlier and own", mirrored=mirrored)
 
     def forward(self, z: Tensor) -> Tensor:

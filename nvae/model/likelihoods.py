@@ -65,7 +65,6 @@ class Likelihood:
         return nats / (dimensions * math.log(2)) + self.density_bits
 
 
-
 def build_likelihood(config: Config) -> Likelihood:
     """The likelihood that a config names with `sampling_method`, `n_mix` and `likelihood_tails`."""
     channels = config.image_channels

@@ -1,0 +1,1 @@
+"""Images from a trained model: batch-norm readjustment, samples, grids. Knows nothing of training."""

@@ -54,7 +54,9 @@ def save_picture(picture: Image.Image, path: Path, about: dict[str, object]) -> 
         picture.save(unfinished, "png", pnginfo=metadata)
         unfinished.replace(path)
     except OSError as error:
-        raise UserError(f"{path} could not be saved: {error}; make room or choose a folder that can be written.") from error
+        raise UserError(
+            f"{path} could not be saved: {error}; make room or choose a folder that can be written."
+        ) from error
     return path
 
 

@@ -265,4 +265,10 @@ class Clock:
     def left(self, run: Run) -> str:
         images = run.schedule.epochs * run.steps_per_epoch * run.batch_size - run.position.images_seen
         seconds = max(images, 0) / max(self.images_per_second(), 1e-9)
-        return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+        return (
+            f"{seconds / 3600:.1f} h"
+            if seconds > 5400
+            else f"{seconds / 60:.0f} min"
+            if seconds > 90
+            else f"{seconds:.0f} s"
+        )

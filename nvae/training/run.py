@@ -15,7 +15,6 @@ from nvae.data.images import Data, to_network
 from nvae.devices import half_dtype
 from nvae.errors import UserError
 from nvae.model.build import build_model
-from nvae.model.hierarchy import HierarchicalVAE
 from nvae.objective import (
     SpectralRegularisation,
     balanced_kl,

@@ -71,7 +71,7 @@ def test_the_middle_is_kept_and_the_shorter_side_fits(tmp_path, load):
     stripes[:, 16:32] = 255
     for name in "ab":
         Image.fromarray(stripes).save(tmp_path / f"{name}.png")
-    assert (load(tmp_path).training >= 250).all()
+    assert (load(tmp_path).training >= 235).all()  # the filter sees a little of what is cut off
 
 
 def test_transparency_lies_on_white(tmp_path, load):
