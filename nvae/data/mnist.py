@@ -51,8 +51,8 @@ def _find(places: list[Path], name: str) -> Path | None:
 def _read_images(file: Path) -> Tensor:
     """uint8 (N, 1, 28, 28) from an IDX file: magic number, count, rows, columns, all big-endian, then the pixels."""
     try:
-        content = gzip.open(file).read() if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:  # what gzip makes of a damaged file
         raise UserError(f"{file} cannot be read ({error}); delete it and it is downloaded again.") from error
     header = np.frombuffer(content[:16], ">u4")
     if len(header) < 4 or header[0] != IMAGES_MAGIC or len(content) != 16 + int(np.prod(header[1:], dtype=np.int64)):
@@ -62,7 +62,7 @@ def _read_images(file: Path) -> Tensor:
 
 
 def _resize(images: Tensor, size: int) -> Tensor:
-    """To size x size. 32 is 28 with a black margin of 2, as usual for networks that halve; other sizes are resampled."""
+    """To size x size. 32 is 28 with a black margin of 2, as networks that halve need it; others are resampled."""
     if size == SIDE:
         return images
     if size == SIDE + 4:

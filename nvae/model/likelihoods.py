@@ -61,7 +61,7 @@ class Likelihood:
         return self.distribution(at_least_float32(output))
 
     def bits_per_dimension(self, nats: Tensor | float, dimensions: int) -> Tensor | float:
-        """Bits per subpixel from a negative log-likelihood (or its bound) in nats per image of `dimensions` subpixels."""
+        """Bits per subpixel from a negative log-likelihood, or bound, in nats per image of `dimensions` subpixels."""
         return nats / (dimensions * math.log(2)) + self.density_bits
 
 

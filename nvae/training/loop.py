@@ -167,9 +167,9 @@ def _refuse_non_finite(loss: float, run: Run, name: str) -> None:
     if not math.isfinite(loss):
         checkpoint = checkpoint_path(name)
         raise UserError(
-            f"the loss became {loss} in epoch {run.position.epoch + 1}; {checkpoint} still holds the weights from before: "
-            "go on from it with a lower learning_rate, a longer learning_rate_warmup_epochs or gradient_clipping, such "
-            "as --set training_parameters.gradient_clipping=100."
+            f"the loss became {loss} in epoch {run.position.epoch + 1}; {checkpoint} still holds the weights from "
+            "before: go on from it with a lower learning_rate, a longer learning_rate_warmup_epochs or "
+            "gradient_clipping, such as --set training_parameters.gradient_clipping=100."
         )
 
 
