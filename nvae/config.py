@@ -117,13 +117,13 @@ class Config(Section):
                 f"input_dimension|is {self.input_dimension}, which num_blocks_prepost {self.num_blocks_prepost} and "
                 f"number_of_scales {self.number_of_scales} halve {halvings} times|a multiple of {2**halvings}"
             )
-        for tower, channels in self.channel_towers:
-            # Every halving cell's skip gives a quarter of its channels to each of four convolutions.
-            if halvings and (channels * self.channel_multiplier) % 4:
-                raise ValueError(
-                    f"channel_towers|has {channels} channels in the {tower}, times channel_multiplier "
-                    f"{self.channel_multiplier} at each halving|a product that divides by 4"
-                )
+        channels = self.channel_towers.encoder
+        # Every halving cell's skip gives a quarter of its channels to each of four convolutions.
+        if halvings and (channels * self.channel_multiplier) % 4:
+            raise ValueError(
+                f"channel_towers|has {channels} channels in the encoder, times channel_multiplier "
+                f"{self.channel_multiplier} at each halving|a product that divides by 4"
+            )
         schedule = self.training_parameters
         if schedule.learning_rate_min > schedule.learning_rate:
             raise ValueError(
@@ -279,7 +279,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
 def _set(data: dict[str, Any], key: str, value: Any, override: str) -> None:
     *parents, last = key.split(".")
     for depth, parent in enumerate(parents):
-        below = data.setdefault(parent, {})
+        below = data[parent] = {} if data.get(parent) is None else data[parent]
         if parent == "channel_towers":
             below = data[parent] = _same_towers(below)
         if not isinstance(below, dict):

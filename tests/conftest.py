@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ import torch
 from nvae.config import Config, config_from_dict
 from nvae.model.hierarchy import HierarchicalVAE
 from nvae.model.nvae import build_nvae
+
+# Here and in the programs that tests start: on tiny tensors threads only wait for each other.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -484,7 +484,7 @@ def test_numbers_that_are_not_finite_are_refused(text, shown):
         assert message == f"my.yaml, line 6: training_parameters.{key} is {shown}; allowed: a finite number."
 
 
-@pytest.mark.parametrize("value", ["wide", "32.5", "True", "", "[8, 8]"])
+@pytest.mark.parametrize("value", ["wide", "32.5", "True", "[8, 8]"])
 def test_channel_towers_may_be_a_number_or_a_section_and_nothing_else(value):
     message = message_of(SMALL.replace("channel_towers: 8", f"channel_towers: {value}"))
     assert message.startswith("my.yaml, line 1: channel_towers is ")
@@ -602,7 +602,7 @@ def test_an_override_in_a_section_nobody_knows_is_told_where_it_was_written():
     assert message_of(SMALL, "foo.bar=1").startswith("--set foo.bar=1: foo is not a key of a config; ")
 
 
-@pytest.mark.parametrize("value", ["wide", "32.5", "True", "", "[8, 8]"])
+@pytest.mark.parametrize("value", ["wide", "32.5", "True", "[8, 8]"])
 def test_an_override_of_one_tower_does_not_hide_that_the_file_is_wrong(value):
     text = SMALL.replace("channel_towers: 8", f"channel_towers: {value}")
     assert message_of(text, "channel_towers.encoder=8").startswith("--set channel_towers.encoder=8: channel_towers is ")

@@ -28,6 +28,7 @@ from nvae.model.latents import (
 
 LEVELS = 256  # values of a subpixel
 MIN_LOG_SCALE = -7.0
+MAX_LOG_SCALE = 60.0  # changes no probability; beyond 85 the gradient is not finite in float32
 MIN_LOG_MASS = math.log(1e-10)
 LOWER_TAIL = 5e-4
 DENSITY_BITS = math.log2(LEVELS - 1)  # a density on [0, 1] times the distance of two values is a probability
@@ -168,7 +169,7 @@ class LogisticMixture(Mixture):
         mu = mu.clamp(-5, 5)
         super().__init__(soft_clamp(logits), (mu + 1) / 2)
         self.mu = mu
-        self.log_scale = log_scale.clamp(min=MIN_LOG_SCALE)
+        self.log_scale = log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
         self.upper_tail = upper_tail
 
     def component_log_prob(self, images: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def _train(run: Run, name: str, records: Records) -> None:
                     values = run.step(run.data.training[order[first : first + run.batch_size]])
                     clock.step(run.batch_size)
                     number = run.position.image // run.batch_size or run.steps_per_epoch
-                    progress.batch(number, _numbers(run, values, clock) if progress.wants_numbers else None)
+                    progress.batch(number, partial(_numbers, run, values, clock))
                     due = checkpoint_due(run)
                     if due or run.position.epoch > epoch:
                         clock.stop()

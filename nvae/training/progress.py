@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 
 from tqdm import tqdm
+
+SECONDS_BETWEEN_NUMBERS = 0.5
 
 
 class Progress:
@@ -15,16 +19,14 @@ class Progress:
         self._epochs = tqdm(total=epochs, initial=epoch, desc="epochs", unit="epoch", disable=plain, position=0)
         self._batches = tqdm(total=steps_per_epoch, unit="batch", disable=plain, leave=False, position=1)
 
-    @property
-    def wants_numbers(self) -> bool:
-        """Whether the bar is about to be drawn: fetching numbers from a device costs time."""
-        bar = self._batches
-        return not bar.disable and bar.n - bar.last_print_n >= bar.miniters
+        self._numbers_at = -SECONDS_BETWEEN_NUMBERS
 
-    def batch(self, number: int, numbers: dict[str, str] | None) -> None:
-        """After batch `number` of the epoch."""
-        if numbers is not None:
-            self._batches.set_postfix(numbers, refresh=False)
+    def batch(self, number: int, numbers: Callable[[], dict[str, str]]) -> None:
+        """After batch `number` of the epoch. `numbers` is only called now and then: fetching them costs time."""
+        now = time.monotonic()
+        if not self._batches.disable and now - self._numbers_at >= SECONDS_BETWEEN_NUMBERS:
+            self._batches.set_postfix(numbers(), refresh=False)
+            self._numbers_at = now
         self._batches.update(number - self._batches.n)
 
     def epoch(self, number: int) -> None:
