@@ -38,19 +38,19 @@ class Averages:
     """Averages over images of what the steps report, since the last `clear`."""
 
     images: int = 0
-    sums: dict[str, Tensor] = field(default_factory=dict)
+    means: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, values: dict[str, Tensor], images: int) -> None:
         self.images += images
         for key, value in values.items():
-            total = value.detach().float() * images
-            self.sums[key] = self.sums[key] + total if key in self.sums else total
+            mean = self.means.setdefault(key, torch.zeros_like(value.detach(), dtype=torch.float32))
+            self.means[key] = mean + (value.detach() - mean) * (images / self.images)  # no large sums: float32 is enough
 
     def values(self) -> dict[str, Any]:
-        return {key: (total / self.images).tolist() for key, total in self.sums.items()}
+        return {key: mean.tolist() for key, mean in self.means.items()}
 
     def clear(self) -> None:
-        self.images, self.sums = 0, {}
+        self.images, self.means = 0, {}
 
 
 @dataclass
@@ -137,8 +137,11 @@ class Run:
         position.step += 1
         position.images_seen += images
         position.image += images
-        if position.image + self.batch_size > len(self.data.training):
-            position.epoch, position.image = position.epoch + 1, 0
+        self._end_epoch_without_a_whole_batch()
+
+    def _end_epoch_without_a_whole_batch(self) -> None:
+        if self.position.image + self.batch_size > len(self.data.training):
+            self.position.epoch, self.position.image = self.position.epoch + 1, 0
 
     # ------------------------------------------------------------------------------------------- on disk
 
@@ -146,7 +149,7 @@ class Run:
         """Write the checkpoint from which `resume` goes on exactly. Raises CheckpointError."""
         training = {
             "position": vars(self.position).copy(),
-            "averages": {"images": self.averages.images, "sums": self.averages.sums},
+            "averages": vars(self.averages).copy(),
             "optimizer": self.optimizer.state_dict(),
             "spectral": self.spectral.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -174,6 +177,7 @@ class Run:
                 self.scaler.load_state_dict(training["scaler"])
             self.position = Position(**training["position"])
             self.averages = Averages(**training["averages"])
+            self._end_epoch_without_a_whole_batch()  # the batch size may have grown
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"{path} holds the training state of other code ({error}); start over with --fresh, or use the program "
