@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from nvae.model.cells import InvertedResidualCell, ResidualCell
@@ -101,12 +102,29 @@ class SpectralRegularisation(nn.Module):
             with torch.no_grad():
                 for _ in range(iterations):
                     left = functional.normalize(weights @ right, dim=1)  # (n, C_out, 1)
-                    right.copy_(functional.normalize(weights.mT @ left, dim=1))
-            values.append((left.mT @ (weights @ right.clone())).flatten())
+                    image = weights.mT @ left
+                    value = image.norm(dim=1, keepdim=True)  # left^T W right, right being image / value
+                    right.copy_(image / value.clamp(min=1e-12))
+            values.append(_SingularValue.apply(weights, value, left, right.clone()).flatten())
         return torch.cat(values)
 
     def forward(self) -> Tensor:
         return self.singular_values().square().sum()
+
+
+class _SingularValue(torch.autograd.Function):
+    """Singular values (n, 1, 1) that are known, with the vectors that give their gradient, left right^T."""
+
+    @staticmethod
+    def forward(ctx, weights: Tensor, value: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        ctx.save_for_backward(left, right)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        left, right = ctx.saved_tensors
+        return (grad * left) @ right.mT, None, None, None
 
 
 def batch_norm_regularisation(model: nn.Module) -> Tensor:

@@ -134,9 +134,9 @@ def face(index: int) -> Face:
         clothes=one_of(CLOTHES),
         backdrop=one_of(BACKDROPS),
         background=one_of(BACKGROUNDS),
-        tilt=between(-9, 9),
-        shift=(between(-0.06, 0.06), between(0.02, 0.10)),
-        scale=between(1.14, 1.30),
+        tilt=between(-6, 6),
+        shift=(between(-0.04, 0.04), between(0.03, 0.09)),
+        scale=between(1.18, 1.28),
     )
 
 

@@ -12,12 +12,31 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrize
 
 
 def weight_normalised(convolution: nn.Conv2d) -> nn.Conv2d:
     """Effective weight g * v / ||v||, the norm taken per output channel (Salimans and Kingma 2016)."""
-    return parametrizations.weight_norm(convolution, dim=0)
+    parametrize.register_parametrization(convolution, "weight", WeightNorm())
+    return convolution
+
+
+class WeightNorm(nn.Module):
+    """Parametrization (g, v) -> g * v / ||v||: g is `original0`, v is `original1`.
+
+    As `torch.nn.utils.parametrizations.weight_norm`, but the weight stays channels last; that one copies it eight times
+    in a training step to turn it round and back.
+    """
+
+    def forward(self, g: Tensor, v: Tensor) -> Tensor:
+        return v * (g / self._norm(v))
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return self._norm(weight), weight
+
+    @staticmethod
+    def _norm(v: Tensor) -> Tensor:
+        return v.square().sum((1, 2, 3), keepdim=True).sqrt()  # (C_out, 1, 1, 1)
 
 
 class Masked(nn.Module):

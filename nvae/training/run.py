@@ -44,7 +44,9 @@ class Averages:
         self.images += images
         for key, value in values.items():
             mean = self.means.setdefault(key, torch.zeros_like(value.detach(), dtype=torch.float32))
-            self.means[key] = mean + (value.detach() - mean) * (images / self.images)  # no large sums: float32 is enough
+            self.means[key] = mean + (value.detach() - mean) * (
+                images / self.images
+            )  # no large sums: float32 is enough
 
     def values(self) -> dict[str, Any]:
         return {key: mean.tolist() for key, mean in self.means.items()}
@@ -75,7 +77,7 @@ class Run:
         self.model.recompute_activations(self.schedule.use_tensor_checkpoints)
         self.spectral = SpectralRegularisation(regularised_convolutions(self.model))
         self.optimizer = torch.optim.Adamax(
-            self.model.parameters(), lr=self.schedule.learning_rate, eps=EPSILON, weight_decay=WEIGHT_DECAY
+            self.model.parameters(), self.schedule.learning_rate, eps=EPSILON, weight_decay=WEIGHT_DECAY, foreach=True
         )
         self.half = half_dtype(device) if self.schedule.half_precision else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)
