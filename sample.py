@@ -3,7 +3,12 @@
 import secrets
 from pathlib import Path
 
+from nvae.checkpoint import load_model, plain_name
 from nvae.command_line import Parser, natural, run, temperature
+from nvae.devices import choose_device
+from nvae.sampling.batch_norm import readjusted
+from nvae.sampling.grids import grid, save_picture, show
+from nvae.sampling.samples import sample
 
 
 def arguments():
@@ -30,19 +35,14 @@ def arguments():
 
 def main() -> None:
     options = arguments()
-    from nvae.checkpoint import load_model
-    from nvae.devices import choose_device
-    from nvae.sampling.batch_norm import readjusted
-    from nvae.sampling.grids import grid, save_picture, show
-    from nvae.sampling.samples import sample
-
     device = choose_device(options.device)
     model = load_model(options.model, device)
     seed = secrets.randbelow(10**6) if options.seed is None else options.seed
     seeds = range(seed, seed + 9)
     with readjusted(model, options.temperature, options.iterations, progress=True):
         picture = grid(sample(model, seeds, options.temperature), columns=3)
-    name = f"sample_{Path(options.model).name.split('.')[0]}_temperature{options.temperature:g}_seed{seed}.png"
+    settings = f"temperature{options.temperature:g}_iterations{options.iterations}_seed{seed}"
+    name = f"sample_{plain_name(options.model)}_{settings}.png"
     about = {
         "model": options.model,
         "temperature": options.temperature,
@@ -50,7 +50,8 @@ def main() -> None:
         "seed": seed,  # of the first image; the others follow
     }
     saved = save_picture(picture, options.out / name, about)
-    print(f"{saved}: temperature {options.temperature:g}, seeds {seed} to {seeds[-1]} (--seed {seed} makes it again)")
+    again = f"python3 sample.py {options.model} {options.temperature:g} {options.iterations} --seed {seed}"
+    print(f"{saved}: seeds {seed} to {seeds[-1]}; the same again: {again}")
     show(picture, name)
 
 

@@ -1,9 +1,10 @@
 """Train a model, or go on with it: python3 train.py quickstart"""
 
-from pathlib import Path
-
 from nvae.command_line import Parser, run
-from nvae.config import available_configs, load_config
+from nvae.config import available_configs, config_path, load_config
+from nvae.devices import favour_speed
+from nvae.summary import summary
+from nvae.training.loop import train
 
 
 def arguments():
@@ -30,13 +31,10 @@ def main() -> None:
     options = arguments()
     config = load_config(options.config, options.overrides)
     if options.dry_run:
-        from nvae.summary import summary
-
         print(summary(config))
         return
-    from nvae.training.loop import train
-
-    train(config, Path(options.config).stem, options.device, options.fresh)
+    favour_speed()
+    train(config, config_path(options.config).stem, options.device, options.fresh)
 
 
 if __name__ == "__main__":

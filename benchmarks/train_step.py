@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from nvae.config import load_config
 from nvae.data.images import Data
-from nvae.devices import choose_device, half_dtype, keep_freed_memory
+from nvae.devices import choose_device, favour_speed, half_dtype
 from nvae.summary import cost_per_image
 from nvae.training.run import Run
 
@@ -81,10 +81,10 @@ def main():
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--device")
     parser.add_argument("--half", action="store_true")
-    parser.add_argument("--without-memory-setting", action="store_true", help="leave the memory allocator as it is")
+    parser.add_argument("--plain-process", action="store_true", help="without devices.favour_speed()")
     options = parser.parse_args()
-    if not options.without_memory_setting:
-        keep_freed_memory()
+    if not options.plain_process:
+        favour_speed()
     device = choose_device(options.device)
     dtype = half_dtype(device) if options.half else torch.float32
     yardstick = convolution_throughput(device, dtype)

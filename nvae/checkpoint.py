@@ -9,7 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import re
 import shutil
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,11 @@ def model_path(name: str) -> Path:
     return FOLDER / f"final_result_{name}.model"
 
 
+def plain_name(path: str | Path) -> str:
+    """What a checkpoint or model file is called, without its ending."""
+    return re.sub(r"\.(checkpoint|model)(?=\.|$)", "", Path(path).name)
+
+
 def previous_path(path: Path) -> Path:
     """The file that the last save replaced."""
     return path.with_name(path.name + ".previous")
@@ -64,7 +72,7 @@ def save(model: HierarchicalVAE, path: str | Path, training: dict[str, Any] | No
 
 def write_whole(content: dict[str, Any], path: Path) -> None:
     """To a temporary file, flushed to the disk, then renamed: a crash at any instant leaves a whole file."""
-    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(unfinished, "wb") as file:
@@ -80,8 +88,10 @@ def write_whole(content: dict[str, Any], path: Path) -> None:
                 shutil.copy2(path, previous)
         os.replace(unfinished, path)
     except (OSError, RuntimeError) as error:  # torch's writer turns some of the former into the latter
-        unfinished.unlink(missing_ok=True)
         raise CheckpointError(_why_not_written(path, error)) from error
+    finally:
+        with suppress(OSError):  # renamed already, or in a folder that is none
+            unfinished.unlink()
 
 
 def _why_not_written(path: Path, error: Exception) -> str:
@@ -94,8 +104,8 @@ def _why_not_written(path: Path, error: Exception) -> str:
     return f"{path} could not be saved: {problem}; {kept}make room or mend the folder, and run the same command again."
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The content of a checkpoint or model file, its tensors on `device`. Raises CheckpointError.
+def load(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint or model file, its tensors on the CPU. Raises CheckpointError.
 
     Keys: config (a Config), weights (a state dictionary), and, in a checkpoint, training.
     """
@@ -106,16 +116,24 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
         if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC:
             raise CheckpointError(f"{path} is not a checkpoint; {WANTED}.")
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} was written by another program: it holds more than tensors and plain values, and was not opened "
             f"further; {WANTED}."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} is damaged or was cut off; {_use_previous(path)}.") from error
+    if damaged:
+        raise CheckpointError(f"{path} is damaged (in {damaged}); {_use_previous(path)}.")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} was written by another program; {WANTED}.")
+    parts = {"version": int, "config": dict, "weights": dict, **({"training": dict} if "training" in content else {})}
+    wrong = [key for key, kind in parts.items() if not isinstance(content.get(key), kind)]
+    if wrong:
+        raise CheckpointError(f"{path} lacks {' and '.join(wrong)}, or holds something else there; {WANTED}.")
     if content["version"] > VERSION:
         raise CheckpointError(f"{path} was written by a newer version of this program; update it (git pull).")
     try:
@@ -151,7 +169,7 @@ def restore_weights(model: HierarchicalVAE, weights: dict[str, torch.Tensor], so
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> HierarchicalVAE:
     """The model in a `.model` or `.checkpoint` file, ready for sampling (eval mode). Raises CheckpointError."""
-    content = load(path, device)
-    model = build_model(content["config"]).to(device)
+    content = load(path)
+    model = build_model(content["config"])
     restore_weights(model, content["weights"], path)
-    return model.eval().requires_grad_(False)
+    return model.to(device).eval().requires_grad_(False)

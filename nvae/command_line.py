@@ -26,6 +26,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
     Bad input is 2 and one sentence on the standard error, without a traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file's name may hold what the terminal's encoding does not
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main() or 0
     except UserError as error:

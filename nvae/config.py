@@ -249,6 +249,8 @@ def _read_yaml(text: str, source: str) -> tuple[dict[str, Any], dict[str, int]]:
         raise ConfigError(f"{place}: this is not valid YAML ({problem}); compare it with model_configs/.") from None
     except RecursionError:
         raise ConfigError(f"{source}: a section of this file contains itself, or is nested too deeply.") from None
+    except ValueError as error:  # a date or a number that only looks like one
+        raise ConfigError(f"{source}: one of the values of this file cannot be read ({error}).") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{source}: a config is a list of 'key: value' lines, but this file holds {_show(data)}.")
     return data, lines
@@ -272,7 +274,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
         raise ConfigError(f"--set {override}: write it as key=value, such as training_parameters.epochs=3.")
     try:
         return key.strip(), yaml.load(value, _Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigError(f"--set {override}: the value after '=' is not valid YAML.") from None
 
 

@@ -69,7 +69,8 @@ def summary(config: Config) -> str:
         f"forward pass: {cost.operations / 1e9:.2f} GFLOP per image; a training step three times that",
         f"training memory: {cost.saved_bytes / 2**20:.1f} MiB per image for the gradient, about "
         f"{memory / 2**30:.2f} GiB with the weights at batch size {schedule.batch_size}"
-        + (" (use_tensor_checkpoints)" if schedule.use_tensor_checkpoints else ""),
+        + (" (use_tensor_checkpoints)" if schedule.use_tensor_checkpoints else "")
+        + (" in float32; less in half precision" if schedule.half_precision else ""),
         f"schedule: {schedule.epochs} epochs of batches of {schedule.batch_size}, KL warm-up "
         f"{schedule.warmup_epochs:g} epochs, learning rate {schedule.learning_rate:g} to "
         f"{schedule.learning_rate_min:g}",

@@ -17,6 +17,7 @@ from nvae.model.nvae import build_nvae
 # Here and in the programs that tests start: on tiny tensors threads only wait for each other.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["MPLBACKEND"] = "agg"  # no window on a developer's desktop
 
 ROOT = Path(__file__).resolve().parent.parent
 

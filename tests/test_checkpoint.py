@@ -198,3 +198,48 @@ def test_weights_of_other_code_are_refused(model, tmp_path, change):
     rewrite(path, weights=weights)
     with pytest.raises(CheckpointError, match="constant.*written by other code"):
         load_model(path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"version": None}, {"version": "x"}, {"config": 5}, {"weights": []}, {"training": 5}], ids=str
+)
+def test_a_file_without_its_parts_is_refused(model, tmp_path, changes):
+    path = tmp_path / "a.model"
+    save(model, path)
+    rewrite(path, **changes)
+    with pytest.raises(CheckpointError, match=f"lacks {next(iter(changes))}"):
+        load_model(path)
+
+
+def test_damage_inside_a_file_is_noticed(model, tmp_path):
+    path = tmp_path / "a.model"
+    save(model, path)
+    content = bytearray(path.read_bytes())
+    middle = content.index(model.constant.detach().numpy().tobytes()[:32])
+    content[middle : middle + 16] = bytes(16)
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load(path)
+
+
+def test_nothing_unfinished_is_left_when_saving_is_interrupted(model, tmp_path, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save(model, tmp_path / "a.model")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("saved_weights/quickstart.checkpoint", "quickstart"),
+        ("v1.5.checkpoint.previous", "v1.5.previous"),
+        ("final_result_a.model", "final_result_a"),
+        ("other.pt", "other.pt"),
+    ],
+)
+def test_plain_names(file, name):
+    assert checkpoint.plain_name(file) == name

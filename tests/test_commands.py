@@ -46,7 +46,8 @@ def command(root, folder, monkeypatch, capsys):
 
     def command(script, *arguments):
         path = str(root / script)
-        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        device = ["--device", "cpu"] if script == "train.py" and "--device" not in arguments else []
+        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments), *device])
         with pytest.raises(SystemExit) as exit:
             if script == "-m":
                 runpy.run_module("nvae", run_name="__main__", alter_sys=True)
@@ -76,6 +77,13 @@ def metrics(folder, name="little"):
     for entry in entries:
         del entry["images_per_second"]
     return entries
+
+
+def wait_for(process, condition):
+    """Until the condition holds; an error where the process ends before it does."""
+    while not condition():
+        assert process.poll() is None
+        time.sleep(0.05)
 
 
 def test_training_leaves_a_checkpoint_a_model_numbers_and_pictures(command, folder):
@@ -124,6 +132,7 @@ def test_fresh_starts_over_and_keeps_the_old_files(command, folder):
     code, out, _ = command("train.py", "little", "--fresh", "--set", "training_parameters.epochs=1")
     assert code == 0
     assert (folder / "saved_weights" / "little.checkpoint.1").read_bytes() == old
+    assert (folder / "saved_weights" / "final_result_little.model.1").exists()
     assert len(metrics(folder, "little.1")) == 2
     assert len(metrics(folder)) == 1
 
@@ -133,11 +142,10 @@ def test_a_signal_saves_and_the_next_run_ends_where_one_run_ends(folder, root, n
     """In processes of their own, and stopped in the middle of an epoch."""
     sets = ["--set", "dataset.training_images=1500", "--set", "training_parameters.batch_size=4"]
     sets += ["--set", "training_parameters.epochs=1"]
-    start = [sys.executable, "-u", str(root / "train.py"), "little", *sets]
+    start = [sys.executable, "-u", str(root / "train.py"), "little", "--device", "cpu", *sets]
     process = subprocess.Popen(start, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()  # the introduction; then the first checkpoint, then the steps
-    while not (folder / "saved_weights" / "little.checkpoint").exists():
-        time.sleep(0.05)
+    wait_for(process, (folder / "saved_weights" / "little.checkpoint").exists)
     time.sleep(0.5)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
@@ -160,11 +168,10 @@ def test_a_signal_saves_and_the_next_run_ends_where_one_run_ends(folder, root, n
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(folder, root):
     sets = ["--set", "dataset.training_images=1500", "--set", "training_parameters.images_per_checkpoint=400"]
-    start = [sys.executable, str(root / "train.py"), "little", *sets]
+    start = [sys.executable, str(root / "train.py"), "little", "--device", "cpu", *sets]
     process = subprocess.Popen(start, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     metrics_file = folder / "runs" / "little" / "metrics.jsonl"
-    while not metrics_file.exists() or len(metrics_file.read_text().splitlines()) < 2:
-        time.sleep(0.05)
+    wait_for(process, lambda: metrics_file.exists() and len(metrics_file.read_text().splitlines()) >= 2)
     process.kill()
     process.wait()
     position = load(folder / "saved_weights" / "little.checkpoint")["training"]["position"]
@@ -195,7 +202,7 @@ def test_sample_saves_a_picture_that_says_what_it_is(command, folder):
     command("train.py", "little")
     code, out, _ = command("sample.py", "saved_weights/little.checkpoint", "0.7", "2", "--seed", "5")
     assert code == 0
-    path = folder / "images" / "sample_little_temperature0.7_seed5.png"
+    path = folder / "images" / "sample_little_temperature0.7_iterations2_seed5.png"
     assert str(path.relative_to(folder)) in out
     with Image.open(path) as picture:
         assert picture.size == (496, 496)  # three cells of 160 and four margins of 4
@@ -206,7 +213,7 @@ def test_sample_saves_a_picture_that_says_what_it_is(command, folder):
     command("sample.py", "saved_weights/little.checkpoint", "0.7", "2", "--seed", "5")
     assert path.read_bytes() == first
     command("sample.py", "saved_weights/final_result_little.model", "0.7", "2", "--seed", "5")
-    final = folder / "images" / "sample_final_result_little_temperature0.7_seed5.png"
+    final = folder / "images" / "sample_final_result_little_temperature0.7_iterations2_seed5.png"
     with Image.open(final) as one, Image.open(path) as other:
         assert one.tobytes() == other.tobytes()
 
@@ -226,6 +233,8 @@ def test_summary_of_a_config_and_of_a_file(command):
         (["little", "--set", "latent_size=many"], "latent_size is the text 'many'; allowed: a whole number"),
         (["little", "--set", "input_dimension=9"], "input_dimension is 9.*a multiple of 4"),
         (["little", "--set", "nonsense"], "key=value"),
+        (["little", "--set", "latent_size=" + "[" * 2000], "not valid YAML"),
+        (["little", "--set", "latent_size=2020-13-45"], "not valid YAML"),
         (["little", "--device", "abacus"], "no device 'abacus'"),
         (["little", "--set", "dataset.name=folder"], "image folder 'dataset' does not exist"),
         (["little", "--set", "dataset.name=folder", "--set", "dataset.path=model_configs"], "holds 0 pictures"),
@@ -284,3 +293,60 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(command, folde
     assert result[0] == 2
     assert "the loss became" in result[2]
     assert (folder / "saved_weights" / "little.checkpoint").read_bytes() == before
+
+
+def test_weights_that_are_not_finite_are_never_saved(command, folder):
+    """One step between two checkpoints: the loss is still finite when the weights no longer are."""
+    sets = ["--set", "dataset.training_images=8"]
+    command("train.py", "little", *sets, "--set", "training_parameters.epochs=1")
+    before = (folder / "saved_weights" / "little.checkpoint").read_bytes()
+    rate = ["--set", "training_parameters.learning_rate=1e30"]
+    code, _, error = command("train.py", "little", *sets, "--set", "training_parameters.epochs=3", *rate)
+    assert code == 2
+    assert "still holds those from before" in error
+    assert (folder / "saved_weights" / "little.checkpoint").read_bytes() == before
+    assert command("train.py", "little", *sets)[0] == 0
+
+
+def test_configs_whose_names_hold_a_dot_are_two_models(command, folder):
+    for name in ("v1.5", "v1.6"):
+        (folder / "model_configs" / f"{name}.yaml").write_text(TINY_YAML)
+        command("train.py", name, "--set", "training_parameters.epochs=1")
+    assert {"saved_weights/v1.5.checkpoint", "saved_weights/v1.6.checkpoint"} < set(files(folder))
+
+
+def test_pictures_that_cannot_be_drawn_do_not_stop_the_training(command, folder):
+    (folder / "runs" / "little" / "samples.png").mkdir(parents=True)
+    code, out, _ = command("train.py", "little")
+    assert code == 0
+    assert "could not be drawn" in out
+
+
+def test_without_write_reconstruction_there_is_no_such_picture(command, folder):
+    command("train.py", "little", "--set", "training_parameters.write_reconstruction=False")
+    assert not (folder / "runs" / "little" / "reconstructions.png").exists()
+    assert (folder / "runs" / "little" / "samples.png").exists()
+
+
+def test_a_run_folder_that_cannot_be_written_is_one_sentence(command, folder):
+    (folder / "runs").write_text("")
+    assert_refused(command("train.py", "little"), "runs/little cannot be written")
+
+
+def test_a_broken_picture_of_any_name_is_named_and_left_out(command, folder):
+    (folder / "dataset").mkdir()
+    for i in range(9):
+        Image.new("RGB", (8, 8), (i, i, i)).save(folder / "dataset" / f"{i}.png")
+    try:
+        (folder / "dataset" / os.fsdecode(b"\xff.png")).write_text("broken")
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    code, out, _ = command("train.py", "little", "--set", "dataset={name: folder}")
+    assert code == 0
+    assert "1 of 10 pictures cannot be read" in out
+
+
+def test_a_summary_of_a_file_with_any_ending(command, folder):
+    command("train.py", "little")
+    command("train.py", "little", "--fresh", "--set", "training_parameters.epochs=1")
+    assert command("-m", "summary", "saved_weights/little.checkpoint.1")[0] == 0

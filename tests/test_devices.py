@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nvae.devices import available_devices, choose_device, keep_freed_memory
+from nvae.devices import available_devices, choose_device, favour_speed
 from nvae.errors import UserError
 
 
@@ -16,8 +16,8 @@ def test_a_device_that_is_not_there_is_one_sentence(name):
         choose_device(name)
 
 
-def test_the_memory_setting_changes_no_number():
+def test_settings_for_speed_change_no_number():
     before = torch.randn(500, 500, generator=torch.Generator().manual_seed(0)) @ torch.ones(500, 500)
-    keep_freed_memory()
+    favour_speed()
     after = torch.randn(500, 500, generator=torch.Generator().manual_seed(0)) @ torch.ones(500, 500)
     assert torch.equal(before, after)

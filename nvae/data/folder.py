@@ -6,8 +6,11 @@ import errno
 import hashlib
 import json
 import os
+import shutil
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +31,11 @@ NAMED_AT_MOST = 5
 def load_folder(config: Config) -> Data:
     """All pictures under `dataset.path` and its subfolders, links followed.
 
-    Which of them are for validation depends on nothing but their names, so a picture added later moves no other one
-    from one part to the other. Files that cannot be read are left out, and named. Raises UserError.
+    Which of them are for validation depends on their names alone, so a picture added later moves no other one from
+    one part to the other (except in sets so small that one had to be chosen for either part). Files that cannot be
+    read are left out, and named. Raises UserError.
     """
-    folder = Path(config.dataset.path)
+    folder = Path(config.dataset.path).expanduser()
     if not folder.is_dir():
         raise UserError(
             f"the image folder '{folder}' does not exist; put pictures into it, or say where they are with "
@@ -81,17 +85,22 @@ def _read_or_map(folder: Path, files: list[Path], size: int, channels: int) -> t
         pixels = np.empty(shape, np.uint8)
         unreadable = _read(files, pixels, folder)
         return torch.from_numpy(pixels)[: len(files) - len(unreadable)], unreadable
-    stats = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
-    key = hashlib.blake2b(repr((shape, stats)).encode(), digest_size=8).hexdigest()
-    mapped, notes = folder / f".pixels_{key}.npy", folder / f".pixels_{key}.json"
+    kind = f".pixels_{size}x{size}x{channels}_"
+    stats = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files if file.exists()]
+    key = kind + hashlib.blake2b(repr(stats).encode(errors="surrogateescape"), digest_size=8).hexdigest()
+    mapped, notes = folder / f"{key}.npy", folder / f"{key}.json"
     if not mapped.exists():
-        unfinished = mapped.with_suffix(".unfinished")
+        unfinished = folder / f"{key}.unfinished"
         try:
+            for outdated in folder.glob(f"{kind}*"):
+                outdated.unlink()
+            _reserve(unfinished, int(np.prod(shape, dtype=np.int64)))
             unreadable = _read(files, np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape), folder)
             notes.write_text(json.dumps(unreadable))
             unfinished.replace(mapped)
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
+            with suppress(OSError):
+                unfinished.unlink()
             problem = "no space is left for" if error.errno == errno.ENOSPC else "the folder takes no file for"
             raise UserError(
                 f"{problem} the {np.prod(shape) / 2**30:.1f} GiB of resized pixels of '{folder}' ({error}); "
@@ -100,6 +109,12 @@ def _read_or_map(folder: Path, files: list[Path], size: int, channels: int) -> t
     unreadable = json.loads(notes.read_text())
     pixels = np.lib.format.open_memmap(mapped, "c")
     return torch.from_numpy(pixels)[: len(files) - len(unreadable)], unreadable
+
+
+def _reserve(file: Path, size: int) -> None:
+    """Raise OSError now where the disk has no room: writing to a mapped file that finds none kills the process."""
+    if shutil.disk_usage(file.parent).free < size + 2**20:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _read(files: list[Path], pixels: np.ndarray, folder: Path) -> dict[str, str]:
@@ -114,7 +129,8 @@ def _read(files: list[Path], pixels: np.ndarray, folder: Path) -> dict[str, str]
             return str(error) or type(error).__name__
 
     unreadable: dict[str, str] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a photograph may be large
         bar = tqdm(files, f"reading {folder}", unit=" pictures", leave=False, disable=None, delay=1)
         for i, (file, result) in enumerate(zip(bar, pool.map(read, files), strict=True)):
             if isinstance(result, str):

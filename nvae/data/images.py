@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ class Data:
     validation: Tensor  # uint8 (N, C, S, S)
     notices: tuple[str, ...] = ()
 
+    @cached_property
     def fingerprint(self) -> str:
         """A digest of the split and of its pixels (of evenly spaced images where there are more than a gigabyte)."""
         digest = hashlib.blake2b(digest_size=16)

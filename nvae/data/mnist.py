@@ -24,7 +24,7 @@ _FILES = {"training": "train-images-idx3-ubyte", "validation": "t10k-images-idx3
 
 def load_mnist(config: Config) -> Data:
     """The 60,000 images for training, and the set's own 10,000 test images for validation. Raises UserError."""
-    name, folder = config.dataset.name, Path(config.dataset.path)
+    name, folder = config.dataset.name, Path(config.dataset.path).expanduser()
     dataset = _SETS[name]
     places = [folder, folder / dataset.__name__ / "raw"]  # as they come, or where torchvision puts them
     found = {part: _find(places, file) for part, file in _FILES.items()}

@@ -9,12 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nvae.checkpoint import checkpoint_path, model_path, save
 from nvae.config import Config
 from nvae.data.registry import load_data
-from nvae.devices import choose_device, half_dtype, keep_freed_memory
+from nvae.devices import choose_device
 from nvae.errors import UserError
 from nvae.evaluation.likelihood import evaluate_elbo
 from nvae.objective import kl_coefficient
@@ -22,7 +20,7 @@ from nvae.training.pictures import draw_curves, draw_reconstructions, draw_sampl
 from nvae.training.progress import Progress
 from nvae.training.records import FOLDER as RUNS
 from nvae.training.records import Records
-from nvae.training.run import Run
+from nvae.training.run import Run, how_to_go_on
 from nvae.training.schedules import learning_rate
 from nvae.training.signals import stop_requests
 
@@ -39,15 +37,12 @@ def train(config: Config, name: str, device: str | None = None, fresh: bool = Fa
     fresh: start over; an earlier run's checkpoint and folder are kept under another name.
     Raises UserError, and Stopped after Ctrl-C or SIGTERM.
     """
-    keep_freed_memory()
     chosen = choose_device(device)
-    if chosen.type == "cuda":
-        torch.backends.cudnn.benchmark = True
     data = load_data(config)
     run = Run(config, data, chosen)
     checkpoint = checkpoint_path(name)
     if fresh:
-        _put_aside(checkpoint, RUNS / name)
+        _put_aside(checkpoint, model_path(name), RUNS / name)
     continues = checkpoint.exists()
     if continues:
         run.resume(checkpoint)
@@ -85,7 +80,7 @@ def _train(run: Run, name: str, records: Records) -> None:
                         clock.stop()
                         _report(run, name, records, progress, clock, due)
                         clock.start()
-                    if stop.signal is not None:
+                    if stop.signal is not None and run.position.epoch < schedule.epochs:
                         _stop(run, name, stop.signal, progress)
                 progress.epoch(run.position.epoch)
     finally:
@@ -112,15 +107,18 @@ def _report(run: Run, name: str, records: Records, progress: Progress, clock: Cl
     if checkpoint:
         progress.doing("validating")
         entry |= _validation(run)
+        _refuse_non_finite(entry["validation_elbo"], run, name)
     run.averages.clear()
     progress.say(_line(run, entry))
+    records.note(entry)
     if checkpoint:
         progress.doing("saving")
         run.save(checkpoint_path(name))
-    records.note(entry)
-    if checkpoint:
         progress.doing("drawing")
-        _draw(run, records)
+        try:
+            _draw(run, records)
+        except (UserError, OSError) as error:  # pictures are worth no training run
+            progress.say(f"the pictures of step {run.position.step} could not be drawn: {error}")
     progress.doing("")
 
 
@@ -164,19 +162,15 @@ def _draw(run: Run, records: Records) -> None:
     draw_curves(records.metrics, names, records.folder)
 
 
-def _refuse_non_finite(loss: float, run: Run, name: str) -> None:
-    if not math.isfinite(loss):
-        checkpoint = checkpoint_path(name)
+def _refuse_non_finite(bound: float, run: Run, name: str) -> None:
+    if not math.isfinite(bound):
         raise UserError(
-            f"the loss became {loss} in epoch {run.position.epoch + 1}; {checkpoint} still holds the weights from "
-            "before: go on from it with a lower learning_rate, a longer learning_rate_warmup_epochs or "
-            "gradient_clipping, such as --set training_parameters.gradient_clipping=100."
+            f"the loss became {bound} before step {run.position.step}, and the weights of that step were not saved; "
+            + how_to_go_on(checkpoint_path(name))
         )
 
 
 def _stop(run: Run, name: str, number: int, progress: Progress) -> None:
-    if run.averages.images:
-        _refuse_non_finite(run.averages.values()["loss"], run, name)
     run.save(checkpoint_path(name))
     progress.close()
     print(
@@ -214,7 +208,7 @@ def _line(run: Run, entry: dict[str, Any]) -> str:
 
 def _introduce(run: Run, name: str, checkpoint: Path | None) -> None:
     parameters = sum(p.numel() for p in run.model.parameters())
-    precision = f" in {str(half_dtype(run.device)).removeprefix('torch.')}" if run.half else ""
+    precision = f" in {str(run.half).removeprefix('torch.')}" if run.half else ""
     print(
         f"{name}: {parameters:,} parameters, {len(run.model.groups)} latent groups; {len(run.data.training):,} images "
         f"for training, {len(run.data.validation):,} for validation; on {run.device}{precision}"
@@ -231,13 +225,17 @@ def _introduce(run: Run, name: str, checkpoint: Path | None) -> None:
 
 
 def _put_aside(*paths: Path) -> None:
-    """Rename what is there to the first free numbered name."""
+    """Rename what is there, with the first number that is free for all of it."""
+    number = 1
+    while any(path.with_name(f"{path.name}.{number}").exists() for path in paths):
+        number += 1
     for path in paths:
         if path.exists():
-            number = 1
-            while (aside := path.with_name(f"{path.name}.{number}")).exists():
-                number += 1
-            os.rename(path, aside)
+            aside = path.with_name(f"{path.name}.{number}")
+            try:
+                os.rename(path, aside)
+            except OSError as error:
+                raise UserError(f"{path} cannot be kept as {aside} ({error}); mend the folder.") from error
             print(f"{path} is kept as {aside}")
 
 

@@ -22,10 +22,12 @@ class Records:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
             self.metrics = [entry for entry in read_metrics(self.metrics_file) if entry["step"] <= step]
-            self.metrics_file.write_text("".join(json.dumps(entry) + "\n" for entry in self.metrics))
+            unfinished = self.metrics_file.with_suffix(".unfinished")
+            unfinished.write_text("".join(json.dumps(entry) + "\n" for entry in self.metrics))
+            unfinished.replace(self.metrics_file)
+            self._tensorboard = _tensorboard(self.folder, step)
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written ({error}); make room or mend the folder.") from error
-        self._tensorboard = _tensorboard(self.folder, step)
 
     def note(self, entry: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl, and to TensorBoard."""
@@ -33,14 +35,18 @@ class Records:
         try:
             with open(self.metrics_file, "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
+            self._note_in_tensorboard(entry)
         except OSError as error:
-            raise UserError(f"{self.metrics_file} cannot be written ({error}); make room, and run it again.") from error
-        if self._tensorboard is not None:
-            for key, value in entry.items():
-                values = {f"{key}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {key: value}
-                for tag, number in values.items():
-                    self._tensorboard.add_scalar(tag, number, entry["step"])
-            self._tensorboard.flush()
+            raise UserError(f"{self.folder} cannot be written ({error}); make room, and run it again.") from error
+
+    def _note_in_tensorboard(self, entry: dict[str, Any]) -> None:
+        if self._tensorboard is None:
+            return
+        for key, value in entry.items():
+            values = {f"{key}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {key: value}
+            for tag, number in values.items():
+                self._tensorboard.add_scalar(tag, number, entry["step"])
+        self._tensorboard.flush()
 
     def close(self) -> None:
         if self._tensorboard is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,11 @@ class Run:
         self.data = data
         self.device = device
         self.model = build_model(config).to(device)
+        if self.batch_size == 1 and self.model.levels[0].resolution == 1:
+            raise UserError(
+                "batch norm needs more than one value per channel, but the top level is 1 x 1 and a batch is one "
+                "image; choose a batch_size of at least 2, and have as many images, or fewer halvings."
+            )
         self.model.recompute_activations(self.schedule.use_tensor_checkpoints)
         self.spectral = SpectralRegularisation(regularised_convolutions(self.model))
         self.optimizer = torch.optim.Adamax(
@@ -113,7 +119,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.epoch, schedule)
 
-        with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
+        with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
             result = model(images, noise)
         terms = bound(result, images)
         kl = balanced_kl(terms.kl, model.levels, coefficient)
@@ -148,25 +154,30 @@ class Run:
     # ------------------------------------------------------------------------------------------- on disk
 
     def save(self, path: Path) -> None:
-        """Write the checkpoint from which `resume` goes on exactly. Raises CheckpointError."""
+        """Write the checkpoint from which `resume` goes on exactly.
+
+        Raises CheckpointError, and UserError instead of replacing good weights by some that are not finite.
+        """
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            raise UserError(f"the weights are not finite any more, and were not saved; {how_to_go_on(path)}")
         training = {
             "position": vars(self.position).copy(),
             "averages": vars(self.averages).copy(),
             "optimizer": self.optimizer.state_dict(),
             "spectral": self.spectral.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "data": self.data.fingerprint(),
+            "data": self.data.fingerprint,
         }
         save(self.model, path, training)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint. Raises CheckpointError or UserError, saying what does not fit."""
-        content = load(path, self.device)
+        content = load(path)
         if "training" not in content:
             raise CheckpointError(f"{path} is a model without a training state; continue from a .checkpoint file.")
         refuse_changes(self.config, content["config"], path)
         training = content["training"]
-        if training["data"] != self.data.fingerprint():
+        if training.get("data") != self.data.fingerprint:
             raise UserError(
                 f"the images of {self.config.dataset.name} ({self.config.dataset.path}) are not those that {path} was "
                 "trained on; bring the old ones back, or start over with --fresh."
@@ -178,13 +189,24 @@ class Run:
             if training["scaler"] and self.scaler.is_enabled():
                 self.scaler.load_state_dict(training["scaler"])
             self.position = Position(**training["position"])
-            self.averages = Averages(**training["averages"])
+            self.averages = Averages(
+                training["averages"]["images"],
+                {key: mean.to(self.device) for key, mean in training["averages"]["means"].items()},
+            )
             self._end_epoch_without_a_whole_batch()  # the batch size may have grown
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise CheckpointError(
                 f"{path} holds the training state of other code ({error}); start over with --fresh, or use the program "
                 "that wrote it."
             ) from error
+
+
+def how_to_go_on(path: Path) -> str:
+    """What to do after training went wrong."""
+    return (
+        f"{path} still holds those from before: go on from it with a lower learning_rate, a longer "
+        "learning_rate_warmup_epochs or gradient_clipping, such as --set training_parameters.gradient_clipping=100."
+    )
 
 
 def refuse_changes(config: Config, saved: Config, path: Path) -> None:
@@ -194,6 +216,6 @@ def refuse_changes(config: Config, saved: Config, path: Path) -> None:
     if changed:
         keys = ", ".join(f"{key} (was {then[key]}, is {now[key]})" for key in changed)
         raise UserError(
-            f"the config has changed since {path} was made: {keys}; only keys of training_parameters other than seed "
-            "may change in a run: change these back, or start over with --fresh."
+            f"the config has changed since {path} was made: {keys}; only dataset.path and the keys of "
+            "training_parameters other than seed may change in a run: change these back, or start over with --fresh."
         )

@@ -1,11 +1,11 @@
-"""Ctrl-C and SIGTERM: finish the step, then stop; a second time, stop at once."""
+"""Ctrl-C, SIGTERM and a closed terminal: finish the step, then stop; a second time, stop at once."""
 
 from __future__ import annotations
 
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
@@ -17,16 +17,18 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Within it, the first Ctrl-C or SIGTERM is only noted; the handlers are put back afterwards."""
+    """Within it, the first such signal is only noted; the handlers are put back afterwards."""
     request = StopRequest()
 
     def note(number: int, frame: FrameType | None) -> None:
         if request.signal is not None:
             raise KeyboardInterrupt
         request.signal = number
-        print("\nfinishing this step, then saving; once more to stop at once", file=sys.stderr)
+        with suppress(OSError):  # the terminal may be what has gone
+            print("\nfinishing this step, then saving; once more to stop at once", file=sys.stderr)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {number: signal.signal(number, note) for number in signals}
     try:
         yield request
     finally:

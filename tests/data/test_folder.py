@@ -49,13 +49,13 @@ def test_a_new_picture_moves_no_other_one(pictures, load):
     after = load(pictures, validation_fraction=0.3)
     assert colours(before.training) < colours(after.training)
     assert colours(before.validation) <= colours(after.validation)
-    assert before.fingerprint() != after.fingerprint()
+    assert before.fingerprint != after.fingerprint
 
 
 def test_the_same_folder_elsewhere_is_the_same_data_set(pictures, load, tmp_path):
     before = load(pictures)
     moved = pictures.rename(tmp_path / "moved")
-    assert load(moved).fingerprint() == before.fingerprint()
+    assert load(moved).fingerprint == before.fingerprint
 
 
 def test_even_two_pictures_make_both_parts(tmp_path, load):
@@ -157,7 +157,7 @@ def test_a_large_folder_is_kept_in_a_file_and_found_again(pictures, load, monkey
     small = load(pictures)
     monkeypatch.setattr(folder_module, "MEMORY_LIMIT", 1000)
     first = load(pictures)
-    assert first.fingerprint() == small.fingerprint()
+    assert first.fingerprint == small.fingerprint
     monkeypatch.setattr(folder_module, "fit", None)  # reading a picture again would fail
-    assert load(pictures).fingerprint() == small.fingerprint()
+    assert load(pictures).fingerprint == small.fingerprint
     assert list(pictures.glob(".pixels_*.npy"))

@@ -120,6 +120,63 @@ def test_clipping_bounds_the_gradient(make_run):
     assert norm == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_clipping_comes_after_the_loss_scale_is_taken_out(make_run):
+    """With a scaler the gradients are too large by its factor until they are unscaled."""
+    run = make_run(gradient_clipping=0.5)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    advance(run, 1)
+    norm = math.sqrt(sum(p.grad.square().sum().item() for p in run.model.parameters() if p.grad is not None))
+    assert norm == pytest.approx(0.5, rel=1e-3)
+
+
+def test_the_first_step_is_adamax_with_the_papers_constants(make_run):
+    """Adamax from zero averages: theta - lr * g / (|g| + eps), g with the weight decay (Kingma and Ba 2015)."""
+    run = make_run()
+    before = [p.detach().clone() for p in run.model.parameters()]
+    advance(run, 1)
+    for old, new in zip(before, run.model.parameters(), strict=True):
+        if new.grad is not None:
+            gradient = new.grad + 3e-4 * old
+            torch.testing.assert_close(new, old - 0.01 * gradient / (gradient.abs() + 1e-3), rtol=1e-4, atol=1e-6)
+
+
+def test_schedules_follow_the_fraction_of_the_epoch(make_run):
+    run = make_run(learning_rate_warmup_epochs=1.0)
+    rates = []
+    for _ in range(3):
+        advance(run, 1)
+        rates.append(run.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.01 * 1e-3, 0.01 / 3, 0.02 / 3])
+
+
+def test_the_networks_images_reach_from_zero_to_one():
+    pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3)
+    assert to_network(pixels, "cpu").flatten().tolist() == pytest.approx([0.0, 0.2, 1.0])
+
+
+def test_weights_that_are_not_finite_are_not_saved(make_run, tmp_path):
+    run = make_run()
+    run.model.constant.data[0, 0, 0, 0] = float("nan")
+    with pytest.raises(UserError, match="not finite"):
+        run.save(tmp_path / "a.checkpoint")
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_value_per_channel_is_refused(make_config, data):
+    config = make_config(input_dimension=4, training_parameters={"batch_size": 1})
+    with pytest.raises(UserError, match="batch norm needs more than one value"):
+        Run(config, data, torch.device("cpu"))
+
+
+def test_a_larger_batch_than_is_left_of_the_epoch_begins_the_next(make_run, tmp_path):
+    run = make_run()
+    advance(run, 2)
+    run.save(tmp_path / "a.checkpoint")
+    again = make_run(batch_size=8)
+    again.resume(tmp_path / "a.checkpoint")
+    assert (again.position.epoch, again.position.image) == (1, 0)
+
+
 def test_training_raises_the_bound(make_run):
     run = make_run(learning_rate=0.003, epochs=100)
     advance(run, 10)
@@ -206,7 +263,7 @@ def test_a_model_file_is_no_training_state(make_run, tmp_path):
 
 def test_a_training_state_of_other_code_is_refused(make_run, tmp_path):
     run = make_run()
-    training = {"data": run.data.fingerprint(), "spectral": {}, "optimizer": {}, "position": {}, "averages": {}}
+    training = {"data": run.data.fingerprint, "spectral": {}, "optimizer": {}, "position": {}, "averages": {}}
     save(run.model, tmp_path / "a.checkpoint", training)
     with pytest.raises(CheckpointError, match="other code"):
         make_run().resume(tmp_path / "a.checkpoint")
