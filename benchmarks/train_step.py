@@ -118,10 +118,15 @@ def main():
 
 
 def batches(options):
-    """What to measure: every config at the batch size asked for, or the two of the README."""
+    """What to measure: every config at the batch size asked for, or those of the README."""
     if options.configs:
         return [(name, options.batch_size) for name in options.configs]
-    return [("quickstart", 8), ("quickstart", 16), ("big_logistic_mixture20latentnoflows", 8)]
+    own = load_config("quickstart").training_parameters.batch_size
+    return [
+        ("quickstart", options.batch_size),
+        ("quickstart", own),
+        ("big_logistic_mixture20latentnoflows", options.batch_size),
+    ]
 
 
 if __name__ == "__main__":
