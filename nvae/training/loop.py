@@ -24,6 +24,8 @@ from nvae.training.run import Run, how_to_go_on
 from nvae.training.schedules import learning_rate
 from nvae.training.signals import stop_requests
 
+STEPS_BETWEEN_CHECKS = 50  # whether the loss is finite: often enough to waste little, seldom enough to cost nothing
+
 
 class Stopped(SystemExit):
     """Training was asked to stop, and has saved; the exit code is 128 plus the signal's number."""
@@ -75,6 +77,8 @@ def _train(run: Run, name: str, records: Records) -> None:
                     clock.step(run.batch_size)
                     number = run.position.image // run.batch_size or run.steps_per_epoch
                     progress.batch(number, partial(_numbers, run, values, clock))
+                    if run.position.step % STEPS_BETWEEN_CHECKS == 0:
+                        _refuse_non_finite(values["loss"].item(), run, name)
                     due = checkpoint_due(run)
                     if due or run.position.epoch > epoch:
                         clock.stop()
