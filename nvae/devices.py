@@ -45,7 +45,7 @@ def _keep_freed_memory() -> None:
     """Have glibc keep the memory of freed tensors instead of handing it back to the system (Linux, CPU).
 
     A training step frees and asks for the same gigabytes again and again. Handed back, every page of them has to be
-    mapped and zeroed anew, a sixth of the time of a step (`benchmarks/train_step.py --plain-process`).
+    mapped and zeroed anew, an eighth of the time of a step or more (`benchmarks/train_step.py --plain-process`).
     Elsewhere nothing happens.
     """
     if not sys.platform.startswith("linux"):
