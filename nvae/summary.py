@@ -26,11 +26,11 @@ class Cost(NamedTuple):
 
 def cost_per_image(config: Config) -> Cost:
     """Counted on a forward pass without memory or arithmetic (meta device)."""
-    kept: dict[tuple[int, ...], int] = {}
+    kept: dict[int, int] = {}  # bytes of every storage
     images = 2  # so that what does not grow with the batch can be told apart
 
     def keep(tensor: Tensor) -> Tensor:
-        kept.setdefault((tensor.untyped_storage()._cdata,), tensor.untyped_storage().nbytes())
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
         held.append(tensor)  # no storage may be freed and its address used again while counting
         return tensor
 
@@ -42,7 +42,7 @@ def cost_per_image(config: Config) -> Cost:
     own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
         model(pixels).pixels.log_prob(pixels)
-    saved = sum(size for (storage,), size in kept.items() if storage not in own)
+    saved = sum(size for storage, size in kept.items() if storage not in own)
     return Cost(counter.get_total_flops() // images, saved // images)
 
 

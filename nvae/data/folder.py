@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import warnings
@@ -81,7 +82,8 @@ def _rank(folder: Path, file: Path) -> float:
 def _read_or_map(folder: Path, files: list[Path], size: int, channels: int) -> tuple[torch.Tensor, dict[str, str]]:
     """Pixels of the readable files, uint8 (N, C, S, S), and why each of the others is not."""
     shape = (len(files), channels, size, size)
-    if int(np.prod(shape, dtype=np.int64)) <= MEMORY_LIMIT:
+    size_in_bytes = math.prod(shape)
+    if size_in_bytes <= MEMORY_LIMIT:
         pixels = np.empty(shape, np.uint8)
         unreadable = _read(files, pixels, folder)
         return torch.from_numpy(pixels)[: len(files) - len(unreadable)], unreadable
@@ -94,7 +96,7 @@ def _read_or_map(folder: Path, files: list[Path], size: int, channels: int) -> t
         try:
             for outdated in folder.glob(f"{kind}*"):
                 outdated.unlink()
-            _reserve(unfinished, int(np.prod(shape, dtype=np.int64)))
+            _reserve(unfinished, size_in_bytes)
             unreadable = _read(files, np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape), folder)
             notes.write_text(json.dumps(unreadable))
             unfinished.replace(mapped)
@@ -103,7 +105,7 @@ def _read_or_map(folder: Path, files: list[Path], size: int, channels: int) -> t
                 unfinished.unlink()
             problem = "no space is left for" if error.errno == errno.ENOSPC else "the folder takes no file for"
             raise UserError(
-                f"{problem} the {np.prod(shape) / 2**30:.1f} GiB of resized pixels of '{folder}' ({error}); "
+                f"{problem} the {size_in_bytes / 2**30:.1f} GiB of resized pixels of '{folder}' ({error}); "
                 "make room there, or choose a smaller input_dimension."
             ) from error
     unreadable = json.loads(notes.read_text())

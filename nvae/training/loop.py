@@ -16,6 +16,7 @@ from nvae.devices import choose_device
 from nvae.errors import UserError
 from nvae.evaluation.likelihood import evaluate_elbo
 from nvae.objective import kl_coefficient
+from nvae.summary import parameters
 from nvae.training.pictures import draw_curves, draw_reconstructions, draw_samples
 from nvae.training.progress import Progress
 from nvae.training.records import FOLDER as RUNS
@@ -161,8 +162,7 @@ def _draw(run: Run, records: Records) -> None:
     draw_samples(model, records.folder / "samples.png", step)
     if run.schedule.write_reconstruction:
         draw_reconstructions(model, run.data, records.folder / "reconstructions.png", step)
-    groups = [level.resolution for level in model.levels for _ in range(level.groups)]
-    names = [f"{i + 1}: {resolution}x{resolution}" for i, resolution in enumerate(groups)]
+    names = [f"{i + 1}: {height}x{width}" for i, (_, height, width) in enumerate(model.noise_shapes)]
     draw_curves(records.metrics, names, records.folder)
 
 
@@ -211,11 +211,11 @@ def _line(run: Run, entry: dict[str, Any]) -> str:
 
 
 def _introduce(run: Run, name: str, checkpoint: Path | None) -> None:
-    parameters = sum(p.numel() for p in run.model.parameters())
     precision = f" in {str(run.half).removeprefix('torch.')}" if run.half else ""
     print(
-        f"{name}: {parameters:,} parameters, {len(run.model.groups)} latent groups; {len(run.data.training):,} images "
-        f"for training, {len(run.data.validation):,} for validation; on {run.device}{precision}"
+        f"{name}: {parameters(run.model):,} parameters, {len(run.model.groups)} latent groups; "
+        f"{len(run.data.training):,} images for training, {len(run.data.validation):,} for validation; "
+        f"on {run.device}{precision}"
     )
     if checkpoint is None:
         return
@@ -268,10 +268,6 @@ class Clock:
     def left(self, run: Run) -> str:
         images = run.schedule.epochs * run.steps_per_epoch * run.batch_size - run.position.images_seen
         seconds = max(images, 0) / max(self.images_per_second(), 1e-9)
-        return (
-            f"{seconds / 3600:.1f} h"
-            if seconds > 5400
-            else f"{seconds / 60:.0f} min"
-            if seconds > 90
-            else f"{seconds:.0f} s"
-        )
+        if seconds > 5400:
+            return f"{seconds / 3600:.1f} h"
+        return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"

@@ -42,7 +42,7 @@ def draw_reconstructions(model: HierarchicalVAE, data: Data, path: Path, step: i
 
 
 def draw_curves(metrics: list[dict[str, Any]], levels: list[str], folder: Path) -> None:
-    """elbo.png and kl_per_group.png from the entries of metrics.jsonl; `levels` names each group, top first."""
+    """bits_per_dimension.png and kl_per_group.png from the metrics; `levels` names the groups, top first."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -18,7 +18,6 @@ class Progress:
         plain = not sys.stderr.isatty()
         self._epochs = tqdm(total=epochs, initial=epoch, desc="epochs", unit="epoch", disable=plain, position=0)
         self._batches = tqdm(total=steps_per_epoch, unit="batch", disable=plain, leave=False, position=1)
-
         self._numbers_at = -SECONDS_BETWEEN_NUMBERS
 
     def batch(self, number: int, numbers: Callable[[], dict[str, str]]) -> None:

@@ -45,9 +45,8 @@ class Averages:
         self.images += images
         for key, value in values.items():
             mean = self.means.setdefault(key, torch.zeros_like(value.detach(), dtype=torch.float32))
-            self.means[key] = mean + (value.detach() - mean) * (
-                images / self.images
-            )  # no large sums: float32 is enough
+            # Moved towards the new value: no large sums, so float32 is enough.
+            self.means[key] = mean + (value.detach() - mean) * (images / self.images)
 
     def values(self) -> dict[str, Any]:
         return {key: mean.tolist() for key, mean in self.means.items()}
