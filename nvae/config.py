@@ -1,8 +1,9 @@
 """The YAML schema of a model: read, default, validate, override, explain.
 
 One YAML file says everything about a model: architecture, data and training schedule. The flat keys are the format
-of the seed project; every other key extends it and defaults to the seed's behaviour. Whatever is wrong with a file is
-said in one sentence, with file, line and key, before anything is built (`ConfigError`).
+of the seed project; every other key extends it and defaults to the seed's behaviour, or, with `style: nvlabs`, to that
+of the original NVAE (`STYLES`). Whatever is wrong with a file is said in one sentence, with file, line and key, before
+anything is built (`ConfigError`).
 """
 
 from __future__ import annotations
@@ -25,8 +26,52 @@ NaturalInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NaturalFloat = Annotated[float, Field(ge=0)]
 
-DatasetName = Literal["folder", "mnist", "fashion_mnist", "toy_faces"]
-SamplingMethod = Literal["gaussian", "gaussian_mixture", "logistic", "logistic_mixture"]
+DatasetName = Literal["folder", "mnist", "fashion_mnist", "cifar10", "toy_faces"]
+SamplingMethod = Literal[
+    "bernoulli", "gaussian", "gaussian_mixture", "logistic", "logistic_mixture", "coupled_logistic_mixture"
+]
+ArchInstance = Literal[
+    "res_mbconv",
+    "res_elu",
+    "res_bnelu",
+    "res_bnswish",
+    "mbconv_sep",
+    "mbconv_sep11",
+    "res53_mbconv",
+    "res35_mbconv",
+    "res55_mbconv",
+    "mbconv_res",
+    "mbconv_den",
+]
+
+# What a style changes in the defaults below, which are those of `mgp123`. Every one of these keys can be set by itself.
+STYLES: dict[str, dict[str, Any]] = {
+    "mgp123": {},
+    "nvlabs": {
+        "pixel_range": "centred",
+        "weight_normalisation": "exponential",
+        "normalise_cells": True,
+        "squeeze_excitation": "sixteenth",
+        "flow_columns": "left",
+        "halving_skip": "shifted",
+        "doubling_skip_bias": False,
+        "postprocess_doubling": "first",
+        "initial_constant": "uniform",
+        "temperature_on_floor": True,
+        "sampling_method": "coupled_logistic_mixture",
+        "n_mix": 10,
+        "training_parameters": {
+            "learning_rate_min": 1e-4,
+            "learning_rate_warmup_epochs": 5.0,
+            "learning_rate_decay": "after_its_warmup",
+            "warmup_portion": 0.3,
+            "warmup_delay_portion": 1e-4,
+            "regularization_constant": 1e-2,
+            "spectral_exponent": 1,
+            "spectral_scope": "all",
+        },
+    },
+}
 
 
 class ConfigError(UserError):
@@ -39,11 +84,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class ChannelTowers(Section):
-    """Channels at full resolution, separately for the bottom-up (encoder) and the top-down (decoder) network."""
+class Towers(Section):
+    """A number for the bottom-up (encoder) and one for the top-down (decoder) network."""
 
     encoder: PositiveInt
     decoder: PositiveInt
+
+
+TOWER_KEYS = ("channel_towers", "num_cells_per_block_prepost")
 
 
 def _same_towers(value: Any) -> Any:
@@ -51,6 +99,17 @@ def _same_towers(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         return {"encoder": value, "decoder": value}
     return value
+
+
+def _cells_of_both(value: Any) -> Any:
+    """As in `channel_towers`, but a tower that is not mentioned has its default."""
+    value = _same_towers(value)
+    return CELLS_PER_BLOCK.model_dump() | value if isinstance(value, dict) else value
+
+
+BothTowers = Annotated[Towers, BeforeValidator(_same_towers)]
+CELLS_PER_BLOCK = Towers(encoder=2, decoder=2)
+WARMUPS = ("warmup_epochs", "warmup_steps", "warmup_portion")  # ways to say how long the KL's weight rises
 
 
 class DatasetConfig(Section):
@@ -61,22 +120,34 @@ class DatasetConfig(Section):
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05  # of a folder's images
     training_images: Annotated[int, Field(gt=0, le=1_000_000_000)] = 6000  # toy_faces draws as many as one wants
     validation_images: PositiveInt = 300  # toy_faces
+    horizontal_flip: bool = False  # turn every other training image round
+    binarize: bool = False  # subpixels are drawn, black or white, with their brightness as the probability
 
 
 class TrainingParameters(Section):
-    """The training schedule. Every key but `seed` may be changed between two runs of the same model."""
+    """The training schedule. All keys but `seed` and `spectral_scope` may change between two runs of the same model."""
 
     learning_rate: PositiveFloat = 1e-2
     learning_rate_min: NaturalFloat = 1e-5
     learning_rate_warmup_epochs: NaturalFloat = 0.0
+    learning_rate_decay: Literal["after_kl_warmup", "after_its_warmup"] = "after_kl_warmup"
+    weight_decay: NaturalFloat = 3e-4
     regularization_constant: NaturalFloat = 5e-2
+    regularization_constant_initial: PositiveFloat | None = None
+    spectral_exponent: Literal[1, 2] = 2
+    spectral_scope: Literal["cells_and_heads", "all"] = "cells_and_heads"
     kl_constant: NaturalFloat = 1.0
+    kl_balancing: bool = True
     warmup_epochs: NaturalFloat = 30.0
+    warmup_steps: NaturalInt | None = None
+    warmup_portion: Annotated[float, Field(ge=0, le=1)] | None = None
+    warmup_delay_portion: Annotated[float, Field(ge=0, lt=1)] = 0.0
     epochs: PositiveInt = 100
     batch_size: PositiveInt = 20
     write_reconstruction: bool = True
     images_per_checkpoint: PositiveInt | None = None
     epochs_per_checkpoint: PositiveInt | None = 2
+    evaluation_samples: NaturalInt = 10
     gradient_clipping: PositiveFloat | None = None
     half_precision: bool = False
     use_tensor_checkpoints: bool = False
@@ -87,35 +158,95 @@ class Config(Section):
     """A whole model. Field names are the YAML keys; see the README's reference for what each one means."""
 
     family: Literal["nvae"] = "nvae"
-    style: Literal["mgp123"] = "mgp123"
-    channel_towers: Annotated[ChannelTowers, BeforeValidator(_same_towers)]
+    style: Literal["mgp123", "nvlabs"] = "mgp123"
+    channel_towers: BothTowers
     number_of_scales: PositiveInt
     initial_splits_per_scale: PositiveInt
     exponential_scaling: PositiveInt = 1
     min_splits: PositiveInt = 1
     latent_size: PositiveInt
     input_dimension: PositiveInt = 64
+    padding: NaturalInt = 0
     image_channels: Literal[1, 3] = 3
+    pixel_bits: Annotated[int, Field(ge=1, le=8)] = 8
+    pixel_range: Literal["unit", "centred"] = "unit"
     num_flows: NaturalInt = 0
     fixed_flows: bool = False
+    flow_columns: Literal["left", "right"] = "right"
     num_blocks_prepost: NaturalInt = 1
-    num_cells_per_block_prepost: PositiveInt = 2
+    num_cells_per_block_prepost: Annotated[Towers, BeforeValidator(_cells_of_both)] = CELLS_PER_BLOCK
     cells_per_split_enc: PositiveInt = 2
     cells_per_input_dec: PositiveInt = 2
     channel_multiplier: PositiveInt = 2
+    arch_instance: ArchInstance = "res_mbconv"
+    plain_vae: bool = False
+    residual_posterior: bool = True
+    squeeze_excitation: Literal["none", "half", "sixteenth"] = "half"
+    weight_normalisation: Literal["linear", "exponential"] = "linear"
+    normalise_cells: bool = False
+    spectral_normalisation: bool = False
+    halving_skip: Literal["aligned", "shifted"] = "aligned"
+    doubling_skip_bias: bool = True
+    postprocess_doubling: Literal["first", "last"] = "last"
+    initial_constant: Literal["normal", "uniform"] = "normal"
+    temperature_on_floor: bool = False
     sampling_method: SamplingMethod = "gaussian"
     n_mix: PositiveInt = 3
     likelihood_tails: Literal["original", "exact"] = "original"
     dataset: DatasetConfig = DatasetConfig()
     training_parameters: TrainingParameters = TrainingParameters()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _style(cls, data: Any) -> Any:
+        """Put the style's values where the file says nothing."""
+        if not isinstance(data, dict) or not isinstance(data.get("style", "mgp123"), str):
+            return data
+        style = STYLES.get(data.get("style", "mgp123"), {})
+        if style:  # the original has no other model of a single group
+            single = (data.get("number_of_scales"), data.get("initial_splits_per_scale")) == (1, 1)
+            style = style | {"plain_vae": single}
+        filled, schedule = _filled(data, style), data.get("training_parameters")
+        if style and isinstance(schedule, dict) and any(schedule.get(key) is not None for key in WARMUPS):
+            filled["training_parameters"] |= {"warmup_portion": schedule.get("warmup_portion")}
+        return filled
+
     @model_validator(mode="after")
     def _possible(self) -> Config:
         halvings = self.num_blocks_prepost + self.number_of_scales - 1
-        if self.input_dimension % 2**halvings:
+        side = self.input_dimension + 2 * self.padding
+        if side % 2**halvings:
+            padded = f" plus {2 * self.padding} of padding" if self.padding else ""
             raise ValueError(
-                f"input_dimension|is {self.input_dimension}, which num_blocks_prepost {self.num_blocks_prepost} and "
-                f"number_of_scales {self.number_of_scales} halve {halvings} times|a multiple of {2**halvings}"
+                f"input_dimension|is {self.input_dimension}{padded}, which num_blocks_prepost "
+                f"{self.num_blocks_prepost} and number_of_scales {self.number_of_scales} halve {halvings} times|a "
+                f"multiple of {2**halvings} in all"
+            )
+        if self.plain_vae and (self.number_of_scales, self.initial_splits_per_scale) != (1, 1):
+            raise ValueError(
+                f"plain_vae|is True with {self.number_of_scales} scales of {self.initial_splits_per_scale} groups|one "
+                "scale of one group, or False"
+            )
+        if self.arch_instance == "mbconv_den":
+            # Where its grouped cells are, counted in halvings.
+            blocks, first = self.num_blocks_prepost, 1
+            if self.postprocess_doubling == "first" and self.num_cells_per_block_prepost.decoder > 1:
+                first = 0
+            for tower, places in (("encoder", range(blocks)), ("decoder", range(first, blocks + 1))):
+                channels = getattr(self.channel_towers, tower)
+                if blocks and any(3 * channels * self.channel_multiplier**i % 8 for i in places):
+                    raise ValueError(
+                        f"channel_towers|has {channels} channels in the {tower}, which mbconv_den puts into 8 groups|a "
+                        "multiple of 8"
+                    )
+        if self.sampling_method == "coupled_logistic_mixture" and self.image_channels != 3:
+            raise ValueError(
+                f"sampling_method|is coupled_logistic_mixture with image_channels {self.image_channels}|3 channels, or "
+                "bernoulli or logistic_mixture for grey images"
+            )
+        if self.dataset.binarize and self.sampling_method != "bernoulli":
+            raise ValueError(
+                f"dataset.binarize|is True with sampling_method {self.sampling_method}|bernoulli, or False"
             )
         channels = self.channel_towers.encoder
         # Every halving cell's skip gives a quarter of its channels to each of four convolutions.
@@ -130,7 +261,23 @@ class Config(Section):
                 f"training_parameters.learning_rate_min|is {schedule.learning_rate_min:g}|at most learning_rate, "
                 f"which is {schedule.learning_rate:g}"
             )
+        if schedule.warmup_steps is not None and schedule.warmup_portion is not None:
+            raise ValueError(
+                f"training_parameters.warmup_steps|is {schedule.warmup_steps} beside warmup_portion "
+                f"{schedule.warmup_portion:g}|one of the two"
+            )
         return self
+
+
+def _filled(data: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`data`, with `defaults` for the keys that it lacks, in sections too."""
+    result = dict(data)
+    for key, default in defaults.items():
+        if key not in data:
+            result[key] = default
+        elif isinstance(default, dict) and isinstance(data[key], dict):
+            result[key] = _filled(data[key], default)
+    return result
 
 
 def groups_per_scale(config: Config) -> tuple[int, ...]:
@@ -280,14 +427,18 @@ def _parse_override(override: str) -> tuple[str, Any]:
 
 def _set(data: dict[str, Any], key: str, value: Any, override: str) -> None:
     *parents, last = key.split(".")
+    section = data
     for depth, parent in enumerate(parents):
-        below = data[parent] = {} if data.get(parent) is None else data[parent]
-        if parent == "channel_towers":
-            below = data[parent] = _same_towers(below)
+        below = section[parent] = {} if section.get(parent) is None else section[parent]
+        if parent in TOWER_KEYS:
+            below = section[parent] = _same_towers(below)
         if not isinstance(below, dict):
             raise ConfigError(f"--set {override}: {'.'.join(parents[: depth + 1])} is a single value.")
-        data = below
-    data[last] = value
+        section = below
+    section[last] = value
+    if last in WARMUPS:  # the newest way counts
+        for other in set(WARMUPS) - {last}:
+            section.pop(other, None)
 
 
 def _parents(key: str) -> list[str]:
@@ -331,7 +482,7 @@ def _explain(error: ValidationError, places: dict[str, str], source: str) -> str
     else:
         template = _ALLOWED.get(problem["type"])
         allowed = template.format(**problem.get("ctx", {})) if template else problem["msg"]
-        if key == "channel_towers":
+        if key in TOWER_KEYS:
             allowed = f"a whole number, or {allowed}"
         sentence = f"{key} is {_show(problem['input'])}; allowed: {allowed}"
     more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""

@@ -5,20 +5,21 @@ Formulas: Vahdat and Kautz 2020, section 3.3 and appendix A; spectral regularisa
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from nvae.model.cells import InvertedResidualCell, ResidualCell
+from nvae.model.cells import Cell
+from nvae.model.convolutions import FIRST_POWER_ITERATIONS, is_spectrally_normalised
 from nvae.model.hierarchy import LatentGroup, Level, Pass
 
 MIN_KL_COEFFICIENT = 1e-4
-FIRST_POWER_ITERATIONS = 20
 
 
 class Bound(NamedTuple):
@@ -38,8 +39,14 @@ def bound(result: Pass, images: Tensor) -> Bound:
     return Bound(result.pixels.log_prob(images).flatten(1).sum(1), result.kl)
 
 
-def kl_coefficient(epoch: float, warmup_epochs: float) -> float:
-    """The weight of the KL, rising linearly from 1e-4 to 1 during the warm-up. `epoch` counts fractions too."""
+def kl_coefficient(epoch: float, warmup_epochs: float, delay_epochs: float = 0.0) -> float:
+    """The weight of the KL: 1e-4 until `delay_epochs`, then rising linearly to 1 within `warmup_epochs`.
+
+    `epoch` counts fractions too.
+    """
+    if epoch < delay_epochs:
+        return MIN_KL_COEFFICIENT
+    epoch -= delay_epochs
     return 1.0 if epoch >= warmup_epochs else max(epoch / warmup_epochs, MIN_KL_COEFFICIENT)
 
 
@@ -49,39 +56,57 @@ def balance_alphas(levels: Sequence[Level]) -> list[float]:
     return [alpha / min(alphas) for alpha in alphas]
 
 
-def balanced_kl(kl: Tensor, levels: Sequence[Level], coefficient: float) -> Tensor:
-    """The KL of each image as it enters the loss, (B,), from the KL per group (B, G).
+def balancing_weights(kl: Tensor, levels: Sequence[Level]) -> Tensor:
+    """How much every group counts, (G,), from the KL of images and groups (B, G); mean one, and no gradient.
 
-    During the warm-up every group is weighted in proportion to (mean |KL| + 0.01) / alpha, mean weight one, so that
-    no group is switched off before it had its chance. The weights carry no gradient.
+    In proportion to (mean |KL| + 0.01) / alpha, so that no group is switched off before it had its chance.
     """
+    weights = (kl.detach().abs().mean(0) + 0.01) / kl.new_tensor(balance_alphas(levels))
+    return weights / weights.mean()
+
+
+def balanced_kl(kl: Tensor, levels: Sequence[Level], coefficient: float) -> Tensor:
+    """The KL of each image as it enters the loss, (B,), from the KL per group (B, G): balanced during the warm-up."""
     if coefficient >= 1:
         return kl.sum(1)
-    weights = (kl.detach().abs().mean(0) + 0.01) / kl.new_tensor(balance_alphas(levels))
-    return coefficient * (kl * (weights / weights.mean())).sum(1)
+    return coefficient * (kl * balancing_weights(kl, levels)).sum(1)
 
 
-def regularised_convolutions(model: nn.Module) -> list[nn.Conv2d]:
-    """The convolutions inside cells, and the heads that give the parameters of priors and posteriors."""
+def regularisation_coefficient(constant: float, initial: float | None, kl_coefficient: float) -> float:
+    """The weight of the regularisation: constant, or from `initial` to `constant` along the KL's warm-up.
+
+    Geometrically, as the official program does: its logarithm moves as the KL coefficient does.
+    """
+    if initial is None or constant == 0:
+        return constant
+    return math.exp((1 - kl_coefficient) * math.log(initial) + kl_coefficient * math.log(constant))
+
+
+def regularised_convolutions(model: nn.Module, scope: Literal["cells_and_heads", "all"]) -> list[nn.Conv2d]:
+    """The convolutions inside cells, and the heads that give the parameters of priors and posteriors; or all.
+
+    Without those whose singular value is one already, by spectral normalisation.
+    """
     inside: dict[int, nn.Conv2d] = {}
     for module in model.modules():
-        roots = [module] if isinstance(module, ResidualCell | InvertedResidualCell) else []
+        roots = [module] if isinstance(module, Cell) or scope == "all" else []
         if isinstance(module, LatentGroup):
-            roots = module.heads
+            roots += module.heads
         for root in roots:
             inside |= {id(m): m for m in root.modules() if isinstance(m, nn.Conv2d)}
-    return list(inside.values())
+    return [convolution for convolution in inside.values() if not is_spectrally_normalised(convolution)]
 
 
 class SpectralRegularisation(nn.Module):
-    """The sum of the squared largest singular values of convolution weights.
+    """The sum over convolutions of the largest singular value of the weight, to the power of `exponent`, 1 or 2.
 
     A weight counts as the matrix (C_out, the rest). Its largest singular value comes from power iteration, whose
     vectors are kept between steps and saved with a checkpoint. Weights of one shape are handled in one batch.
     """
 
-    def __init__(self, convolutions: Sequence[nn.Conv2d]) -> None:
+    def __init__(self, convolutions: Sequence[nn.Conv2d], exponent: int = 2) -> None:
         super().__init__()
+        self.exponent = exponent
         by_shape: dict[tuple[int, int], list[nn.Conv2d]] = defaultdict(list)
         for convolution in convolutions:
             by_shape[len(convolution.weight), convolution.weight[0].numel()].append(convolution)
@@ -106,10 +131,10 @@ class SpectralRegularisation(nn.Module):
                     value = image.norm(dim=1, keepdim=True)  # left^T W right, right being image / value
                     right.copy_(image / value.clamp(min=1e-12))
             values.append(_SingularValue.apply(weights, value, left, right.clone()).flatten())
-        return torch.cat(values)
+        return torch.cat(values) if values else torch.zeros(0)
 
     def forward(self) -> Tensor:
-        return self.singular_values().square().sum()
+        return self.singular_values().pow(self.exponent).sum()
 
 
 class _SingularValue(torch.autograd.Function):
@@ -129,4 +154,5 @@ class _SingularValue(torch.autograd.Function):
 
 def batch_norm_regularisation(model: nn.Module) -> Tensor:
     """The sum over batch norms of the largest |gamma|."""
-    return torch.stack([m.weight.abs().max() for m in model.modules() if isinstance(m, nn.BatchNorm2d)]).sum()
+    largest = [m.weight.abs().max() for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    return torch.stack(largest).sum() if largest else torch.zeros(())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from nvae.config import Config
+from nvae.config import Config, TrainingParameters
 from nvae.model.build import build_model
 from nvae.model.hierarchy import HierarchicalVAE
 
@@ -60,7 +60,9 @@ def summary(config: Config) -> str:
     memory = schedule.batch_size * cost.saved_bytes + TRAINING_BYTES_PER_PARAMETER * total
     lines = [
         f"{config.family} ({config.style}), {config.image_channels} x {config.input_dimension} x "
-        f"{config.input_dimension} images from {config.dataset.name}, likelihood {config.sampling_method}",
+        f"{config.input_dimension} images from {config.dataset.name}"
+        + (f" padded by {config.padding}" if config.padding else "")
+        + f", likelihood {config.sampling_method}",
         "",
         *_levels(model),
         "",
@@ -71,18 +73,25 @@ def summary(config: Config) -> str:
         f"{memory / 2**30:.2f} GiB with the weights at batch size {schedule.batch_size}"
         + (" (use_tensor_checkpoints)" if schedule.use_tensor_checkpoints else "")
         + (" in float32; less in half precision" if schedule.half_precision else ""),
-        f"schedule: {schedule.epochs} epochs of batches of {schedule.batch_size}, KL warm-up "
-        f"{schedule.warmup_epochs:g} epochs, learning rate {schedule.learning_rate:g} to "
-        f"{schedule.learning_rate_min:g}",
+        f"schedule: {schedule.epochs} epochs of batches of {schedule.batch_size}, KL warm-up {_warmup(schedule)}, "
+        f"learning rate {schedule.learning_rate:g} to {schedule.learning_rate_min:g}",
     ]
     return "\n".join(lines)
 
 
+def _warmup(schedule: TrainingParameters) -> str:
+    if schedule.warmup_portion is not None:
+        return f"{schedule.warmup_portion:.0%} of them"
+    if schedule.warmup_steps is not None:
+        return f"{schedule.warmup_steps:,} steps"
+    return f"{schedule.warmup_epochs:g} epochs"
+
+
 def _levels(model: HierarchicalVAE) -> list[str]:
-    table = [("level, from the top", "groups", "latent group", "encoder", "decoder", "latent numbers")]
+    rows = [("level, from the top", "groups", "latent group", "encoder", "decoder", "latent numbers")]
     for i, level in enumerate(model.levels):
         size, side, _ = level.latent_shape
-        table.append(
+        rows.append(
             (
                 f"{i + 1}: {side} x {side}",
                 str(level.groups),
@@ -92,11 +101,11 @@ def _levels(model: HierarchicalVAE) -> list[str]:
                 f"{level.groups * size * side * side:,}",
             )
         )
-    return _table(table)
+    return table(rows)
 
 
 def _parts(model: HierarchicalVAE, total: int) -> list[str]:
-    table = [("part", "parameters", "")]
+    rows = [("part", "parameters", "")]
     index = 0
     parts: list[tuple[str, int]] = [("bottom-up: encoder", parameters(model.encoder))]
     parts.append(("top-down: the constant at the top", model.constant.numel()))
@@ -105,12 +114,13 @@ def _parts(model: HierarchicalVAE, total: int) -> list[str]:
         index += level.groups
         parts.append((f"top-down: groups of level {i + 1}", sum(parameters(group) for group in groups)))
     parts.append(("top-down: output", parameters(model.output)))
-    table += [(name, f"{count:,}", f"{count / total:.0%}") for name, count in parts]
-    table.append(("all", f"{total:,}", ""))
-    return _table(table)
+    rows += [(name, f"{count:,}", f"{count / total:.0%}") for name, count in parts]
+    rows.append(("all", f"{total:,}", ""))
+    return table(rows)
 
 
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
+def table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Lines with columns as wide as their widest cell; the first one to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(

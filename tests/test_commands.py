@@ -350,3 +350,113 @@ def test_a_summary_of_a_file_with_any_ending(command, folder):
     command("train.py", "little")
     command("train.py", "little", "--fresh", "--set", "training_parameters.epochs=1")
     assert command("-m", "summary", "saved_weights/little.checkpoint.1")[0] == 0
+
+
+# ------------------------------------------------------------------------------------------- evaluate and import
+
+
+def test_training_ends_with_an_evaluation_once(command, folder):
+    _, out, _ = command("train.py", "little", "--set", "training_parameters.evaluation_samples=3")
+    assert "log p(x), 3 importance samples" in out
+    file = folder / "runs" / "little" / "evaluation.json"
+    found = json.loads(file.read_text())
+    assert (found["images"], found["samples"], found["step"]) == (8, 3, 6)
+    assert found["elbo"]["mean"] < found["log_likelihood"]["mean"] < 0
+    with Image.open(file.with_suffix(".png")) as picture:
+        assert min(picture.size) > 200
+    _, again, _ = command("train.py", "little", "--set", "training_parameters.evaluation_samples=3")
+    assert "importance samples" not in again
+    _, more, _ = command("train.py", "little", "--set", "training_parameters.evaluation_samples=4")
+    assert "log p(x), 4 importance samples" in more
+    command("train.py", "little", "--set", "training_parameters.epochs=3")
+    assert json.loads(file.read_text())["step"] == 9
+
+
+def test_evaluation_can_be_left_out(command, folder):
+    _, out, _ = command("train.py", "little", "--set", "training_parameters.evaluation_samples=0")
+    assert "importance samples" not in out
+    assert not (folder / "runs" / "little" / "evaluation.json").exists()
+
+
+def test_evaluate_reports_saves_and_repeats(command, folder):
+    command("train.py", "little")
+    model = "saved_weights/final_result_little.model"
+    code, out, _ = command("-m", "evaluate", model, "--nll", "--samples", "5", "--out", "here")
+    assert code == 0
+    stem = folder / "here" / "evaluation_final_result_little_toy_faces_validation_5"
+    assert stem.with_name(stem.name + ".png").is_file()
+    file = stem.with_name(stem.name + ".json")
+    found = json.loads(file.read_text())
+    assert f"{found['elbo']['mean']:.2f}" in out
+    assert f"{found['log_likelihood_bits']['mean']:.4f}" in out
+    assert (found["model"], found["images"], found["part"]) == (model, 8, "validation")
+    first = file.read_bytes()
+    command("-m", "evaluate", model, "--nll", "--samples", "5", "--out", "here")
+    assert file.read_bytes() == first
+    _, out, _ = command("-m", "evaluate", model, "--part", "training", "--images", "3")
+    assert out.startswith("3 training images of toy_faces")
+    assert "importance" not in out
+
+
+def test_evaluate_on_other_images(command, folder):
+    command("train.py", "little")
+    (folder / "mine").mkdir()
+    for i in range(8):
+        Image.new("RGB", (20, 20), (30 * i, 0, 255 - 30 * i)).save(folder / "mine" / f"{i}.png")
+    _, out, _ = command(
+        "-m",
+        "evaluate",
+        "saved_weights/little.checkpoint",
+        "--dataset",
+        "folder",
+        "--path",
+        "mine",
+        "--part",
+        "training",
+    )
+    assert "training images of folder" in out
+
+
+def test_import_writes_a_model_that_the_tools_open(command, folder):
+    from nvae.checkpoint import load_model
+    from nvae.interop.mgp123 import names_in
+
+    command("train.py", "little")
+    model = load_model("saved_weights/little.checkpoint")
+    state = {theirs: model.state_dict()[ours] for ours, theirs in names_in(model).items()}
+    torch.save({"state_dict": state, "model_arch": "somewhere/unknown.yaml"}, "theirs.checkpoint")
+    code, out, _ = command("-m", "import", "theirs.checkpoint", "-o", "ours.model")
+    assert code == 0
+    assert "read off the weights' shapes" in out
+    assert "2 x 4 x 4" in out
+    pictures = []
+    for path in ("ours.model", "saved_weights/little.checkpoint"):
+        assert command("sample.py", path, "0.7", "2", "--seed", "5", "--out", f"images_{path[:4]}")[0] == 0
+        (picture,) = (folder / f"images_{path[:4]}").glob("*.png")
+        pictures.append(Image.open(picture).tobytes())
+    assert pictures[0] == pictures[1]
+    code, _, _ = command("-m", "import", "theirs.checkpoint", "--config", "little", "-o", "again.model")
+    assert code == 0
+    command("-m", "evaluate", "again.model", "--dataset", "toy_faces", "--images", "2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["evaluate"], "required: MODEL"),
+        (["evaluate", "missing.model"], "there is no file 'missing.model'"),
+        (["evaluate", "a.model", "--samples", "0"], "'0' is not a whole number from 1 on"),
+        (["evaluate", "a.model", "--samples", "5"], "say --nll with it"),
+        (["evaluate", "a.model", "--dataset", "minst"], "invalid choice: 'minst'"),
+        (["import", "a.pt"], "required: -o"),
+        (["import", "a.pt", "-o", "a.pt"], "let its name end with .model"),
+        (["import", "a.pt", "-o", "a.model"], "there is no file 'a.pt'"),
+        (["import", "model_configs/little.yaml", "-o", "a.model"], "is damaged or is not a checkpoint"),
+        (["import", "a.pt", "--config", "litle", "-o", "a.model"], "there is no config 'litle'"),
+        (["imprt"], "invalid choice: 'imprt'"),
+    ],
+)
+def test_the_other_commands_answer_mistakes_with_a_sentence(command, folder, arguments, pattern):
+    before = files(folder)
+    assert_refused(command("-m", *arguments), pattern)
+    assert files(folder) == before

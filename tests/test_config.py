@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from nvae.config import (
+    STYLES,
     Config,
     ConfigError,
     available_configs,
@@ -202,8 +203,8 @@ def test_the_seeds_files_have_the_seeds_values(name):
     config = load_config(name)
     training = dict(config.training_parameters)
     for key, expected in (EVERY_SEED | SEEDS[name]).items():
-        if key == "channel_towers":
-            assert config.channel_towers.encoder == config.channel_towers.decoder == expected
+        if key in ("channel_towers", "num_cells_per_block_prepost"):
+            assert dict(getattr(config, key)) == {"encoder": expected, "decoder": expected}
         else:
             assert (training[key] if key in training else getattr(config, key)) == expected, key
     assert (config.style, config.image_channels, config.likelihood_tails) == ("mgp123", 3, "original")
@@ -283,6 +284,212 @@ def test_a_validated_config_cannot_be_changed(config):
 def test_flat_turns_sections_into_dotted_keys():
     nested = {"a": 1, "b": {"c": 2, "d": {"e": [3]}}}
     assert flat(nested) == {"a": 1, "b.c": 2, "b.d.e": [3]}
+
+
+def test_cells_per_block_may_differ_between_the_two_ends():
+    assert dict(parse_config(SMALL + "num_cells_per_block_prepost: 3\n").num_cells_per_block_prepost) == {
+        "encoder": 3,
+        "decoder": 3,
+    }
+    both = parse_config(SMALL + "num_cells_per_block_prepost: {encoder: 3, decoder: 1}\n")
+    assert dict(both.num_cells_per_block_prepost) == {"encoder": 3, "decoder": 1}
+    assert message_of(SMALL + "num_cells_per_block_prepost: few\n") == (
+        "my.yaml, line 5: num_cells_per_block_prepost is the text 'few'; allowed: a whole number, or a list of "
+        "'key: value' lines."
+    )
+    assert "num_cells_per_block_prepost.decoder is 0; allowed: more than 0" in message_of(
+        SMALL + "num_cells_per_block_prepost: {encoder: 3, decoder: 0}\n"
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- styles
+
+# What DESIGN.md and shared/reference/README.md say of the original NVAE, where it differs from the seed.
+NVLABS = {
+    "pixel_range": "centred",
+    "weight_normalisation": "exponential",
+    "normalise_cells": True,
+    "squeeze_excitation": "sixteenth",
+    "flow_columns": "left",
+    "halving_skip": "shifted",
+    "doubling_skip_bias": False,
+    "postprocess_doubling": "first",
+    "initial_constant": "uniform",
+    "temperature_on_floor": True,
+    "sampling_method": "coupled_logistic_mixture",
+    "n_mix": 10,
+    "training_parameters.learning_rate_min": 1e-4,
+    "training_parameters.learning_rate_warmup_epochs": 5.0,
+    "training_parameters.learning_rate_decay": "after_its_warmup",
+    "training_parameters.warmup_portion": 0.3,
+    "training_parameters.warmup_delay_portion": 1e-4,
+    "training_parameters.regularization_constant": 1e-2,
+    "training_parameters.spectral_exponent": 1,
+    "training_parameters.spectral_scope": "all",
+}
+
+
+def resolved(text: str, *overrides: str) -> dict:
+    return flat(parse_config(text, overrides).model_dump())
+
+
+def test_the_style_fills_in_what_the_file_does_not_say():
+    seed, original = resolved(SMALL), resolved(SMALL + "style: nvlabs\n")
+    different = {key: value for key, value in original.items() if value != seed[key]}
+    assert different == {"style": "nvlabs"} | NVLABS
+    assert resolved(SMALL + "style: mgp123\n") == seed
+    assert resolved(SMALL, "style=nvlabs") == original
+
+
+def test_the_style_fills_in_sections_that_the_file_has():
+    original = resolved(SMALL + "style: nvlabs\n")
+    epochs = resolved(SMALL + "style: nvlabs\ntraining_parameters: {epochs: 7}\n")
+    assert epochs == original | {"training_parameters.epochs": 7}
+
+
+@pytest.mark.parametrize("key", NVLABS)
+def test_what_the_file_says_wins_over_the_style(key):
+    """Every one of the keys, with the seed's value for it, in the file and on the command line."""
+    seed, original = resolved(SMALL), resolved(SMALL + "style: nvlabs\n")
+    value = yaml.safe_dump(seed[key], default_flow_style=True).removesuffix("...\n").strip()
+    section, _, name = key.rpartition(".")
+    line = f"{section}: {{{name}: {value}}}\n" if section else f"{name}: {value}\n"
+    assert seed[key] != original[key]
+    expected = original | {key: seed[key]}
+    assert resolved(SMALL + "style: nvlabs\n" + line) == expected
+    assert resolved(SMALL + "style: nvlabs\n", f"{key}={value}") == expected
+
+
+@pytest.mark.parametrize("warm_up", ["warmup_epochs: 12.0", "warmup_steps: 500"])
+def test_another_warm_up_in_the_file_silences_the_styles_portion(warm_up):
+    key, _, value = warm_up.partition(": ")
+    schedule = parse_config(SMALL + f"style: nvlabs\ntraining_parameters: {{{warm_up}}}\n").training_parameters
+    assert schedule.warmup_portion is None
+    assert getattr(schedule, key) == float(value)
+    assert schedule.warmup_delay_portion == 1e-4, "the rest of the style stays"
+    assert schedule == parse_config(SMALL, ["style=nvlabs", f"training_parameters.{key}={value}"]).training_parameters
+
+
+def test_a_portion_in_the_file_stands_beside_epochs_in_the_file():
+    """As in a resolved config, which has both: the portion is what counts."""
+    schedule = "training_parameters: {warmup_epochs: 12.0, warmup_portion: 0.5}\n"
+    assert parse_config(SMALL + "style: nvlabs\n" + schedule).training_parameters.warmup_portion == 0.5
+
+
+def test_a_styles_single_group_is_a_plain_vae_unless_the_file_says_no():
+    single = SMALL.replace("number_of_scales: 2", "number_of_scales: 1")
+    assert parse_config(single, ["style=nvlabs"]).plain_vae
+    assert not parse_config(single, ["style=nvlabs", "plain_vae=False"]).plain_vae
+    assert not parse_config(SMALL, ["style=nvlabs"]).plain_vae
+    assert not parse_config(single, ["style=nvlabs", "initial_splits_per_scale=2"]).plain_vae
+    assert not parse_config(single).plain_vae
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["training_parameters.warmup_steps=500"],
+        ["training_parameters.warmup_epochs=5"],
+        ["training_parameters.warmup_portion="],
+        ["number_of_scales=1"],
+        ["number_of_scales=1", "plain_vae=False"],
+        ["num_cells_per_block_prepost={encoder: 3, decoder: 2}", "padding=2", "pixel_bits=5"],
+        ["training_parameters.regularization_constant_initial=1", "sampling_method=gaussian"],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("style", STYLES)
+def test_a_resolved_config_of_any_style_loads_as_the_same_config(style, overrides):
+    config = parse_config(SMALL, [f"style={style}", *overrides])
+    assert parse_config(config_to_yaml(config)) == config
+    assert config_from_dict(config.model_dump(), "a checkpoint") == config
+
+
+def test_a_styles_own_values_are_never_changed_by_a_config():
+    before = repr(STYLES)
+    parse_config(SMALL + "style: nvlabs\ntraining_parameters: {warmup_steps: 3}\n", ["n_mix=3"])
+    parse_config(SMALL + "style: nvlabs\n", ["number_of_scales=1"])
+    assert repr(STYLES) == before
+
+
+def test_an_unknown_style_is_answered_with_those_there_are():
+    assert message_of(SMALL + "style: nvidia\n") == (
+        "my.yaml, line 5: style is the text 'nvidia'; allowed: 'mgp123' or 'nvlabs'."
+    )
+    assert message_of(SMALL + "style: [nvlabs]\n") == (
+        "my.yaml, line 5: style is a list; allowed: 'mgp123' or 'nvlabs'."
+    )
+
+
+def test_a_wrong_section_is_told_in_any_style():
+    assert message_of(SMALL + "style: nvlabs\ntraining_parameters: 3\n") == (
+        "my.yaml, line 6: training_parameters is 3; allowed: a list of 'key: value' lines."
+    )
+    assert "line 6: training_parameters.epohcs is not a key" in message_of(
+        SMALL + "style: nvlabs\ntraining_parameters: {epohcs: 3}\n"
+    )
+
+
+def test_a_config_of_an_older_checkpoint_loads_as_the_seeds_style():
+    """What the program saved before it knew the original NVAE: fewer keys, one number of cells for both ends."""
+    older = {
+        "family": "nvae",
+        "style": "mgp123",
+        "channel_towers": {"encoder": 8, "decoder": 8},
+        "number_of_scales": 2,
+        "initial_splits_per_scale": 1,
+        "exponential_scaling": 1,
+        "min_splits": 1,
+        "latent_size": 4,
+        "input_dimension": 64,
+        "image_channels": 3,
+        "num_flows": 1,
+        "fixed_flows": True,
+        "num_blocks_prepost": 1,
+        "num_cells_per_block_prepost": 3,
+        "cells_per_split_enc": 2,
+        "cells_per_input_dec": 2,
+        "channel_multiplier": 2,
+        "sampling_method": "logistic_mixture",
+        "n_mix": 3,
+        "likelihood_tails": "exact",
+        "dataset": {
+            "name": "toy_faces",
+            "path": "dataset",
+            "validation_fraction": 0.05,
+            "training_images": 6000,
+            "validation_images": 300,
+        },
+        "training_parameters": {
+            "learning_rate": 0.01,
+            "learning_rate_min": 1e-05,
+            "learning_rate_warmup_epochs": 1.0,
+            "regularization_constant": 0.05,
+            "kl_constant": 1.0,
+            "warmup_epochs": 30.0,
+            "epochs": 100,
+            "batch_size": 20,
+            "write_reconstruction": True,
+            "images_per_checkpoint": None,
+            "epochs_per_checkpoint": 2,
+            "gradient_clipping": None,
+            "half_precision": False,
+            "use_tensor_checkpoints": False,
+            "seed": 0,
+        },
+    }
+    config = config_from_dict(older, "a checkpoint")
+    expected = flat(older) | dict.fromkeys(
+        ("num_cells_per_block_prepost.encoder", "num_cells_per_block_prepost.decoder"), 3
+    )
+    del expected["num_cells_per_block_prepost"]
+    found = flat(config.model_dump())
+    assert {key: found[key] for key in expected} == expected
+    seed = resolved(SMALL)
+    assert {key: found[key] for key in found if key not in expected} == {
+        key: seed[key] for key in found if key not in expected
+    }
 
 
 # ---------------------------------------------------------------------------------------------- finding the file
@@ -504,10 +711,74 @@ def test_a_tower_without_channels_is_refused():
 def test_a_resolution_that_does_not_halve_evenly_is_refused():
     assert message_of(SMALL + "input_dimension: 30\n") == (
         "my.yaml, line 5: input_dimension is 30, which num_blocks_prepost 1 and number_of_scales 2 halve 2 times; "
-        "allowed: a multiple of 4."
+        "allowed: a multiple of 4 in all."
     )
     assert parse_config(SMALL + "input_dimension: 28\n").input_dimension == 28
     assert "a multiple of 8" in message_of(SMALL + "input_dimension: 28\nnum_blocks_prepost: 2\n")
+
+
+def test_padding_counts_on_both_sides_of_a_resolution_that_must_halve():
+    assert message_of(SMALL + "input_dimension: 28\npadding: 1\n") == (
+        "my.yaml, line 5: input_dimension is 28 plus 2 of padding, which num_blocks_prepost 1 and number_of_scales 2 "
+        "halve 2 times; allowed: a multiple of 4 in all."
+    )
+    deep = SMALL.replace("number_of_scales: 2", "number_of_scales: 4") + "num_blocks_prepost: 2\ninput_dimension: 28\n"
+    assert "input_dimension is 28, which" in message_of(deep)
+    assert "input_dimension is 28 plus 6 of padding" in message_of(deep + "padding: 3\n")
+    assert parse_config(deep + "padding: 2\n").padding == 2
+
+
+def test_a_plain_vae_of_several_groups_is_refused():
+    assert message_of(SMALL + "plain_vae: True\n") == (
+        "my.yaml, line 5: plain_vae is True with 2 scales of 1 groups; allowed: one scale of one group, or False."
+    )
+    single = SMALL.replace("number_of_scales: 2", "number_of_scales: 1")
+    assert parse_config(single + "plain_vae: True\n").plain_vae
+    assert "plain_vae is True with 1 scales of 3 groups" in message_of(
+        single + "plain_vae: True\n", "initial_splits_per_scale=3"
+    )
+
+
+@pytest.mark.parametrize("tower", ["encoder", "decoder"])
+def test_channels_that_do_not_divide_into_eight_groups_are_refused(tower):
+    """mbconv_den's convolutions are of three times the channels."""
+    towers = {"encoder": 8, "decoder": 8} | {tower: 10}
+    text = SMALL.replace("channel_towers: 8", f"channel_towers: {towers}".replace("'", ""))
+    assert parse_config(text.replace("10", "12")).channel_towers
+    assert message_of(text + "arch_instance: mbconv_den\n") == (
+        f"my.yaml, line 1: channel_towers has 10 channels in the {tower}, which mbconv_den puts into 8 groups; "
+        "allowed: a multiple of 8."
+    )
+    for fits in ("16", "8"):
+        parse_config(text.replace("10", fits) + "arch_instance: mbconv_den\n")
+    parse_config(text + "arch_instance: mbconv_den\nnum_blocks_prepost: 0\n")
+
+
+def test_a_coupled_mixture_of_grey_images_is_refused():
+    expected = (
+        "sampling_method is coupled_logistic_mixture with image_channels 1; allowed: 3 channels, or bernoulli or "
+        "logistic_mixture for grey images."
+    )
+    extra = "image_channels: 1\nsampling_method: coupled_logistic_mixture\n"
+    assert message_of(SMALL + extra) == f"my.yaml, line 6: {expected}"
+    assert message_of(SMALL + "style: nvlabs\nimage_channels: 1\n") == f"my.yaml: {expected}", "the style's own choice"
+    assert parse_config(SMALL + "style: nvlabs\nimage_channels: 1\nsampling_method: bernoulli\n").image_channels == 1
+
+
+def test_black_and_white_images_without_coins_are_refused():
+    assert message_of(SMALL + "dataset: {binarize: True}\n") == (
+        "my.yaml, line 5: dataset.binarize is True with sampling_method gaussian; allowed: bernoulli, or False."
+    )
+    assert parse_config(SMALL + "dataset: {binarize: True}\nsampling_method: bernoulli\n").dataset.binarize
+
+
+def test_a_warm_up_in_steps_and_as_a_portion_at_once_is_refused():
+    both = "training_parameters:\n  warmup_portion: 0.3\n  warmup_steps: 500\n"
+    for style in STYLES:
+        assert message_of(SMALL + both, f"style={style}") == (
+            "my.yaml, line 7: training_parameters.warmup_steps is 500 beside warmup_portion 0.3; allowed: one of the "
+            "two."
+        )
 
 
 def test_a_default_that_does_not_fit_is_refused_without_a_line():
@@ -547,10 +818,13 @@ def test_set_overrides_any_key():
         "dataset.name=toy_faces",
         "fixed_flows=True",
         "channel_towers.decoder=16",
+        "num_cells_per_block_prepost.encoder=3",
     ]
-    config = parse_config(SMALL + "training_parameters: {epochs: 9, batch_size: 5}\n", overrides)
+    text = SMALL + "training_parameters: {epochs: 9, batch_size: 5}\nnum_cells_per_block_prepost: 4\n"
+    config = parse_config(text, overrides)
     assert (config.latent_size, config.dataset.name, config.fixed_flows) == (7, "toy_faces", True)
     assert dict(config.channel_towers) == {"encoder": 8, "decoder": 16}
+    assert dict(config.num_cells_per_block_prepost) == {"encoder": 3, "decoder": 4}
     assert (config.training_parameters.epochs, config.training_parameters.batch_size) == (3, 5)
 
 
@@ -618,3 +892,31 @@ def test_reading_a_config_leaves_the_file_as_it_is(tmp_path):
     file.write_text(SMALL)
     load_config(file, ["latent_size=9"])
     assert file.read_text() == SMALL
+
+
+def test_post_processing_that_doubles_first_needs_channels_for_eight_groups_at_full_resolution_too():
+    text = (
+        SMALL.replace("channel_towers: 8", "channel_towers: {encoder: 8, decoder: 4}") + "arch_instance: mbconv_den\n"
+    )
+    parse_config(text)  # doubles last: its grouped cells have 8 channels
+    parse_config(text, ["postprocess_doubling=first", "num_cells_per_block_prepost=1"])
+    with pytest.raises(ConfigError, match="has 4 channels in the decoder, which mbconv_den puts into 8 groups"):
+        parse_config(text, ["postprocess_doubling=first"])
+
+
+def test_one_end_may_be_set_where_the_file_says_neither():
+    config = parse_config(SMALL, ["num_cells_per_block_prepost.encoder=3"])
+    assert dict(config.num_cells_per_block_prepost) == {"encoder": 3, "decoder": 2}
+
+
+def test_the_newest_way_to_say_how_long_the_kl_warms_up_counts():
+    """A file, such as that of an earlier run, says one way; --set says another."""
+    text = "style: nvlabs\n" + SMALL + "training_parameters: {warmup_epochs: 30.0, warmup_portion: 0.3}\n"
+    assert parse_config(text).training_parameters.warmup_portion == 0.3
+    for key, value in (("warmup_epochs", 5.0), ("warmup_steps", 7), ("warmup_portion", 0.1)):
+        schedule = parse_config(text, [f"training_parameters.{key}={value}"]).training_parameters
+        assert getattr(schedule, key) == value
+        assert schedule.warmup_steps is None or key == "warmup_steps"
+        assert schedule.warmup_portion is None or key == "warmup_portion"
+    empty = "style: nvlabs\n" + SMALL + "training_parameters: {warmup_steps: }\n"
+    assert parse_config(empty).training_parameters.warmup_portion == 0.3  # nothing was said

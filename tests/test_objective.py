@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from nvae.model.convolutions import is_spectrally_normalised, normalised
 from nvae.model.hierarchy import Level
 from nvae.objective import (
     SpectralRegularisation,
     balance_alphas,
     balanced_kl,
+    balancing_weights,
     batch_norm_regularisation,
     bound,
     kl_coefficient,
+    regularisation_coefficient,
     regularised_convolutions,
 )
 
@@ -46,6 +51,27 @@ def test_the_elbo_is_the_log_likelihood_minus_the_kl_of_all_groups(make_model, g
 )
 def test_the_kl_coefficient_rises_linearly_to_one(epoch, warmup, expected):
     assert kl_coefficient(epoch, warmup) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "expected"),
+    [(0, 1e-4), (2, 1e-4), (2.001, 1e-4), (4.5, 0.25), (7, 0.5), (11.9, 0.99), (12, 1), (100, 1)],
+)
+def test_after_a_delay_the_kl_coefficient_rises_as_it_would_have(epoch, expected):
+    assert kl_coefficient(epoch, 10, 2) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("position", [0.0, 1e-4, 0.25, 0.5, 1.0])
+def test_the_regularisation_moves_geometrically_along_the_kls_warm_up(position):
+    """Half-way between 100 and 1 lies 10."""
+    found = regularisation_coefficient(0.01, 1.0, position)
+    assert found == pytest.approx(1.0 ** (1 - position) * 0.01**position)
+    assert regularisation_coefficient(1.0, 100.0, 0.5) == pytest.approx(10)
+
+
+def test_the_regularisation_is_constant_without_a_beginning_and_off_at_zero():
+    assert [regularisation_coefficient(0.05, None, position) for position in (0.0, 0.3, 1.0)] == [0.05] * 3
+    assert [regularisation_coefficient(0.0, 1.0, position) for position in (0.0, 0.3, 1.0)] == [0.0] * 3
 
 
 @pytest.mark.parametrize(
@@ -90,6 +116,18 @@ def test_balancing_weights_have_mean_one_and_carry_no_gradient(generator):
     assert kl.grad[0].argmax() == ((kl.mean(0) + 0.01) / torch.tensor([1.0, 1, 2, 2, 2, 2])).argmax()
 
 
+def test_balancing_weights_are_the_formula_of_the_paper(generator):
+    """Proportional to (mean |KL| + 0.01) * (the sum of these) / alpha, divided by their mean (NVAE's program)."""
+    kl = (10 * torch.randn(5, 3, generator=generator)).double().requires_grad_()
+    size = [kl[:, g].abs().mean().item() + 0.01 for g in range(3)]
+    alphas = balance_alphas([level(1), level(2)])
+    assert alphas == pytest.approx([1, 2, 2])
+    raw = [size[g] * sum(size) / alphas[g] for g in range(3)]
+    found = balancing_weights(kl, [level(1), level(2)])
+    assert found.tolist() == pytest.approx([weight / (sum(raw) / 3) for weight in raw])
+    assert not found.requires_grad
+
+
 def test_a_group_with_a_negative_kl_is_weighed_by_its_size(generator):
     """With a flow on the posterior alone the KL is a sample's, which can be negative."""
     kl = torch.tensor([[-3.0, 3.0], [-3.0, 3.0]])
@@ -111,6 +149,8 @@ def convolutions() -> list[nn.Conv2d]:
             nn.Conv2d(6, 6, 5, groups=6),
             parametrizations.weight_norm(nn.Conv2d(3, 5, 3), dim=0),
             nn.Conv2d(2, 7, 1),
+            normalised(nn.Conv2d(3, 5, 3), "linear"),
+            normalised(nn.Conv2d(6, 4, 3), "exponential"),
         ]
 
 
@@ -135,12 +175,20 @@ def test_the_regularisation_is_the_sum_of_the_squared_singular_values(convolutio
     torch.testing.assert_close(spectral(), true_values(convolutions).square().sum(), rtol=1e-4, atol=0)
 
 
-def test_its_gradient_is_that_of_the_singular_value_decomposition(convolutions):
+def test_or_the_sum_of_the_singular_values_themselves(convolutions):
+    spectral = SpectralRegularisation(convolutions, exponent=1)
+    spectral.singular_values(2000)
+    torch.testing.assert_close(spectral(), true_values(convolutions).sum(), rtol=1e-4, atol=0)
+    assert abs(true_values(convolutions).sum() - true_values(convolutions).square().sum()) > 0.1
+
+
+@pytest.mark.parametrize("exponent", [1, 2])
+def test_its_gradient_is_that_of_the_singular_value_decomposition(convolutions, exponent):
     weights = [parameter for convolution in convolutions for parameter in convolution.parameters()]
-    spectral = SpectralRegularisation(convolutions)
+    spectral = SpectralRegularisation(convolutions, exponent)
     spectral.singular_values(5000)
     found = torch.autograd.grad(spectral(), weights, materialize_grads=True)
-    expected = torch.autograd.grad(true_values(convolutions).square().sum(), weights, materialize_grads=True)
+    expected = torch.autograd.grad(true_values(convolutions).pow(exponent).sum(), weights, materialize_grads=True)
     assert sum(gradient.abs().max() > 0.1 for gradient in expected) >= len(convolutions)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-3)
@@ -170,18 +218,62 @@ def test_it_starts_near_the_truth_and_follows_the_weights(convolutions):
             convolution.weight.mul_(2)
         convolutions[4].parametrizations.weight.original0.mul_(2)  # g scales the effective weight
         convolutions[5].weight.mul_(2)
+        convolutions[6].parametrizations.weight.original0.mul_(2)
+        convolutions[7].parametrizations.weight.original0.add_(math.log(2))
     assert 0.9 * 4 * truth < spectral() <= 4 * truth * (1 + 1e-5)
 
 
-def test_cells_and_heads_are_regularised_and_nothing_else(make_model):
-    model = make_model(num_flows=1)
-    found = {id(convolution) for convolution in regularised_convolutions(model)}
+STYLES = pytest.mark.parametrize("style", ["mgp123", "nvlabs"])
+
+
+@STYLES
+def test_cells_and_heads_are_regularised_and_nothing_else(make_model, style):
+    model = make_model(num_flows=1, style=style)
+    found = {id(convolution) for convolution in regularised_convolutions(model, "cells_and_heads")}
     outside = ("encoder.stem", "encoder.top", "encoder_combiner", "decoder_combiner", "output.head", "flow")
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             assert (id(module) in found) == (not any(part in name for part in outside)), name
     heads = [m for name, m in model.named_modules() if name.endswith(("prior_head", "posterior_head"))]
     assert len([m for m in heads if isinstance(m, nn.Conv2d)]) == 7  # the top group has no prior head
+
+
+@STYLES
+def test_or_every_convolution_once_flows_included(make_model, style):
+    model = make_model(num_flows=1, style=style)
+    found = [id(convolution) for convolution in regularised_convolutions(model, "all")]
+    expected = [id(module) for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert sorted(found) == sorted(expected)
+    flows = [id(m) for group in model.groups for m in group.flow.modules() if isinstance(m, nn.Conv2d)]
+    assert len(flows) == 4 * 2 * 3
+    assert set(flows) <= set(found)
+
+
+@pytest.mark.parametrize("scope", ["all", "cells_and_heads"])
+def test_spectrally_normalised_convolutions_are_left_out(make_model, scope):
+    """Their singular value is one already."""
+    model = make_model(num_flows=1, spectral_normalisation=True)
+    found = regularised_convolutions(model, scope)
+    assert not any(is_spectrally_normalised(convolution) for convolution in found)
+    assert len(found) == (4 * 2 * 3 if scope == "all" else 0)  # the flows'
+    nothing = SpectralRegularisation(regularised_convolutions(make_model(spectral_normalisation=True), "all"))
+    assert nothing().item() == 0
+
+
+def test_regularising_a_spectrally_normalised_model_does_not_move_its_power_iterations(make_model):
+    model = make_model(spectral_normalisation=True, num_flows=1).train()
+    before = [buffer.clone() for buffer in model.buffers()]
+    (SpectralRegularisation(regularised_convolutions(model, "all"))() + batch_norm_regularisation(model)).backward()
+    assert all(torch.equal(old, new) for old, new in zip(before, model.buffers(), strict=True))
+
+
+def test_a_model_without_batch_norms_has_no_batch_norm_regularisation(make_model):
+    model = make_model(arch_instance="res_elu")
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    found = batch_norm_regularisation(model)
+    assert found.shape == ()
+    assert found.item() == 0
+    assert batch_norm_regularisation(make_model(arch_instance="res_bnelu")).item() > 0
 
 
 def test_the_batch_norm_regularisation_sums_the_largest_gammas():
@@ -194,3 +286,7 @@ def test_the_batch_norm_regularisation_sums_the_largest_gammas():
     loss.backward()
     assert model[0].weight.grad.tolist() == [0, -1, 0]
     assert model[2][0].weight.grad.tolist() == [1, 0]
+
+
+def test_a_delay_without_a_rise_is_a_step():
+    assert [kl_coefficient(epoch, 0, 2) for epoch in (1.99, 2, 3)] == [1e-4, 1, 1]

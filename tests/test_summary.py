@@ -28,3 +28,30 @@ def test_activation_checkpointing_keeps_less(make_config):
     plain, recomputing = cost_per_image(make_config()), cost_per_image(make_config(training_parameters=parameters))
     assert recomputing.saved_bytes < 0.7 * plain.saved_bytes
     assert recomputing.operations == plain.operations
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "KL warm-up 30 epochs"),
+        ({"warmup_epochs": 2.5}, "KL warm-up 2.5 epochs"),
+        ({"warmup_steps": 12_000}, "KL warm-up 12,000 steps"),
+        ({"warmup_portion": 0.3}, "KL warm-up 30% of them"),
+    ],
+    ids=str,
+)
+def test_the_page_tells_the_kls_warm_up_as_the_config_does(make_config, changes, expected):
+    assert expected in summary(make_config(training_parameters=changes))
+
+
+def test_the_page_of_a_padded_network(make_config):
+    page = summary(load_config("nvae_mnist_small"))
+    assert "nvae (nvlabs), 1 x 28 x 28 images from mnist padded by 2, likelihood bernoulli" in page
+    assert "10 x 8 x 8" in page  # 32 pixels halved twice: the margin counts
+    assert "padded" not in summary(make_config())
+
+
+def test_a_margin_costs_what_its_pixels_cost(make_config):
+    """The network's work on 12 pixels and a margin of 2 is that on 16."""
+    padded = cost_per_image(make_config(input_dimension=12, padding=2))
+    assert padded.operations == cost_per_image(make_config(input_dimension=16)).operations

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nvae.config import Config
-from nvae.data.images import Data
+from nvae.data.images import Data, resized
 from nvae.errors import UserError
 
 SIDE = 28
@@ -39,7 +39,7 @@ def load_mnist(config: Config) -> Data:
         found = {part: _find(places, file) for part, file in _FILES.items()}
     size, channels = config.input_dimension, config.image_channels
     return Data(
-        **{part: _resize(_read_images(file), size).expand(-1, channels, -1, -1) for part, file in found.items()}
+        **{part: _fitted(_read_images(file), size).expand(-1, channels, -1, -1) for part, file in found.items()}
     )
 
 
@@ -61,18 +61,6 @@ def _read_images(file: Path) -> Tensor:
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=16).reshape(count, 1, rows, columns).copy())
 
 
-def _resize(images: Tensor, size: int) -> Tensor:
+def _fitted(images: Tensor, size: int) -> Tensor:
     """To size x size. 32 is 28 with a black margin of 2, as networks that halve need it; others are resampled."""
-    if size == SIDE:
-        return images
-    if size == SIDE + 4:
-        return functional.pad(images, (2, 2, 2, 2))
-    return torch.cat(
-        [
-            functional.interpolate(part.float(), (size, size), mode="bicubic", antialias=True, align_corners=False)
-            .round_()
-            .clamp_(0, 255)
-            .byte()
-            for part in images.split(4096)
-        ]
-    )
+    return functional.pad(images, (2, 2, 2, 2)) if size == SIDE + 4 else resized(images, size)

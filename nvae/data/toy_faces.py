@@ -13,11 +13,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
 from tqdm import tqdm
 
 from nvae.config import Config
-from nvae.data.images import Data
+from nvae.data.images import Data, grey
 
 FIRST_VALIDATION = 1_000_000_000
 
@@ -438,11 +437,5 @@ def load_toy_faces(config: Config) -> Data:
     parts = (range(wanted.training_images), range(FIRST_VALIDATION, FIRST_VALIDATION + wanted.validation_images))
     training, validation = (torch.from_numpy(draw_faces(indices, size)) for indices in parts)
     if config.image_channels == 1:
-        training, validation = (_grey(images) for images in (training, validation))
+        training, validation = (grey(images) for images in (training, validation))
     return Data(training, validation)
-
-
-def _grey(images: Tensor) -> Tensor:
-    """uint8 (N, 3, S, S) to (N, 1, S, S): luma of ITU-R BT.601."""
-    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
-    return (images * weights).sum(1, keepdim=True).round().byte()

@@ -1,45 +1,191 @@
-"""The evidence lower bound on held-out images."""
+"""How likely a model finds images: the evidence lower bound, and the importance-weighted one."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from nvae.data.images import to_network
-from nvae.model.hierarchy import HierarchicalVAE
+from nvae.model.hierarchy import FromPosterior, GroupResult, HierarchicalVAE, Pass
 from nvae.objective import bound
 from nvae.seeds import seeded
 
+ACTIVE_VARIANCE = 0.01
 
-class Elbo(NamedTuple):
-    """Averages over images, in nats per image."""
 
-    elbo: float
-    log_likelihood: float
-    kl_per_group: list[float]  # top group first
-    bits_per_dimension: float
+class Estimate(NamedTuple):
+    """A mean over images and its standard error."""
+
+    mean: float
+    standard_error: float
+
+    @classmethod
+    def of(cls, values: Tensor) -> Estimate:
+        """From one value per image; the error of a single image is not known."""
+        error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        return cls(values.mean().item(), error)
+
+    def plain(self) -> dict[str, float | None]:
+        """For a JSON file, which knows no NaN."""
+        return {key: value if math.isfinite(value) else None for key, value in self._asdict().items()}
+
+
+class Evaluation(NamedTuple):
+    """What a set of images says about a model. Nats are per image; groups are ordered top first."""
+
+    images: int
+    samples: int  # draws from the posterior per image
+    elbo: Estimate  # nats
+    log_likelihood: Estimate  # nats: the importance-weighted bound on log p(x); with one sample an estimate of the ELBO
+    reconstruction: float  # nats: E log p(x | z)
+    kl_per_group: list[float]  # nats
+    active_units_per_group: list[int]
+    units_per_group: list[int]
+    elbo_bits: Estimate  # bits per dimension, of the negative bound: less is better
+    log_likelihood_bits: Estimate
+
+    def plain(self) -> dict[str, Any]:
+        """For a JSON file."""
+        return {key: value.plain() if isinstance(value, Estimate) else value for key, value in self._asdict().items()}
 
 
 @torch.no_grad()
-def evaluate_elbo(model: HierarchicalVAE, pixels: Tensor, batch_size: int, seed: int = 0) -> Elbo:
-    """The ELBO of uint8 pixels (N, C, S, S), one posterior draw each, with the batch-norm statistics of training.
+def evaluate(
+    model: HierarchicalVAE,
+    pixels: Tensor,
+    batch_size: int,
+    samples: int = 1,
+    seed: int = 0,
+    progress: bool = False,
+) -> Evaluation:
+    """The bounds on log p(x) of uint8 pixels (N, C, S, S), with the batch-norm statistics of training.
 
-    The draws depend on the seed and on the batch size. Returns with the model in the mode it came in.
+    The ELBO averages log p(x|z) - KL over the draws. The importance-weighted bound is the mean over images of
+    log mean_k p(x, z_k) / q(z_k | x) (Burda et al. 2016), which rises to log p(x) with the number of samples.
+
+    A latent unit is active when its posterior's mean, counted from its prior's and in the prior's standard deviations,
+    varies by more than 0.01 over images; for a standard normal prior that is the criterion of Burda et al.
+
+    batch_size: how many passes go through the network at once, which bounds the memory. The bottom-up pass is computed
+    once per image, whatever the number of its samples. The draws depend on the seed and on the batch size.
+    Returns with the model in the mode it came in.
     """
-    device = model.constant.device
-    generator = seeded(seed, "validation")
+    device, bits = model.constant.device, model.config.pixel_bits
     training = model.training
     model.eval()
-    log_likelihood, kl = 0.0, torch.zeros(len(model.groups))
-    for batch in pixels.split(batch_size):
-        images = to_network(batch, device)
-        terms = bound(model(images, generator), images)
-        log_likelihood += terms.log_likelihood.sum().item()
-        kl += terms.kl.sum(0).float().cpu()
+    images_at_once = max(1, batch_size // samples)
+    samples_at_once = max(1, min(samples, batch_size // images_at_once))
+    elbos, log_likelihoods, reconstructions, kls = [], [], [], []
+    activity = Activity(model)
+    with tqdm(total=len(pixels) * samples, unit="sample", disable=None if progress else True, leave=False) as bar:
+        for first in range(0, len(pixels), images_at_once):
+            images = to_network(pixels[first : first + images_at_once], device, bits)
+            generator = seeded(seed, "validation", first)
+            features = model.bottom_up(images)
+            draws = [
+                _draw(model, features, images, min(samples_at_once, samples - done), generator, activity, bar)
+                for done in range(0, samples, samples_at_once)
+            ]
+            activity.images_done(len(images), samples)
+            log_weights = torch.cat([draw.log_weight for draw in draws], dim=1)  # (n, K)
+            kl = sum(draw.kl for draw in draws) / samples  # (n, G)
+            reconstruction = sum(draw.reconstruction for draw in draws) / samples  # (n,)
+            log_likelihoods.append(torch.logsumexp(log_weights, 1) - math.log(samples))
+            elbos.append(reconstruction - kl.sum(1))
+            reconstructions.append(reconstruction)
+            kls.append(kl)
+            bar.set_postfix_str(f"ELBO {torch.cat(elbos).mean():.2f}, log p {torch.cat(log_likelihoods).mean():.2f}")
     model.train(training)
-    log_likelihood, kl = log_likelihood / len(pixels), kl / len(pixels)
-    elbo = log_likelihood - kl.sum().item()
-    bits = model.likelihood.bits_per_dimension(-elbo, pixels[0].numel())
-    return Elbo(elbo, log_likelihood, kl.tolist(), bits)
+    elbo, log_likelihood = torch.cat(elbos), torch.cat(log_likelihoods)
+
+    def in_bits(nats: Tensor) -> Estimate:
+        return Estimate.of(model.likelihood.bits_per_dimension(-nats, pixels[0].numel()))
+
+    return Evaluation(
+        images=len(pixels),
+        samples=samples,
+        elbo=Estimate.of(elbo),
+        log_likelihood=Estimate.of(log_likelihood),
+        reconstruction=torch.cat(reconstructions).mean().item(),
+        kl_per_group=torch.cat(kls).mean(0).tolist(),
+        active_units_per_group=activity.active(),
+        units_per_group=[math.prod(shape) for shape in model.noise_shapes],
+        elbo_bits=in_bits(elbo),
+        log_likelihood_bits=in_bits(log_likelihood),
+    )
+
+
+class Draw(NamedTuple):
+    """Some samples of each of n images, float64 on the CPU. The last two are sums over the samples."""
+
+    log_weight: Tensor  # (n, k): log p(x, z) - log q(z | x)
+    reconstruction: Tensor  # (n,): log p(x | z)
+    kl: Tensor  # (n, G)
+
+
+def log_importance_weight(result: Pass, log_likelihood: Tensor) -> Tensor:
+    """log p(x, z) - log q(z | x) of a posterior pass, (B,), from its log p(x | z), (B,). Float64, on the CPU."""
+    ratios = [group.log_p.cpu().double() - group.log_q.cpu().double() for group in result.groups.values()]
+    return log_likelihood.cpu().double() + sum(ratios)
+
+
+def _draw(
+    model: HierarchicalVAE,
+    features: list[Tensor],
+    images: Tensor,
+    samples: int,
+    generator: torch.Generator,
+    activity: Activity,
+    bar: tqdm,
+) -> Draw:
+    """One top-down pass with `samples` draws for each of n images, side by side."""
+
+    def repeated(x: Tensor) -> Tensor:  # (n, C, H, W) to (n * samples, C, H, W), channels last as before
+        return x.permute(0, 2, 3, 1).repeat_interleave(samples, 0).permute(0, 3, 1, 2) if samples > 1 else x
+
+    def per_image(x: Tensor) -> Tensor:
+        return x.cpu().double().unflatten(0, (len(images), samples))
+
+    result = model.top_down(FromPosterior([repeated(f) for f in features], generator), len(images) * samples)
+    terms = bound(result, repeated(images))
+    activity.add(result.groups, len(images))
+    bar.update(len(images) * samples)
+    log_weight = per_image(log_importance_weight(result, terms.log_likelihood))
+    return Draw(log_weight, per_image(terms.log_likelihood).sum(1), per_image(terms.kl).sum(1))
+
+
+class Activity:
+    """Variance over images of how far each unit's posterior is from its prior."""
+
+    def __init__(self, model: HierarchicalVAE) -> None:
+        shapes = [torch.Size(shape) for shape in model.noise_shapes]
+        self.count = 0
+        self.sums = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+        self.squares = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+        self._of_samples: list[Tensor | None] = [None] * len(shapes)
+
+    def add(self, groups: dict[int, GroupResult], images: int) -> None:
+        """Some more samples of the same images."""
+        for index, group in groups.items():
+            shift = (group.posterior.mu - group.prior.mu) / group.prior.sigma  # (n * k, L, H, W)
+            total = shift.unflatten(0, (images, -1)).sum(1).cpu().double()
+            earlier = self._of_samples[index]
+            self._of_samples[index] = total if earlier is None else earlier + total
+
+    def images_done(self, images: int, samples: int) -> None:
+        """All samples of these images are there."""
+        self.count += images
+        for index, total in enumerate(self._of_samples):
+            mean = total / samples
+            self.sums[index] += mean.sum(0)
+            self.squares[index] += mean.square().sum(0)
+            self._of_samples[index] = None
+
+    def active(self) -> list[int]:
+        """Number of active units of every group."""
+        variances = [s / self.count - (m / self.count).square() for m, s in zip(self.sums, self.squares, strict=True)]
+        return [int((variance > ACTIVE_VARIANCE).sum()) for variance in variances]

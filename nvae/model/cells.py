@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -12,12 +13,38 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from nvae.model.convolutions import DepthwiseConv2d
+from nvae.config import ArchInstance, Config
+from nvae.model.convolutions import DepthwiseConv2d, Normalisation, SpectralNorm, normalised
 
 RESIDUAL_WEIGHT = 0.1
 BATCH_NORM_MOMENTUM = 0.05
 
 Resample = Literal["halve", "double"] | None
+
+
+@dataclass(frozen=True)
+class CellDetails:
+    """The details in which the cells of one model are alike."""
+
+    normalisation: Normalisation = "none"  # of the convolutions of residual cells and of skips
+    inverted_normalisation: Normalisation = "none"  # of those of inverted residual cells
+    squeeze_excitation: Literal["none", "half", "sixteenth"] = "half"
+    halving_skip: Literal["aligned", "shifted"] = "aligned"
+    doubling_skip_bias: bool = True
+
+    @classmethod
+    def of(cls, config: Config) -> CellDetails:
+        return cls(
+            "spectral"
+            if config.spectral_normalisation
+            else config.weight_normalisation
+            if config.normalise_cells
+            else "none",
+            "spectral" if config.spectral_normalisation else "none",
+            config.squeeze_excitation,
+            config.halving_skip,
+            config.doubling_skip_bias,
+        )
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -50,7 +77,22 @@ class BatchNormSwish(BatchNorm):
     """Batch normalisation followed by swish, x * sigmoid(x)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.silu(super().forward(x))
+        # In place unless the gradient needs what goes into the swish.
+        return functional.silu(super().forward(x), inplace=not torch.is_grad_enabled())
+
+
+class BatchNormELU(BatchNorm):
+    """Batch normalisation followed by ELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.elu(super().forward(x))
+
+
+class ELU(nn.ELU):
+    """ELU alone, made like the two above."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
 
 
 class SqueezeExcitation(nn.Module):
@@ -66,18 +108,44 @@ class SqueezeExcitation(nn.Module):
         return torch.sigmoid(gate)[:, :, None, None]
 
 
-class HalvingSkip(nn.Module):
-    """Halves the resolution with four strided 1x1 convolutions, a quarter of the channels each."""
+def gate(channels: int, details: CellDetails) -> SqueezeExcitation | None:
+    """The squeeze-and-excitation of a cell with so many channels."""
+    if details.squeeze_excitation == "none":
+        return None
+    return SqueezeExcitation(
+        channels, channels // 2 if details.squeeze_excitation == "half" else max(channels // 16, 4)
+    )
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+
+class HalvingSkip(nn.Module):
+    """Swish, then four 1x1 convolutions of every second pixel, a quarter of the channels each.
+
+    Aligned, all four see the pixels of even rows and columns, and are computed as one. Shifted, they see the four
+    pixels of each square: itself, the one down and to the right, the one to the right, the one below.
+    """
+
+    SHIFTS = {"aligned": ((0, 0), (0, 0), (0, 0), (0, 0)), "shifted": ((0, 0), (1, 1), (0, 1), (1, 0))}
+
+    def __init__(self, in_channels: int, out_channels: int, details: CellDetails) -> None:
         super().__init__()
-        self.convolutions = nn.ModuleList(nn.Conv2d(in_channels, out_channels // 4, 1, stride=2) for _ in range(4))
+        self.shifts = self.SHIFTS[details.halving_skip]
+        self.convolutions = nn.ModuleList(
+            normalised(nn.Conv2d(in_channels, out_channels // 4, 1), details.normalisation) for _ in range(4)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        # All four see the same positions, so they are one convolution.
-        weight = torch.cat([convolution.weight for convolution in self.convolutions])
-        bias = torch.cat([convolution.bias for convolution in self.convolutions])
-        return functional.conv2d(functional.silu(x[:, :, ::2, ::2]), weight, bias)
+        if len(set(self.shifts)) == 1:
+            weight = torch.cat([convolution.weight for convolution in self.convolutions])
+            bias = torch.cat([convolution.bias for convolution in self.convolutions])
+            return functional.conv2d(functional.silu(x[:, :, ::2, ::2]), weight, bias)
+        x = functional.silu(x)
+        return torch.cat(
+            [
+                convolution(x[:, :, row::2, column::2])
+                for convolution, (row, column) in zip(self.convolutions, self.shifts, strict=True)
+            ],
+            dim=1,
+        )
 
 
 class DoublingSkip(nn.Module):
@@ -86,70 +154,154 @@ class DoublingSkip(nn.Module):
     The interpolation's weights sum to one, so it commutes with the convolution, which is cheaper done first.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, details: CellDetails) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(in_channels, out_channels, 1)
+        convolution = nn.Conv2d(in_channels, out_channels, 1, bias=details.doubling_skip_bias)
+        self.convolution = normalised(convolution, details.normalisation)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.interpolate(self.convolution(x), scale_factor=2, mode="bilinear", align_corners=True)
 
 
-def skip(in_channels: int, out_channels: int, resample: Resample) -> nn.Module:
+def skip(in_channels: int, out_channels: int, details: CellDetails, resample: Resample) -> nn.Module:
     """The path around a cell."""
     if resample == "halve":
-        return HalvingSkip(in_channels, out_channels)
+        return HalvingSkip(in_channels, out_channels, details)
     if resample == "double":
-        return DoublingSkip(in_channels, out_channels)
+        return DoublingSkip(in_channels, out_channels, details)
     return nn.Identity()
 
 
-class ResidualCell(nn.Module):
-    """skip(x) + 0.1 * SE(f(x)), f: twice (batch norm, swish, 3x3 convolution). Of the encoder."""
+class Cell(nn.Module):
+    """skip(x) + 0.1 * SE(f(x)): what all cells have in common. `branch` is f, `gate` is SE, or None."""
 
-    def __init__(self, in_channels: int, out_channels: int, resample: Resample = None) -> None:
+    gate: SqueezeExcitation | None
+
+    def __init__(self, in_channels: int, out_channels: int, details: CellDetails, resample: Resample) -> None:
         super().__init__()
-        self.skip = skip(in_channels, out_channels, resample)
-        self.norm1 = BatchNormSwish(in_channels)
-        stride = 2 if resample == "halve" else 1
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
-        self.norm2 = BatchNormSwish(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.gate = SqueezeExcitation(out_channels, out_channels // 2)
+        self.resample = resample
+        self.skip = skip(in_channels, out_channels, details, resample)
+
+    def branch(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(self.norm1(x))
-        h = self.conv2(self.norm2(h))
-        return self.skip(x) + RESIDUAL_WEIGHT * self.gate(h) * h
+        h = self.branch(x)
+        scale = RESIDUAL_WEIGHT if self.gate is None else RESIDUAL_WEIGHT * self.gate(h)
+        return self.skip(x) + scale * h
 
 
-class InvertedResidualCell(nn.Module):
-    """skip(x) + 0.1 * SE(f(x)), f: 1x1 to `expansion` times the channels, 5x5 depthwise, 1x1. Of the decoder.
+class ResidualCell(Cell):
+    """f: twice (batch norm, activation, 3x3 convolution), resampling before or with the first convolution.
 
-    Every convolution has a batch norm before and after, those inside the wide part with swish, and no bias.
+    activation: what comes before a convolution. dilations: of the two convolutions.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, expansion: int, resample: Resample = None) -> None:
-        super().__init__()
-        wide = expansion * in_channels
-        self.skip = skip(in_channels, out_channels, resample)
-        self.doubles = resample == "double"
-        repeats = 4 if self.doubles else 1
-        self.norm1 = BatchNorm(in_channels, repeats)
-        self.expand = nn.Conv2d(in_channels, wide, 1, bias=False)
-        self.norm2 = BatchNormSwish(wide, repeats)
-        self.spread = DepthwiseConv2d(wide, 5)
-        self.norm3 = BatchNormSwish(wide)
-        self.project = nn.Conv2d(wide, out_channels, 1, bias=False)
-        self.norm4 = BatchNorm(out_channels)
-        self.gate = SqueezeExcitation(out_channels, out_channels // 2)
+    ACTIVATIONS = {"bnswish": BatchNormSwish, "bnelu": BatchNormELU, "elu": ELU}
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        details: CellDetails,
+        resample: Resample = None,
+        *,
+        activation: Literal["bnswish", "bnelu", "elu"] = "bnswish",
+        dilations: tuple[int, int] = (1, 1),
+    ) -> None:
+        super().__init__(in_channels, out_channels, details, resample)
+        self.activation = activation
+        activate, stride = self.ACTIVATIONS[activation], 2 if resample == "halve" else 1
+        first, second = dilations
+        self.norm1 = activate(in_channels)
+        self.conv1 = normalised(
+            nn.Conv2d(in_channels, out_channels, 3, stride, padding=first, dilation=first), details.normalisation
+        )
+        self.norm2 = activate(out_channels)
+        self.conv2 = normalised(
+            nn.Conv2d(out_channels, out_channels, 3, padding=second, dilation=second), details.normalisation
+        )
+        self.gate = gate(out_channels, details)
+
+    def branch(self, x: Tensor) -> Tensor:
+        h = self.norm1(x)
+        if self.resample == "double":
+            h = functional.interpolate(h, scale_factor=2, mode="nearest")
+        return self.conv2(self.norm2(self.conv1(h)))
+
+
+class InvertedResidualCell(Cell):
+    """f: 1x1 to `expansion` times the channels, 5x5 depthwise, 1x1.
+
+    Every convolution has a batch norm before and after, those inside the wide part with swish, and no bias.
+    groups: of the convolution in the middle; None for depthwise.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        details: CellDetails,
+        resample: Resample = None,
+        *,
+        expansion: int,
+        kernel_size: int = 5,
+        groups: int | None = None,
+    ) -> None:
+        super().__init__(in_channels, out_channels, details, resample)
+        wide, stride = expansion * in_channels, 2 if resample == "halve" else 1
+        repeats = 4 if resample == "double" else 1
+        if groups is None:
+            spread = DepthwiseConv2d(wide, kernel_size, stride)
+        else:
+            spread = nn.Conv2d(wide, wide, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
+        self.norm1 = BatchNorm(in_channels, repeats)
+        self.expand = normalised(nn.Conv2d(in_channels, wide, 1, bias=False), details.inverted_normalisation)
+        self.norm2 = BatchNormSwish(wide, repeats)
+        self.spread = normalised(spread, details.inverted_normalisation)
+        self.norm3 = BatchNormSwish(wide)
+        self.project = normalised(nn.Conv2d(wide, out_channels, 1, bias=False), details.inverted_normalisation)
+        self.norm4 = BatchNorm(out_channels)
+        self.gate = gate(out_channels, details)
+
+    def branch(self, x: Tensor) -> Tensor:
         h = self.norm2(self.expand(self.norm1(x)))  # (B, wide, H, W)
-        if self.doubles:  # everything up to here works on single pixels, so it may come before the doubling
+        if self.resample == "double":  # all before works on single pixels, so it may come before the doubling
             h = functional.interpolate(h, scale_factor=2, mode="nearest")
         h = self.norm3(self.spread(h))
-        h = self.norm4(self.project(h))  # (B, out_channels, H, W)
-        return self.skip(x) + RESIDUAL_WEIGHT * self.gate(h) * h
+        return self.norm4(self.project(h))  # (B, out_channels, H, W)
+
+
+@dataclass(frozen=True)
+class CellKinds:
+    """Which cell a model has in each of its four places: functions (in, out, details, resample) -> Cell."""
+
+    preprocess: Callable[..., Cell]
+    encoder: Callable[..., Cell]
+    decoder: Callable[..., Cell]
+    postprocess: Callable[..., Cell]
+
+
+def cell_kinds(arch_instance: ArchInstance) -> CellKinds:
+    """The cells that the original NVAE knows by one name."""
+    residual = ResidualCell
+    wide, narrow = (partial(InvertedResidualCell, expansion=expansion) for expansion in (6, 3))
+    if arch_instance in ("res_elu", "res_bnelu", "res_bnswish"):
+        cell = partial(ResidualCell, activation=arch_instance.removeprefix("res_"))
+        return CellKinds(cell, cell, cell, cell)
+    if arch_instance in _DILATIONS:
+        return CellKinds(residual, partial(residual, dilations=_DILATIONS[arch_instance]), wide, narrow)
+    large, grouped = partial(wide, kernel_size=11), partial(narrow, groups=8)
+    return {
+        "res_mbconv": CellKinds(residual, residual, wide, narrow),
+        "mbconv_res": CellKinds(narrow, wide, residual, residual),
+        "mbconv_sep": CellKinds(narrow, wide, wide, narrow),
+        "mbconv_sep11": CellKinds(narrow, large, large, narrow),
+        "mbconv_den": CellKinds(grouped, wide, wide, grouped),
+    }[arch_instance]
+
+
+_DILATIONS = {"res53_mbconv": (2, 1), "res35_mbconv": (1, 2), "res55_mbconv": (2, 2)}
 
 
 class CellStack(nn.Sequential):
@@ -176,16 +328,23 @@ def _recomputation_contexts(cell: nn.Module) -> tuple[AbstractContextManager, Ab
 
 @contextmanager
 def _still_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch norms inside `module` note the statistics of their batch in copies, which are thrown away.
+    """Batch norms and spectral norms inside `module` change nothing that outlives the computation.
 
-    Giving them no statistics to update would do as well, but for what autograd saves, and checkpointing counts that.
+    Batch norms note the statistics of their batch in copies, which are thrown away. Giving them no statistics to update
+    would do as well, but for what autograd saves, and checkpointing counts that. Spectral norms leave out the step of
+    power iteration that the first computation took.
     """
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
     kept = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers(recurse=False)]
+    iterating = [m for m in module.modules() if isinstance(m, SpectralNorm) and m.training]
     for norm, name, buffer in kept:
         setattr(norm, name, buffer.clone())
+    for norm in iterating:
+        norm.eval()
     try:
         yield
     finally:
         for norm, name, buffer in kept:
             setattr(norm, name, buffer)
+        for norm in iterating:
+            norm.train()

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Literal
+
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nvae.model.convolutions import masked_convolution
 
 HIDDEN_PER_LATENT = 6
+FIRST_STEP = 0.1  # how much smaller than usual a normalised flow's last weight starts
 
 
 class FlowCell(nn.Module):
-    """z - m(z), where m of a value sees only values before it: the Jacobian is triangular with ones on the diagonal."""
+    """z - m(z), where m of a value sees only values before it: the Jacobian is triangular with ones on the diagonal.
 
-    def __init__(self, latent_size: int, *, mirrored: bool) -> None:
+    columns: which ones of its own row a value sees. Normalised weights, as the original NVAE has them, leave the
+    hidden layers without biases.
+    """
+
+    def __init__(
+        self,
+        latent_size: int,
+        *,
+        mirrored: bool,
+        columns: Literal["left", "right"] = "right",
+        normalisation: Literal["none", "linear", "exponential"] = "none",
+    ) -> None:
         super().__init__()
         hidden = HIDDEN_PER_LATENT * latent_size
-        self.expand = masked_convolution(latent_size, hidden, 3, centre="earlier", mirrored=mirrored)
-        self.spread = masked_convolution(hidden, hidden, 5, groups=hidden, centre="earlier and own", mirrored=mirrored)
-        self.project = masked_convolution(hidden, latent_size, 1, centre="earlier and own", mirrored=mirrored)
+        convolution = partial(masked_convolution, columns=columns, mirrored=mirrored, normalisation=normalisation)
+        bias = normalisation == "none"
+        self.expand = convolution(latent_size, hidden, 3, centre="earlier", bias=bias)
+        self.spread = convolution(hidden, hidden, 5, groups=hidden, centre="earlier and own", bias=bias)
+        self.project = convolution(hidden, latent_size, 1, centre="earlier and own", gain=FIRST_STEP)
 
     def forward(self, z: Tensor) -> Tensor:
         h = functional.elu(self.expand(z))  # (B, 6L, H, W)
@@ -29,5 +46,12 @@ class FlowCell(nn.Module):
 class Flow(nn.Sequential):
     """`num_flows` pairs of cells, the second of each pair mirrored in space. z to z, log-determinant 0."""
 
-    def __init__(self, latent_size: int, num_flows: int) -> None:
-        super().__init__(*(FlowCell(latent_size, mirrored=i % 2 == 1) for i in range(2 * num_flows)))
+    def __init__(
+        self,
+        latent_size: int,
+        num_flows: int,
+        columns: Literal["left", "right"] = "right",
+        normalisation: Literal["none", "linear", "exponential"] = "none",
+    ) -> None:
+        cell = partial(FlowCell, latent_size, columns=columns, normalisation=normalisation)
+        super().__init__(*(cell(mirrored=i % 2 == 1) for i in range(2 * num_flows)))

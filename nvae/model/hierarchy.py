@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from nvae.config import Config
 from nvae.model.cells import CellStack
@@ -40,6 +41,7 @@ class LatentGroup(nn.Module):
 
     level: Level
     same_flow: bool  # whether the posterior's flow, if any, follows the prior too
+    temperature_on_floor: bool  # whether a temperature scales the least sigma too
 
     @property
     def heads(self) -> list[nn.Module]:
@@ -72,7 +74,7 @@ class LatentGroup(nn.Module):
 
     def normal(self, raw: Tensor, temperature: float = 1.0) -> DiagonalNormal:
         """The Normal that raw parameters stand for."""
-        return DiagonalNormal.from_raw(raw, temperature)
+        return DiagonalNormal.from_raw(raw, temperature, on_floor=self.temperature_on_floor)
 
 
 @dataclass(frozen=True)
@@ -205,9 +207,9 @@ class PerGroup:
 class HierarchicalVAE(nn.Module):
     """A hierarchical VAE of any family.
 
-    encoder: images (B, C, H, W) in [0, 1] to one feature map per latent group, top group first.
+    encoder: images (B, C, H, W) in [0, 1], with their padding, to one feature map per latent group, top group first.
     groups: the latent groups, top group first.
-    output: the last state to the likelihood's parameters (B, P, H, W).
+    output: the last state to the likelihood's parameters (B, P, H, W), padding included.
     constant: the learned state at the top, (1, C, h, w).
     """
 
@@ -243,7 +245,8 @@ class HierarchicalVAE(nn.Module):
 
     def bottom_up(self, images: Tensor) -> list[Tensor]:
         """Images (B, C, H, W) in [0, 1] to the features of every latent group, top group first."""
-        return self.encoder(images)
+        padding = self.config.padding
+        return self.encoder(functional.pad(images, 4 * (padding,)) if padding else images)
 
     def top_down(
         self, choose: Chooser, batch_size: int | None = None, *, start: Start | None = None, keep_states: bool = False
@@ -267,8 +270,11 @@ class HierarchicalVAE(nn.Module):
             state = group.descend(state)
             result = results[index] = choose(index, group, state, group.prior(state))
             state = group.join(state, result.z.to(state.dtype))
-        pixels = self.likelihood(self.output(state))
-        return Pass(pixels, results, states)
+        output = self.output(state)  # (B, P, H, W)
+        padding = self.config.padding
+        if padding:  # what the network says about the margin is not looked at
+            output = output[:, :, padding:-padding, padding:-padding]
+        return Pass(self.likelihood(output), results, states)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Pass:
         """The posterior pass of training: encode images (B, C, H, W) in [0, 1], walk down with z ~ q."""

@@ -42,9 +42,14 @@ class DiagonalNormal(NamedTuple):
     sigma: Tensor
 
     @classmethod
-    def from_raw(cls, raw: Tensor, temperature: float = 1.0) -> DiagonalNormal:
-        """From the network's (B, 2L, H, W): both halves softly clamped, sigma = exp(log_sigma) * temperature + 0.01."""
+    def from_raw(cls, raw: Tensor, temperature: float = 1.0, *, on_floor: bool = False) -> DiagonalNormal:
+        """From the network's (B, 2L, H, W): both halves softly clamped, sigma = exp(log_sigma) * temperature + 0.01.
+
+        on_floor: the temperature scales the 0.01 too.
+        """
         mu, log_sigma = soft_clamp(at_least_float32(raw)).chunk(2, dim=1)
+        if on_floor:
+            return cls(mu, (log_sigma.exp() + SIGMA_FLOOR) * temperature)
         return cls(mu, log_sigma.exp() * temperature + SIGMA_FLOOR)
 
     def rsample(self, eps: Tensor) -> Tensor:

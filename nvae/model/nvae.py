@@ -1,4 +1,4 @@
-"""The NVAE towers, built from level specs (Vahdat and Kautz 2020), in the variant of the seed project."""
+"""The NVAE towers, built from level specs (Vahdat and Kautz 2020), in all the variants that a config can ask for."""
 
 from __future__ import annotations
 
@@ -9,22 +9,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nvae.config import Config, groups_per_scale
-from nvae.model.cells import CellStack, InvertedResidualCell, ResidualCell
-from nvae.model.convolutions import weight_normalised
+from nvae.model.cells import CellDetails, CellStack, cell_kinds
+from nvae.model.convolutions import Normalisation, normalised
 from nvae.model.flows import Flow
 from nvae.model.hierarchy import HierarchicalVAE, LatentGroup, Level
 from nvae.model.likelihoods import build_likelihood
 
-TOWER_EXPANSION = 6
-POSTPROCESS_EXPANSION = 3
-
 
 def nvae_levels(config: Config) -> list[Level]:
     """The levels of the hierarchy, top to bottom."""
+    side = config.input_dimension + 2 * config.padding
     finest_first = [
         Level(
             groups=groups,
-            resolution=config.input_dimension // 2 ** (config.num_blocks_prepost + scale),
+            resolution=side // 2 ** (config.num_blocks_prepost + scale),
             encoder_channels=config.channel_towers.encoder
             * config.channel_multiplier ** (config.num_blocks_prepost + scale),
             decoder_channels=config.channel_towers.decoder
@@ -46,11 +44,21 @@ def build_nvae(config: Config) -> HierarchicalVAE:
         for _ in range(level.groups):
             groups.append(NVAEGroup(config, level, above))
             above = level
-    top = levels[0]
-    constant = torch.randn(1, top.decoder_channels, top.resolution, top.resolution)
+    draw = {"normal": torch.randn, "uniform": torch.rand}[config.initial_constant]
+    constant = draw(1, state_channels(config, levels[0]), levels[0].resolution, levels[0].resolution)
     return HierarchicalVAE(
         config, levels, Encoder(config, levels), constant, groups, Output(config, likelihood.parameters), likelihood
     )
+
+
+def state_channels(config: Config, top: Level) -> int:
+    """Channels of the learned constant. A plain VAE has none: its state is made of z alone."""
+    return 0 if config.plain_vae else top.decoder_channels
+
+
+def head_normalisation(config: Config) -> Normalisation:
+    """How the convolutions outside cells are normalised."""
+    return "spectral" if config.spectral_normalisation else config.weight_normalisation
 
 
 class Encoder(nn.Module):
@@ -58,28 +66,35 @@ class Encoder(nn.Module):
 
     def __init__(self, config: Config, levels: Sequence[Level]) -> None:
         super().__init__()
-        channels = config.channel_towers.encoder
-        self.stem = weight_normalised(nn.Conv2d(config.image_channels, channels, 3, padding=1))
+        self.centred = config.pixel_range == "centred"
+        normalisation, details, kinds = (
+            head_normalisation(config),
+            CellDetails.of(config),
+            cell_kinds(config.arch_instance),
+        )
+        channels, multiplier = config.channel_towers.encoder, config.channel_multiplier
+        self.stem = normalised(nn.Conv2d(config.image_channels, channels, 3, padding=1), normalisation)
         preprocess: list[nn.Module] = []
         for _ in range(config.num_blocks_prepost):
-            for _ in range(config.num_cells_per_block_prepost - 1):
-                preprocess.append(ResidualCell(channels, channels))
-            preprocess.append(ResidualCell(channels, channels * config.channel_multiplier, "halve"))
-            channels *= config.channel_multiplier
+            for _ in range(config.num_cells_per_block_prepost.encoder - 1):
+                preprocess.append(kinds.preprocess(channels, channels, details))
+            preprocess.append(kinds.preprocess(channels, channels * multiplier, details, "halve"))
+            channels *= multiplier
         self.preprocess = CellStack(*preprocess)
         self.tower = nn.ModuleList()  # one stack per latent group, bottom to top
+        cells_per_group = 0 if config.plain_vae else config.cells_per_split_enc
         for level in reversed(levels):
             for group in range(level.groups):
                 cells: list[nn.Module] = []
                 if group == 0 and level is not levels[-1]:
-                    cells.append(ResidualCell(channels, level.encoder_channels, "halve"))
+                    cells.append(kinds.encoder(channels, level.encoder_channels, details, "halve"))
                     channels = level.encoder_channels
-                cells += [ResidualCell(channels, channels) for _ in range(config.cells_per_split_enc)]
+                cells += [kinds.encoder(channels, channels, details) for _ in range(cells_per_group)]
                 self.tower.append(CellStack(*cells))
-        self.top = nn.Sequential(nn.ELU(), weight_normalised(nn.Conv2d(channels, channels, 1)), nn.ELU())
+        self.top = nn.Sequential(nn.ELU(), normalised(nn.Conv2d(channels, channels, 1), normalisation), nn.ELU())
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        h = self.preprocess(self.stem(images))
+        h = self.preprocess(self.stem(2 * images - 1 if self.centred else images))
         features = []
         for stack in self.tower:
             h = stack(h)  # (B, C of the level, H, W)
@@ -95,24 +110,31 @@ class NVAEGroup(LatentGroup):
         super().__init__()
         self.level = level
         self.same_flow = config.num_flows == 0 or config.fixed_flows
+        self.temperature_on_floor = config.temperature_on_floor
+        self.residual_posterior = config.residual_posterior
+        normalisation, details, kinds = (
+            head_normalisation(config),
+            CellDetails.of(config),
+            cell_kinds(config.arch_instance),
+        )
         channels, latents = level.decoder_channels, level.latent_size
         cells: list[nn.Module] = []
         if above is not None and above is not level:
-            cells.append(InvertedResidualCell(above.decoder_channels, channels, TOWER_EXPANSION, "double"))
+            cells.append(kinds.decoder(above.decoder_channels, channels, details, "double"))
         if above is not None:
-            cells += [
-                InvertedResidualCell(channels, channels, TOWER_EXPANSION) for _ in range(config.cells_per_input_dec)
-            ]
+            cells += [kinds.decoder(channels, channels, details) for _ in range(config.cells_per_input_dec)]
         self.cells = CellStack(*cells)
         if above is None:
             self.prior_head = None
             self.encoder_combiner = None
         else:
-            self.prior_head = weight_normalised(nn.Conv2d(channels, 2 * latents, 1))
-            self.encoder_combiner = weight_normalised(nn.Conv2d(channels, level.encoder_channels, 1))
-        self.posterior_head = weight_normalised(nn.Conv2d(level.encoder_channels, 2 * latents, 3, padding=1))
-        self.flow = Flow(latents, config.num_flows)
-        self.decoder_combiner = weight_normalised(nn.Conv2d(channels + latents, channels, 1))
+            self.prior_head = normalised(nn.Conv2d(channels, 2 * latents, 1), normalisation)
+            self.encoder_combiner = normalised(nn.Conv2d(channels, level.encoder_channels, 1), normalisation)
+        self.posterior_head = normalised(nn.Conv2d(level.encoder_channels, 2 * latents, 3, padding=1), normalisation)
+        of_flows = config.weight_normalisation if config.normalise_cells else "none"
+        self.flow = Flow(latents, config.num_flows, config.flow_columns, of_flows)
+        joined = (channels if above is not None else state_channels(config, level)) + latents
+        self.decoder_combiner = normalised(nn.Conv2d(joined, channels, 1), normalisation)
 
     @property
     def heads(self) -> list[nn.Module]:
@@ -130,7 +152,8 @@ class NVAEGroup(LatentGroup):
     def posterior(self, state: Tensor, features: Tensor, raw_prior: Tensor) -> Tensor:
         if self.encoder_combiner is not None:
             features = features + self.encoder_combiner(state)
-        return self.posterior_head(features) + raw_prior  # residual parameters: NVAE, section 3.2
+        raw = self.posterior_head(features)
+        return raw + raw_prior if self.residual_posterior else raw  # residual parameters: NVAE, section 3.2
 
     def posterior_flow(self, z: Tensor) -> Tensor:
         return self.flow(z)
@@ -148,15 +171,20 @@ class Output(nn.Module):
     def __init__(self, config: Config, parameters: int) -> None:
         super().__init__()
         blocks, multiplier = config.num_blocks_prepost, config.channel_multiplier
+        details, cell = CellDetails.of(config), cell_kinds(config.arch_instance).postprocess
         channels = config.channel_towers.decoder * multiplier**blocks
         cells: list[nn.Module] = []
         for _ in range(blocks):
-            for _ in range(config.num_cells_per_block_prepost - 1):
-                cells.append(InvertedResidualCell(channels, channels, POSTPROCESS_EXPANSION))
-            cells.append(InvertedResidualCell(channels, channels // multiplier, POSTPROCESS_EXPANSION, "double"))
-            channels //= multiplier
+            narrow, more = channels // multiplier, config.num_cells_per_block_prepost.decoder - 1
+            if config.postprocess_doubling == "first":
+                cells.append(cell(channels, narrow, details, "double"))
+                cells += [cell(narrow, narrow, details) for _ in range(more)]
+            else:
+                cells += [cell(channels, channels, details) for _ in range(more)]
+                cells.append(cell(channels, narrow, details, "double"))
+            channels = narrow
         self.postprocess = CellStack(*cells)
-        self.head = weight_normalised(nn.Conv2d(channels, parameters, 3, padding=1))
+        self.head = normalised(nn.Conv2d(channels, parameters, 3, padding=1), head_normalisation(config))
 
     def forward(self, state: Tensor) -> Tensor:
         return self.head(functional.elu(self.postprocess(state)))  # (B, parameters, H, W)

@@ -14,15 +14,14 @@ from nvae.config import Config
 from nvae.data.registry import load_data
 from nvae.devices import choose_device
 from nvae.errors import UserError
-from nvae.evaluation.likelihood import evaluate_elbo
-from nvae.objective import kl_coefficient
+from nvae.evaluation.likelihood import evaluate
+from nvae.evaluation.report import already_saved, report, save_report
 from nvae.summary import parameters
 from nvae.training.pictures import draw_curves, draw_reconstructions, draw_samples
 from nvae.training.progress import Progress
 from nvae.training.records import FOLDER as RUNS
 from nvae.training.records import Records
 from nvae.training.run import Run, how_to_go_on
-from nvae.training.schedules import learning_rate
 from nvae.training.signals import stop_requests
 
 STEPS_BETWEEN_CHECKS = 50  # whether the loss is finite: often enough to waste little, seldom enough to cost nothing
@@ -56,6 +55,7 @@ def train(config: Config, name: str, device: str | None = None, fresh: bool = Fa
     try:
         _train(run, name, records)
         save(run.model, model_path(name))
+        _evaluate(run, records)
     finally:
         records.close()
     print(f"the result is {model_path(name)}; pictures and numbers are in {records.folder}/")
@@ -140,8 +140,8 @@ def _averages(run: Run, clock: Clock) -> dict[str, Any]:
         "kl": sum(averages["kl_per_group"]),
         "kl_per_group": averages["kl_per_group"],
         "bits_per_dimension": run.model.likelihood.bits_per_dimension(-elbo, run.data.training[0].numel()),
-        "learning_rate": learning_rate(run.epoch, run.schedule),
-        "kl_coefficient": kl_coefficient(run.epoch, run.schedule.warmup_epochs),
+        "learning_rate": run.learning_rate,
+        "kl_coefficient": run.kl_coefficient,
         "images_per_second": round(clock.images_per_second(), 2),
     }
     clock.reset()
@@ -149,12 +149,26 @@ def _averages(run: Run, clock: Clock) -> dict[str, Any]:
 
 
 def _validation(run: Run) -> dict[str, Any]:
-    elbo = evaluate_elbo(run.model, run.data.validation, run.schedule.batch_size, run.schedule.seed)
+    found = evaluate(run.model, run.data.validation, run.schedule.batch_size, seed=run.schedule.seed)
     return {
-        "validation_elbo": elbo.elbo,
-        "validation_bits_per_dimension": elbo.bits_per_dimension,
-        "validation_kl_per_group": elbo.kl_per_group,
+        "validation_elbo": found.elbo.mean,
+        "validation_bits_per_dimension": found.elbo_bits.mean,
+        "validation_kl_per_group": found.kl_per_group,
     }
+
+
+def _evaluate(run: Run, records: Records) -> None:
+    """What the validation images say about the result: evaluation.json and .png, once for a trained model."""
+    samples, stem = run.schedule.evaluation_samples, records.folder / "evaluation"
+    about = {"step": run.position.step, "seed": run.schedule.seed}
+    if samples == 0 or already_saved(stem, about | {"samples": samples}):
+        return
+    print(
+        f"evaluating on {len(run.data.validation):,} validation images, {samples} importance samples each", flush=True
+    )
+    found = evaluate(run.model, run.data.validation, run.schedule.batch_size, samples, run.schedule.seed, progress=True)
+    print(report(found, run.model, "validation images"))
+    save_report(found, run.model, stem, about)
 
 
 def _draw(run: Run, records: Records) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nvae.checkpoint import CheckpointError, load, restore_weights, save
 from nvae.config import Config, TrainingParameters, flat
-from nvae.data.images import Data, to_network
+from nvae.data.images import Data, binarized, flipped, to_network
 from nvae.devices import half_dtype
 from nvae.errors import UserError
 from nvae.model.build import build_model
@@ -22,15 +22,16 @@ from nvae.objective import (
     batch_norm_regularisation,
     bound,
     kl_coefficient,
+    regularisation_coefficient,
     regularised_convolutions,
 )
 from nvae.seeds import seeded
-from nvae.training.schedules import learning_rate
+from nvae.training.schedules import kl_warmup, learning_rate
 
-WEIGHT_DECAY = 3e-4
 EPSILON = 1e-3
 # What may differ between a checkpoint and the config that continues it: the schedule, and where the same images lie.
-SCHEDULE_KEYS = {f"training_parameters.{key}" for key in TrainingParameters.model_fields if key != "seed"}
+FIXED_KEYS = {"seed", "spectral_scope"}
+SCHEDULE_KEYS = {f"training_parameters.{key}" for key in TrainingParameters.model_fields if key not in FIXED_KEYS}
 CHANGEABLE_KEYS = SCHEDULE_KEYS | {"dataset.path"}
 
 
@@ -80,9 +81,15 @@ class Run:
                 "image; choose a batch_size of at least 2, and have as many images, or fewer halvings."
             )
         self.model.recompute_activations(self.schedule.use_tensor_checkpoints)
-        self.spectral = SpectralRegularisation(regularised_convolutions(self.model))
+        self.spectral = SpectralRegularisation(
+            regularised_convolutions(self.model, self.schedule.spectral_scope), self.schedule.spectral_exponent
+        )
         self.optimizer = torch.optim.Adamax(
-            self.model.parameters(), self.schedule.learning_rate, eps=EPSILON, weight_decay=WEIGHT_DECAY, foreach=True
+            self.model.parameters(),
+            self.schedule.learning_rate,
+            eps=EPSILON,
+            weight_decay=self.schedule.weight_decay,
+            foreach=True,
         )
         self.half = half_dtype(device) if self.schedule.half_precision else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)
@@ -103,28 +110,57 @@ class Run:
         """The position in epochs, fractions counted."""
         return self.position.epoch + self.position.image / (self.steps_per_epoch * self.batch_size)
 
+    @property
+    def learning_rate(self) -> float:
+        return learning_rate(self.epoch, self.schedule, self.steps_per_epoch)
+
+    @property
+    def kl_coefficient(self) -> float:
+        warmup = kl_warmup(self.schedule, self.steps_per_epoch)
+        return kl_coefficient(self.epoch, warmup.rise, warmup.delay)
+
+    @property
+    def regularisation_coefficient(self) -> float:
+        schedule = self.schedule
+        return regularisation_coefficient(
+            schedule.regularization_constant, schedule.regularization_constant_initial, self.kl_coefficient
+        )
+
     def order(self) -> Tensor:
         """The order of the training images in this epoch, a function of the seed and the epoch alone."""
         generator = seeded(self.schedule.seed, "order", self.position.epoch)
         return torch.randperm(len(self.data.training), generator=generator)
 
+    def images_of(self, pixels: Tensor) -> Tensor:
+        """What the network is shown of uint8 pixels (B, C, S, S) at this step: turned round, binarised, in [0, 1]."""
+        images, dataset = to_network(pixels, self.device, self.config.pixel_bits), self.config.dataset
+        if dataset.horizontal_flip:
+            flips = seeded(self.schedule.seed, "flips", self.position.step, self.device)
+            images = flipped(images, flips)
+        if dataset.binarize:
+            images = binarized(images, seeded(self.schedule.seed, "binarization", self.position.step, self.device))
+        return images
+
     def step(self, pixels: Tensor) -> dict[str, Tensor]:
         """One training step on uint8 pixels (B, C, S, S); returns averages over the batch, on the device."""
         schedule, model = self.schedule, self.model
         model.train()
-        images = to_network(pixels, self.device)
+        images = self.images_of(pixels)
         noise = seeded(schedule.seed, "training noise", self.position.step, self.device)
-        coefficient = kl_coefficient(self.epoch, schedule.warmup_epochs)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.epoch, schedule)
+            group["lr"], group["weight_decay"] = self.learning_rate, schedule.weight_decay
 
         with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
             result = model(images, noise)
         terms = bound(result, images)
-        kl = balanced_kl(terms.kl, model.levels, coefficient)
+        if schedule.kl_balancing:
+            kl = balanced_kl(terms.kl, model.levels, self.kl_coefficient)
+        else:
+            kl = self.kl_coefficient * terms.kl.sum(1)
         loss = (schedule.kl_constant * kl - terms.log_likelihood).mean()
         if schedule.regularization_constant:
-            loss = loss + schedule.regularization_constant * (self.spectral() + batch_norm_regularisation(model))
+            regularisation = self.spectral() + batch_norm_regularisation(model)
+            loss = loss + self.regularisation_coefficient * regularisation
 
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
@@ -216,5 +252,6 @@ def refuse_changes(config: Config, saved: Config, path: Path) -> None:
         keys = ", ".join(f"{key} (was {then[key]}, is {now[key]})" for key in changed)
         raise UserError(
             f"the config has changed since {path} was made: {keys}; only dataset.path and the keys of "
-            "training_parameters other than seed may change in a run: change these back, or start over with --fresh."
+            "training_parameters other than seed and spectral_scope may change in a run: change these back, or start "
+            "over with --fresh."
         )

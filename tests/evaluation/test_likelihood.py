@@ -1,9 +1,20 @@
+"""Bounds on log p(x): against a model whose marginal likelihood is known, and as an estimate's user sees them."""
+
+from __future__ import annotations
+
+import math
+
 import pytest
 import torch
+from torch import nn
 
 from nvae.data.images import to_network
-from nvae.evaluation.likelihood import evaluate_elbo
+from nvae.evaluation.likelihood import Activity, Estimate, evaluate, log_importance_weight
+from nvae.model.hierarchy import FromPosterior, GroupResult, HierarchicalVAE, LatentGroup, Level
+from nvae.model.latents import DiagonalNormal
+from nvae.model.likelihoods import Likelihood
 from nvae.objective import bound
+from nvae.seeds import seeded
 
 
 @pytest.fixture
@@ -11,29 +22,270 @@ def pixels():
     return torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_it_is_the_average_of_every_images_bound(make_model, pixels):
-    model = make_model()
-    elbo = evaluate_elbo(model, pixels, batch_size=10)
-    from nvae.seeds import seeded
+# --------------------------------------------------------------------------- a model with a known marginal likelihood
 
+SLOPE, SPREAD = 0.7, 0.8  # z2 = SLOPE z1 + SPREAD noise
+WEIGHT = torch.tensor([[0.3, -0.2], [0.1, 0.25]], dtype=torch.float64)  # x = 0.5 + WEIGHT z + NOISE noise
+NOISE = 0.15
+
+
+class LinearGroup(LatentGroup):
+    """One number per group; the state is all numbers so far, (B, groups, 1, 1); no clamps, so that all is Gaussian."""
+
+    same_flow = True
+    temperature_on_floor = False
+    level = Level(1, resolution=1, encoder_channels=2, decoder_channels=1, latent_size=1)
+
+    def __init__(self, index: int, posterior: torch.Tensor, log_sigma: float) -> None:
+        super().__init__()
+        self.index, self.gains, self.log_sigma = index, posterior, log_sigma
+
+    def descend(self, state):
+        return state
+
+    def prior(self, state):
+        if self.index == 0:
+            return state.new_zeros(len(state), 2, 1, 1)
+        return torch.cat([SLOPE * state, torch.full_like(state, math.log(SPREAD))], 1)
+
+    def posterior(self, state, features, raw_prior):
+        given = torch.cat([features, state], 1)  # x, then z above
+        mu = (given * self.gains.view(1, -1, 1, 1)).sum(1, keepdim=True)
+        return torch.cat([mu, torch.full_like(mu, self.log_sigma)], 1)
+
+    def posterior_flow(self, z):
+        return z
+
+    def prior_flow(self, z):
+        return z
+
+    def join(self, state, z):
+        return torch.cat([state, z], 1)
+
+    def normal(self, raw, temperature=1.0):
+        mu, log_sigma = raw.chunk(2, 1)
+        return DiagonalNormal(mu, log_sigma.exp() * temperature)
+
+
+class Linear:
+    def __init__(self, z):
+        self.normal = DiagonalNormal(0.5 + (z.flatten(1) @ WEIGHT.T)[:, None, None], torch.tensor(NOISE, dtype=z.dtype))
+
+    def log_prob(self, images):
+        return self.normal.log_prob(images)
+
+
+class Centre(nn.Module):
+    """Features: the image's two numbers less their mean, for both groups."""
+
+    def forward(self, images):
+        return 2 * [(images - 0.5).view(-1, 2, 1, 1)]
+
+
+def linear_gaussian(config, exact: bool) -> HierarchicalVAE:
+    """exact: with the true posterior; else with one that is off in mean and spread."""
+    covariance, posterior = joint()
+    if not exact:
+        posterior = [(0.6 * gains + 0.1, sigma * 1.4) for gains, sigma in posterior]
+    groups = [LinearGroup(i, gains, math.log(sigma)) for i, (gains, sigma) in enumerate(posterior)]
+    level = Level(2, resolution=1, encoder_channels=2, decoder_channels=1, latent_size=1)
+    likelihood = Likelihood(2, Linear, 0.0)
+    constant = torch.zeros(1, 0, 1, 1, dtype=torch.float64)
+    return HierarchicalVAE(config, [level], Centre(), constant, groups, nn.Identity(), likelihood).eval()
+
+
+def joint():
+    """The covariance of (z1, z2, x1, x2), and the posteriors q(z1 | x), q(z2 | x, z1): gains and sigma."""
+    of_z = torch.tensor([[1, SLOPE], [SLOPE, SLOPE**2 + SPREAD**2]], dtype=torch.float64)
+    of_x = WEIGHT @ of_z @ WEIGHT.T + NOISE**2 * torch.eye(2, dtype=torch.float64)
+    covariance = torch.cat([torch.cat([of_z, of_z @ WEIGHT.T], 1), torch.cat([WEIGHT @ of_z, of_x], 1)])
+
+    def conditional(unknown, known):
+        inverse = torch.linalg.inv(covariance[known][:, known])
+        gains = covariance[unknown, known] @ inverse
+        return gains, (covariance[unknown, unknown] - gains @ covariance[known, unknown]).sqrt().item()
+
+    return covariance, [conditional(0, [2, 3]), conditional(1, [2, 3, 0])]
+
+
+def true_log_likelihood(images: torch.Tensor) -> torch.Tensor:
+    covariance = joint()[0][2:, 2:]
+    centre = torch.full((2,), 0.5, dtype=torch.float64)
+    return torch.distributions.MultivariateNormal(centre, covariance).log_prob(images.flatten(1).double())
+
+
+@pytest.fixture
+def few():
+    """Five images of two pixels."""
+    return torch.randint(0, 256, (5, 1, 1, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_with_the_true_posterior_every_weight_is_the_marginal_likelihood(config, few, generator):
+    model, images = linear_gaussian(config, exact=True), to_network(few, "cpu").double()
+    for _ in range(3):
+        result = model(images, generator)
+        weights = log_importance_weight(result, bound(result, images).log_likelihood)
+        torch.testing.assert_close(weights, true_log_likelihood(images))
+
+
+@torch.no_grad()
+def test_a_weight_is_an_unbiased_estimate_of_the_likelihood_whatever_the_posterior(config, few, generator):
+    model, count = linear_gaussian(config, exact=False), 200_000
+    for image in to_network(few, "cpu").double():
+        images = image.expand(count, -1, -1, -1)
+        result = model(images, generator)
+        weights = log_importance_weight(result, bound(result, images).log_likelihood).exp()
+        truth = true_log_likelihood(image[None]).exp().item()
+        error = weights.std().item() / math.sqrt(count)
+        assert error < 0.05 * truth
+        assert abs(weights.mean().item() - truth) < 4 * error
+
+
+def test_the_importance_weighted_bound_rises_from_the_elbo_to_the_likelihood(config, few):
+    model = linear_gaussian(config, exact=False)
+    truth = true_log_likelihood(to_network(few, "cpu")).mean().item()
+    many = few.repeat(200, 1, 1, 1)  # means over 200 draws of each
+    found = [evaluate(model, many, 5000, k).log_likelihood.mean for k in (1, 10, 100)]
+    elbo = evaluate(model, many, 5000, 100).elbo.mean
+    assert found[0] == pytest.approx(elbo, abs=0.15)
+    assert elbo < truth - 0.3
+    assert found[0] < found[1] < found[2] < truth + 0.02
+    assert found[2] == pytest.approx(truth, abs=0.05)
+
+
+def test_the_elbo_is_that_of_the_closed_form_kl(config, few):
+    """Against a direct computation with other draws: E log p(x|z) - KL."""
+    model = linear_gaussian(config, exact=False)
+    found = evaluate(model, few, 4000, 4000)
+    again = evaluate(model, few, 4000, 4000, seed=1)
+    assert found.elbo.mean == pytest.approx(again.elbo.mean, abs=0.03)
+    assert found.elbo.mean == pytest.approx(found.reconstruction - sum(found.kl_per_group))
+    assert found.elbo.mean < found.log_likelihood.mean
+    (gains, sigma), _ = joint()[1]
+    x = to_network(few, "cpu").double().flatten(1) - 0.5
+    mu, spread = x @ (0.6 * gains + 0.1), 1.4 * sigma
+    kl = 0.5 * (spread**2 + mu.square() - 1) - math.log(spread)
+    assert found.kl_per_group[0] == pytest.approx(kl.mean().item(), rel=1e-6)
+
+
+# -------------------------------------------------------------------------------------------------- as it is used
+
+
+def test_one_sample_gives_the_average_of_every_images_bound(make_model, pixels):
+    model = make_model()
+    found = evaluate(model, pixels, batch_size=10)
     images = to_network(pixels, "cpu")
     with torch.no_grad():
-        terms = bound(model(images, seeded(0, "validation")), images)
-    assert elbo.elbo == pytest.approx(terms.elbo.mean().item(), rel=1e-5)
-    assert elbo.kl_per_group == pytest.approx(terms.kl.mean(0).tolist(), rel=1e-5)
-    assert elbo.elbo == pytest.approx(elbo.log_likelihood - sum(elbo.kl_per_group), rel=1e-5)
+        result = model(images, seeded(0, "validation", 0))
+        terms = bound(result, images)
+    assert found.elbo.mean == pytest.approx(terms.elbo.mean().item(), rel=1e-5)
+    assert found.elbo.standard_error == pytest.approx(terms.elbo.std().item() / math.sqrt(10), rel=1e-5)
+    assert found.kl_per_group == pytest.approx(terms.kl.mean(0).tolist(), rel=1e-5)
+    weights = log_importance_weight(result, terms.log_likelihood)
+    assert found.log_likelihood.mean == pytest.approx(weights.mean().item(), rel=1e-5)
+    dimensions = pixels[0].numel()
+    assert found.elbo_bits.mean == pytest.approx(
+        model.likelihood.bits_per_dimension(-found.elbo.mean, dimensions), rel=1e-6
+    )
+    scale = 1 / (dimensions * math.log(2))
+    assert found.elbo_bits.standard_error == pytest.approx(found.elbo.standard_error * scale, rel=1e-5)
 
 
 def test_a_last_incomplete_batch_counts_by_its_images(make_model, pixels):
     """Noise apart, which only the sampled terms see: the KL of the top group depends on the image alone."""
     model = make_model()
-    parts, whole = evaluate_elbo(model, pixels, batch_size=4), evaluate_elbo(model, pixels, batch_size=10)
+    parts, whole = evaluate(model, pixels, batch_size=4), evaluate(model, pixels, batch_size=10)
+    assert parts.images == whole.images == 10
     assert parts.kl_per_group[0] == pytest.approx(whole.kl_per_group[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(("batch_size", "samples"), [(4, 1), (4, 3), (4, 4), (4, 10), (1, 3), (7, 3), (100, 3)])
+def test_images_are_encoded_once_and_memory_is_bounded(make_model, pixels, batch_size, samples):
+    model, encoded, passed = make_model(), [], []
+    model.encoder.register_forward_hook(lambda module, args, output: encoded.append(len(args[0])))
+    model.output.register_forward_hook(lambda module, args, output: passed.append(len(args[0])))
+    found = evaluate(model, pixels, batch_size, samples)
+    assert sum(encoded) == len(pixels)
+    assert sum(passed) == len(pixels) * samples
+    assert max(passed) <= batch_size
+    assert found.samples == samples
+
+
+def test_every_sample_of_an_image_belongs_to_that_image(make_model, pixels):
+    """Repeating features and images must go together: with a mistake the reconstruction would be of another image."""
+    model = make_model()
+    alone = [evaluate(model, image[None], 8, 4).kl_per_group[0] for image in pixels[:3]]
+    together = evaluate(model, pixels[:3], 12, 4)
+    assert together.kl_per_group[0] == pytest.approx(sum(alone) / 3, rel=1e-5)
+    images = to_network(pixels[:3], "cpu").repeat_interleave(4, 0)
+    with torch.no_grad():
+        result = model.top_down(FromPosterior(model.bottom_up(images), seeded(0, "validation", 0)), 12)
+        terms = bound(result, images)
+    weights = log_importance_weight(result, terms.log_likelihood).view(3, 4)
+    assert together.log_likelihood.mean == pytest.approx((weights.logsumexp(1) - math.log(4)).mean().item(), rel=1e-6)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(make_model, pixels):
+    model = make_model()
+    assert evaluate(model, pixels, 8, 3, seed=1) == evaluate(model, pixels, 8, 3, seed=1)
+    assert evaluate(model, pixels, 8, 3, seed=1).elbo != evaluate(model, pixels, 8, 3, seed=2).elbo
 
 
 def test_the_model_comes_back_as_it_went(make_model, pixels):
     model = make_model().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    evaluate_elbo(model, pixels, 4)
+    evaluate(model, pixels, 4, 2)
     assert model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_pixels_are_quantised_as_the_model_has_them(make_model, pixels):
+    """With 5 bits, the 3 lowest bits of the pixels make no difference."""
+    model = make_model(pixel_bits=5, sampling_method="logistic_mixture")
+    assert evaluate(model, pixels, 10) == evaluate(model, pixels & 0b11111000, 10)
+    assert evaluate(model, pixels, 10) != evaluate(model, pixels ^ 0b1000, 10)
+
+
+def test_the_error_of_a_single_image_is_not_known():
+    estimate = Estimate.of(torch.tensor([3.0]))
+    assert estimate.mean == 3
+    assert math.isnan(estimate.standard_error)
+    assert estimate.plain() == {"mean": 3, "standard_error": None}
+
+
+def test_a_unit_is_active_when_its_posterior_moves_with_the_image(make_model, generator):
+    """One unit follows the image, one follows its noise only, one is far from its prior but always equally so."""
+    model = make_model(number_of_scales=1, initial_splits_per_scale=1, latent_size=3, input_dimension=2)
+    activity, count, samples = Activity(model), 50, 40
+    images = torch.randn(count, generator=generator).repeat_interleave(samples)
+    noise = torch.randn(count * samples, generator=generator)
+    shape = (count * samples, 3, 1, 1)
+    prior = DiagonalNormal(torch.full(shape, 5.0), torch.full(shape, 2.0))
+    shifts = torch.stack([0.3 * images, 0.3 * noise, torch.full_like(noise, 7.0)], 1)[..., None, None]
+    posterior = DiagonalNormal(prior.mu + prior.sigma * shifts, prior.sigma)
+    for part in range(2):  # the samples come in two passes
+        chosen = (torch.arange(count * samples) // (samples // 2)) % 2 == part
+        of_part = DiagonalNormal(prior.mu[chosen], prior.sigma[chosen])
+        group = GroupResult(of_part.mu, of_part, DiagonalNormal(posterior.mu[chosen], posterior.sigma[chosen]))
+        activity.add({0: group}, count)
+    activity.images_done(count, samples)
+    assert activity.active() == [1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["nvlabs_bernoulli", "nvlabs_logistic_mixture_flows"])
+def test_the_importance_weight_is_the_recorded_one(reference, name):
+    from nvae.interop.nvlabs import config_of, names_in, weights_of
+    from nvae.interop.places import fill
+    from nvae.model.build import build_model
+
+    recording = torch.load(reference / f"{name}.pt", weights_only=True)
+    config = config_of(recording["args"], name)
+    model = build_model(config).eval()
+    fill(model, weights_of(recording["state_dict"], config), names_in(model), name)
+    images, expected = recording["x"], recording["eval"]
+    result = model.top_down(FromPosterior(model.encoder(images), noise=expected["noise"]), len(images))
+    inner = slice(config.padding, 32 - config.padding)
+    weights = log_importance_weight(result, bound(result, images[..., inner, inner]).log_likelihood)
+    torch.testing.assert_close(weights.float(), expected["log_importance_weight"], rtol=1e-5, atol=0)

@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 import copy
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+from nvae.config import ArchInstance
 from nvae.model.cells import (
     BatchNorm,
+    BatchNormELU,
     BatchNormSwish,
+    CellDetails,
     CellStack,
     DoublingSkip,
     HalvingSkip,
     InvertedResidualCell,
     ResidualCell,
     SqueezeExcitation,
+    cell_kinds,
 )
+from nvae.model.convolutions import SpectralNorm
+
+SEED = CellDetails()
+ORIGINAL = CellDetails(
+    normalisation="exponential", squeeze_excitation="sixteenth", halving_skip="shifted", doubling_skip_bias=False
+)
+SPECTRAL = CellDetails(normalisation="spectral", inverted_normalisation="spectral")
+ALL_DETAILS = pytest.mark.parametrize("details", [SEED, ORIGINAL], ids=["mgp123", "nvlabs"])
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def build(kind: type, *arguments) -> nn.Module:
+def build(kind: type, *arguments, **options) -> nn.Module:
     """A module in float64 whose every parameter, ones and zeros included, is random."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
-        module = kind(*arguments).double()
+        module = kind(*arguments, **options).double()
         for parameter in module.parameters():
             nn.init.normal_(parameter, std=0.5)
     return module
@@ -83,6 +96,12 @@ def test_batch_norm_swish_is_batch_norm_then_swish(repeats):
     torch.testing.assert_close(ours(random(2, 3, 4, 4)), h * torch.sigmoid(h))
 
 
+def test_batch_norm_elu_is_batch_norm_then_elu():
+    ours = build(BatchNormELU, 3)
+    h = plain_norm(ours)(random(2, 3, 4, 4))
+    torch.testing.assert_close(ours(random(2, 3, 4, 4)), torch.where(h > 0, h, h.exp() - 1))
+
+
 def test_squeeze_excitation_gates_channels_by_their_means():
     gate = build(SqueezeExcitation, 4, 2)
     x = random(3, 4, 5, 5)
@@ -93,28 +112,77 @@ def test_squeeze_excitation_gates_channels_by_their_means():
     torch.testing.assert_close(gate(x), gate(x.flip(2, 3)), msg="where a value stands must not matter")
 
 
-def test_halving_skip_is_its_four_strided_convolutions_of_the_swish():
-    skip = build(HalvingSkip, 3, 8)
+@pytest.mark.parametrize(
+    ("kind", "channels", "hidden"),
+    [("half", 4, 2), ("half", 128, 64), ("sixteenth", 4, 4), ("sixteenth", 64, 4), ("sixteenth", 128, 8)],
+)
+def test_the_hidden_width_of_squeeze_excitation_is_a_half_or_a_sixteenth_of_the_channels(kind, channels, hidden):
+    details = CellDetails(squeeze_excitation=kind)
+    for cell in (
+        ResidualCell(8, channels, details, "halve"),
+        InvertedResidualCell(8, channels, details, "double", expansion=1),
+    ):
+        assert (cell.gate.squeeze.in_features, cell.gate.squeeze.out_features) == (channels, hidden)
+        assert (cell.gate.excite.in_features, cell.gate.excite.out_features) == (hidden, channels)
+
+
+@pytest.mark.parametrize("resample", [None, "halve"])
+def test_a_cell_without_squeeze_excitation_is_skip_plus_a_tenth_of_the_branch(resample):
+    details = CellDetails(squeeze_excitation="none")
+    for cell in (
+        build(ResidualCell, 4, 4, details, resample).eval(),
+        build(InvertedResidualCell, 4, 4, details, resample, expansion=2).eval(),
+    ):
+        x = random(2, 4, 6, 6)
+        assert not any("gate" in name for name, _ in cell.named_parameters())
+        assert cell.branch(x).abs().max() > 0.1
+        torch.testing.assert_close(cell(x), cell.skip(x) + 0.1 * cell.branch(x))
+
+
+@pytest.mark.parametrize("normalisation", ["none", "linear", "exponential", "spectral"])
+def test_halving_skip_is_its_four_strided_convolutions_of_the_swish(normalisation):
+    skip = build(HalvingSkip, 3, 8, CellDetails(normalisation=normalisation)).eval()
     x = random(2, 3, 6, 4)
     swish = x * torch.sigmoid(x)
-    expected = torch.cat([convolution(swish) for convolution in skip.convolutions], dim=1)
+    expected = torch.cat([convolution(swish)[:, :, ::2, ::2] for convolution in skip.convolutions], dim=1)
     assert [c.out_channels for c in skip.convolutions] == [2, 2, 2, 2]
     assert expected.shape == (2, 8, 3, 2)
     torch.testing.assert_close(skip(x), expected)
 
 
+@pytest.mark.parametrize("size", [(6, 4), (2, 2)])
+def test_a_shifted_halving_skip_sees_the_four_pixels_of_each_square(size):
+    """Itself, down and to the right, to the right, below; a quarter of the channels each."""
+    skip = build(HalvingSkip, 3, 8, CellDetails(normalisation="exponential", halving_skip="shifted"))
+    x = random(2, 3, *size)
+    found = skip(x)
+    assert found.shape == (2, 8, size[0] // 2, size[1] // 2)
+    for row in range(size[0] // 2):
+        for column in range(size[1] // 2):
+            for number, (down, right) in enumerate([(0, 0), (1, 1), (0, 1), (1, 0)]):
+                pixel = x[:, :, 2 * row + down, 2 * column + right]  # (B, 3)
+                convolution = skip.convolutions[number]
+                expected = (pixel * torch.sigmoid(pixel)) @ convolution.weight[:, :, 0, 0].T + convolution.bias
+                torch.testing.assert_close(found[:, 2 * number : 2 * number + 2, row, column], expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("normalisation", ["none", "linear", "exponential", "spectral"])
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (4, 4)])
-def test_doubling_skip_is_interpolation_then_convolution(size):
-    skip = build(DoublingSkip, 3, 5)
+def test_doubling_skip_is_interpolation_then_convolution(size, normalisation, bias):
+    details = CellDetails(normalisation=normalisation, doubling_skip_bias=bias)
+    skip = build(DoublingSkip, 3, 5, details).eval()
+    assert (skip.convolution.bias is not None) == bias
     x = random(2, 3, *size)
     expected = skip.convolution(nn.UpsamplingBilinear2d(scale_factor=2)(x))  # which aligns corners
     torch.testing.assert_close(skip(x), expected)
 
 
+@ALL_DETAILS
 @pytest.mark.parametrize(("resample", "out_channels"), [(None, 4), ("halve", 8)])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_residual_cell_is_skip_plus_a_tenth_of_the_gated_branch(resample, out_channels, training):
-    cell = build(ResidualCell, 4, out_channels, resample).train(training)
+def test_a_residual_cell_is_skip_plus_a_tenth_of_the_gated_branch(resample, out_channels, training, details):
+    cell = build(ResidualCell, 4, out_channels, details, resample).train(training)
     norm1, norm2 = plain_norm(cell.norm1), plain_norm(cell.norm2)
     x = random(3, 4, 6, 6)
     h = functional.silu(norm1(x))
@@ -129,40 +197,184 @@ def test_a_residual_cell_is_skip_plus_a_tenth_of_the_gated_branch(resample, out_
 
 def test_a_cell_that_keeps_the_resolution_has_the_identity_for_a_skip():
     x = random(3, 4, 6, 6)
-    for cell in (build(ResidualCell, 4, 4), build(InvertedResidualCell, 4, 4, 2)):
+    for cell in (build(ResidualCell, 4, 4, SEED), build(InvertedResidualCell, 4, 4, SEED, expansion=2)):
         assert torch.equal(cell.skip(x), x)
 
 
-@pytest.mark.parametrize(("resample", "out_channels"), [(None, 4), ("double", 2)])
 @pytest.mark.parametrize("training", [True, False])
-def test_an_inverted_residual_cell_equals_its_definition_in_the_naive_order(resample, out_channels, training):
+def test_a_doubling_residual_cell_doubles_between_activation_and_convolution(training):
+    cell = build(ResidualCell, 4, 2, ORIGINAL, "double").train(training)
+    norm1, norm2 = plain_norm(cell.norm1), plain_norm(cell.norm2)
+    x = random(3, 4, 3, 5)
+    h = functional.conv2d(doubled(functional.silu(norm1(x))), cell.conv1.weight, cell.conv1.bias, padding=1)
+    h = functional.conv2d(functional.silu(norm2(h)), cell.conv2.weight, cell.conv2.bias, padding=1)
+    torch.testing.assert_close(cell(x), cell.skip(x) + 0.1 * cell.gate(h) * h)
+    assert_same_statistics(cell.norm1, norm1)
+    assert_same_statistics(cell.norm2, norm2)
+
+
+@pytest.mark.parametrize("dilations", [(2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize(("resample", "out_channels"), [(None, 4), ("halve", 8), ("double", 2)])
+def test_a_dilated_convolution_skips_every_second_pixel_and_keeps_the_size(resample, out_channels, dilations):
+    """Written out as the 5x5 convolution whose kernel has zeros between its entries."""
+    cell = build(ResidualCell, 4, out_channels, SEED, resample, dilations=dilations).eval()
+
+    def convolve(h, convolution, dilation, stride):
+        kernel = convolution.weight
+        if dilation == 2:
+            kernel = kernel.new_zeros(*kernel.shape[:2], 5, 5)
+            kernel[:, :, ::2, ::2] = convolution.weight
+        return functional.conv2d(h, kernel, convolution.bias, stride, padding=dilation)
+
+    x = random(2, 4, 6, 8)
+    h = functional.silu(plain_norm(cell.norm1)(x))
+    h = doubled(h) if resample == "double" else h
+    h = convolve(h, cell.conv1, dilations[0], 2 if resample == "halve" else 1)
+    h = convolve(functional.silu(plain_norm(cell.norm2)(h)), cell.conv2, dilations[1], 1)
+    torch.testing.assert_close(cell(x), cell.skip(x) + 0.1 * cell.gate(h) * h)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize(("resample", "out_channels"), [(None, 4), ("halve", 8), ("double", 2)])
+def test_a_residual_cells_activation_may_be_elu_with_or_without_batch_norm(resample, out_channels, normalise):
+    activation = "bnelu" if normalise else "elu"
+    cell = build(ResidualCell, 4, out_channels, SEED, resample, activation=activation).eval()
+    assert any(isinstance(m, nn.BatchNorm2d) for m in cell.modules()) == normalise
+    x = random(2, 4, 6, 8)
+
+    def activate(h, norm):
+        h = plain_norm(norm)(h) if normalise else h
+        return torch.where(h > 0, h, torch.expm1(h))
+
+    h = activate(x, cell.norm1)
+    h = doubled(h) if resample == "double" else h
+    stride = 2 if resample == "halve" else 1
+    h = functional.conv2d(h, cell.conv1.weight, cell.conv1.bias, stride, padding=1)
+    h = functional.conv2d(activate(h, cell.norm2), cell.conv2.weight, cell.conv2.bias, padding=1)
+    torch.testing.assert_close(cell(x), cell.skip(x) + 0.1 * cell.gate(h) * h)
+
+
+@ALL_DETAILS
+@pytest.mark.parametrize(
+    ("kernel_size", "groups"), [(5, None), (11, None), (5, 4)], ids=["depthwise 5x5", "depthwise 11x11", "4 groups"]
+)
+@pytest.mark.parametrize(("resample", "out_channels"), [(None, 4), ("double", 2), ("halve", 8)])
+@pytest.mark.parametrize("training", [True, False])
+def test_an_inverted_residual_cell_equals_its_definition_in_the_naive_order(
+    resample, out_channels, training, kernel_size, groups, details
+):
     """The definition doubles first and normalises the big image; the cell does cheap things first."""
-    cell = build(InvertedResidualCell, 4, out_channels, 3, resample).train(training)
+    cell = build(
+        InvertedResidualCell, 4, out_channels, details, resample, expansion=3, kernel_size=kernel_size, groups=groups
+    ).train(training)
     norms = [plain_norm(norm) for norm in (cell.norm1, cell.norm2, cell.norm3, cell.norm4)]
-    x = random(2, 4, 5, 3)
-    h = norms[0](doubled(x) if resample else x)
+    x = random(2, 4, 6, 4)
+    h = norms[0](doubled(x) if resample == "double" else x)
     h = functional.silu(norms[1](functional.conv2d(h, cell.expand.weight)))
-    h = functional.silu(norms[2](functional.conv2d(h, cell.spread.weight, padding=2, groups=12)))
+    stride = 2 if resample == "halve" else 1
+    h = functional.conv2d(h, cell.spread.weight, None, stride, kernel_size // 2, groups=groups or 12)
+    h = functional.silu(norms[2](h))
     h = norms[3](functional.conv2d(h, cell.project.weight))
-    skip = cell.skip.convolution(nn.UpsamplingBilinear2d(scale_factor=2)(x)) if resample else x
+    skip = cell.skip.convolution(nn.UpsamplingBilinear2d(scale_factor=2)(x)) if resample == "double" else cell.skip(x)
     torch.testing.assert_close(cell(x), skip + 0.1 * cell.gate(h) * h)
     for ours, theirs in zip((cell.norm1, cell.norm2, cell.norm3, cell.norm4), norms, strict=True):
         assert_same_statistics(ours, theirs)
 
 
-def stack() -> CellStack:
+@pytest.mark.parametrize(
+    ("details", "residual", "inverted"),
+    [(SEED, 0, 0), (ORIGINAL, 3, 1), (SPECTRAL, 3, 4)],
+    ids=["none", "exponential", "spectral"],
+)
+def test_normalisation_is_of_residual_cells_and_skips_and_of_inverted_cells_apart(details, residual, inverted):
+    """In the original only the skip of an inverted cell has a normalised weight."""
+
+    def normalised(cell):
+        return sum(nn.utils.parametrize.is_parametrized(m, "weight") for m in cell.modules())
+
+    assert normalised(ResidualCell(4, 2, details, "double")) == residual
+    assert normalised(InvertedResidualCell(4, 2, details, "double", expansion=2)) == inverted
+
+
+# ---------------------------------------------------------------------------------------------- kinds of cells
+
+
+def residual(activation: str = "bnswish", dilations: tuple[int, int] = (1, 1)) -> tuple:
+    return "residual", activation, dilations
+
+
+def inverted(expansion: int, kernel_size: int = 5, groups: int | None = None) -> tuple:
+    return "inverted", expansion, kernel_size, groups
+
+
+def kind_of(cell: nn.Module) -> tuple:
+    """What a cell is, read off its layers."""
+    if isinstance(cell, ResidualCell):
+        assert cell.conv1.kernel_size == cell.conv2.kernel_size == (3, 3)
+        activation = {"BatchNormSwish": "bnswish", "BatchNormELU": "bnelu", "ELU": "elu"}[type(cell.norm1).__name__]
+        assert type(cell.norm1) is type(cell.norm2)
+        return residual(activation, (cell.conv1.dilation[0], cell.conv2.dilation[0]))
+    channels, wide = cell.expand.in_channels, cell.expand.out_channels
+    groups = None if cell.spread.groups == wide else cell.spread.groups
+    return inverted(wide // channels, cell.spread.kernel_size[0], groups)
+
+
+# Pre-processing, encoder, decoder, post-processing (shared/reference/README.md).
+KINDS = {
+    "res_mbconv": (residual(), residual(), inverted(6), inverted(3)),
+    "res_elu": (residual("elu"),) * 4,
+    "res_bnelu": (residual("bnelu"),) * 4,
+    "res_bnswish": (residual(),) * 4,
+    "mbconv_sep": (inverted(3), inverted(6), inverted(6), inverted(3)),
+    "mbconv_sep11": (inverted(3), inverted(6, 11), inverted(6, 11), inverted(3)),
+    "res53_mbconv": (residual(), residual(dilations=(2, 1)), inverted(6), inverted(3)),
+    "res35_mbconv": (residual(), residual(dilations=(1, 2)), inverted(6), inverted(3)),
+    "res55_mbconv": (residual(), residual(dilations=(2, 2)), inverted(6), inverted(3)),
+    "mbconv_res": (inverted(3), inverted(6), residual(), residual()),
+    "mbconv_den": (inverted(3, groups=8), inverted(6), inverted(6), inverted(3, groups=8)),
+}
+PLACES = ("preprocess", "encoder", "decoder", "postprocess")
+
+
+def test_every_name_that_a_config_may_give_is_in_the_table_above():
+    assert set(KINDS) == set(get_args(ArchInstance))
+
+
+@ALL_DETAILS
+@pytest.mark.parametrize("name", KINDS)
+def test_the_cells_of_a_name_are_the_originals_and_resample_in_every_place(name, details):
+    kinds = cell_kinds(name)
+    for place, expected in zip(PLACES, KINDS[name], strict=True):
+        for resample, out_channels, side in ((None, 8, 8), ("halve", 16, 4), ("double", 4, 16)):
+            cell = getattr(kinds, place)(8, out_channels, details, resample)
+            assert kind_of(cell) == expected, place
+            y = cell(random(2, 8, 8, 8, dtype=torch.float32))
+            assert y.shape == (2, out_channels, side, side), (place, resample)
+            assert y.isfinite().all()
+
+
+# --------------------------------------------------------------------------------------------------- recomputing
+
+
+DETAILS_OF_STACKS = pytest.mark.parametrize("details", [SEED, ORIGINAL, SPECTRAL], ids=["mgp123", "nvlabs", "spectral"])
+
+
+def stack(details: CellDetails = SEED) -> CellStack:
     return build(
         CellStack,
-        ResidualCell(4, 8, "halve"),
-        ResidualCell(8, 8),
-        InvertedResidualCell(8, 8, 2),
-        InvertedResidualCell(8, 4, 2, "double"),
+        ResidualCell(4, 8, details, "halve"),
+        ResidualCell(8, 8, details, activation="bnelu"),
+        InvertedResidualCell(8, 8, details, expansion=2),
+        InvertedResidualCell(8, 4, details, "double", expansion=2),
     ).float()
 
 
+@DETAILS_OF_STACKS
 @pytest.mark.parametrize("training", [True, False])
-def test_recomputing_activations_changes_no_number(training):
-    plain = stack().train(training)
+def test_recomputing_activations_changes_no_number(training, details):
+    plain = stack(details).train(training)
+    fresh = [vector.clone() for norm in plain.modules() if isinstance(norm, SpectralNorm) for vector in norm.buffers()]
+    assert bool(fresh) == (details is SPECTRAL)
     recomputing = copy.deepcopy(plain)
     recomputing.recompute = True
     results = []
@@ -176,6 +388,19 @@ def test_recomputing_activations_changes_no_number(training):
         assert torch.equal(found, expected)
     if training:
         assert not torch.equal(plain[0].norm1.running_mean, torch.zeros(4)), "there was nothing to compare"
+    moved = [vector for norm in plain.modules() if isinstance(norm, SpectralNorm) for vector in norm.buffers()]
+    for before, after in zip(fresh, moved, strict=True):
+        assert torch.equal(before, after) != training, "power iteration goes on in training only"
+
+
+def test_recomputing_spectrally_normalised_cells_leaves_them_in_training():
+    cells = stack(SPECTRAL)
+    cells.recompute = True
+    cells(random(3, 4, 8, 8, dtype=torch.float32)).sum().backward()
+    assert all(module.training for module in cells.modules())
+    cells.eval()
+    cells(random(3, 4, 8, 8, dtype=torch.float32)).sum().backward()
+    assert not any(module.training for module in cells.modules())
 
 
 def test_recomputing_happens_once_per_cell_and_only_for_gradients():

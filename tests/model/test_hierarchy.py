@@ -10,8 +10,11 @@ from nvae.model.hierarchy import FromLatents, FromNoise, FromPosterior, FromPrio
 from nvae.model.latents import standard_normal
 
 GROUPS = 4
+NVLABS = {"style": "nvlabs", "n_mix": 2, "num_flows": 1}
 FLOWS = pytest.mark.parametrize(
-    "flows", [{}, {"num_flows": 1, "fixed_flows": True}, {"num_flows": 1}], ids=["no flows", "fixed flows", "flows"]
+    "flows",
+    [{}, {"num_flows": 1, "fixed_flows": True}, {"num_flows": 1}, NVLABS],
+    ids=["no flows", "fixed flows", "flows", "nvlabs"],
 )
 
 
@@ -298,11 +301,18 @@ def test_densities_of_a_model_under_autocast_are_in_single_precision(model, imag
     torch.testing.assert_close(rough.kl, exact.kl, rtol=0.1, atol=0.1)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_flows": 1}, NVLABS, {"spectral_normalisation": True}, NVLABS | {"spectral_normalisation": True}],
+    ids=["mgp123", "nvlabs", "mgp123 spectral", "nvlabs spectral"],
+)
 @pytest.mark.parametrize("autocast", [False, True])
-def test_recomputing_activations_changes_neither_loss_nor_gradients_nor_statistics(make_model, images, autocast):
+def test_recomputing_activations_changes_neither_loss_nor_gradients_nor_statistics(
+    make_model, images, autocast, changes
+):
     results = []
     for recompute in (False, True):
-        model = make_model(num_flows=1).train()
+        model = make_model(**changes).train()
         model.recompute_activations(recompute)
         assert {m.recompute for m in model.modules() if isinstance(m, CellStack)} == {recompute}
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):

@@ -98,6 +98,18 @@ def test_temperature_scales_sigma_down_to_a_floor_and_leaves_mu(temperature, gen
     torch.testing.assert_close(cool.sigma, (warm.sigma - 0.01) * temperature + 0.01)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0, 2.0])
+def test_temperature_on_the_floor_scales_all_of_sigma(temperature, generator):
+    """The original's treatment: sigma = (exp(log_sigma) + 0.01) * t."""
+    raw = torch.randn(2, 6, 3, 3, generator=generator, dtype=torch.float64)
+    mu, log_sigma = (5 * torch.tanh(half / 5) for half in raw.chunk(2, dim=1))
+    found = DiagonalNormal.from_raw(raw, temperature, on_floor=True)
+    torch.testing.assert_close(found.mu, mu)
+    torch.testing.assert_close(found.sigma, (log_sigma.exp() + 0.01) * temperature)
+    if temperature == 1:
+        torch.testing.assert_close(found.sigma, DiagonalNormal.from_raw(raw).sigma)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_densities_are_never_computed_in_half_precision(dtype):
     raw = torch.linspace(-3, 3, 8).to(dtype).view(1, 8, 1, 1)

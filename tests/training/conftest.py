@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from nvae.config import Config, TrainingParameters
+from nvae.config import Config
 from nvae.data.images import Data
 from nvae.training.run import Run
 
@@ -25,10 +25,10 @@ def data() -> Data:
 
 @pytest.fixture
 def make_run(make_config: Callable[..., Config], schedule: dict[str, Any], data: Data) -> Callable[..., Run]:
-    """A function: a fresh run, with some training parameters changed."""
+    """A function: a fresh run, with some training parameters changed, and some keys of the `model`'s config."""
 
-    def make(**changes: Any) -> Run:
-        parameters = TrainingParameters(**(schedule | changes)).model_dump()
-        return Run(make_config(training_parameters=parameters), data, torch.device("cpu"))
+    def make(model: dict[str, Any] | None = None, **changes: Any) -> Run:
+        config = make_config(training_parameters=schedule | changes, **(model or {}))
+        return Run(config, data, torch.device("cpu"))
 
     return make

@@ -4,11 +4,18 @@ import pytest
 import torch
 
 from nvae.checkpoint import CheckpointError, save
-from nvae.config import available_configs, load_config
+from nvae.config import available_configs, groups_per_scale, load_config
 from nvae.data.images import Data, to_network
 from nvae.errors import UserError
-from nvae.objective import balanced_kl, batch_norm_regularisation, bound
-from nvae.training.run import Run
+from nvae.objective import (
+    SpectralRegularisation,
+    balanced_kl,
+    batch_norm_regularisation,
+    bound,
+    regularised_convolutions,
+)
+from nvae.seeds import seeded
+from nvae.training.run import Run, refuse_changes
 
 
 def advance(run, steps):
@@ -60,14 +67,64 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make_run, tmp_pat
     assert_identical(whole, second)
 
 
+NVLABS = {"style": "nvlabs", "n_mix": 2, "num_flows": 1}
+DATASET = {"name": "toy_faces"}
+VARIANTS = {
+    "nvlabs": (NVLABS, {}),
+    "annealed": (NVLABS, {"regularization_constant_initial": 1.0, "warmup_delay_portion": 0.2}),
+    "spectral": ({"spectral_normalisation": True, "num_flows": 1}, {}),
+    "spectral and recomputing": (
+        NVLABS | {"spectral_normalisation": True, "arch_instance": "mbconv_sep"},
+        {"use_tensor_checkpoints": True},
+    ),
+    "in half precision": (NVLABS | {"spectral_normalisation": True}, {"half_precision": True}),
+    "not balanced": ({}, {"kl_balancing": False}),
+    "warm-up in steps": ({}, {"warmup_steps": 5}),
+    "turned round": ({"dataset": DATASET | {"horizontal_flip": True}}, {}),
+    "black and white": ({"dataset": DATASET | {"binarize": True}, "sampling_method": "bernoulli"}, {}),
+    "without batch norms": (NVLABS | {"arch_instance": "res_elu"}, {}),
+    "plain": (NVLABS | {"number_of_scales": 1, "initial_splits_per_scale": 1}, {}),
+    "five bits": (NVLABS | {"pixel_bits": 5}, {}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_resumed_run_of_any_variant_equals_an_uninterrupted_one_bit_for_bit(make_run, tmp_path, variant):
+    model, schedule = VARIANTS[variant]
+    model = {"initial_splits_per_scale": 1} | model  # a group on each of two scales is enough here
+    whole = make_run(model, **schedule)
+    advance(whole, 2)
+    whole.save(tmp_path / "a.checkpoint")
+    at_the_break = {k: v.clone() if torch.is_tensor(v) else v for k, v in everything(whole).items()}
+    advance(whole, 3)  # across the end of an epoch
+    resumed = make_run(model, **schedule)
+    resumed.resume(tmp_path / "a.checkpoint")
+    advance(resumed, 3)
+    assert_identical(whole, resumed)
+    assert math.isfinite(whole.averages.values()["loss"])
+    moved = [k for k, v in everything(whole).items() if torch.is_tensor(v) and not torch.equal(v, at_the_break[k])]
+    assert any(k.endswith("stem.bias") for k in moved)
+    if model.get("spectral_normalisation"):
+        assert any(k.endswith("weight.0.right") for k in moved), "the power iterations stood still"
+
+
+def test_a_run_in_the_originals_style_trains_every_parameter(make_run):
+    run = make_run(NVLABS | {"number_of_scales": 2})
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    advance(run, 1)
+    still = [name for name, p in run.model.named_parameters() if torch.equal(p, before[name])]
+    assert still == []
+
+
 def test_another_seed_makes_another_run(make_run):
     one, other = make_run(), make_run(seed=1)
     assert not torch.equal(one.order(), other.order())
     assert not torch.equal(one.model.constant, other.model.constant)
 
 
-def test_activation_checkpointing_changes_no_number_of_training(make_run):
-    plain, recomputing = make_run(), make_run(use_tensor_checkpoints=True)
+@pytest.mark.parametrize("model", [{}, NVLABS, {"spectral_normalisation": True}], ids=["mgp123", "nvlabs", "spectral"])
+def test_activation_checkpointing_changes_no_number_of_training(make_run, model):
+    plain, recomputing = make_run(model), make_run(model, use_tensor_checkpoints=True)
     advance(plain, 5)
     advance(recomputing, 5)
     assert_identical(plain, recomputing)
@@ -102,8 +159,6 @@ def test_the_loss_is_what_its_terms_add_up_to(make_run):
     pixels = run.data.training[:4]
     loss = run.step(pixels)["loss"].item()
 
-    from nvae.seeds import seeded
-
     images = to_network(pixels, "cpu")
     terms = bound(twin.model.train()(images, seeded(0, "training noise", 0)), images)
     kl = balanced_kl(terms.kl, twin.model.levels, 1e-4)  # the first step of the warm-up
@@ -111,6 +166,94 @@ def test_the_loss_is_what_its_terms_add_up_to(make_run):
     assert loss == pytest.approx(
         (0.5 * kl - terms.log_likelihood).mean().item() + 0.1 * regularisation.item(), rel=1e-6
     )
+
+
+@pytest.mark.parametrize("balancing", [True, False])
+def test_the_loss_of_the_originals_style_is_what_its_terms_add_up_to(make_run, balancing):
+    """With everything at once: exponent 1, all convolutions, both coefficients on their way, and the third step."""
+    schedule = {"kl_balancing": balancing, "regularization_constant_initial": 2.0, "warmup_delay_portion": 1 / 18}
+    run, twin = (make_run(NVLABS, **schedule) for _ in range(2))
+    assert (run.schedule.spectral_exponent, run.schedule.spectral_scope) == (1, "all")
+    for either in (run, twin):
+        advance(either, 2)
+    pixels = run.data.training[run.order()[8:12]]
+    loss = run.step(pixels)["loss"].item()
+
+    position = (2 / 3 - 1 / 6) / 2  # in a warm-up of two epochs, a sixth of an epoch late
+    assert twin.kl_coefficient == pytest.approx(position)
+    images = to_network(pixels, "cpu")
+    terms = bound(twin.model.train()(images, seeded(0, "training noise", 2)), images)
+    kl = balanced_kl(terms.kl, twin.model.levels, position) if balancing else position * terms.kl.sum(1)
+    exact = sum(torch.linalg.svdvals(c.weight.flatten(1))[0] for c in regularised_convolutions(twin.model, "all"))
+    spectral = SpectralRegularisation(regularised_convolutions(twin.model, "all"), 1)
+    spectral.load_state_dict(twin.spectral.state_dict())
+    regularisation = spectral().item() + batch_norm_regularisation(twin.model).item()
+    assert spectral().item() == pytest.approx(exact.item(), rel=0.05)
+    expected = (kl - terms.log_likelihood).mean().item() + 2 ** (1 - position) * 0.1**position * regularisation
+    assert loss == pytest.approx(expected, rel=1e-6)
+    assert (balanced_kl(terms.kl, twin.model.levels, position) - position * terms.kl.sum(1)).abs().min() > 1e-3
+
+
+def test_without_a_regularisation_constant_nothing_is_regularised(make_run):
+    run, twin = make_run(NVLABS, regularization_constant=0.0), make_run(NVLABS)
+    pixels = run.data.training[:4]
+    loss, values = run.step(pixels)["loss"].item(), twin.step(pixels)
+    terms = batch_norm_regularisation(make_run(NVLABS).model) + make_run(NVLABS).spectral()
+    assert values["loss"].item() - loss == pytest.approx(0.1 * terms.item(), rel=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------- what is shown
+
+
+def test_half_of_the_images_are_turned_round_and_others_at_every_step(make_run):
+    run = make_run({"dataset": DATASET | {"horizontal_flip": True}})
+    pixels = run.data.training[:1].expand(400, -1, -1, -1)
+    upright = to_network(pixels, "cpu")
+    seen = []
+    for step in (0, 0, 1):
+        run.position.step = step
+        images = run.images_of(pixels)
+        turned = (images != upright).flatten(1).any(1)
+        assert torch.equal(images[turned], upright[turned].flip(3))
+        assert 150 < turned.sum() < 250
+        seen.append(turned)
+    assert torch.equal(seen[0], seen[1]), "one step is one draw"
+    assert not torch.equal(seen[0], seen[2])
+    assert torch.equal(make_run().images_of(pixels), upright), "without the key nothing is turned"
+
+
+def test_black_and_white_images_are_drawn_anew_at_every_step(make_run):
+    run = make_run({"dataset": DATASET | {"binarize": True}, "sampling_method": "bernoulli"})
+    pixels = run.data.training[:4]
+    grey, total = to_network(pixels, "cpu"), 0
+    for step in range(200):
+        run.position.step = step
+        images = run.images_of(pixels)
+        assert set(images.unique().tolist()) == {0, 1}
+        total = total + images
+    error = (grey * (1 - grey) / 200).sqrt()
+    assert ((total / 200 - grey).abs() <= 5 * error).all()
+    run.position.step = 3
+    assert torch.equal(run.images_of(pixels), run.images_of(pixels))
+
+
+def test_images_turned_round_are_drawn_afterwards(make_run):
+    """What is drawn at a place is the pixel that stands there, turned round or not."""
+    run = make_run({"dataset": DATASET | {"binarize": True, "horizontal_flip": True}, "sampling_method": "bernoulli"})
+    left = torch.zeros(100, 3, 8, 8, dtype=torch.uint8)
+    left[..., :4] = 255
+    images = run.images_of(left)
+    white_left, white_right = images[..., :4].flatten(1).mean(1), images[..., 4:].flatten(1).mean(1)
+    assert torch.equal(white_left, 1 - white_right)
+    assert 20 < white_right.sum() < 80
+
+
+def test_images_of_fewer_bits_have_as_many_values(make_run):
+    run = make_run(NVLABS | {"pixel_bits": 3})
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    images = run.images_of(pixels)
+    torch.testing.assert_close(images.unique(), torch.arange(8) / 7)
+    torch.testing.assert_close(images.flatten(), (torch.arange(256) // 32) / 7)
 
 
 def test_clipping_bounds_the_gradient(make_run):
@@ -209,11 +352,10 @@ def test_float16_scales_the_loss_and_saves_the_scale(make_run, tmp_path):
     assert other.scaler.get_scale() == 2.0**8
 
 
-@pytest.mark.parametrize("name", sorted(set(available_configs()) - {"quickstart"}))
-def test_every_seed_config_takes_a_training_step(name):
-    config = load_config(name, ["training_parameters.batch_size=2"])
+def takes_a_step(config) -> None:
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    side, channels = config.input_dimension, config.image_channels
+    pixels = torch.randint(0, 256, (2, channels, side, side), dtype=torch.uint8, generator=generator)
     run = Run(config, Data(pixels, pixels), torch.device("cpu"))
     before = run.model.groups[-1].posterior_head.weight.detach().clone()
     values = run.step(pixels)
@@ -221,6 +363,27 @@ def test_every_seed_config_takes_a_training_step(name):
     after = run.model.groups[-1].posterior_head.weight
     assert after.isfinite().all()
     assert not torch.equal(before, after)
+
+
+PUBLISHED = sorted(name for name in available_configs() if name.startswith("nvae_"))
+
+
+@pytest.mark.parametrize("name", sorted(set(available_configs()) - {"quickstart", *PUBLISHED}))
+def test_every_seed_config_takes_a_training_step(name):
+    takes_a_step(load_config(name, ["training_parameters.batch_size=2"]))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_config_takes_a_training_step_when_made_small(name):
+    """All but its size as in the file: four channels, as few groups as it may have, images of 64 pixels at most."""
+    original = load_config(name)
+    overrides = ["channel_towers=4", "initial_splits_per_scale=1", "min_splits=1", "plain_vae=False"]
+    if original.input_dimension > 64:
+        overrides.append("input_dimension=64")
+    overrides += ["training_parameters.batch_size=2", "training_parameters.half_precision=False"]
+    config = load_config(name, overrides)
+    assert set(groups_per_scale(config)) == {1}
+    takes_a_step(config)
 
 
 def test_schedule_keys_may_change_between_two_runs(make_run, tmp_path):
@@ -242,6 +405,24 @@ def test_other_keys_may_not_and_are_named(make_run, make_config, data, tmp_path)
     other = Run(make_config(latent_size=3), data, torch.device("cpu"))
     with pytest.raises(UserError, match=r"latent_size \(was 2, is 3\)"):
         other.resume(tmp_path / "a.checkpoint")
+
+
+def test_what_is_regularised_may_not_change_between_two_runs(make_run, tmp_path):
+    """The power iterations that a checkpoint keeps are of those convolutions."""
+    make_run().save(tmp_path / "a.checkpoint")
+    with pytest.raises(UserError, match=r"spectral_scope \(was cells_and_heads, is all\)"):
+        make_run(spectral_scope="all").resume(tmp_path / "a.checkpoint")
+    again = make_run(
+        spectral_exponent=1, kl_balancing=False, warmup_portion=0.5, learning_rate_decay="after_its_warmup"
+    )
+    again.resume(tmp_path / "a.checkpoint")
+    advance(again, 1)
+
+
+def test_the_style_may_not_change_between_two_runs(make_run, tmp_path):
+    make_run().save(tmp_path / "a.checkpoint")
+    with pytest.raises(UserError, match=r"style \(was mgp123, is nvlabs\)"):
+        make_run(NVLABS).resume(tmp_path / "a.checkpoint")
 
 
 def test_other_images_are_refused(make_run, data, tmp_path):
@@ -267,3 +448,8 @@ def test_a_training_state_of_other_code_is_refused(make_run, tmp_path):
     save(run.model, tmp_path / "a.checkpoint", training)
     with pytest.raises(CheckpointError, match="other code"):
         make_run().resume(tmp_path / "a.checkpoint")
+
+
+def test_the_message_says_which_keys_of_the_schedule_are_fixed(config, make_config):
+    with pytest.raises(UserError, match="training_parameters other than seed and spectral_scope"):
+        refuse_changes(config, make_config(training_parameters={"spectral_scope": "all"}), "a")

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from nvae.config import TrainingParameters
-from nvae.training.schedules import learning_rate
+from nvae.training.schedules import kl_warmup, learning_rate
 
 SCHEDULE = TrainingParameters(
     learning_rate=0.01, learning_rate_min=0.001, learning_rate_warmup_epochs=2.0, warmup_epochs=10.0, epochs=30
@@ -11,23 +11,94 @@ SCHEDULE = TrainingParameters(
 
 
 def test_the_learning_rate_rises_linearly_and_never_is_zero():
-    assert learning_rate(1.0, SCHEDULE) == pytest.approx(0.005)
-    assert learning_rate(0.5, SCHEDULE) == pytest.approx(0.0025)
-    assert learning_rate(0.0, SCHEDULE) > 0
+    assert learning_rate(1.0, SCHEDULE, 100) == pytest.approx(0.005)
+    assert learning_rate(0.5, SCHEDULE, 100) == pytest.approx(0.0025)
+    assert learning_rate(0.0, SCHEDULE, 100) > 0
 
 
 def test_it_stays_while_the_kl_warms_up():
-    assert {learning_rate(epoch, SCHEDULE) for epoch in (2.0, 5.5, 10.0)} == {0.01}
+    assert {learning_rate(epoch, SCHEDULE, 100) for epoch in (2.0, 5.5, 10.0)} == {0.01}
 
 
 def test_then_it_follows_a_cosine_to_the_minimum():
-    assert learning_rate(20.0, SCHEDULE) == pytest.approx((0.01 + 0.001) / 2)
-    assert learning_rate(15.0, SCHEDULE) == pytest.approx(0.001 + 0.009 * (1 + math.cos(math.pi / 4)) / 2)
-    assert learning_rate(30.0, SCHEDULE) == pytest.approx(0.001)
-    assert learning_rate(31.0, SCHEDULE) == pytest.approx(0.001)
+    assert learning_rate(20.0, SCHEDULE, 100) == pytest.approx((0.01 + 0.001) / 2)
+    assert learning_rate(15.0, SCHEDULE, 100) == pytest.approx(0.001 + 0.009 * (1 + math.cos(math.pi / 4)) / 2)
+    assert learning_rate(30.0, SCHEDULE, 100) == pytest.approx(0.001)
+    assert learning_rate(31.0, SCHEDULE, 100) == pytest.approx(0.001)
 
 
 def test_a_warm_up_longer_than_the_training_keeps_the_rate():
     short = SCHEDULE.model_copy(update={"epochs": 5})
-    assert learning_rate(4.9, short) == 0.01
-    assert learning_rate(5.0, short) == 0.01
+    assert learning_rate(4.9, short, 100) == 0.01
+    assert learning_rate(5.0, short, 100) == 0.01
+
+
+# ------------------------------------------------------------------------------------------------ the KL's warm-up
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"warmup_epochs": 12.0}, (0, 12)),
+        ({"warmup_epochs": 12.0, "warmup_delay_portion": 0.1}, (3, 12)),
+        ({"warmup_steps": 250}, (0, 2.5)),
+        ({"warmup_steps": 0}, (0, 0)),
+        ({"warmup_steps": 250, "warmup_delay_portion": 0.1}, (3, 2.5)),
+        ({"warmup_portion": 0.3}, (0, 9)),
+        ({"warmup_portion": 0.0}, (0, 0)),
+        ({"warmup_portion": 1.0, "warmup_delay_portion": 1e-4}, (0.003, 30)),
+    ],
+    ids=str,
+)
+def test_the_kls_warm_up_is_given_in_epochs_in_steps_or_as_a_portion(changes, expected):
+    """Of 30 epochs of 100 steps each; the delay is a portion always."""
+    warmup = kl_warmup(TrainingParameters(epochs=30, **changes), 100)
+    assert (warmup.delay, warmup.rise) == pytest.approx(expected)
+
+
+def test_a_warm_up_in_steps_takes_more_epochs_of_fewer_steps():
+    schedule = TrainingParameters(epochs=30, warmup_steps=250)
+    assert [kl_warmup(schedule, steps).rise for steps in (1, 10, 500)] == [250, 25, 0.5]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"warmup_epochs": 10.0},
+        {"warmup_steps": 1000, "warmup_epochs": 99.0},
+        {"warmup_portion": 1 / 3, "warmup_epochs": 99.0},
+        {"warmup_portion": 0.3, "warmup_delay_portion": 1 / 30},
+    ],
+    ids=str,
+)
+def test_the_learning_rate_falls_after_the_kls_warm_up_however_that_is_given(changes):
+    schedule = SCHEDULE.model_copy(update=changes)
+    assert {learning_rate(epoch, schedule, 100) for epoch in (2.0, 5.5, 9.99)} == {0.01}
+    assert learning_rate(20.0, schedule, 100) == pytest.approx((0.01 + 0.001) / 2)
+
+
+def test_or_it_falls_after_its_own_warm_up():
+    schedule = SCHEDULE.model_copy(update={"learning_rate_decay": "after_its_warmup"})
+    assert learning_rate(1.0, schedule, 100) == pytest.approx(0.005)
+    assert learning_rate(2.0, schedule, 100) == 0.01
+    for epoch in (2.5, 9.0, 16.0, 29.0):
+        expected = 0.001 + 0.009 * (1 + math.cos(math.pi * (epoch - 2) / 28)) / 2
+        assert learning_rate(epoch, schedule, 100) == pytest.approx(expected)
+    assert learning_rate(30.0, schedule, 100) == pytest.approx(0.001)
+    without_rise = schedule.model_copy(update={"learning_rate_warmup_epochs": 0.0})
+    assert learning_rate(0.0, without_rise, 100) == 0.01
+    assert learning_rate(15.0, without_rise, 100) == pytest.approx((0.01 + 0.001) / 2)
+
+
+def test_a_rise_longer_than_the_kls_warm_up_is_not_cut_off():
+    schedule = SCHEDULE.model_copy(update={"learning_rate_warmup_epochs": 14.0})
+    assert learning_rate(12.0, schedule, 100) == pytest.approx(0.01 * 12 / 14)
+    assert learning_rate(14.0, schedule, 100) == 0.01
+    assert learning_rate(22.0, schedule, 100) == pytest.approx((0.01 + 0.001) / 2)
+
+
+@pytest.mark.parametrize("decay", ["after_kl_warmup", "after_its_warmup"])
+def test_the_learning_rate_has_no_jumps_after_its_first_steps(decay):
+    schedule = SCHEDULE.model_copy(update={"learning_rate_decay": decay})
+    rates = [learning_rate(step / 100, schedule, 100) for step in range(1, 3100)]
+    assert max(abs(b - a) for a, b in zip(rates, rates[1:], strict=False)) < 1e-4

@@ -1,0 +1,121 @@
+"""Importance-weighted likelihoods: what sharing the bottom-up pass between an image's samples saves.
+
+    python3 benchmarks/likelihood.py [--samples 100] [--images 2] [--batch-size 50] [--device cpu] [CONFIG ...]
+
+Yardstick: the same estimate with the bottom-up pass computed anew for every sample. Beside the measured ratio of the
+two stands what K (up + down) / (up + K down) predicts, with up and down in operations, and in seconds: these differ
+where the two passes do not compute at the same speed. Prints a table and a line of JSON.
+"""
+
+import argparse
+import json
+import time
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from nvae.config import load_config
+from nvae.data.images import to_network
+from nvae.devices import choose_device, favour_speed
+from nvae.evaluation.likelihood import evaluate, log_importance_weight
+from nvae.model.build import build_model
+from nvae.model.hierarchy import FromPosterior
+from nvae.objective import bound
+
+CONFIGS = ("nvae_mnist_small", "quickstart", "big_logistic_mixture20latentnoflows")
+
+
+def operations(config):
+    """Operations per image of the bottom-up and of the top-down pass."""
+    with torch.device("meta"):
+        model = build_model(config)
+        images = torch.zeros(1, config.image_channels, config.input_dimension, config.input_dimension)
+    with FlopCounterMode(display=False) as up:
+        features = model.bottom_up(images)
+    with FlopCounterMode(display=False) as down:
+        model.top_down(FromPosterior(features), 1).pixels.log_prob(images)
+    return up.get_total_flops(), down.get_total_flops()
+
+
+@torch.no_grad()
+def recompute(model, pixels, batch_size, samples):
+    """As `evaluate`, but every sample encodes its image again."""
+    for image in to_network(pixels, model.constant.device).split(1):
+        for done in range(0, samples, batch_size):
+            images = image.expand(min(batch_size, samples - done), -1, -1, -1).contiguous()
+            result = model(images)
+            log_importance_weight(result, bound(result, images).log_likelihood)
+
+
+@torch.no_grad()
+def pass_seconds(model, pixels, batch_size):
+    """Seconds of the bottom-up and of the top-down pass over a batch."""
+    images = to_network(pixels[:1].expand(batch_size, -1, -1, -1), model.constant.device)
+    features = model.bottom_up(images)
+
+    def down():
+        result = model.top_down(FromPosterior(features), batch_size)
+        log_importance_weight(result, bound(result, images).log_likelihood)
+
+    return seconds(lambda: model.bottom_up(images)[0].sum().item()), seconds(down)
+
+
+def seconds(work, rounds=3):
+    work()
+    best = float("inf")
+    for _ in range(rounds):
+        start = time.perf_counter()
+        work()  # ends with a copy to the CPU, so that it is done when it returns
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def measure(name, options, device):
+    config = load_config(name)
+    model = build_model(config).to(device).eval()
+    shape = (options.images, config.image_channels, config.input_dimension, config.input_dimension)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    up, down = operations(config)
+    k = options.samples
+    seconds_up, seconds_down = pass_seconds(model, pixels, options.batch_size)
+    shared = seconds(lambda: evaluate(model, pixels, options.batch_size, k))
+    anew = seconds(lambda: recompute(model, pixels, options.batch_size, k))
+    return {
+        "config": name,
+        "gflop_up": up / 1e9,
+        "gflop_down": down / 1e9,
+        "samples_per_second": options.images * k / shared,
+        "predicted_by_operations": k * (up + down) / (up + k * down),
+        "predicted_by_seconds": k * (seconds_up + seconds_down) / (seconds_up + k * seconds_down),
+        "measured_ratio": anew / shared,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="*", default=CONFIGS)
+    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--images", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=50)
+    parser.add_argument("--device")
+    options = parser.parse_args()
+    favour_speed()
+    device = choose_device(options.device)
+    print(f"K = {options.samples}, {options.batch_size} samples at once, on {device}")
+    print(
+        f"{'config':38} {'up, GFLOP':>9} {'down':>6} {'samples/s':>9} {'ratio: measured':>15} {'by operations':>13} "
+        f"{'by seconds':>10}"
+    )
+    rows = []
+    for name in options.configs:
+        row = measure(name, options, device)
+        rows.append(row)
+        print(
+            f"{name:38} {row['gflop_up']:9.3f} {row['gflop_down']:6.3f} {row['samples_per_second']:9.1f} "
+            f"{row['measured_ratio']:15.2f} {row['predicted_by_operations']:13.2f} {row['predicted_by_seconds']:10.2f}"
+        )
+    print(json.dumps({"device": str(device), "samples": options.samples, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
