@@ -38,19 +38,9 @@ def operations(config):
 
 
 @torch.no_grad()
-def recompute(model, pixels, batch_size, samples):
-    """As `evaluate`, but every sample encodes its image again."""
-    for image in to_network(pixels, model.constant.device).split(1):
-        for done in range(0, samples, batch_size):
-            images = image.expand(min(batch_size, samples - done), -1, -1, -1).contiguous()
-            result = model(images)
-            log_importance_weight(result, bound(result, images).log_likelihood)
-
-
-@torch.no_grad()
 def pass_seconds(model, pixels, batch_size):
     """Seconds of the bottom-up and of the top-down pass over a batch."""
-    images = to_network(pixels[:1].expand(batch_size, -1, -1, -1), model.constant.device)
+    images = to_network(pixels[:1].expand(batch_size, -1, -1, -1), model.constant.device, model.config.pixel_bits)
     features = model.bottom_up(images)
 
     def down():
@@ -78,8 +68,9 @@ def measure(name, options, device):
     up, down = operations(config)
     k = options.samples
     seconds_up, seconds_down = pass_seconds(model, pixels, options.batch_size)
-    shared = seconds(lambda: evaluate(model, pixels, options.batch_size, k))
-    anew = seconds(lambda: recompute(model, pixels, options.batch_size, k))
+    copies = pixels.repeat_interleave(k, 0)  # one sample of each of K copies of an image: all is computed K times
+    shared = seconds(lambda: evaluate(model, pixels, options.batch_size, k, count_active=False))
+    anew = seconds(lambda: evaluate(model, copies, options.batch_size, count_active=False))
     return {
         "config": name,
         "gflop_up": up / 1e9,

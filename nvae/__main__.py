@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import typing
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from nvae.data.registry import load_data
 from nvae.devices import choose_device
 from nvae.errors import UserError
 from nvae.evaluation.likelihood import evaluate
-from nvae.evaluation.report import report, save_report
+from nvae.evaluation.report import report, save_report, stem_for
 from nvae.interop.importing import import_checkpoint
 from nvae.summary import summary
 
@@ -93,6 +94,8 @@ def evaluate_model(options: argparse.Namespace) -> None:
         print(notice)
     pixels = (data.validation if options.part == "validation" else data.training)[: options.images]
     found = evaluate(model, pixels, options.batch_size, samples, options.seed, progress=True)
+    if not math.isfinite(found.elbo.mean):
+        raise UserError(f"the bound of {options.model} on these images is {found.elbo.mean}: its weights are damaged.")
     print(report(found, model, f"{options.part} images of {config.dataset.name}"))
     about = {
         "model": options.model,
@@ -100,8 +103,11 @@ def evaluate_model(options: argparse.Namespace) -> None:
         "part": options.part,
         "seed": options.seed,
         "batch_size": options.batch_size,
+        "images": found.images,
+        "samples": samples,
     }
-    stem = options.out / f"evaluation_{plain_name(options.model)}_{config.dataset.name}_{options.part}_{samples}"
+    name = f"evaluation_{plain_name(options.model)}_{config.dataset.name}_{options.part}_{samples}"
+    stem = stem_for(options.out, name, about)
     save_report(found, model, stem, about)
     print(f"saved as {stem}.json and {stem}.png")
 

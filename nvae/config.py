@@ -22,6 +22,10 @@ from nvae.errors import UserError
 CONFIG_FOLDER = "model_configs"
 
 PositiveInt = Annotated[int, Field(gt=0)]
+# Far beyond any network, and near enough that what is meant to be a typo or a trap is not built.
+Few = Annotated[int, Field(gt=0, le=100)]
+FewOrNone = Annotated[int, Field(ge=0, le=100)]
+Many = Annotated[int, Field(gt=0, le=10_000)]
 NaturalInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NaturalFloat = Annotated[float, Field(ge=0)]
@@ -87,8 +91,8 @@ class Section(BaseModel):
 class Towers(Section):
     """A number for the bottom-up (encoder) and one for the top-down (decoder) network."""
 
-    encoder: PositiveInt
-    decoder: PositiveInt
+    encoder: Many
+    decoder: Many
 
 
 TOWER_KEYS = ("channel_towers", "num_cells_per_block_prepost")
@@ -120,7 +124,7 @@ class DatasetConfig(Section):
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05  # of a folder's images
     training_images: Annotated[int, Field(gt=0, le=1_000_000_000)] = 6000  # toy_faces draws as many as one wants
     validation_images: PositiveInt = 300  # toy_faces
-    horizontal_flip: bool = False  # turn every other training image round
+    horizontal_flip: bool = False  # turn training images round, half of them
     binarize: bool = False  # subpixels are drawn, black or white, with their brightness as the probability
 
 
@@ -160,24 +164,24 @@ class Config(Section):
     family: Literal["nvae"] = "nvae"
     style: Literal["mgp123", "nvlabs"] = "mgp123"
     channel_towers: BothTowers
-    number_of_scales: PositiveInt
-    initial_splits_per_scale: PositiveInt
+    number_of_scales: Annotated[int, Field(gt=0, le=12)]
+    initial_splits_per_scale: Annotated[int, Field(gt=0, le=1000)]
     exponential_scaling: PositiveInt = 1
-    min_splits: PositiveInt = 1
-    latent_size: PositiveInt
-    input_dimension: PositiveInt = 64
-    padding: NaturalInt = 0
+    min_splits: Annotated[int, Field(gt=0, le=1000)] = 1
+    latent_size: Many
+    input_dimension: Many = 64
+    padding: Annotated[int, Field(ge=0, le=1000)] = 0
     image_channels: Literal[1, 3] = 3
     pixel_bits: Annotated[int, Field(ge=1, le=8)] = 8
     pixel_range: Literal["unit", "centred"] = "unit"
-    num_flows: NaturalInt = 0
+    num_flows: FewOrNone = 0
     fixed_flows: bool = False
     flow_columns: Literal["left", "right"] = "right"
-    num_blocks_prepost: NaturalInt = 1
+    num_blocks_prepost: Annotated[int, Field(ge=0, le=12)] = 1
     num_cells_per_block_prepost: Annotated[Towers, BeforeValidator(_cells_of_both)] = CELLS_PER_BLOCK
-    cells_per_split_enc: PositiveInt = 2
-    cells_per_input_dec: PositiveInt = 2
-    channel_multiplier: PositiveInt = 2
+    cells_per_split_enc: Few = 2
+    cells_per_input_dec: Few = 2
+    channel_multiplier: Annotated[int, Field(gt=0, le=16)] = 2
     arch_instance: ArchInstance = "res_mbconv"
     plain_vae: bool = False
     residual_posterior: bool = True
@@ -191,7 +195,7 @@ class Config(Section):
     initial_constant: Literal["normal", "uniform"] = "normal"
     temperature_on_floor: bool = False
     sampling_method: SamplingMethod = "gaussian"
-    n_mix: PositiveInt = 3
+    n_mix: Annotated[int, Field(gt=0, le=1000)] = 3
     likelihood_tails: Literal["original", "exact"] = "original"
     dataset: DatasetConfig = DatasetConfig()
     training_parameters: TrainingParameters = TrainingParameters()
@@ -456,6 +460,7 @@ _ALLOWED = {
     "greater_than": "more than {gt}",
     "greater_than_equal": "at least {ge}",
     "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
     "literal_error": "{expected}",
     "model_type": "a list of 'key: value' lines",
     "model_attributes_type": "a list of 'key: value' lines",

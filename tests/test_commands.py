@@ -191,6 +191,13 @@ def test_dry_run_describes_and_writes_nothing(command, folder):
     assert files(folder) == before
 
 
+def test_dry_run_of_every_kind_of_weights(command):
+    for changes in ("spectral_normalisation=True", "style=nvlabs", "weight_normalisation=exponential"):
+        code, out, _ = command("train.py", "little", "--dry-run", "--set", changes, "--set", "num_flows=1")
+        assert code == 0
+        assert "GFLOP" in out
+
+
 def test_help_lists_the_configs(command):
     code, out, _ = command("train.py", "--help")
     assert code == 0
@@ -232,6 +239,8 @@ def test_summary_of_a_config_and_of_a_file(command):
         (["little", "--set", "latent_sise=3"], "latent_sise is not a key of a config; did you mean latent_size"),
         (["little", "--set", "latent_size=many"], "latent_size is the text 'many'; allowed: a whole number"),
         (["little", "--set", "input_dimension=9"], "input_dimension is 9.*a multiple of 4"),
+        (["little", "--set", "number_of_scales=100000"], "number_of_scales is 100000; allowed: at most 12"),
+        (["little", "--set", "pixel_bits=9"], "pixel_bits is 9; allowed: at most 8"),
         (["little", "--set", "nonsense"], "key=value"),
         (["little", "--set", "latent_size=" + "[" * 2000], "not valid YAML"),
         (["little", "--set", "latent_size=2020-13-45"], "not valid YAML"),
@@ -392,6 +401,10 @@ def test_evaluate_reports_saves_and_repeats(command, folder):
     assert (found["model"], found["images"], found["part"]) == (model, 8, "validation")
     first = file.read_bytes()
     command("-m", "evaluate", model, "--nll", "--samples", "5", "--out", "here")
+    assert file.read_bytes() == first
+    _, out, _ = command("-m", "evaluate", model, "--nll", "--samples", "5", "--out", "here", "--images", "1")
+    assert "validation_5_2.json" in out
+    assert "±" not in out  # one image has no standard error
     assert file.read_bytes() == first
     _, out, _ = command("-m", "evaluate", model, "--part", "training", "--images", "3")
     assert out.startswith("3 training images of toy_faces")

@@ -8,7 +8,7 @@ import torch
 from torchvision.datasets import CIFAR10
 
 from nvae.config import Config
-from nvae.data.images import Data, grey, resized
+from nvae.data.images import HOW_TO_SAY, Data, grey, resized
 from nvae.errors import UserError
 
 
@@ -20,7 +20,7 @@ def load_cifar10(config: Config) -> Data:
     except (OSError, RecursionError) as error:  # the latter where a network redirects for ever
         raise UserError(
             f"cifar10 is not whole in '{folder}' and cannot be downloaded ({error}); put {CIFAR10.filename} or the "
-            f"folder {CIFAR10.base_folder} there, or say where they are with --set dataset.path=FOLDER."
+            f"folder {CIFAR10.base_folder} there, or say where they are {HOW_TO_SAY}."
         ) from error
     except RuntimeError as error:
         raise UserError(

@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from nvae.config import Config
-from nvae.data.images import Data, fit
+from nvae.data.images import HOW_TO_SAY, Data, fit
 from nvae.errors import UserError
 
 # What people keep pictures in. Pillow opens more (PDF, MPEG...), which is no picture for a data set.
@@ -39,14 +39,14 @@ def load_folder(config: Config) -> Data:
     folder = Path(config.dataset.path).expanduser()
     if not folder.is_dir():
         raise UserError(
-            f"the image folder '{folder}' does not exist; put pictures into it, or say where they are with "
-            "--set dataset.path=FOLDER, or train on built-in pictures with --set dataset.name=toy_faces."
+            f"the image folder '{folder}' does not exist; put pictures into it, or say where they are {HOW_TO_SAY}, or "
+            "train on built-in pictures with --set dataset.name=toy_faces."
         )
     files = sorted(_picture_files(folder), key=lambda file: _rank(folder, file), reverse=True)
     if len(files) < 2:
         raise UserError(
             f"the image folder '{folder}' holds {len(files)} pictures, subfolders included; put at least two into it "
-            f"({', '.join(ending[1:] for ending in ENDINGS)}), or say where they are with --set dataset.path=FOLDER."
+            f"({', '.join(ending[1:] for ending in ENDINGS)}), or say where they are {HOW_TO_SAY}."
         )
     pixels, unreadable = _read_or_map(folder, files, config.input_dimension, config.image_channels)
     if len(pixels) < 2:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 FINGERPRINT_BYTES = 2**30
+HOW_TO_SAY = "(--set dataset.path=FOLDER; of evaluate: --path FOLDER)"
 CHUNK = 256  # images at a time, where a whole set as floating-point numbers could be too large
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nvae.config import Config
-from nvae.data.images import Data, resized
+from nvae.data.images import HOW_TO_SAY, Data, resized
 from nvae.errors import UserError
 
 SIDE = 28
@@ -34,7 +34,7 @@ def load_mnist(config: Config) -> Data:
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"{name} is not in '{folder}' and cannot be downloaded ({error}); put {' and '.join(_FILES.values())} "
-                "there (.gz or not), or say where they are with --set dataset.path=FOLDER."
+                f"there (.gz or not), or say where they are {HOW_TO_SAY}."
             ) from error
         found = {part: _find(places, file) for part, file in _FILES.items()}
     size, channels = config.input_dimension, config.image_channels
@@ -54,8 +54,8 @@ def _read_images(file: Path) -> Tensor:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     except (OSError, EOFError, zlib.error) as error:  # what gzip makes of a damaged file
         raise UserError(f"{file} cannot be read ({error}); delete it and it is downloaded again.") from error
-    header = np.frombuffer(content[:16], ">u4")
-    if len(header) < 4 or header[0] != IMAGES_MAGIC or len(content) != 16 + int(np.prod(header[1:], dtype=np.int64)):
+    header = np.frombuffer(content[:16] if len(content) >= 16 else bytes(16), ">u4")
+    if header[0] != IMAGES_MAGIC or len(content) != 16 + int(np.prod(header[1:], dtype=np.int64)):
         raise UserError(f"{file} is not a whole IDX file of images; delete it and it is downloaded again.")
     count, rows, columns = (int(value) for value in header[1:])
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=16).reshape(count, 1, rows, columns).copy())

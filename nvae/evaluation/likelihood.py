@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nvae.data.images import to_network
-from nvae.model.hierarchy import FromPosterior, GroupResult, HierarchicalVAE, Pass
+from nvae.model.hierarchy import FromPosterior, HierarchicalVAE, Pass
 from nvae.objective import bound
 from nvae.seeds import seeded
 
@@ -29,9 +29,14 @@ class Estimate(NamedTuple):
         error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
         return cls(values.mean().item(), error)
 
-    def plain(self) -> dict[str, float | None]:
-        """For a JSON file, which knows no NaN."""
-        return {key: value if math.isfinite(value) else None for key, value in self._asdict().items()}
+
+def _plain(value: Any) -> Any:
+    """For a JSON file, which knows no NaN."""
+    if isinstance(value, Estimate):
+        return {key: _plain(part) for key, part in value._asdict().items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Evaluation(NamedTuple):
@@ -43,14 +48,14 @@ class Evaluation(NamedTuple):
     log_likelihood: Estimate  # nats: the importance-weighted bound on log p(x); with one sample an estimate of the ELBO
     reconstruction: float  # nats: E log p(x | z)
     kl_per_group: list[float]  # nats
-    active_units_per_group: list[int]
+    active_units_per_group: list[int] | None  # None if not counted
     units_per_group: list[int]
     elbo_bits: Estimate  # bits per dimension, of the negative bound: less is better
     log_likelihood_bits: Estimate
 
     def plain(self) -> dict[str, Any]:
         """For a JSON file."""
-        return {key: value.plain() if isinstance(value, Estimate) else value for key, value in self._asdict().items()}
+        return {key: _plain(value) for key, value in self._asdict().items()}
 
 
 @torch.no_grad()
@@ -61,6 +66,7 @@ def evaluate(
     samples: int = 1,
     seed: int = 0,
     progress: bool = False,
+    count_active: bool = True,
 ) -> Evaluation:
     """The bounds on log p(x) of uint8 pixels (N, C, S, S), with the batch-norm statistics of training.
 
@@ -68,10 +74,12 @@ def evaluate(
     log mean_k p(x, z_k) / q(z_k | x) (Burda et al. 2016), which rises to log p(x) with the number of samples.
 
     A latent unit is active when its posterior's mean, counted from its prior's and in the prior's standard deviations,
-    varies by more than 0.01 over images; for a standard normal prior that is the criterion of Burda et al.
+    has a variance of more than 0.01 over images, all latents above it at their posteriors' means; for a standard normal
+    prior that is the criterion of Burda et al. It takes one more top-down pass per image: count_active.
 
     batch_size: how many passes go through the network at once, which bounds the memory. The bottom-up pass is computed
-    once per image, whatever the number of its samples. The draws depend on the seed and on the batch size.
+    once per image, whatever the number of its samples. The draws depend on the seed, the batch size and the kind of
+    device.
     Returns with the model in the mode it came in.
     """
     device, bits = model.constant.device, model.config.pixel_bits
@@ -80,17 +88,18 @@ def evaluate(
     images_at_once = max(1, batch_size // samples)
     samples_at_once = max(1, min(samples, batch_size // images_at_once))
     elbos, log_likelihoods, reconstructions, kls = [], [], [], []
-    activity = Activity(model)
+    activity = Activity(model) if count_active else None
     with tqdm(total=len(pixels) * samples, unit="sample", disable=None if progress else True, leave=False) as bar:
         for first in range(0, len(pixels), images_at_once):
             images = to_network(pixels[first : first + images_at_once], device, bits)
-            generator = seeded(seed, "validation", first)
+            generator = seeded(seed, "validation", first, device)
             features = model.bottom_up(images)
-            draws = [
-                _draw(model, features, images, min(samples_at_once, samples - done), generator, activity, bar)
-                for done in range(0, samples, samples_at_once)
-            ]
-            activity.images_done(len(images), samples)
+            if activity is not None:
+                activity.add(features)
+            draws = []
+            for done in range(0, samples, samples_at_once):
+                draws.append(_draw(model, features, images, min(samples_at_once, samples - done), generator))
+                bar.update(len(images) * draws[-1].log_weight.shape[1])
             log_weights = torch.cat([draw.log_weight for draw in draws], dim=1)  # (n, K)
             kl = sum(draw.kl for draw in draws) / samples  # (n, G)
             reconstruction = sum(draw.reconstruction for draw in draws) / samples  # (n,)
@@ -112,7 +121,7 @@ def evaluate(
         log_likelihood=Estimate.of(log_likelihood),
         reconstruction=torch.cat(reconstructions).mean().item(),
         kl_per_group=torch.cat(kls).mean(0).tolist(),
-        active_units_per_group=activity.active(),
+        active_units_per_group=None if activity is None else activity.active(),
         units_per_group=[math.prod(shape) for shape in model.noise_shapes],
         elbo_bits=in_bits(elbo),
         log_likelihood_bits=in_bits(log_likelihood),
@@ -139,8 +148,6 @@ def _draw(
     images: Tensor,
     samples: int,
     generator: torch.Generator,
-    activity: Activity,
-    bar: tqdm,
 ) -> Draw:
     """One top-down pass with `samples` draws for each of n images, side by side."""
 
@@ -152,38 +159,30 @@ def _draw(
 
     result = model.top_down(FromPosterior([repeated(f) for f in features], generator), len(images) * samples)
     terms = bound(result, repeated(images))
-    activity.add(result.groups, len(images))
-    bar.update(len(images) * samples)
     log_weight = per_image(log_importance_weight(result, terms.log_likelihood))
     return Draw(log_weight, per_image(terms.log_likelihood).sum(1), per_image(terms.kl).sum(1))
 
 
 class Activity:
-    """Variance over images of how far each unit's posterior is from its prior."""
+    """Variance over images of how far each latent unit's posterior is from its prior."""
 
     def __init__(self, model: HierarchicalVAE) -> None:
-        shapes = [torch.Size(shape) for shape in model.noise_shapes]
+        self.model = model
         self.count = 0
+        shapes = model.noise_shapes
         self.sums = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
         self.squares = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
-        self._of_samples: list[Tensor | None] = [None] * len(shapes)
 
-    def add(self, groups: dict[int, GroupResult], images: int) -> None:
-        """Some more samples of the same images."""
-        for index, group in groups.items():
-            shift = (group.posterior.mu - group.prior.mu) / group.prior.sigma  # (n * k, L, H, W)
-            total = shift.unflatten(0, (images, -1)).sum(1).cpu().double()
-            earlier = self._of_samples[index]
-            self._of_samples[index] = total if earlier is None else earlier + total
-
-    def images_done(self, images: int, samples: int) -> None:
-        """All samples of these images are there."""
+    def add(self, features: list[Tensor]) -> None:
+        """Some images' bottom-up features."""
+        images = len(features[0])
+        no_noise = [features[0].new_zeros(images, *shape) for shape in self.model.noise_shapes]
+        result = self.model.top_down(FromPosterior(features, noise=no_noise), images)
         self.count += images
-        for index, total in enumerate(self._of_samples):
-            mean = total / samples
-            self.sums[index] += mean.sum(0)
-            self.squares[index] += mean.square().sum(0)
-            self._of_samples[index] = None
+        for index, group in result.groups.items():
+            shift = ((group.posterior.mu - group.prior.mu) / group.prior.sigma).cpu().double()  # (n, L, H, W)
+            self.sums[index] += shift.sum(0)
+            self.squares[index] += shift.square().sum(0)
 
     def active(self) -> list[int]:
         """Number of active units of every group."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,7 @@ def report(evaluation: Evaluation, model: HierarchicalVAE, images: str) -> str:
     """The page. images: what they are, such as "validation images of mnist"."""
 
     def line(name: str, nats: Estimate, bits: Estimate) -> tuple[str, ...]:
-        return (
-            name,
-            f"{nats.mean:.2f} ± {nats.standard_error:.2f} nats",
-            f"{bits.mean:.4f} ± {bits.standard_error:.4f} bits/dim",
-        )
+        return name, f"{_with_error(nats, 2)} nats", f"{_with_error(bits, 4)} bits/dim"
 
     bounds = [line("ELBO", evaluation.elbo, evaluation.elbo_bits)]
     if evaluation.samples > 1:
@@ -43,12 +40,17 @@ def report(evaluation: Evaluation, model: HierarchicalVAE, images: str) -> str:
     return "\n".join(lines)
 
 
+def _with_error(estimate: Estimate, digits: int) -> str:
+    error = "" if math.isnan(estimate.standard_error) else f" ± {estimate.standard_error:.{digits}f}"
+    return f"{estimate.mean:.{digits}f}{error}"
+
+
 def save_report(evaluation: Evaluation, model: HierarchicalVAE, stem: Path, about: dict[str, Any]) -> None:
     """Write <stem>.json and <stem>.png. about: what else the JSON should say. Raises UserError."""
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
         content = about | evaluation.plain()
-        stem.with_name(stem.name + ".json").write_text(json.dumps(content, indent=2) + "\n")
+        stem.with_name(stem.name + ".json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
         draw_kl(evaluation, model, stem.with_name(stem.name + ".png"))
     except OSError as error:
         raise UserError(f"{stem}.json and .png cannot be written ({error}); make room or mend the folder.") from error
@@ -58,9 +60,18 @@ def already_saved(stem: Path, about: dict[str, Any]) -> bool:
     """Whether there is a report that says all of `about`."""
     try:
         content = json.loads(stem.with_name(stem.name + ".json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and about.items() <= content.items()
+
+
+def stem_for(folder: Path, name: str, about: dict[str, Any]) -> Path:
+    """Where a report goes: <folder>/<name>, or with the first number after it that no report of something else has."""
+    number, stem = 1, folder / name
+    while stem.with_name(stem.name + ".json").exists() and not already_saved(stem, about):
+        number += 1
+        stem = folder / f"{name}_{number}"
+    return stem
 
 
 def draw_kl(evaluation: Evaluation, model: HierarchicalVAE, path: Path) -> None:

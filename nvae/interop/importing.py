@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from nvae.config import Config
+from nvae.config import Config, groups_per_scale
 from nvae.interop import mgp123, nvlabs
-from nvae.interop.places import ImportingError, fill
-from nvae.model.build import build_model
+from nvae.interop.places import ImportingError, filled, weights_in
 from nvae.model.hierarchy import HierarchicalVAE
 
 WANTED = "import reads checkpoints of the original NVAE (checkpoint.pt) and of the seed project (*.checkpoint)"
+
+
+# What unpickling makes of files that are cut off, or are something else.
+_DAMAGE = (RuntimeError, EOFError, ValueError, LookupError, OSError, AttributeError, TypeError, struct.error)
 
 
 class Imported(NamedTuple):
@@ -35,23 +39,25 @@ def import_checkpoint(path: str | Path, config: Config | None = None) -> Importe
     the original keeps its settings are ever unpickled. Raises UserError.
     """
     source, content = str(path), _read(Path(path))
-    state = content.get("state_dict")
-    if not isinstance(state, dict) or not state:
-        raise ImportingError(f"{source} holds no 'state_dict' of weights; {WANTED}.")
-    if "decoder_constant" in state or "initial_transform.weight_v" in state:
+    state = weights_in(content.get("state_dict"), source)
+    if any(name.startswith("mixer.encoder_sampler.") for name in state):
         origin, notices = "the seed project (mgp123)", []
         if config is None:
             config, notices = mgp123.config_of(state, str(content.get("model_arch", "")), source)
-        model = build_model(config)
-        fill(model, state, mgp123.names_in(model), source)
-        return Imported(model.eval().requires_grad_(False), origin, notices)
-    if not any(name.startswith("enc_sampler.") for name in state):
+        return Imported(filled(config, state, mgp123.names_in, source), origin, notices)
+    groups = {name.split(".")[1] for name in state if name.startswith("enc_sampler.")}
+    if not groups:
         raise ImportingError(f"{source} holds the weights of another kind of network; {WANTED}.")
+    notices = []
     if config is None:
-        config = nvlabs.config_of(_settings(content, source), source)
-    model = build_model(config)
-    fill(model, nvlabs.weights_of(state, config), nvlabs.names_in(model), source)
-    return Imported(model.eval().requires_grad_(False), "the original NVAE (nvlabs)", [])
+        config, notices = nvlabs.config_of(_settings(content, source), source)
+    if sum(groups_per_scale(config)) != len(groups):
+        raise ImportingError(
+            f"{source} holds {len(groups)} latent groups, but its settings, or --config, describe "
+            f"{sum(groups_per_scale(config))}: {', '.join(map(str, groups_per_scale(config)))}, finest scale first."
+        )
+    model = filled(config, nvlabs.weights_of(state, config), nvlabs.names_in, source)
+    return Imported(model, "the original NVAE (nvlabs)", notices)
 
 
 def _settings(content: dict[str, Any], source: str) -> dict[str, Any]:
@@ -77,7 +83,7 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} holds an object of {found[1]}, which could run code; only tensors, plain values and the "
             "original's settings are read, and nothing was loaded."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, TypeError, IndexError) as error:
+    except _DAMAGE as error:
         raise ImportingError(f"{path} is damaged or is not a checkpoint ({error}); {WANTED}.") from error
     if not isinstance(content, dict):
         raise ImportingError(f"{path} holds no checkpoint; {WANTED}.")

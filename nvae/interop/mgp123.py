@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nvae.config import Config, available_configs, config_from_dict, groups_per_scale, load_config
+from nvae.config import Config, ConfigError, available_configs, config_from_dict, groups_per_scale, load_config
 from nvae.interop.places import ImportingError, Names, tensors_of
 from nvae.model.cells import Cell, ResidualCell
 from nvae.model.hierarchy import HierarchicalVAE
+from nvae.model.likelihoods import build_likelihood
 
 _WEIGHTS = {
     "parametrizations.weight.original0": "weight_g",
@@ -68,6 +69,8 @@ def _convolution(ours: str, theirs: str, convolution: nn.Module) -> Names:
 def _cell(ours: str, theirs: str, cell: Cell) -> Names:
     names: Names = {}
     for part, place in (_RESIDUAL if isinstance(cell, ResidualCell) else _INVERTED).items():
+        if part == "gate" and cell.gate is None:
+            continue
         if part == "gate":
             names |= tensors_of(f"{ours}.gate.squeeze", f"{theirs}.model.{place}.model.0", cell.gate.squeeze)
             names |= tensors_of(f"{ours}.gate.excite", f"{theirs}.model.{place}.model.2", cell.gate.excite)
@@ -91,11 +94,10 @@ def config_of(state: Mapping[str, Tensor], yaml_path: str, source: str) -> tuple
     """
     name = re.split(r"[/\\]", yaml_path)[-1].rpartition(".")[0]
     found = _read_off(state, source)
-    if name in available_configs():
-        config = load_config(name)
-        if all(getattr(config, key) == getattr(found, key) for key in _SHOWN):
-            return config, [f"taken for '{name}' of model_configs/, which its file names and whose shapes it has"]
-    notices = [f"its YAML file '{yaml_path}' is not here: the architecture was read off the weights' shapes"]
+    if (config := _of_that_name(name)) is not None and _shown(config) == _shown(found):
+        return config, [f"taken for '{name}' of model_configs/, which its file names and whose shapes it has"]
+    missing = f"its YAML file '{yaml_path}' is not here" if yaml_path else "it names no YAML file"
+    notices = [f"{missing}: the architecture was read off the weights' shapes"]
     data = found.model_dump()
     if found.sampling_method == "logistic_mixture":
         method = "gaussian_mixture" if "gauss" in name else "logistic_mixture"
@@ -109,26 +111,45 @@ def config_of(state: Mapping[str, Tensor], yaml_path: str, source: str) -> tuple
     return config_from_dict(data, source), notices
 
 
-_SHOWN = (
-    *("channel_towers", "number_of_scales", "initial_splits_per_scale", "latent_size", "input_dimension"),
-    *("image_channels", "num_flows", "num_blocks_prepost", "cells_per_split_enc", "cells_per_input_dec"),
-    *("num_cells_per_block_prepost", "channel_multiplier"),
-)
+def _of_that_name(name: str) -> Config | None:
+    try:
+        return load_config(name) if name in available_configs() else None
+    except ConfigError:
+        return None
+
+
+def _shown(config: Config) -> list[Any]:
+    """All of a config that shapes show."""
+    keys = (
+        *("channel_towers", "latent_size", "input_dimension", "image_channels", "num_flows", "num_blocks_prepost"),
+        *("cells_per_split_enc", "cells_per_input_dec", "num_cells_per_block_prepost", "channel_multiplier"),
+    )
+    return [
+        groups_per_scale(config),
+        build_likelihood(config).parameters,
+        *(getattr(config, key) for key in keys),
+    ]
 
 
 def _read_off(state: Mapping[str, Tensor], source: str) -> Config:
+    try:
+        return _architecture(state, source)
+    except (LookupError, ValueError, ZeroDivisionError) as error:
+        raise ImportingError(
+            f"{source}: the architecture cannot be read off its weights ({error!r}); give the YAML with --config."
+        ) from error
+
+
+def _architecture(state: Mapping[str, Tensor], source: str) -> Config:
     def numbers(pattern: str) -> list[int]:
         return sorted({int(match[1]) for name in state if (match := re.match(pattern, name))})
 
-    try:
-        channels, image_channels = state["initial_transform.weight_v"].shape[:2]
-        top = state["decoder_constant"].shape[-1]
-        parameters, decoder_channels = state["to_distribution_conv.1.weight_v"].shape[:2]
-        latent_size = len(state["mixer.encoder_sampler.0.weight_v"]) // 2
-        halving = sorted(name for name in state if name.endswith("skip down.conv_1.weight"))
-        quarter, narrow = state[halving[0]].shape[:2] if halving else (1, 2)
-    except (KeyError, ValueError) as error:
-        raise ImportingError(f"{source} lacks {error}; give the YAML that it was trained with as --config.") from None
+    channels, image_channels = state["initial_transform.weight_v"].shape[:2]
+    top = state["decoder_constant"].shape[-1]
+    parameters, decoder_channels = state["to_distribution_conv.1.weight_v"].shape[:2]
+    latent_size = len(state["mixer.encoder_sampler.0.weight_v"]) // 2
+    halving = sorted(name for name in state if name.endswith("skip down.conv_1.weight"))
+    quarter, narrow = state[halving[0]].shape[:2] if halving else (1, 2)
     scales = numbers(r"encoder_tower\.model\.enc_block_(\d+)\.")
     splits = [len(numbers(rf"encoder_tower\.model\.enc_block_{scale}\.model\.split_(\d+)\.")) for scale in scales]
     blocks = sum(name.startswith("preprocess.") for name in halving)

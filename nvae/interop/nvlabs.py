@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from nvae.config import Config, config_from_dict
+from nvae.config import Config, ConfigError, config_from_dict
 from nvae.interop.places import ImportingError, Names, tensors_of
 from nvae.model.cells import Cell, InvertedResidualCell, ResidualCell
 from nvae.model.hierarchy import HierarchicalVAE
 
 _WEIGHT_NORM = {"parametrizations.weight.original0": "log_weight_norm", "parametrizations.weight.original1": "weight"}
 _OLD = {"ada_groups": False, "min_groups_per_scale": 1, "num_mixture_dec": 10, "num_x_bits": 8, "num_nf": 0}
+_KINDS = {int: "a whole number", bool: "True or False", str: "a text"}
 _SCHEDULE = {
     "epochs": "epochs",
     "batch_size": "batch_size",
@@ -27,17 +30,14 @@ _SCHEDULE = {
 }
 
 
-def config_of(args: Mapping[str, Any], source: str) -> Config:
-    """The config of a model that the original was told to build with these settings. Raises UserError."""
+def config_of(args: Mapping[str, Any], source: str) -> tuple[Config, list[str]]:
+    """The config of a model that the original was told to build with these settings, and notices. Raises UserError."""
 
     def value(key: str, kind: type) -> Any:
         found = args.get(key, _OLD.get(key))
         if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
-            raise ImportingError(
-                f"{source}: the setting {key} is {found!r}"
-                if key in args
-                else f"{source}: the setting {key} is missing"
-            )
+            what = f"is {found!r}, which is not {_KINDS[kind]}" if key in args else "is missing"
+            raise ImportingError(f"{source}: the setting {key} {what}; give the architecture with --config.")
         return found
 
     components = value("num_mixture_dec", int)
@@ -46,9 +46,6 @@ def config_of(args: Mapping[str, Any], source: str) -> Config:
         raise ImportingError(f"{source}: num_preprocess_blocks and num_postprocess_blocks differ; no image comes out.")
     images = _images(value("dataset", str), source)
     colour = {"sampling_method": "gaussian"} if components == 1 else {"n_mix": components}
-    schedule = {ours: args[theirs] for theirs, ours in _SCHEDULE.items() if isinstance(args.get(theirs), int | float)}
-    if args.get("weight_decay_norm_anneal") and isinstance(args.get("weight_decay_norm_init"), int | float):
-        schedule["regularization_constant_initial"] = float(args["weight_decay_norm_init"])
     data = {
         "style": "nvlabs",
         "channel_towers": {"encoder": value("num_channels_enc", int), "decoder": value("num_channels_dec", int)},
@@ -69,11 +66,26 @@ def config_of(args: Mapping[str, Any], source: str) -> Config:
         "arch_instance": value("arch_instance", str),
         "residual_posterior": value("res_dist", bool),
         "squeeze_excitation": "sixteenth" if value("use_se", bool) else "none",
-        "training_parameters": schedule,
         **(colour if images.get("image_channels", 3) == 3 else {}),
         **images,
     }
-    return config_from_dict(data, f"{source}: the settings in it")
+    where = f"{source}: the settings in it"
+    config = config_from_dict(data, where)
+    try:
+        return config_from_dict(data | {"training_parameters": _schedule(args)}, where), []
+    except ConfigError as error:  # no reason to refuse a trained model
+        return config, [f"its training schedule is left out: {error}"]
+
+
+def _schedule(args: Mapping[str, Any]) -> dict[str, Any]:
+    """What of their training schedule the settings tell."""
+    schedule = {ours: args[theirs] for theirs, ours in _SCHEDULE.items() if isinstance(args.get(theirs), int | float)}
+    if args.get("weight_decay_norm_anneal") and isinstance(args.get("weight_decay_norm_init"), int | float):
+        schedule["regularization_constant_initial"] = args["weight_decay_norm_init"]
+    processes = [args.get(key) for key in ("num_process_per_node", "num_proc_node")]
+    if "batch_size" in schedule:  # theirs is that of one GPU
+        schedule["batch_size"] *= math.prod(n for n in processes if isinstance(n, int))
+    return schedule
 
 
 def _images(dataset: str, source: str) -> dict[str, Any]:
@@ -86,8 +98,8 @@ def _images(dataset: str, source: str) -> dict[str, Any]:
             "sampling_method": "bernoulli",
             "dataset": {"name": "mnist" if dataset == "mnist" else "folder", "binarize": True},
         }
-    name, _, size = dataset.rpartition("_")
-    side = {"cifar10": 32, "ffhq": 256}.get(dataset) or (int(size) if name and size.isdecimal() else None)
+    named = re.fullmatch(r".+_(\d{1,4})", dataset, re.ASCII)
+    side = {"cifar10": 32, "ffhq": 256}.get(dataset) or (int(named[1]) if named else None)
     if side is None:
         raise ImportingError(f"{source}: its data set '{dataset}' is none whose image size is known; give a --config.")
     flip = not dataset.startswith("imagenet")

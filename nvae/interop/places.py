@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 
+from nvae.config import Config
 from nvae.errors import UserError
+from nvae.model.build import build_model
 from nvae.model.hierarchy import HierarchicalVAE
 
 Names = dict[str, str]  # our name of a tensor to theirs
@@ -22,35 +25,58 @@ def tensors_of(ours: str, theirs: str, module: nn.Module, renamed: Mapping[str, 
     return {f"{ours}.{name}": f"{theirs}.{renamed.get(name, name)}" for name in module.state_dict()}
 
 
-def fill(model: HierarchicalVAE, state: Mapping[str, Tensor], names: Names, source: str) -> None:
-    """Load a state dictionary with their names. Raises ImportingError, naming what does not fit, and loads nothing.
+def weights_in(state: object, source: str) -> dict[str, Tensor]:
+    """A state dictionary of which nothing but plain tensors of finite numbers is expected. Raises ImportingError."""
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ImportingError(f"{source} holds no 'state_dict' of named weights.")
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise ImportingError(f"{source}: '{name}' is not a tensor.")
+        plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not plain or tensor.is_complex():
+            raise ImportingError(f"{source}: '{name}' is not a tensor of plain numbers.")
+        if not tensor.isfinite().all():
+            raise ImportingError(f"{source}: '{name}' holds numbers that are not finite; its training had failed.")
+    return state
 
-    names: their name of every tensor of the model that is not empty.
+
+def filled(config: Config, state: Mapping[str, Tensor], names_in: Callable, source: str) -> HierarchicalVAE:
+    """The model of a config with the weights of a state dictionary. Raises ImportingError, naming what does not fit.
+
+    names_in: a function from our model to their name of each of its tensors that is not empty.
     """
-    places = {name: tensor for name, tensor in model.state_dict().items() if tensor.numel()}
+    with torch.device("meta"):  # before memory is asked for, whatever the config says
+        blank = build_model(config)
+        places = {name: tensor for name, tensor in blank.state_dict().items() if tensor.numel()}
+        names: Names = names_in(blank)
     if places.keys() != names.keys():
         odd = _some(sorted(places.keys() ^ names.keys()))
         raise ImportingError(f"{source}: no network of that project has {odd}; the --config describes another network.")
     missing = [theirs for theirs in names.values() if theirs not in state]
     if missing:
-        raise ImportingError(f"{source} lacks {_some(missing)}, which the network of its settings has.")
+        raise ImportingError(f"{source} lacks {_some(missing)}, which {_NETWORK} has.")
     left = sorted(state.keys() - set(names.values()))
     if left:
-        raise ImportingError(f"{source} holds {_some(left)}, which the network of its settings does not have.")
+        raise ImportingError(f"{source} holds {_some(left)}, which {_NETWORK} does not have.")
     for ours, theirs in names.items():
-        if not isinstance(state[theirs], Tensor):
-            raise ImportingError(f"{source}: '{theirs}' is not a tensor.")
-        if state[theirs].shape != places[ours].shape:
+        found, place = state[theirs], places[ours]
+        if found.shape != place.shape:
             raise ImportingError(
-                f"{source}: '{theirs}' is {_shape(state[theirs])}, but in the network of its settings it is "
-                f"{_shape(places[ours])}."
+                f"{source}: '{theirs}' is of shape {_shape(found)}, but in {_NETWORK} of shape {_shape(place)}."
             )
+        if found.is_floating_point() != place.is_floating_point():
+            raise ImportingError(f"{source}: '{theirs}' is of {found.dtype}, but in {_NETWORK} of {place.dtype}.")
+    model = build_model(config)
     empty = {name: tensor for name, tensor in model.state_dict().items() if name not in places}
     model.load_state_dict(empty | {ours: state[theirs].to(places[ours].dtype) for ours, theirs in names.items()})
+    return model.eval().requires_grad_(False)
+
+
+_NETWORK = "the network of its settings, or of --config,"
 
 
 def _shape(tensor: Tensor) -> str:
-    return " x ".join(map(str, tensor.shape)) or "a single number"
+    return " x ".join(map(str, tensor.shape)) or "()"
 
 
 def _some(names: list[str]) -> str:

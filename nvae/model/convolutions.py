@@ -6,6 +6,7 @@ asks: the forward pass, a regulariser, or an importer.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -97,7 +98,8 @@ class SpectralNorm(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         matrix = weight.permute(0, 2, 3, 1).flatten(1)  # a view of a weight that lies channels last
-        with torch.autocast(weight.device.type, enabled=False):
+        device = weight.device.type
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             if self.training:
                 self._iterate(matrix.detach())
             # Copies, for the iteration of a later use writes into the buffers that this one's gradient needs.

@@ -149,7 +149,8 @@ def _averages(run: Run, clock: Clock) -> dict[str, Any]:
 
 
 def _validation(run: Run) -> dict[str, Any]:
-    found = evaluate(run.model, run.data.validation, run.schedule.batch_size, seed=run.schedule.seed)
+    schedule = run.schedule
+    found = evaluate(run.model, run.data.validation, schedule.batch_size, seed=schedule.seed, count_active=False)
     return {
         "validation_elbo": found.elbo.mean,
         "validation_bits_per_dimension": found.elbo_bits.mean,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -9,8 +10,8 @@ import torch
 from torch import nn
 
 from nvae.data.images import to_network
-from nvae.evaluation.likelihood import Activity, Estimate, evaluate, log_importance_weight
-from nvae.model.hierarchy import FromPosterior, GroupResult, HierarchicalVAE, LatentGroup, Level
+from nvae.evaluation.likelihood import Estimate, evaluate, log_importance_weight
+from nvae.model.hierarchy import FromPosterior, HierarchicalVAE, LatentGroup, Level
 from nvae.model.latents import DiagonalNormal
 from nvae.model.likelihoods import Likelihood
 from nvae.objective import bound
@@ -205,7 +206,7 @@ def test_images_are_encoded_once_and_memory_is_bounded(make_model, pixels, batch
     model, encoded, passed = make_model(), [], []
     model.encoder.register_forward_hook(lambda module, args, output: encoded.append(len(args[0])))
     model.output.register_forward_hook(lambda module, args, output: passed.append(len(args[0])))
-    found = evaluate(model, pixels, batch_size, samples)
+    found = evaluate(model, pixels, batch_size, samples, count_active=False)
     assert sum(encoded) == len(pixels)
     assert sum(passed) == len(pixels) * samples
     assert max(passed) <= batch_size
@@ -251,39 +252,64 @@ def test_the_error_of_a_single_image_is_not_known():
     estimate = Estimate.of(torch.tensor([3.0]))
     assert estimate.mean == 3
     assert math.isnan(estimate.standard_error)
-    assert estimate.plain() == {"mean": 3, "standard_error": None}
 
 
-def test_a_unit_is_active_when_its_posterior_moves_with_the_image(make_model, generator):
-    """One unit follows the image, one follows its noise only, one is far from its prior but always equally so."""
-    model = make_model(number_of_scales=1, initial_splits_per_scale=1, latent_size=3, input_dimension=2)
-    activity, count, samples = Activity(model), 50, 40
-    images = torch.randn(count, generator=generator).repeat_interleave(samples)
-    noise = torch.randn(count * samples, generator=generator)
-    shape = (count * samples, 3, 1, 1)
-    prior = DiagonalNormal(torch.full(shape, 5.0), torch.full(shape, 2.0))
-    shifts = torch.stack([0.3 * images, 0.3 * noise, torch.full_like(noise, 7.0)], 1)[..., None, None]
-    posterior = DiagonalNormal(prior.mu + prior.sigma * shifts, prior.sigma)
-    for part in range(2):  # the samples come in two passes
-        chosen = (torch.arange(count * samples) // (samples // 2)) % 2 == part
-        of_part = DiagonalNormal(prior.mu[chosen], prior.sigma[chosen])
-        group = GroupResult(of_part.mu, of_part, DiagonalNormal(posterior.mu[chosen], posterior.sigma[chosen]))
-        activity.add({0: group}, count)
-    activity.images_done(count, samples)
-    assert activity.active() == [1]
+class Moving(LinearGroup):
+    """Three latents: one follows the image, one the z above alone, one is far from its prior, always equally."""
+
+    def prior(self, state):
+        return state.new_zeros(len(state), 6, 1, 1)
+
+    def posterior(self, state, features, raw_prior):
+        above = state[:, :1] if state.shape[1] else torch.zeros_like(features[:, :1])
+        mu = torch.cat([self.gains * features[:, :1], 0.8 * above, torch.full_like(above, 3.0)], 1)
+        return torch.cat([mu, torch.zeros_like(mu)], 1)
+
+
+@pytest.mark.parametrize(("gain", "active"), [(2.0, [1, 2]), (0.05, [0, 0])])
+def test_a_unit_is_active_when_its_posterior_moves_with_the_image(config, gain, active):
+    """The z above moves with the image too, and so does what follows it; its noise does not count."""
+    groups = [Moving(i, gain, 0.0) for i in range(2)]
+    for group in groups:
+        group.level = Level(1, 1, 2, 1, latent_size=3)
+    level = Level(2, resolution=1, encoder_channels=2, decoder_channels=1, latent_size=3)
+    constant = torch.zeros(1, 0, 1, 1, dtype=torch.float64)
+
+    class Anything:
+        def __init__(self, z):
+            self.normal = DiagonalNormal(z.new_zeros(len(z), 1, 1, 2), z.new_ones(()))
+
+        def log_prob(self, images):
+            return self.normal.log_prob(images)
+
+    model = HierarchicalVAE(config, [level], Centre(), constant, groups, nn.Identity(), Likelihood(2, Anything, 0.0))
+    pixels = torch.randint(0, 256, (300, 1, 1, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for samples in (1, 5):
+        found = evaluate(model.eval(), pixels, 100, samples)
+        assert found.active_units_per_group == active
+        assert found.units_per_group == [3, 3]
+    assert evaluate(model, pixels, 100, count_active=False).active_units_per_group is None
+
+
+def test_an_evaluation_that_is_not_finite_is_still_json(make_model, pixels):
+    model = make_model()
+    with torch.no_grad():
+        model.groups[0].posterior_head.bias.fill_(math.nan)
+    content = evaluate(model, pixels, 10).plain()
+    assert content["elbo"] == {"mean": None, "standard_error": None}
+    assert content["kl_per_group"][0] is None
+    json.dumps(content, allow_nan=False)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["nvlabs_bernoulli", "nvlabs_logistic_mixture_flows"])
 def test_the_importance_weight_is_the_recorded_one(reference, name):
     from nvae.interop.nvlabs import config_of, names_in, weights_of
-    from nvae.interop.places import fill
-    from nvae.model.build import build_model
+    from nvae.interop.places import filled
 
     recording = torch.load(reference / f"{name}.pt", weights_only=True)
-    config = config_of(recording["args"], name)
-    model = build_model(config).eval()
-    fill(model, weights_of(recording["state_dict"], config), names_in(model), name)
+    config, _ = config_of(recording["args"], name)
+    model = filled(config, weights_of(recording["state_dict"], config), names_in, name)
     images, expected = recording["x"], recording["eval"]
     result = model.top_down(FromPosterior(model.encoder(images), noise=expected["noise"]), len(images))
     inner = slice(config.padding, 32 - config.padding)

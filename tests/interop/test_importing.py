@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import pickle
 import re
 
@@ -14,7 +15,6 @@ from nvae.config import config_from_dict
 from nvae.errors import UserError
 from nvae.interop import mgp123, nvlabs
 from nvae.interop.importing import import_checkpoint
-from nvae.interop.places import fill
 from nvae.model.build import build_model
 from nvae.model.hierarchy import FromNoise, FromPosterior, FromPrior
 
@@ -52,7 +52,7 @@ def their_state(model, names):
 
 def checkpoint_of(settings, seed=0):
     """A checkpoint like the original's, with random weights, and the model that it must become."""
-    config = nvlabs.config_of(settings, "settings")
+    config, _ = nvlabs.config_of(settings, "settings")
     model = build_model(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -161,7 +161,7 @@ def test_a_missing_a_left_over_and_a_misshapen_tensor_are_named(file):
     with pytest.raises(UserError, match=rf"lacks '{re.escape(name)}'"):
         import_checkpoint(file(content))
     content["state_dict"][name] = tensor[:, :1] if tensor.ndim > 1 else tensor[:1]
-    with pytest.raises(UserError, match=rf"'{re.escape(name)}' is .* but in the network of its settings it is"):
+    with pytest.raises(UserError, match=rf"'{re.escape(name)}' is of shape .*, but in the network of its settings"):
         import_checkpoint(file(content))
     content["state_dict"][name] = tensor
     content["state_dict"]["dec_sampler.99.1.weight"] = tensor
@@ -205,13 +205,83 @@ def test_the_format_from_before_pytorch_1_6_is_read_too(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("tensor", "pattern"),
+    [
+        (3, "is not a tensor"),
+        (torch.tensor([1.0, math.nan]), "not finite"),
+        (torch.zeros(2, dtype=torch.complex64), "plain numbers"),
+        (torch.eye(2).to_sparse(), "plain numbers"),
+    ],
+    ids=["number", "nan", "complex", "sparse"],
+)
+@pytest.mark.parametrize("name", ["prior_ftr0", "decoder_constant", "initial_transform.weight_v", "enc_sampler.0.bias"])
+def test_weights_that_are_no_plain_finite_tensors_are_refused(file, name, tensor, pattern):
+    content, _ = checkpoint_of(SETTINGS)
+    content["state_dict"][name] = tensor
+    with pytest.raises(UserError, match=rf"'{re.escape(name)}' .*{pattern}"):
+        import_checkpoint(file(content))
+
+
+def test_whole_numbers_are_no_weights(file):
+    content, _ = checkpoint_of(SETTINGS)
+    content["state_dict"]["stem.bias"] = content["state_dict"]["stem.bias"].to(torch.int8)
+    with pytest.raises(UserError, match=r"'stem.bias' is of torch.int8"):
+        import_checkpoint(file(content))
+
+
+@pytest.mark.parametrize(
+    ("settings", "pattern"),
+    [
+        ({"num_groups_per_scale": 10**9}, "initial_splits_per_scale is 1000000000"),
+        ({"num_latent_scales": 10**6}, "number_of_scales is 1000000"),
+        ({"num_channels_enc": 10**9}, "channel_towers.encoder is 1000000000"),
+        ({"num_channels_dec": 9999}, r"'.*' is of shape .*, but in the network"),  # far more memory than there is
+        ({"num_groups_per_scale": 500}, "holds 4 latent groups, but its settings, or --config, describe 750"),
+        ({"num_nf": 10**9}, "num_flows is 1000000000"),
+        ({"dataset": "celeba_" + 5000 * "6"}, "image size is known"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_settings_that_are_a_trap_cost_nothing(file, settings, pattern):
+    content, _ = checkpoint_of(SETTINGS)
+    vars(content["args"]).update(settings)
+    with pytest.raises(UserError, match=pattern):
+        import_checkpoint(file(content))
+
+
+def test_a_schedule_that_makes_no_sense_is_left_out_and_said(file):
+    content, expected = checkpoint_of(SETTINGS)
+    content["args"].learning_rate = 1e-9  # below the least one
+    found = import_checkpoint(file(content))
+    assert_same(found.model, expected)
+    assert "schedule is left out" in found.notices[0]
+
+
+def test_the_batch_is_that_of_all_gpus(file):
+    content, _ = checkpoint_of(SETTINGS | {"batch_size": 24, "num_process_per_node": 8, "num_proc_node": 3})
+    assert import_checkpoint(file(content)).model.config.training_parameters.batch_size == 576
+
+
+@pytest.mark.parametrize("kept", [*range(0, 200, 7), *range(1000, 6000, 613)])
+def test_an_old_file_that_was_cut_off_is_a_sentence(tmp_path, kept):
+    torch.save(checkpoint_of(SETTINGS)[0], tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "old.pt").read_bytes()
+    (tmp_path / "old.pt").write_bytes(whole[:kept])
+    with pytest.raises(UserError):
+        import_checkpoint(tmp_path / "old.pt")
+
+
+@pytest.mark.parametrize(
     ("content", "pattern"),
     [
         ({}, "holds no 'state_dict'"),
+        ({"state_dict": {3: torch.zeros(2)}}, "holds no 'state_dict' of named weights"),
+        ({"state_dict": {"mixer.encoder_sampler.0.weight_v": torch.zeros(())}}, "cannot be read off"),
         ([1, 2], "holds no checkpoint"),
         ({"state_dict": {"layer.weight": torch.zeros(2)}}, "another kind of network"),
         ({"state_dict": {"enc_sampler.0.weight": torch.zeros(2)}}, "holds no settings"),
-        ({"state_dict": {"decoder_constant": torch.zeros(1, 2, 4, 4)}}, "lacks .*--config"),
+        ({"state_dict": {"decoder_constant": torch.zeros(1, 2, 4, 4)}}, "another kind of network"),
+        ({"state_dict": {"mixer.encoder_sampler.0.weight_v": torch.zeros(4, 2, 3, 3)}}, "cannot be read off.*--config"),
     ],
     ids=str,
 )
@@ -273,6 +343,14 @@ def test_the_seeds_architecture_is_read_off_the_shapes(file, make_model, changes
     )
 
 
+def test_a_config_without_gates_has_no_gates_to_fill(file, make_model, make_config):
+    model = make_model()
+    content = {"state_dict": their_state(model, mgp123.names_in(model))}
+    with pytest.raises(UserError, match=r"holds '.*' and \d+ more tensors, which"):
+        import_checkpoint(file(content), make_config(squeeze_excitation="none"))
+    assert "names no YAML file" in import_checkpoint(file(content)).notices[0]
+
+
 def test_a_yaml_of_ours_that_the_file_names_and_that_fits_is_taken(file):
     config = config_from_dict(
         {
@@ -322,13 +400,3 @@ def test_the_seeds_recorded_checkpoint_becomes_the_recorded_model(reference, tmp
     torch.testing.assert_close(result.pixels.mean(), expected["mean"], rtol=1e-4, atol=1e-4)
     log_prob = result.pixels.log_prob(images)
     torch.testing.assert_close(log_prob, expected["log_p_subpixel"], rtol=1e-4, atol=1e-3)
-
-
-def test_filling_loads_nothing_when_something_does_not_fit(make_model):
-    model, other = make_model(), make_model(seed=1)
-    state = their_state(other, mgp123.names_in(other))
-    state.pop("initial_transform.bias")
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(UserError):
-        fill(model, state, mgp123.names_in(model), "a file")
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

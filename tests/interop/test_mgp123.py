@@ -7,7 +7,7 @@ import torch
 
 from nvae.config import config_from_dict
 from nvae.interop.mgp123 import names_in
-from nvae.interop.places import fill
+from nvae.interop.places import filled
 from nvae.model.hierarchy import FromNoise, FromPosterior
 from nvae.model.nvae import build_nvae
 
@@ -23,9 +23,7 @@ def recording(request, reference):
 @pytest.fixture(scope="module")
 def model(recording):
     config = config_from_dict(recording["config"], "the recording")
-    model = build_nvae(config)
-    fill(model, recording["state_dict"], names_in(model), "the recording")
-    return model.eval()
+    return filled(config, recording["state_dict"], names_in, "the recording")
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:

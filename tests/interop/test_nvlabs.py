@@ -11,7 +11,7 @@ from torch import nn
 from nvae.config import config_to_yaml, groups_per_scale, parse_config
 from nvae.errors import UserError
 from nvae.interop.nvlabs import config_of, names_in, weights_of
-from nvae.interop.places import fill
+from nvae.interop.places import filled
 from nvae.model.build import build_model
 from nvae.model.cells import InvertedResidualCell, ResidualCell
 from nvae.model.hierarchy import FromNoise, FromPosterior, HierarchicalVAE, Pass
@@ -40,10 +40,9 @@ def build(recording):
     """A function: a fresh model with the recorded weights."""
 
     def build(dtype: torch.dtype = torch.float32) -> HierarchicalVAE:
-        config = config_of(recording["args"], "the recording")
-        model = build_model(config)
-        fill(model, weights_of(recording["state_dict"], config), names_in(model), "the recording")
-        return model.to(dtype)
+        config, _ = config_of(recording["args"], "the recording")
+        model = filled(config, weights_of(recording["state_dict"], config), names_in, "the recording")
+        return model.requires_grad_(True).to(dtype)
 
     return build
 
@@ -268,7 +267,7 @@ SETTINGS = {
 
 
 def config_with(**changes):
-    return config_of(SETTINGS | changes, "a.pt")
+    return config_of(SETTINGS | changes, "a.pt")[0]
 
 
 def test_settings_become_the_config_that_says_the_same():
@@ -364,14 +363,14 @@ WITH_A_VALUE = NEWER | {"num_x_bits", "num_nf"}
 
 def test_older_settings_lack_what_came_later():
     """Files from before groups were adaptive and mixtures had a choosable number of components."""
-    config = config_of({key: value for key, value in SETTINGS.items() if key not in NEWER}, "old.pt")
+    config, _ = config_of({key: value for key, value in SETTINGS.items() if key not in NEWER}, "old.pt")
     assert config == config_with(ada_groups=False)
     assert config.n_mix == 10
     assert groups_per_scale(config) == (20, 20, 20)
 
 
 def test_flows_and_depth_have_a_value_when_they_are_missing():
-    config = config_of({key: value for key, value in SETTINGS.items() if key not in WITH_A_VALUE}, "old.pt")
+    config, _ = config_of({key: value for key, value in SETTINGS.items() if key not in WITH_A_VALUE}, "old.pt")
     assert (config.num_flows, config.pixel_bits) == (0, 8)
 
 
