@@ -11,7 +11,7 @@ from nvae.checkpoint import load, load_model, plain_name, save
 from nvae.command_line import Parser, natural, positive, run
 from nvae.config import Config, DatasetName, available_configs, config_from_dict, load_config
 from nvae.data.registry import load_data
-from nvae.devices import choose_device
+from nvae.devices import choose_device, favour_speed
 from nvae.errors import UserError
 from nvae.evaluation.likelihood import evaluate
 from nvae.evaluation.report import report, save_report, stem_for
@@ -87,6 +87,7 @@ def evaluate_model(options: argparse.Namespace) -> None:
     if options.samples is not None and not options.nll:
         raise UserError("--samples is the number of importance samples: say --nll with it.")
     samples = (options.samples or IMPORTANCE_SAMPLES) if options.nll else 1
+    favour_speed()
     model = load_model(options.model, choose_device(options.device))
     config = with_dataset(model.config, options.dataset, options.path)
     data = load_data(config)
