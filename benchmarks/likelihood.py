@@ -1,6 +1,6 @@
 """Importance-weighted likelihoods: what sharing the bottom-up pass between an image's samples saves.
 
-    python3 benchmarks/likelihood.py [--samples 100] [--images 2] [--batch-size 50] [--device cpu] [CONFIG ...]
+    python3 benchmarks/likelihood.py [--samples 100] [--images 4] [--batch-size 50] [--device cpu] [CONFIG ...]
 
 Yardstick: the same estimate with the bottom-up pass computed anew for every sample. Beside the measured ratio of the
 two stands what K (up + down) / (up + K down) predicts, with up and down in operations, and in seconds: these differ
@@ -86,7 +86,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", default=CONFIGS)
     parser.add_argument("--samples", type=int, default=100)
-    parser.add_argument("--images", type=int, default=2)
+    parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--device")
     options = parser.parse_args()

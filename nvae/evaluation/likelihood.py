@@ -85,29 +85,32 @@ def evaluate(
     device, bits = model.constant.device, model.config.pixel_bits
     training = model.training
     model.eval()
-    images_at_once = max(1, batch_size // samples)
+    images_at_once = max(1, batch_size // samples)  # in a top-down pass
     samples_at_once = max(1, min(samples, batch_size // images_at_once))
     elbos, log_likelihoods, reconstructions, kls = [], [], [], []
     activity = Activity(model) if count_active else None
     with tqdm(total=len(pixels) * samples, unit="sample", disable=None if progress else True, leave=False) as bar:
-        for first in range(0, len(pixels), images_at_once):
-            images = to_network(pixels[first : first + images_at_once], device, bits)
-            generator = seeded(seed, "validation", first, device)
-            features = model.bottom_up(images)
+        for first in range(0, len(pixels), batch_size):
+            batch = to_network(pixels[first : first + batch_size], device, bits)
+            features = model.bottom_up(batch)  # of as many images as passes go at once
             if activity is not None:
                 activity.add(features)
-            draws = []
-            for done in range(0, samples, samples_at_once):
-                draws.append(_draw(model, features, images, min(samples_at_once, samples - done), generator))
-                bar.update(len(images) * draws[-1].log_weight.shape[1])
-            log_weights = torch.cat([draw.log_weight for draw in draws], dim=1)  # (n, K)
-            kl = sum(draw.kl for draw in draws) / samples  # (n, G)
-            reconstruction = sum(draw.reconstruction for draw in draws) / samples  # (n,)
-            log_likelihoods.append(torch.logsumexp(log_weights, 1) - math.log(samples))
-            elbos.append(reconstruction - kl.sum(1))
-            reconstructions.append(reconstruction)
-            kls.append(kl)
-            bar.set_postfix_str(f"ELBO {torch.cat(elbos).mean():.2f}, log p {torch.cat(log_likelihoods).mean():.2f}")
+            generator = seeded(seed, "validation", first, device)
+            for images, *of_groups in zip(*(x.split(images_at_once) for x in (batch, *features)), strict=True):
+                draws = []
+                for done in range(0, samples, samples_at_once):
+                    draws.append(_draw(model, of_groups, images, min(samples_at_once, samples - done), generator))
+                    bar.update(draws[-1].log_weight.numel())
+                log_weights = torch.cat([draw.log_weight for draw in draws], dim=1)  # (n, K)
+                kl = sum(draw.kl for draw in draws) / samples  # (n, G)
+                reconstruction = sum(draw.reconstruction for draw in draws) / samples  # (n,)
+                log_likelihoods.append(torch.logsumexp(log_weights, 1) - math.log(samples))
+                elbos.append(reconstruction - kl.sum(1))
+                reconstructions.append(reconstruction)
+                kls.append(kl)
+                bar.set_postfix_str(
+                    f"ELBO {torch.cat(elbos).mean():.2f}, log p {torch.cat(log_likelihoods).mean():.2f}"
+                )
     model.train(training)
     elbo, log_likelihood = torch.cat(elbos), torch.cat(log_likelihoods)
 
