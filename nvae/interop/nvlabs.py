@@ -96,16 +96,24 @@ def _images(dataset: str, source: str) -> dict[str, Any]:
             "padding": 2,
             "image_channels": 1,
             "sampling_method": "bernoulli",
-            "dataset": {"name": "mnist" if dataset == "mnist" else "folder", "binarize": True},
+            "dataset": {
+                "name": "mnist" if dataset == "mnist" else "folder",
+                "path": f"dataset/{dataset}",
+                "binarize": True,
+            },
         }
-    named = re.fullmatch(r".+_(\d{1,4})", dataset, re.ASCII)
+    named = re.fullmatch(r"\w+_(\d{1,4})", dataset, re.ASCII)
     side = {"cifar10": 32, "ffhq": 256}.get(dataset) or (int(named[1]) if named else None)
     if side is None:
         raise ImportingError(f"{source}: its data set '{dataset}' is none whose image size is known; give a --config.")
     flip = not dataset.startswith("imagenet")
     return {
         "input_dimension": side,
-        "dataset": {"name": "cifar10" if dataset == "cifar10" else "folder", "horizontal_flip": flip},
+        "dataset": {
+            "name": "cifar10" if dataset == "cifar10" else "folder",
+            "path": f"dataset/{dataset}",
+            "horizontal_flip": flip,
+        },
     }
 
 

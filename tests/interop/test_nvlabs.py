@@ -284,7 +284,7 @@ num_blocks_prepost: 1
 num_cells_per_block_prepost: {encoder: 2, decoder: 3}
 cells_per_split_enc: 2
 cells_per_input_dec: 4
-dataset: {name: folder, horizontal_flip: True}
+dataset: {name: folder, path: dataset/celeba_64, horizontal_flip: True}
 """
     assert config_with() == parse_config(written)
     assert groups_per_scale(config_with()) == (20, 10, 5)
