@@ -88,6 +88,7 @@ def evaluate(
     images_at_once = max(1, batch_size // samples)  # in a top-down pass
     samples_at_once = max(1, min(samples, batch_size // images_at_once))
     elbos, log_likelihoods, reconstructions, kls = [], [], [], []
+    done_images, elbo_sum, log_p_sum = 0, 0.0, 0.0  # for the progress bar
     activity = Activity(model) if count_active else None
     with tqdm(total=len(pixels) * samples, unit="sample", disable=None if progress else True, leave=False) as bar:
         for first in range(0, len(pixels), batch_size):
@@ -108,9 +109,10 @@ def evaluate(
                 elbos.append(reconstruction - kl.sum(1))
                 reconstructions.append(reconstruction)
                 kls.append(kl)
-                bar.set_postfix_str(
-                    f"ELBO {torch.cat(elbos).mean():.2f}, log p {torch.cat(log_likelihoods).mean():.2f}"
-                )
+                done_images += len(images)
+                elbo_sum += elbos[-1].sum().item()
+                log_p_sum += log_likelihoods[-1].sum().item()
+                bar.set_postfix_str(f"ELBO {elbo_sum / done_images:.2f}, log p {log_p_sum / done_images:.2f}")
     model.train(training)
     elbo, log_likelihood = torch.cat(elbos), torch.cat(log_likelihoods)
 
@@ -179,8 +181,7 @@ class Activity:
     def add(self, features: list[Tensor]) -> None:
         """Some images' bottom-up features."""
         images = len(features[0])
-        no_noise = [features[0].new_zeros(images, *shape) for shape in self.model.noise_shapes]
-        result = self.model.top_down(FromPosterior(features, noise=no_noise), images)
+        result = self.model.top_down(FromPosterior(features, noise=self.model.no_noise(images)), images)
         self.count += images
         for index, group in result.groups.items():
             shift = ((group.posterior.mu - group.prior.mu) / group.prior.sigma).cpu().double()  # (n, L, H, W)

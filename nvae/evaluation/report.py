@@ -9,7 +9,7 @@ from typing import Any
 
 from nvae.errors import UserError
 from nvae.evaluation.likelihood import Estimate, Evaluation
-from nvae.model.hierarchy import HierarchicalVAE, Level
+from nvae.model.hierarchy import HierarchicalVAE
 from nvae.summary import table
 
 
@@ -24,7 +24,7 @@ def report(evaluation: Evaluation, model: HierarchicalVAE, images: str) -> str:
         name = f"log p(x), {evaluation.samples} importance samples"
         bounds.append(line(name, evaluation.log_likelihood, evaluation.log_likelihood_bits))
     groups = [("latent group, top first", "resolution", "KL in nats", "active units")]
-    for index, level in enumerate(_level_of_group(model)):
+    for index, level in enumerate(group.level for group in model.groups):
         active = f"{evaluation.active_units_per_group[index]:,} of {evaluation.units_per_group[index]:,}"
         kl = f"{evaluation.kl_per_group[index]:.2f}"
         groups.append((str(index + 1), f"{level.resolution} x {level.resolution}", kl, active))
@@ -50,16 +50,21 @@ def save_report(evaluation: Evaluation, model: HierarchicalVAE, stem: Path, abou
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
         content = about | evaluation.plain()
-        stem.with_name(stem.name + ".json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        json_path(stem).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
         draw_kl(evaluation, model, stem.with_name(stem.name + ".png"))
     except OSError as error:
         raise UserError(f"{stem}.json and .png cannot be written ({error}); make room or mend the folder.") from error
 
 
+def json_path(stem: Path) -> Path:
+    """<stem>.json, whatever dots the stem holds."""
+    return stem.with_name(f"{stem.name}.json")
+
+
 def already_saved(stem: Path, about: dict[str, Any]) -> bool:
     """Whether there is a report that says all of `about`."""
     try:
-        content = json.loads(stem.with_name(stem.name + ".json").read_text())
+        content = json.loads(json_path(stem).read_text())
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and about.items() <= content.items()
@@ -68,7 +73,7 @@ def already_saved(stem: Path, about: dict[str, Any]) -> bool:
 def stem_for(folder: Path, name: str, about: dict[str, Any]) -> Path:
     """Where a report goes: <folder>/<name>, or with the first number after it that no report of something else has."""
     number, stem = 1, folder / name
-    while stem.with_name(stem.name + ".json").exists() and not already_saved(stem, about):
+    while json_path(stem).exists() and not already_saved(stem, about):
         number += 1
         stem = folder / f"{name}_{number}"
     return stem
@@ -80,7 +85,7 @@ def draw_kl(evaluation: Evaluation, model: HierarchicalVAE, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    levels = _level_of_group(model)
+    levels = [group.level for group in model.groups]
     figure = Figure(figsize=(max(7.0, 2.5 + 0.32 * len(levels)), 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="latent group, the top one first", ylabel="KL, nats per image")
@@ -104,7 +109,3 @@ def _title(evaluation: Evaluation) -> str:
     if evaluation.samples > 1:
         title += f"; log p(x) at least {best.mean:.2f} nats, {bits.mean:.3f} bits/dim ({evaluation.samples} samples)"
     return title
-
-
-def _level_of_group(model: HierarchicalVAE) -> list[Level]:
-    return [level for level in model.levels for _ in range(level.groups)]

@@ -45,16 +45,17 @@ def import_checkpoint(path: str | Path, config: Config | None = None) -> Importe
         if config is None:
             config, notices = mgp123.config_of(state, str(content.get("model_arch", "")), source)
         return Imported(filled(config, state, mgp123.names_in, source), origin, notices)
-    groups = {name.split(".")[1] for name in state if name.startswith("enc_sampler.")}
-    if not groups:
+    held = len({name.split(".")[1] for name in state if name.startswith("enc_sampler.")})
+    if held == 0:
         raise ImportingError(f"{source} holds the weights of another kind of network; {WANTED}.")
     notices = []
     if config is None:
         config, notices = nvlabs.config_of(_settings(content, source), source)
-    if sum(groups_per_scale(config)) != len(groups):
+    groups = groups_per_scale(config)
+    if sum(groups) != held:
         raise ImportingError(
-            f"{source} holds {len(groups)} latent groups, but its settings, or --config, describe "
-            f"{sum(groups_per_scale(config))}: {', '.join(map(str, groups_per_scale(config)))}, finest scale first."
+            f"{source} holds {held} latent groups, but its settings, or --config, describe {sum(groups)}: "
+            f"{', '.join(map(str, groups))}, finest scale first."
         )
     model = filled(config, nvlabs.weights_of(state, config), nvlabs.names_in, source)
     return Imported(model, "the original NVAE (nvlabs)", notices)

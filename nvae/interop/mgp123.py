@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nvae.config import Config, ConfigError, available_configs, config_from_dict, groups_per_scale, load_config
-from nvae.interop.places import ImportingError, Names, tensors_of
+from nvae.interop.places import GATE, ImportingError, Names, tensors_of
 from nvae.model.cells import Cell, ResidualCell
 from nvae.model.hierarchy import HierarchicalVAE
 from nvae.model.likelihoods import build_likelihood
@@ -19,8 +19,8 @@ _WEIGHTS = {
     "parametrizations.weight.original1": "weight_v",
     "parametrizations.weight.original": "weight",  # of a masked convolution
 }
-_RESIDUAL = {"norm1": 0, "conv1": 2, "norm2": 3, "conv2": 5, "gate": 6}
-_INVERTED = {"norm1": 1, "expand": 2, "norm2": 3, "spread": 5, "norm3": 6, "project": 8, "norm4": 9, "gate": 10}
+_RESIDUAL = {"norm1": 0, "conv1": 2, "norm2": 3, "conv2": 5}
+_INVERTED = {"norm1": 1, "expand": 2, "norm2": 3, "spread": 5, "norm3": 6, "project": 8, "norm4": 9}
 _FLOW = {"expand": 0, "spread": 2, "project": 5}
 
 
@@ -68,14 +68,11 @@ def _convolution(ours: str, theirs: str, convolution: nn.Module) -> Names:
 
 def _cell(ours: str, theirs: str, cell: Cell) -> Names:
     names: Names = {}
-    for part, place in (_RESIDUAL if isinstance(cell, ResidualCell) else _INVERTED).items():
-        if part == "gate" and cell.gate is None:
-            continue
-        if part == "gate":
-            names |= tensors_of(f"{ours}.gate.squeeze", f"{theirs}.model.{place}.model.0", cell.gate.squeeze)
-            names |= tensors_of(f"{ours}.gate.excite", f"{theirs}.model.{place}.model.2", cell.gate.excite)
-        else:
-            names |= tensors_of(f"{ours}.{part}", f"{theirs}.model.{place}", getattr(cell, part))
+    parts, gate = (_RESIDUAL, 6) if isinstance(cell, ResidualCell) else (_INVERTED, 10)
+    for part, place in parts.items():
+        names |= tensors_of(f"{ours}.{part}", f"{theirs}.model.{place}", getattr(cell, part))
+    if cell.gate is not None:
+        names |= tensors_of(f"{ours}.gate", f"{theirs}.model.{gate}.model", cell.gate, GATE)
     if cell.resample == "halve":
         for i, convolution in enumerate(cell.skip.convolutions):
             place = f"{theirs}.skip.model.skip down.conv_{i + 1}"

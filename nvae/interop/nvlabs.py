@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from nvae.config import Config, ConfigError, config_from_dict
-from nvae.interop.places import ImportingError, Names, tensors_of
+from nvae.interop.places import GATE, ImportingError, Names, tensors_of
 from nvae.model.cells import Cell, InvertedResidualCell, ResidualCell
 from nvae.model.hierarchy import HierarchicalVAE
 
@@ -183,8 +183,7 @@ def _convolution(ours: str, theirs: str, convolution: nn.Module) -> Names:
 def _cell(ours: str, theirs: str, cell: Cell) -> Names:
     names: Names = {}
     if cell.gate is not None:
-        names |= tensors_of(f"{ours}.gate.squeeze", f"{theirs}.se.se.0", cell.gate.squeeze)
-        names |= tensors_of(f"{ours}.gate.excite", f"{theirs}.se.se.2", cell.gate.excite)
+        names |= tensors_of(f"{ours}.gate", f"{theirs}.se.se", cell.gate, GATE)
     if cell.resample == "halve":
         for i, convolution in enumerate(cell.skip.convolutions):
             names |= _convolution(f"{ours}.skip.convolutions.{i}", f"{theirs}.skip.conv_{i + 1}", convolution)

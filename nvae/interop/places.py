@@ -13,6 +13,8 @@ from nvae.model.build import build_model
 from nvae.model.hierarchy import HierarchicalVAE
 
 Names = dict[str, str]  # our name of a tensor to theirs
+# Both projects call the layers of squeeze-and-excitation by their number.
+GATE = {f"{ours}.{part}": f"{n}.{part}" for ours, n in (("squeeze", 0), ("excite", 2)) for part in ("weight", "bias")}
 
 
 class ImportingError(UserError):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from nvae.config import ArchInstance, Config
+from nvae.config import ArchInstance
 from nvae.model.convolutions import DepthwiseConv2d, Normalisation, SpectralNorm, normalised
 
 RESIDUAL_WEIGHT = 0.1
@@ -31,20 +31,6 @@ class CellDetails:
     squeeze_excitation: Literal["none", "half", "sixteenth"] = "half"
     halving_skip: Literal["aligned", "shifted"] = "aligned"
     doubling_skip_bias: bool = True
-
-    @classmethod
-    def of(cls, config: Config) -> CellDetails:
-        return cls(
-            "spectral"
-            if config.spectral_normalisation
-            else config.weight_normalisation
-            if config.normalise_cells
-            else "none",
-            "spectral" if config.spectral_normalisation else "none",
-            config.squeeze_excitation,
-            config.halving_skip,
-            config.doubling_skip_bias,
-        )
 
 
 class BatchNorm(nn.BatchNorm2d):

@@ -237,6 +237,10 @@ class HierarchicalVAE(nn.Module):
         """Shape of the noise of every group without the batch dimension, top group first."""
         return [level.latent_shape for level in self.levels for _ in range(level.groups)]
 
+    def no_noise(self, batch_size: int) -> list[Tensor]:
+        """Zeros in place of noise, with which every z is its Normal's mean."""
+        return [self.constant.new_zeros(batch_size, *shape) for shape in self.noise_shapes]
+
     def recompute_activations(self, recompute: bool) -> None:
         """Activation checkpointing: keep only what goes into each cell and compute the rest again for the gradient."""
         for module in self.modules():

@@ -204,6 +204,7 @@ class GaussianMixture(Mixture):
 class LogMasses:
     """Logs of what a logistic holds of the line around a pixel's value: of its bin, and beyond the bin's edges."""
 
+    centred: Tensor  # the value's distance from the mean, in scales
     bin: Tensor
     below_upper: Tensor  # all that lies below the bin's upper edge
     above_lower: Tensor
@@ -217,7 +218,7 @@ def discretised_logistic(distance: Tensor, log_scale: Tensor, last: int) -> LogM
     above_lower = functional.logsigmoid(half_bin - centred)
     # sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)), which loses no digits far from the mean.
     log_mass = below_upper + above_lower + torch.log(-torch.expm1(-2 * half_bin))
-    return LogMasses(log_mass, below_upper, above_lower)
+    return LogMasses(centred, log_mass, below_upper, above_lower)
 
 
 class LogisticMixture(Mixture):
@@ -273,10 +274,8 @@ class CoupledLogisticMixture:
         red, green = value[:, 0], value[:, 1]
         c = self.coefficients
         shift = torch.stack([torch.zeros_like(c[:, 0]), c[:, 0] * red, c[:, 1] * red + c[:, 2] * green], dim=1)
-        distance = value - self.means - shift
-        masses = discretised_logistic(distance, self.log_scales, self.last)
-        centred = distance * torch.exp(-self.log_scales)
-        log_density = functional.logsigmoid(centred) + functional.logsigmoid(-centred) - self.log_scales
+        masses = discretised_logistic(value - self.means - shift, self.log_scales, self.last)
+        log_density = functional.logsigmoid(masses.centred) + functional.logsigmoid(-masses.centred) - self.log_scales
         thin = log_density + math.log(2 / self.last)
         inner = torch.where(masses.bin > THIN_LOG_MASS, masses.bin, thin)
         inner = torch.where(images[:, :, None] > self.upper_tail, masses.above_lower, inner)

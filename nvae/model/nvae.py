@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nvae.config import Config, groups_per_scale
-from nvae.model.cells import CellDetails, CellStack, cell_kinds
+from nvae.model.cells import CellDetails, CellKinds, CellStack, cell_kinds
 from nvae.model.convolutions import Normalisation, normalised
 from nvae.model.flows import Flow
 from nvae.model.hierarchy import HierarchicalVAE, LatentGroup, Level
@@ -56,9 +57,28 @@ def state_channels(config: Config, top: Level) -> int:
     return 0 if config.plain_vae else top.decoder_channels
 
 
-def head_normalisation(config: Config) -> Normalisation:
-    """How the convolutions outside cells are normalised."""
-    return "spectral" if config.spectral_normalisation else config.weight_normalisation
+class Ingredients(NamedTuple):
+    """What the parts of a network are made of: normalisations outside cells and of flows, cells and their details."""
+
+    normalisation: Normalisation
+    flow_normalisation: Literal["none", "linear", "exponential"]
+    details: CellDetails
+    kinds: CellKinds
+
+
+def ingredients(config: Config) -> Ingredients:
+    """From the keys of a config. Spectral normalisation takes the place of every other one but that of flows."""
+    inside = config.weight_normalisation if config.normalise_cells else "none"
+    spectral = config.spectral_normalisation
+    details = CellDetails(
+        normalisation="spectral" if spectral else inside,
+        inverted_normalisation="spectral" if spectral else "none",
+        squeeze_excitation=config.squeeze_excitation,
+        halving_skip=config.halving_skip,
+        doubling_skip_bias=config.doubling_skip_bias,
+    )
+    outside = "spectral" if spectral else config.weight_normalisation
+    return Ingredients(outside, inside, details, cell_kinds(config.arch_instance))
 
 
 class Encoder(nn.Module):
@@ -67,11 +87,7 @@ class Encoder(nn.Module):
     def __init__(self, config: Config, levels: Sequence[Level]) -> None:
         super().__init__()
         self.centred = config.pixel_range == "centred"
-        normalisation, details, kinds = (
-            head_normalisation(config),
-            CellDetails.of(config),
-            cell_kinds(config.arch_instance),
-        )
+        normalisation, _, details, kinds = ingredients(config)
         channels, multiplier = config.channel_towers.encoder, config.channel_multiplier
         self.stem = normalised(nn.Conv2d(config.image_channels, channels, 3, padding=1), normalisation)
         preprocess: list[nn.Module] = []
@@ -112,11 +128,7 @@ class NVAEGroup(LatentGroup):
         self.same_flow = config.num_flows == 0 or config.fixed_flows
         self.temperature_on_floor = config.temperature_on_floor
         self.residual_posterior = config.residual_posterior
-        normalisation, details, kinds = (
-            head_normalisation(config),
-            CellDetails.of(config),
-            cell_kinds(config.arch_instance),
-        )
+        normalisation, flow_normalisation, details, kinds = ingredients(config)
         channels, latents = level.decoder_channels, level.latent_size
         cells: list[nn.Module] = []
         if above is not None and above is not level:
@@ -131,8 +143,7 @@ class NVAEGroup(LatentGroup):
             self.prior_head = normalised(nn.Conv2d(channels, 2 * latents, 1), normalisation)
             self.encoder_combiner = normalised(nn.Conv2d(channels, level.encoder_channels, 1), normalisation)
         self.posterior_head = normalised(nn.Conv2d(level.encoder_channels, 2 * latents, 3, padding=1), normalisation)
-        of_flows = config.weight_normalisation if config.normalise_cells else "none"
-        self.flow = Flow(latents, config.num_flows, config.flow_columns, of_flows)
+        self.flow = Flow(latents, config.num_flows, config.flow_columns, flow_normalisation)
         joined = (channels if above is not None else state_channels(config, level)) + latents
         self.decoder_combiner = normalised(nn.Conv2d(joined, channels, 1), normalisation)
 
@@ -171,7 +182,8 @@ class Output(nn.Module):
     def __init__(self, config: Config, parameters: int) -> None:
         super().__init__()
         blocks, multiplier = config.num_blocks_prepost, config.channel_multiplier
-        details, cell = CellDetails.of(config), cell_kinds(config.arch_instance).postprocess
+        normalisation, _, details, kinds = ingredients(config)
+        cell = kinds.postprocess
         channels = config.channel_towers.decoder * multiplier**blocks
         cells: list[nn.Module] = []
         for _ in range(blocks):
@@ -184,7 +196,7 @@ class Output(nn.Module):
                 cells.append(cell(channels, narrow, details, "double"))
             channels = narrow
         self.postprocess = CellStack(*cells)
-        self.head = normalised(nn.Conv2d(channels, parameters, 3, padding=1), head_normalisation(config))
+        self.head = normalised(nn.Conv2d(channels, parameters, 3, padding=1), normalisation)
 
     def forward(self, state: Tensor) -> Tensor:
         return self.head(functional.elu(self.postprocess(state)))  # (B, parameters, H, W)

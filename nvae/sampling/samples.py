@@ -39,6 +39,5 @@ def sample(model: HierarchicalVAE, seeds: Sequence[int], temperature: float | Se
 @torch.no_grad()
 def reconstruct(model: HierarchicalVAE, images: Tensor) -> Tensor:
     """The mean images (B, C, H, W) in [0, 1] of the posterior's means, from images (B, C, H, W) in [0, 1]."""
-    no_noise = [images.new_zeros(len(images), *shape) for shape in model.noise_shapes]
-    posterior = FromPosterior(model.bottom_up(images), noise=no_noise)
+    posterior = FromPosterior(model.bottom_up(images), noise=model.no_noise(len(images)))
     return model.top_down(posterior, len(images)).pixels.mean().clamp(0, 1)
