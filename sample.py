@@ -1,59 +1,79 @@
-"""Sample a 3x3 grid: python3 sample.py saved_weights/quickstart.checkpoint 0.7 20"""
+"""Sample from a model: python3 sample.py saved_weights/quickstart.checkpoint 0.7 20"""
 
-import secrets
-from pathlib import Path
+from typing import get_args
 
+import torch
+from tqdm import tqdm
+
+from nvae import command_line
 from nvae.checkpoint import load_model, plain_name
-from nvae.command_line import Parser, natural, run, temperature
+from nvae.command_line import joined, numbers, positive
 from nvae.devices import choose_device
-from nvae.sampling.batch_norm import readjusted
-from nvae.sampling.grids import grid, save_picture, show
-from nvae.sampling.samples import sample
+from nvae.sampling.batch_norm import StatisticsCache, readjusted
+from nvae.sampling.display import show
+from nvae.sampling.grids import grid, save_result, single
+from nvae.sampling.samples import PASS_IMAGES, Pixels, per_group, sample
 
 
 def arguments():
-    parser = Parser(description="Sample nine images from a model, save them as one picture, and show it.")
-    parser.add_argument("model", metavar="MODEL", help="a .checkpoint or .model file")
-    parser.add_argument(
-        "temperature", type=temperature, metavar="TEMPERATURE", help="0.6 to 0.8 is usual, 1 the whole prior"
-    )
-    parser.add_argument(
-        "iterations",
-        type=natural,
-        nargs="?",
-        default=20,
-        metavar="ITERATIONS",
-        help="passes that readjust the batch norms to the temperature (default 20; 0 keeps those of training)",
-    )
-    parser.add_argument(
-        "--seed", type=natural, help="the first image's seed, the others follow (default: a random one)"
-    )
-    parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the fastest there is)")
-    parser.add_argument("--out", type=Path, default=Path("images"), metavar="FOLDER", help="where to save (images/)")
-    return parser.parse_args()
+    parser = command_line.Parser(description="Sample from a model: a grid in one picture, or many single ones.")
+    command_line.add_model(parser, optional=("temperature",))
+    parser.add_argument("--temperature", dest="other", type=numbers, metavar="T[,T...]", help="instead of TEMPERATURE")
+    parser.add_argument("--sweep", type=numbers, metavar="T,T,...", help="a row per temperature, all of the same seeds")
+    parser.add_argument("--rows", type=positive, metavar="N", help="of the grid (3)")
+    parser.add_argument("--columns", type=positive, metavar="N", help="of the grid (3; of a sweep 8)")
+    parser.add_argument("--count", type=positive, metavar="N", help="N single images, each a PNG in the folder --out")
+    parser.add_argument("--pixels", choices=get_args(Pixels), default="mean", help="what is shown of p(x | z) (mean)")
+    command_line.add_seed_device_out(parser, "the first image; the others have the next ones")
+    options = parser.parse_intermixed_args()
+    options.temperature = options.other or options.temperature
+    if options.temperature is None and options.sweep is None:
+        parser.error("give a TEMPERATURE, such as 0.7, or --sweep with several")
+    if options.sweep and (options.rows or options.count):
+        parser.error("--sweep has a row per temperature: leave out --rows and --count")
+    if options.count and (options.rows or options.columns):
+        parser.error("--count makes single images: leave out --rows and --columns")
+    return options
 
 
 def main() -> None:
     options = arguments()
-    device = choose_device(options.device)
-    model = load_model(options.model, device)
-    seed = secrets.randbelow(10**6) if options.seed is None else options.seed
-    seeds = range(seed, seed + 9)
-    with readjusted(model, options.temperature, options.iterations, progress=True):
-        picture = grid(sample(model, seeds, options.temperature), columns=3)
-    settings = f"temperature{options.temperature:g}_iterations{options.iterations}_seed{seed}"
-    name = f"sample_{plain_name(options.model)}_{settings}.png"
-    about = {
-        "model": options.model,
-        "temperature": options.temperature,
-        "iterations": options.iterations,
-        "seed": seed,  # of the first image; the others follow
-    }
-    saved = save_picture(picture, options.out / name, about)
-    again = f"python3 sample.py {options.model} {options.temperature:g} {options.iterations} --seed {seed}"
-    print(f"{saved}: seeds {seed} to {seeds[-1]}; the same again: {again}")
-    show(picture, name)
+    model = load_model(options.model, choose_device(options.device))
+    cache = StatisticsCache(model, options.model)
+    seed = command_line.chosen_seed(options)
+    temperatures = [[t] for t in options.sweep] if options.sweep else [options.temperature]
+    about = {"model": options.model, "weights": cache.weights, "temperature": options.sweep or options.temperature}
+    about |= {"iterations": options.iterations, "pixels": options.pixels}
+    kind = "" if options.pixels == "mean" else f"_{options.pixels}"
+    settings = f"temperature{joined(about['temperature'], '-')}_iterations{options.iterations}{kind}"
+    name = f"sample_{plain_name(options.model)}_{settings}_seed"
+
+    def passes(temperature, seeds):
+        of_groups = per_group(model, temperature, "temperature")
+        with readjusted(model, of_groups, options.iterations, progress=True, cache=cache) as statistics:
+            command_line.say(statistics and statistics.notice)
+            for first in tqdm(range(0, len(seeds), PASS_IMAGES), "sampling", leave=False, disable=None, delay=1):
+                part = seeds[first : first + PASS_IMAGES]
+                yield part, sample(model, part, of_groups, options.pixels).cpu()
+
+    if options.count:
+        seeds = range(seed, seed + options.count)
+        for part, images in passes(options.temperature, seeds):
+            for each, image in zip(part, images, strict=True):
+                saved = save_result(single(image), options.out, f"{name}{each}", about | {"seed": each})
+        print(f"{len(seeds)} images in {options.out}, the last one {saved.name}: seeds {seed} to {seeds[-1]}")
+    else:
+        columns = options.columns or (8 if options.sweep else 3)
+        seeds = range(seed, seed + columns * (1 if options.sweep else options.rows or 3))
+        images = torch.cat([images for temperature in temperatures for _, images in passes(temperature, seeds)])
+        labels = [f"t = {t:g}" for t in options.sweep or []]
+        picture = grid(images, columns, cell=160 if columns < 8 else 96, labels=labels)
+        saved = save_result(picture, options.out, f"{name}{seed}", about | {"seed": seed, "images": len(seeds)})
+        print(f"{saved}: seeds {seed} to {seeds[-1]}")
+    print(command_line.same_again(seed))
+    if not options.count:
+        show(picture, saved.name)
 
 
 if __name__ == "__main__":
-    run(main)
+    command_line.run(main)

@@ -7,6 +7,8 @@ can run code. Both carry the whole resolved config. A `.checkpoint` also has `tr
 from __future__ import annotations
 
 import errno
+import hashlib
+import math
 import os
 import pickle
 import re
@@ -65,12 +67,23 @@ def save(model: HierarchicalVAE, path: str | Path, training: dict[str, Any] | No
         "config": model.config.model_dump(),
         "weights": {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
     }
+    if model.kl_per_group is not None:
+        content["kl_per_group"] = model.kl_per_group
     if training is not None:
         content["training"] = training
     write_whole(content, Path(path))
 
 
-def write_whole(content: dict[str, Any], path: Path) -> None:
+def weights_digest(model: HierarchicalVAE) -> str:
+    """32 hexadecimal digits that tell a model's weights and running statistics from others, on any device."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def write_whole(content: dict[str, Any], path: Path, keep_previous: bool = True) -> None:
     """To a temporary file, flushed to the disk, then renamed: a crash at any instant leaves a whole file."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     try:
@@ -79,7 +92,7 @@ def write_whole(content: dict[str, Any], path: Path) -> None:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        if path.exists():
+        if keep_previous and path.exists():
             previous = previous_path(path)
             previous.unlink(missing_ok=True)
             try:
@@ -107,7 +120,8 @@ def _why_not_written(path: Path, error: Exception) -> str:
 def load(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint or model file, its tensors on the CPU. Raises CheckpointError.
 
-    Keys: config (a Config), weights (a state dictionary), and, in a checkpoint, training.
+    Keys: config (a Config), weights (a state dictionary), kl_per_group where a run has measured it, and, in a
+    checkpoint, training.
     """
     path = Path(path)
     if not path.is_file():
@@ -130,7 +144,8 @@ def load(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged (in {damaged}); {_use_previous(path)}.")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} was written by another program; {WANTED}.")
-    parts = {"version": int, "config": dict, "weights": dict, **({"training": dict} if "training" in content else {})}
+    parts = {"version": int, "config": dict, "weights": dict}
+    parts |= {key: kind for key, kind in (("training", dict), ("kl_per_group", list)) if key in content}
     wrong = [key for key, kind in parts.items() if not isinstance(content.get(key), kind)]
     if wrong:
         raise CheckpointError(f"{path} lacks {' and '.join(wrong)}, or holds something else there; {WANTED}.")
@@ -156,10 +171,14 @@ def _use_previous(path: Path) -> str:
     return "take it from where it was copied once more, or train again with --fresh"
 
 
-def restore_weights(model: HierarchicalVAE, weights: dict[str, torch.Tensor], source: str | Path) -> None:
-    """Load weights, every one of which must find its place. Raises CheckpointError."""
+def restore(model: HierarchicalVAE, content: dict[str, Any], source: str | Path) -> None:
+    """Load the weights, every one of which must find its place, and what is known of them. Raises CheckpointError."""
+    kl = content.get("kl_per_group")
+    if kl is not None and not (len(kl) == len(model.groups) and all(map(_finite_number, kl))):
+        raise CheckpointError(f"{source} does not hold one KL per latent group in kl_per_group; {WANTED}.")
+    model.kl_per_group = kl
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(content["weights"])
     except RuntimeError as error:
         raise CheckpointError(
             f"{source} holds weights for another network than its config describes "
@@ -167,9 +186,13 @@ def restore_weights(model: HierarchicalVAE, weights: dict[str, torch.Tensor], so
         ) from error
 
 
+def _finite_number(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> HierarchicalVAE:
     """The model in a `.model` or `.checkpoint` file, ready for sampling (eval mode). Raises CheckpointError."""
     content = load(path)
     model = build_model(content["config"])
-    restore_weights(model, content["weights"], path)
+    restore(model, content, path)
     return model.to(device).eval().requires_grad_(False)

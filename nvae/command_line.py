@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
+import shlex
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from nvae.errors import UserError
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+ITERATIONS = 20
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,6 +54,11 @@ def natural(text: str) -> int:
     return _whole_number(text, 0)
 
 
+def naturals(text: str) -> list[int]:
+    """Whole numbers from 0 on, separated by commas, for argparse."""
+    return [natural(part) for part in text.split(",")]
+
+
 def positive(text: str) -> int:
     """A whole number from 1 on, for argparse."""
     return _whole_number(text, 1)
@@ -59,12 +70,96 @@ def _whole_number(text: str, least: int) -> int:
     return int(text)
 
 
-def temperature(text: str) -> float:
-    """A finite number from 0 on, for argparse."""
+def numbers(text: str) -> list[float]:
+    """Finite numbers from 0 on, separated by commas, for argparse: a temperature, or one per scale."""
     try:
-        value = float(text)
+        values = [float(part) for part in text.split(",")]
     except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 on, such as 0.7")
-    return value
+        values = [-1.0]
+    if not all(0 <= value < float("inf") for value in values):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 on, such as 0.7, or some with commas")
+    return values
+
+
+def number(text: str) -> float:
+    """A finite number from 0 on, for argparse."""
+    values = numbers(text)
+    if len(values) > 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not one number")
+    return values[0]
+
+
+def joined(values: Sequence[float], separator: str = ",") -> str:
+    """Numbers as a person would type them."""
+    return separator.join(f"{value:g}" for value in values)
+
+
+# ------------------------------------------------------------------------------------------ arguments of the tools
+
+
+def add_model(parser: argparse.ArgumentParser, optional: Sequence[str] = ()) -> None:
+    """MODEL TEMPERATURE [ITERATIONS]; optional: which of the first two another argument can stand for."""
+
+    def count(name: str) -> dict[str, str]:
+        return {"nargs": "?"} if name in optional else {}
+
+    parser.add_argument("model", metavar="MODEL", help="a .checkpoint or .model file", **count("model"))
+    parser.add_argument(
+        "temperature",
+        type=numbers,
+        metavar="TEMPERATURE",
+        help="0.6 to 0.8 is usual, 1 the whole prior; or one per scale, the coarsest first, such as 0.6,0.8",
+        **count("temperature"),
+    )
+    parser.add_argument(
+        "iterations",
+        type=natural,
+        nargs="?",
+        default=ITERATIONS,
+        metavar="ITERATIONS",
+        help=f"passes that readjust the batch norms to the temperature ({ITERATIONS}; 0 keeps those of training)",
+    )
+
+
+def add_seed_device_out(parser: argparse.ArgumentParser, of: str) -> None:
+    """--seed, --device, --out; of: what the seed is of."""
+    parser.add_argument("--seed", type=natural, help=f"of {of} (default: a random one)")
+    parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the fastest there is)")
+    parser.add_argument("--out", type=Path, default=Path("images"), metavar="FOLDER", help="where to save (images/)")
+
+
+def say(notice: str | None) -> None:
+    """Print what a person should know, if there is something."""
+    if notice:
+        print(notice)
+
+
+def chosen_seed(options: argparse.Namespace) -> int:
+    """The one that was asked for, or a random one."""
+    return secrets.randbelow(10**6) if options.seed is None else options.seed
+
+
+def same_again(seed: int) -> str:
+    """The command that gives this result again."""
+    program, *arguments = sys.argv
+    if not any(argument == "--seed" or argument.startswith("--seed=") for argument in arguments):
+        arguments += ["--seed", str(seed)]
+    path = Path(program)
+    program = "-m nvae" if path.name == "__main__.py" else path.name
+    return f"the same again: python3 {program} {shlex.join(arguments)}"
+
+
+@contextmanager
+def hangups_interrupt() -> Iterator[None]:
+    """Within it, SIGTERM and the closing of the terminal are like Ctrl-C: they raise KeyboardInterrupt."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signals = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {number: signal.signal(number, interrupt) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -93,6 +93,7 @@ class GroupResult:
 class Pass:
     """Result of a top-down pass. A pass that started at group k has no results for the groups before k."""
 
+    output: Tensor  # (B, P, H, W), the parameters of `pixels`
     pixels: PixelDistribution
     groups: dict[int, GroupResult]
     states: dict[int, Tensor] = field(default_factory=dict)  # before each group, if asked for
@@ -211,7 +212,10 @@ class HierarchicalVAE(nn.Module):
     groups: the latent groups, top group first.
     output: the last state to the likelihood's parameters (B, P, H, W), padding included.
     constant: the learned state at the top, (1, C, h, w).
+    kl_per_group: nats per validation image of every group, top group first, once a training run has measured it.
     """
+
+    kl_per_group: list[float] | None = None
 
     def __init__(
         self,
@@ -278,7 +282,7 @@ class HierarchicalVAE(nn.Module):
         padding = self.config.padding
         if padding:  # what the network says about the margin is not looked at
             output = output[:, :, padding:-padding, padding:-padding]
-        return Pass(self.likelihood(output), results, states)
+        return Pass(output, self.likelihood(output), results, states)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Pass:
         """The posterior pass of training: encode images (B, C, H, W) in [0, 1], walk down with z ~ q."""

@@ -151,6 +151,7 @@ def _averages(run: Run, clock: Clock) -> dict[str, Any]:
 def _validation(run: Run) -> dict[str, Any]:
     schedule = run.schedule
     found = evaluate(run.model, run.data.validation, schedule.batch_size, seed=schedule.seed, count_active=False)
+    run.model.kl_per_group = found.kl_per_group
     return {
         "validation_elbo": found.elbo.mean,
         "validation_bits_per_dimension": found.elbo_bits.mean,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nvae.checkpoint import CheckpointError, load, restore_weights, save
+from nvae.checkpoint import CheckpointError, load, restore, save
 from nvae.config import Config, TrainingParameters, flat
 from nvae.data.images import Data, binarized, flipped, to_network
 from nvae.devices import half_dtype
@@ -217,7 +217,7 @@ class Run:
                 f"the images of {self.config.dataset.name} ({self.config.dataset.path}) are not those that {path} was "
                 "trained on; bring the old ones back, or start over with --fresh."
             )
-        restore_weights(self.model, content["weights"], path)
+        restore(self.model, content, path)
         try:
             self.spectral.load_state_dict(training["spectral"])
             self.optimizer.load_state_dict(training["optimizer"])

@@ -1,0 +1,98 @@
+"""What each latent group does: python3 latent_space_exploration.py saved_weights/quickstart.checkpoint 0.7 20"""
+
+from pathlib import Path
+from typing import get_args
+
+from nvae import command_line
+from nvae.checkpoint import load_model, plain_name
+from nvae.command_line import joined, number, positive
+from nvae.data.pictures import read_pictures
+from nvae.devices import choose_device
+from nvae.errors import UserError
+from nvae.sampling.animation import FRAMES_PER_SECOND, Format, save_animation
+from nvae.sampling.batch_norm import StatisticsCache, readjusted
+from nvae.sampling.display import show
+from nvae.sampling.exploration import explore, explore_positions, mean_change, sweep, viewpoint
+from nvae.sampling.exploration_pictures import change_table, group_name, overview, positions_picture
+from nvae.sampling.grids import save_result
+from nvae.sampling.samples import encode, noise_of, per_group
+
+
+def arguments():
+    parser = command_line.Parser(description="Jam one latent group at a time, keep all other noise, see what changes.")
+    command_line.add_model(parser)
+    parser.add_argument("--jams", type=positive, metavar="K", help="draws per group, in a row each (1)")
+    parser.add_argument("--group", type=positive, metavar="G", help="only this group, 1 is the top one: its positions")
+    parser.add_argument("--difference", action="store_true", help="beside each picture, where it changed")
+    parser.add_argument("--strength", type=number, default=1.0, metavar="S", help="factor on the new noise (1)")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="explore around this picture, not around a sample")
+    parser.add_argument(
+        "--animate",
+        choices=get_args(Format),
+        nargs="?",
+        const="gif",
+        help="sweep --group, or the strongest one",
+    )
+    parser.add_argument("--seconds", type=number, default=4.0, metavar="S", help="of the animation (4)")
+    command_line.add_seed_device_out(parser, "the sample and of the jams")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    options = arguments()
+    model = load_model(options.model, choose_device(options.device))
+    if options.group is not None and options.group > len(model.groups):
+        raise UserError(
+            f"--group is {options.group}; the model has {len(model.groups)} latent groups, 1 is the top one."
+        )
+    cache, seed = StatisticsCache(model, options.model), command_line.chosen_seed(options)
+    temperature, strength = per_group(model, options.temperature, "temperature"), options.strength
+    about = {"model": options.model, "weights": cache.weights, "temperature": options.temperature, "seed": seed}
+    about |= {"strength": strength, "image": str(options.image or ""), "iterations": options.iterations}
+    if options.image:  # a picture's latents have the statistics of training, and its noise is that of temperature 1
+        images, notices = read_pictures([options.image], model.config, model.constant.device)
+        noise, iterations = encode(model, images), 0
+        spread = temperature if isinstance(temperature, list) else [temperature] * len(model.groups)
+        temperature, strength = 1.0, [strength * t for t in spread]
+    else:
+        noise, iterations, notices = noise_of(model, [seed]), options.iterations, []
+    with readjusted(model, temperature, iterations, progress=True, cache=cache) as statistics:
+        for notice in (*notices, statistics and statistics.notice):
+            command_line.say(notice)
+        saved, picture = draw(options, model, viewpoint(model, noise, temperature), strength, seed, about)
+    print(saved)
+    print(command_line.same_again(seed))
+    if picture is not None:
+        show(picture, saved.name)
+
+
+def draw(options, model, view, strength, seed, about):
+    """What was asked for, saved: its path, and the picture if it is no animation."""
+    start = f"seed{seed}" if options.image is None else f"{options.image.stem}_seed{seed}"
+    name = f"exploration_{plain_name(options.model)}_temperature{joined(options.temperature, '-')}_{start}"
+    group = options.group and options.group - 1
+    jams = options.jams or 1
+    if group is None:
+        found = explore(model, view, jams, strength, seed, progress=True)
+        print(change_table(model, view, found))
+    if options.animate:
+        if group is None:
+            group = max(range(len(found)), key=lambda index: mean_change(found[index], view.image))
+        frames = max(2, round(options.seconds * FRAMES_PER_SECOND))
+        about |= {"group": group + 1, "frames": frames}
+        name += f"_group{group + 1}"
+        images = sweep(model, view, group, frames, strength, seed)
+        return save_animation(images, frames, options.out, name, options.animate, about), None
+    if group is not None:
+        jams = options.jams or 4
+        found = explore_positions(model, view, group, jams, strength, seed, progress=True)
+        print(f"group {group_name(model, group)}: the mean change of a position is {found.influence.mean():.4f}")
+        picture, name = positions_picture(view, found), f"{name}_group{group + 1}"
+    else:
+        picture = overview(model, view, found, options.difference)
+    about |= {"jams": jams, "group": options.group or 0, "difference": options.difference}
+    return save_result(picture, options.out, name, about), picture
+
+
+if __name__ == "__main__":
+    command_line.run(main)

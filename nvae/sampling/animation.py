@@ -1,0 +1,106 @@
+"""Animations: GIF through Pillow, MP4 through imageio-ffmpeg (the extra `video`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from nvae.data.images import to_pixels
+from nvae.errors import UserError
+from nvae.sampling.grids import unused_path
+
+FRAMES_PER_SECOND = 20  # a GIF's frames last whole hundredths of a second: 20 are five each
+PALETTE_COLOURS = 256
+
+Format = Literal["gif", "mp4"]
+
+
+def save_animation(
+    images: Iterable[Tensor],
+    frames: int,
+    folder: Path,
+    name: str,
+    format: Format,
+    about: dict[str, object],
+    side: int = 256,
+) -> Path:
+    """Images (B, C, S, S) in [0, 1], batch by batch, as an endless animation of 20 frames a second; returns its path.
+
+    frames: how many there are in all, for the progress bar. side: pixels per side that a frame at least gets; smaller
+    images are enlarged by a whole number of times. about: goes into the file as a comment. Never replaces a file.
+    Raises UserError.
+    """
+    if format == "mp4":
+        _ffmpeg()  # before the work
+    path = unused_path(folder, name, f".{format}")
+    with tqdm(total=frames, desc="animating", unit="frame", leave=False, disable=None) as bar:
+        pictures = []
+        for batch in images:
+            pictures += [_enlarged(pixels, side) for pixels in to_pixels(batch)]
+            bar.update(len(batch))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".unfinished.{format}")
+        (_write_gif if format == "gif" else _write_mp4)(pictures, unfinished, json.dumps(about))
+        unfinished.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be saved: {error}; make room or choose a folder that can be written."
+        ) from error
+    return path
+
+
+def _enlarged(pixels: np.ndarray, side: int) -> Image.Image:
+    times = max(1, -(-side // len(pixels)))
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
+    return image.resize((image.width * times, image.height * times), Image.Resampling.BICUBIC)
+
+
+def _write_gif(pictures: list[Image.Image], path: Path, comment: str) -> None:
+    # One palette for all frames, or the background flickers: that of some of them side by side.
+    some = pictures[:: max(1, len(pictures) // 16)]
+    strip = Image.new("RGB", (some[0].width * len(some), some[0].height))
+    for i, picture in enumerate(some):
+        strip.paste(picture, (i * picture.width, 0))
+    palette = strip.quantize(PALETTE_COLOURS, Image.Quantize.MEDIANCUT)
+    first, *others = (picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for picture in pictures)
+    first.save(
+        path,
+        save_all=True,
+        append_images=others,
+        duration=1000 // FRAMES_PER_SECOND,
+        loop=0,
+        comment=comment.encode(),
+    )
+
+
+def _write_mp4(pictures: list[Image.Image], path: Path, comment: str) -> None:
+    writer = _ffmpeg().write_frames(
+        str(path),
+        pictures[0].size,
+        fps=FRAMES_PER_SECOND,
+        quality=8,
+        macro_block_size=2,
+        output_params=["-metadata", f"comment={comment}"],
+    )
+    writer.send(None)
+    for picture in pictures:
+        writer.send(picture.tobytes())
+    writer.close()
+
+
+def _ffmpeg():
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise UserError(
+            "an MP4 needs the extra 'video': pip install -e '.[video]'; a GIF needs nothing more (--animate gif)."
+        ) from error
+    return imageio_ffmpeg

@@ -1,0 +1,100 @@
+"""Showing pictures: in a window, or in the terminal, where there is one that can."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from nvae.errors import UserError
+
+NOT_INTERACTIVE = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
+MOST_COLUMNS = 60  # of a terminal, for one picture
+
+Inline = Literal["kitty", "iterm2", "sixel"]
+PROTOCOLS = get_args(Inline)
+
+
+def can_open_window() -> bool:
+    """Whether there is a display, and matplotlib has a toolkit for it."""
+    if not _has_display():
+        return False
+    import matplotlib
+
+    return matplotlib.get_backend().lower() not in NOT_INTERACTIVE
+
+
+def _has_display() -> bool:
+    if sys.platform in ("win32", "darwin"):
+        return not os.environ.get("SSH_CONNECTION")
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def show(picture: Image.Image, title: str) -> None:
+    """Show in a window until it is closed, where one can be opened."""
+    if not can_open_window():
+        return
+    from matplotlib import pyplot
+
+    pixels = np.asarray(picture)
+    figure = pyplot.figure(title, figsize=(pixels.shape[1] / 100, pixels.shape[0] / 100))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(pixels)
+    axes.axis("off")
+    pyplot.show()
+
+
+# ---------------------------------------------------------------------------------------------- in the terminal
+
+
+def inline_protocol() -> Inline | Literal["none"]:
+    """How this terminal shows pictures among its text, as far as its environment variables say."""
+    if not sys.stdout.isatty():
+        return "none"
+    try:
+        import chafa
+    except (ImportError, OSError):  # not installed, or without its C library
+        return "none"
+    terminal, known = chafa.TermDb().detect(), chafa.TermSeq
+    for protocol, sequence in (
+        ("kitty", known.CHAFA_TERM_SEQ_BEGIN_KITTY_IMMEDIATE_IMAGE_V1),
+        ("iterm2", known.CHAFA_TERM_SEQ_BEGIN_ITERM2_IMAGE),
+        ("sixel", known.CHAFA_TERM_SEQ_BEGIN_SIXELS),
+    ):
+        if terminal.have_seq(sequence):
+            return protocol
+    return "none"
+
+
+def inline(picture: Image.Image, protocol: Inline) -> bytes:
+    """What a terminal that knows a protocol shows as the picture. Raises UserError where the library is missing."""
+    try:
+        import chafa
+    except (ImportError, OSError) as error:
+        raise UserError(
+            "pictures in the terminal need the extra 'terminal': pip install -e '.[terminal]', or leave out --inline."
+        ) from error
+    canvas = chafa.CanvasConfig()
+    canvas.pixel_mode = {
+        "kitty": chafa.PixelMode.CHAFA_PIXEL_MODE_KITTY,
+        "iterm2": chafa.PixelMode.CHAFA_PIXEL_MODE_ITERM2,
+        "sixel": chafa.PixelMode.CHAFA_PIXEL_MODE_SIXELS,
+    }[protocol]
+    columns = min(MOST_COLUMNS, _columns() - 1)
+    canvas.cell_width, canvas.cell_height = 10, 20  # what most fonts are near to
+    canvas.width, canvas.height = columns, max(1, round(columns * picture.height / picture.width / 2))
+    drawn = chafa.Canvas(canvas)
+    pixels = picture.convert("RGB")
+    kind = chafa.PixelType.CHAFA_PIXEL_RGB8
+    drawn.draw_all_pixels(kind, pixels.tobytes(), pixels.width, pixels.height, 3 * pixels.width)
+    return drawn.print(fallback=True)
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size().columns
+    except OSError:
+        return 80

@@ -1,0 +1,102 @@
+"""A person at work: what they see is sampled, what they pick is on the disk at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nvae.command_line import hangups_interrupt, say
+from nvae.model.hierarchy import HierarchicalVAE
+from nvae.sampling.batch_norm import StatisticsCache, readjusted
+from nvae.sampling.cherry_picking import Cell, Selection, save_result
+from nvae.sampling.grids import Layout, grid, layout, near_square
+from nvae.sampling.picking import Picking, View
+from nvae.sampling.samples import per_group, sample
+
+
+class PickingSession:
+    """Draws what a picking shows, and keeps what is picked in a JSON file.
+
+    model_path, temperature (one number or one per scale), iterations: of the samples. shown: how they are shown, and
+    no cells. record: the JSON file, which is empty so far.
+    """
+
+    def __init__(
+        self,
+        model: HierarchicalVAE,
+        model_path: str,
+        temperature: list[float],
+        iterations: int,
+        picking: Picking,
+        shown: Selection,
+        record: Path,
+    ) -> None:
+        self.model, self.picking, self.shown, self.record = model, picking, shown, record
+        self.temperature = per_group(model, temperature, "temperature")
+        self.scale_noise = per_group(model, shown.scale_noise, "scale of the noise")
+        self.cache = StatisticsCache(model, model_path)
+        self.cell = Cell(  # what all samples have in common
+            model=model_path,
+            weights=self.cache.weights,
+            seed=picking.first_seed,
+            temperature=temperature,
+            iterations=iterations,
+            statistics=None,
+        )
+        self.kept = shown
+        self.images: dict[int, Tensor] = {}
+
+    def run(self, front_end: Callable[[], None]) -> bool:
+        """Pick through a front end; returns whether that came to its end, or was interrupted."""
+        iterations = self.cell.iterations
+        try:
+            with readjusted(self.model, self.temperature, iterations, True, self.cache) as found, hangups_interrupt():
+                say(found and found.notice)
+                self.cell = self.cell.model_copy(update={"statistics": found and found.digest})
+                front_end()
+        except KeyboardInterrupt:
+            return False
+        finally:
+            say(self.keep())
+        return True
+
+    def save(self) -> tuple[Path, list[str]] | None:
+        """Draw the result; None, and no file, where nothing was picked. Notices and errors as in `save_result`."""
+        selection = self.selection()
+        if not selection.cells:
+            self.record.unlink(missing_ok=True)
+            return None
+        return save_result(selection, self.record, lambda path: self.model)
+
+    def draw(self, view: View) -> tuple[Image.Image, Layout]:
+        """The picture of a view, and where its cells are."""
+        missing = [seed for seed in view.seeds if seed not in self.images]
+        if missing:
+            self.images = {seed: image for seed, image in self.images.items() if seed in self.picking.picks}
+            missing = [seed for seed in view.seeds if seed not in self.images]
+            found = sample(self.model, missing, self.temperature, self.shown.pixels, self.scale_noise).cpu()
+            self.images |= dict(zip(missing, found, strict=True))
+        images = torch.stack([self.images[seed] for seed in view.seeds])
+        shape = {"columns": near_square(len(images)), "captions": view.captions}
+        return grid(images, marked=view.marked, **shape), layout(images.shape[-1], **shape)
+
+    def keep(self) -> str:
+        """Write down what is picked, if that has changed; returns what went wrong, if something did."""
+        picked = self.selection()
+        if picked == self.kept:
+            return ""
+        try:
+            picked.save(self.record)
+        except OSError as error:
+            return f"the picks could not be saved ({error}); they are tried again with the next one."
+        self.kept = picked
+        return ""
+
+    def selection(self) -> Selection:
+        """What is picked so far."""
+        cells = [self.cell.model_copy(update={"seed": seed}) for seed in self.picking.picks]
+        return self.shown.model_copy(update={"cells": cells})

@@ -1,0 +1,186 @@
+"""Two ways to pick: at a prompt with a picture in a file, and in a window. Both show a `Picking` and drive it."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from nvae.sampling.display import Inline, inline
+from nvae.sampling.grids import Layout, save_picture
+from nvae.sampling.picking import DIGITS, Picking, View
+
+Draw = Callable[[View], tuple[Image.Image, Layout]]
+Keep = Callable[[], str]  # called after every change; returns what to tell the person, if anything
+
+POLL_SECONDS = 0.05
+
+
+# ---------------------------------------------------------------------------------------------- at the prompt
+
+
+def pick_at_prompt(
+    picking: Picking, draw: Draw, keep: Keep, path: Path, protocol: Inline | Literal["none"] = "none"
+) -> None:
+    """Each view goes into the PNG at `path` (and into the terminal, by a protocol); answers are read from the input.
+
+    The end of the input is taken as q.
+    """
+    shown = None
+    while picking.stage != "done":
+        view = picking.view()
+        if view != shown:
+            picture, _ = draw(view)
+            save_picture(picture, path, {"seeds": view.seeds})
+            if protocol != "none":
+                sys.stdout.flush()
+                sys.stdout.buffer.write(inline(picture, protocol) + b"\n")
+            print(f"\n{view.title}: {path}")
+            shown = view
+        try:
+            message = picking.answer(input(f"{view.hint}: "))
+        except EOFError:
+            print("\nend of input: leaving with what is picked.")
+            message = picking.quit()
+        if found := keep() or message:
+            print(found)
+
+
+# ------------------------------------------------------------------------------------------------ in a window
+
+
+class PickingWindow:
+    """A matplotlib window: click a cell or type its number; the hint below says the other keys.
+
+    What is typed into the terminal is understood as well. Closing the window is q.
+    """
+
+    def __init__(self, picking: Picking, draw: Draw, keep: Keep, title: str) -> None:
+        from matplotlib import pyplot
+
+        self.picking, self.draw, self.keep = picking, draw, keep
+        self.typed = ""
+        self.message = ""
+        self.shown: View | None = None
+        self.layout: Layout | None = None
+        with pyplot.rc_context({"toolbar": "None"}):
+            self.figure = pyplot.figure(title, figsize=(6.4, 7.2))
+        manager = self.figure.canvas.manager
+        if getattr(manager, "key_press_handler_id", None) is not None:
+            self.figure.canvas.mpl_disconnect(manager.key_press_handler_id)  # q, s and others have a meaning there
+        self.axes = self.figure.add_axes((0.02, 0.1, 0.96, 0.84))
+        self.line = self.figure.text(0.5, 0.05, "", ha="center", va="center")
+        self.open = True
+        for event, handle in (
+            ("key_press_event", self.on_key),
+            ("button_press_event", self.on_click),
+            ("close_event", self.on_close),
+        ):
+            self.figure.canvas.mpl_connect(event, handle)
+
+    def update(self) -> None:
+        """Show the picking as it is."""
+        view = self.picking.view()
+        if view != self.shown:
+            picture, self.layout = self.draw(view)
+            self.axes.clear()
+            self.axes.axis("off")
+            self.axes.imshow(np.asarray(picture))
+            self.axes.set_title(view.title, fontsize=11)
+            self.shown = view
+        self.line.set_text(f"{self.typed}   {self.message or view.hint}".strip())
+        self.line.set_fontsize(9)
+        self.figure.canvas.draw_idle()
+
+    def on_key(self, event: Any) -> None:
+        """Digits act at once where one digit says it all, otherwise with Enter or the space bar."""
+        key = event.key or ""
+        cells = len(self.picking.view().seeds)
+        if key == "backspace":
+            self.typed = self.typed[:-1]
+        elif key in ("enter", " ", "space"):
+            typed, self.typed = self.typed, ""
+            ordering = self.picking.stage == "ordering"
+            self.take(typed or ("" if ordering else "0"))  # Enter alone goes on, or keeps the order
+        elif key == "right" and self.picking.stage == "picking":
+            self.take("0")
+        elif key in ("u", "q"):
+            self.typed = ""
+            self.take(key)
+        elif key.isdecimal() and cells > DIGITS:
+            self.typed += key
+        elif key.isdecimal() and key != "0" and self.picking.stage == "ordering":
+            self.point_at(int(key) - 1)
+        elif key.isdecimal():
+            self.take(key)
+        self.update_if_open()
+
+    def on_click(self, event: Any) -> None:
+        """A click picks, and takes back; while ordering it gives the next place."""
+        if event.inaxes is self.axes and self.layout is not None and event.button == 1:
+            cell = self.layout.cell_at(event.xdata, event.ydata, len(self.shown.seeds))
+            if cell is not None:
+                self.point_at(cell)
+        self.update_if_open()
+
+    def point_at(self, cell: int) -> None:
+        """What a click on a cell does."""
+        if self.picking.stage == "picking":
+            self.picking.pick(cell)
+        elif cell < len(self.picking.picks):
+            self.picking.place(cell)
+        self.message = self.keep()
+
+    def take(self, answer: str) -> None:
+        """An answer as at the prompt."""
+        message = self.picking.answer(answer)
+        self.message = self.keep() or message
+
+    def on_close(self, event: Any) -> None:
+        """The window was closed."""
+        self.open = False
+
+    def update_if_open(self) -> None:
+        if self.open and self.picking.stage != "done":
+            self.update()
+
+    def run(self) -> None:
+        """Until all is picked and ordered, or the window is closed."""
+        from matplotlib import pyplot
+
+        answers = answers_from_the_terminal()
+        self.update()
+        self.figure.show()
+        while self.open and self.picking.stage != "done":
+            self.figure.canvas.start_event_loop(POLL_SECONDS)
+            while answers is not None and self.open and self.picking.stage != "done" and not answers.empty():
+                self.take(answers.get())
+                if self.message:
+                    print(self.message)
+                self.update_if_open()
+        if self.picking.stage != "done":
+            self.picking.quit()
+            self.keep()
+        pyplot.close(self.figure)
+
+
+def answers_from_the_terminal() -> queue.SimpleQueue[str] | None:
+    """Lines as they are typed, read beside everything else; None where the input is no terminal."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        return None
+    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+    file = sys.stdin.fileno()
+
+    def read() -> None:  # not from sys.stdin, whose lock must be free when the program ends
+        while line := os.read(file, 4096):
+            answers.put(line.decode(errors="replace"))
+
+    threading.Thread(target=read, daemon=True).start()
+    return answers
