@@ -96,7 +96,7 @@ class Pass:
     output: Tensor  # (B, P, H, W), the parameters of `pixels`
     pixels: PixelDistribution
     groups: dict[int, GroupResult]
-    states: dict[int, Tensor] = field(default_factory=dict)  # before each group, if asked for
+    starts: dict[int, Start] = field(default_factory=dict)  # right before each group's choice, if asked for
 
     @property
     def kl(self) -> Tensor:
@@ -106,10 +106,15 @@ class Pass:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a pass begins: at `group`, with the state that an earlier pass had before it."""
+    """Where a pass begins: at the choice of `group`'s z, with what an earlier pass had come to until then."""
 
     group: int
-    state: Tensor
+    state: Tensor  # what came down to the group, (B, C, H, W)
+    raw_prior: Tensor  # (B, 2L, H, W)
+
+    def repeated(self, count: int) -> Start:
+        """For `count` images, from that of one."""
+        return Start(self.group, self.state.expand(count, -1, -1, -1), self.raw_prior.expand(count, -1, -1, -1))
 
 
 # --------------------------------------------------------------------------------------------- choosing z
@@ -257,32 +262,38 @@ class HierarchicalVAE(nn.Module):
         return self.encoder(functional.pad(images, 4 * (padding,)) if padding else images)
 
     def top_down(
-        self, choose: Chooser, batch_size: int | None = None, *, start: Start | None = None, keep_states: bool = False
+        self, choose: Chooser, batch_size: int | None = None, *, start: Start | None = None, keep_starts: bool = False
     ) -> Pass:
         """Walk from the top, or from `start`, to the pixels.
 
         choose: the way of choosing z.
-        batch_size: how many images at once; not needed with `start`, whose state has it.
-        keep_states: return the state before every group, from which a later pass can start.
+        batch_size: how many images at once; not needed with `start`, which knows it.
+        keep_starts: return what stands before the choice of every z, from where a later pass can start.
         """
         if start is None:
             if batch_size is None:
                 raise ValueError("top_down needs a batch_size or a start")
-            start = Start(0, self.constant.expand(batch_size, -1, -1, -1))
-        state = start.state
-        results, states = {}, {}
+            start = self._start_of(0, self.constant.expand(batch_size, -1, -1, -1))
+        results, starts = {}, {}
         for index in range(start.group, len(self.groups)):
-            if keep_states:
-                states[index] = state
+            if keep_starts:
+                starts[index] = start
             group = self.groups[index]
-            state = group.descend(state)
-            result = results[index] = choose(index, group, state, group.prior(state))
-            state = group.join(state, result.z.to(state.dtype))
+            result = results[index] = choose(index, group, start.state, start.raw_prior)
+            state = group.join(start.state, result.z.to(start.state.dtype))
+            if index + 1 < len(self.groups):
+                start = self._start_of(index + 1, state)
         output = self.output(state)  # (B, P, H, W)
         padding = self.config.padding
         if padding:  # what the network says about the margin is not looked at
             output = output[:, :, padding:-padding, padding:-padding]
-        return Pass(output, self.likelihood(output), results, states)
+        return Pass(output, self.likelihood(output), results, starts)
+
+    def _start_of(self, index: int, state: Tensor) -> Start:
+        """A group's, from the state after the group above."""
+        group = self.groups[index]
+        state = group.descend(state)
+        return Start(index, state, group.prior(state))
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Pass:
         """The posterior pass of training: encode images (B, C, H, W) in [0, 1], walk down with z ~ q."""

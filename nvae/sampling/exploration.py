@@ -1,7 +1,7 @@
 """What each latent group does: jam its noise, keep all other noise, and look at what changes.
 
-A pass starts again from the state that the unchanged image had before the jammed group, and all jams of a group go in
-one batch: groups above are never computed twice.
+A pass starts again right before the choice at the jammed group, with what the unchanged image had come to until then,
+and all jams of a group go in one batch: nothing above is computed twice.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Viewpoint:
     noise: Noise  # (1, L, H, W) per latent group
     temperature: Temperature
     image: Tensor  # (C, H, W) in [0, 1]
-    states: dict[int, Tensor]  # before each group
+    starts: dict[int, Start]  # at each group
 
 
 @torch.no_grad()
 def viewpoint(model: HierarchicalVAE, noise: Noise, temperature: Temperature = 1.0) -> Viewpoint:
     """Where to explore from: the noise of one image, (1, L, H, W) per group, as `noise_of` or `encode` give it."""
-    result = model.top_down(FromNoise(noise, temperature), 1, keep_states=True)
-    return Viewpoint(noise, temperature, images_of(model, result)[0], result.states)
+    result = model.top_down(FromNoise(noise, temperature), 1, keep_starts=True)
+    return Viewpoint(noise, temperature, images_of(model, result)[0], result.starts)
 
 
 @torch.no_grad()
@@ -46,7 +46,7 @@ def jammed(model: HierarchicalVAE, view: Viewpoint, group: int, noise: Tensor) -
         count = len(part)
         everywhere = [kept.expand(count, -1, -1, -1) for kept in view.noise]
         everywhere[group] = part
-        start = Start(group, view.states[group].expand(count, -1, -1, -1))
+        start = view.starts[group].repeated(count)
         images.append(images_of(model, model.top_down(FromNoise(everywhere, view.temperature), start=start)))
     return torch.cat(images)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nvae.model.cells import CellStack
-from nvae.model.hierarchy import FromLatents, FromNoise, FromPosterior, FromPrior, PerGroup, Start
+from nvae.model.hierarchy import FromLatents, FromNoise, FromPosterior, FromPrior, PerGroup
 from nvae.model.latents import standard_normal
 
 GROUPS = 4
@@ -69,10 +69,10 @@ def test_a_pass_from_the_top_needs_a_batch_size(model):
 def test_a_pass_restarted_after_any_group_equals_the_whole_pass(make_model, flows):
     model = make_model(**flows)
     noise = noise_of(model, 3, seeded())
-    whole = model.top_down(FromNoise(noise, 0.7), 3, keep_states=True)
-    assert list(whole.states) == list(range(GROUPS))
+    whole = model.top_down(FromNoise(noise, 0.7), 3, keep_starts=True)
+    assert list(whole.starts) == list(range(GROUPS))
     for k in range(GROUPS):
-        rest = model.top_down(FromNoise(noise, 0.7), start=Start(k, whole.states[k]))
+        rest = model.top_down(FromNoise(noise, 0.7), start=whole.starts[k])
         assert list(rest.groups) == list(range(k, GROUPS))
         assert torch.equal(rest.pixels.mean(), whole.pixels.mean()), k
 
@@ -80,16 +80,16 @@ def test_a_pass_restarted_after_any_group_equals_the_whole_pass(make_model, flow
 @torch.no_grad()
 def test_a_restarted_posterior_pass_equals_the_whole_pass(model, images):
     features, noise = model.bottom_up(images), noise_of(model, 3, seeded())
-    whole = model.top_down(FromPosterior(features, noise=noise), 3, keep_states=True)
-    rest = model.top_down(FromPosterior(features, noise=noise), start=Start(2, whole.states[2]), keep_states=True)
-    assert list(rest.states) == [2, 3]
+    whole = model.top_down(FromPosterior(features, noise=noise), 3, keep_starts=True)
+    rest = model.top_down(FromPosterior(features, noise=noise), start=whole.starts[2], keep_starts=True)
+    assert list(rest.starts) == [2, 3]
     assert torch.equal(rest.kl, whole.kl[:, 2:])
     assert torch.equal(rest.pixels.mean(), whole.pixels.mean())
 
 
 @torch.no_grad()
 def test_states_are_kept_only_when_asked_for(model):
-    assert model.top_down(FromPrior(), 1).states == {}
+    assert model.top_down(FromPrior(), 1).starts == {}
 
 
 # ----------------------------------------------------------------------------------------------- choosing z
@@ -135,10 +135,10 @@ def test_the_choosers_can_be_mixed_in_any_order(model, images):
     """Posterior at the odd groups, prior at the even ones: each group sees only the state that came down to it."""
     features, noise = model.bottom_up(images), noise_of(model, 3, seeded())
     posterior, prior = FromPosterior(features, noise=noise), FromNoise(noise)
-    mixed = model.top_down(PerGroup([prior, posterior, prior, posterior]), 3, keep_states=True)
+    mixed = model.top_down(PerGroup([prior, posterior, prior, posterior]), 3, keep_starts=True)
     for index, group in mixed.groups.items():
         assert (group.kl is not None) == (index % 2 == 1)
-        state = model.groups[index].descend(mixed.states[index])
+        state = mixed.starts[index].state
         raw_prior = model.groups[index].prior(state)
         chooser = posterior if index % 2 else prior
         assert torch.equal(group.z, chooser(index, model.groups[index], state, raw_prior).z)
