@@ -5,7 +5,7 @@ from typing import get_args
 
 from nvae import command_line
 from nvae.checkpoint import load_model, plain_name
-from nvae.command_line import joined, natural, numbers, positive
+from nvae.command_line import joined, natural, numbers, up_to
 from nvae.devices import choose_device
 from nvae.sampling.cherry_picking import Selection, load_selection, picture_of, reserve, save_result
 from nvae.sampling.display import PROTOCOLS, can_open_window, inline_protocol
@@ -18,8 +18,8 @@ from nvae.sampling.samples import Pixels
 def arguments():
     parser = command_line.Parser(description="Look at batches of samples, pick the best, put them in order.")
     command_line.add_model(parser, optional=("model", "temperature"))
-    parser.add_argument("--batch", type=positive, default=9, metavar="N", help="samples at once (9)")
-    parser.add_argument("--winners", type=positive, default=9, metavar="N", help="how many to pick (9)")
+    parser.add_argument("--batch", type=up_to(100), default=9, metavar="N", help="samples at once (9)")
+    parser.add_argument("--winners", type=up_to(100), default=9, metavar="N", help="how many to pick (9)")
     parser.add_argument("--pixels", choices=get_args(Pixels), help="what is shown of p(x | z) (mean)")
     parser.add_argument("--scale-noise", type=numbers, metavar="S[,S...]", help="factor on the noise, or one per scale")
     parser.add_argument("--no-window", action="store_true", help="pick at the prompt even where there is a display")

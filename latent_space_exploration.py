@@ -5,7 +5,7 @@ from typing import get_args
 
 from nvae import command_line
 from nvae.checkpoint import load_model, plain_name
-from nvae.command_line import joined, number, positive
+from nvae.command_line import joined, number, positive, seconds, up_to
 from nvae.data.pictures import read_pictures
 from nvae.devices import choose_device
 from nvae.errors import UserError
@@ -21,7 +21,7 @@ from nvae.sampling.samples import encode, noise_of, per_group
 def arguments():
     parser = command_line.Parser(description="Jam one latent group at a time, keep all other noise, see what changes.")
     command_line.add_model(parser)
-    parser.add_argument("--jams", type=positive, metavar="K", help="draws per group, in a row each (1)")
+    parser.add_argument("--jams", type=up_to(100), metavar="K", help="draws per group, in a row each (1)")
     parser.add_argument("--group", type=positive, metavar="G", help="only this group, 1 is the top one: its positions")
     parser.add_argument("--difference", action="store_true", help="beside each picture, where it changed")
     parser.add_argument("--strength", type=number, default=1.0, metavar="S", help="factor on the new noise (1)")
@@ -33,7 +33,7 @@ def arguments():
         const="gif",
         help="sweep --group, or the strongest one",
     )
-    parser.add_argument("--seconds", type=number, default=4.0, metavar="S", help="of the animation (4)")
+    parser.add_argument("--seconds", type=seconds, default=4.0, metavar="S", help="of the animation (4)")
     command_line.add_seed_device_out(parser, "the sample and of the jams")
     return parser.parse_intermixed_args()
 

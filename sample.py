@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from nvae import command_line
 from nvae.checkpoint import load_model, plain_name
-from nvae.command_line import joined, numbers, positive
+from nvae.command_line import joined, numbers, positive, up_to
 from nvae.devices import choose_device
 from nvae.sampling.batch_norm import StatisticsCache, readjusted
 from nvae.sampling.display import show
@@ -20,8 +20,8 @@ def arguments():
     command_line.add_model(parser, optional=("temperature",))
     parser.add_argument("--temperature", dest="other", type=numbers, metavar="T[,T...]", help="instead of TEMPERATURE")
     parser.add_argument("--sweep", type=numbers, metavar="T,T,...", help="a row per temperature, all of the same seeds")
-    parser.add_argument("--rows", type=positive, metavar="N", help="of the grid (3)")
-    parser.add_argument("--columns", type=positive, metavar="N", help="of the grid (3; of a sweep 8)")
+    parser.add_argument("--rows", type=up_to(100), metavar="N", help="of the grid (3)")
+    parser.add_argument("--columns", type=up_to(100), metavar="N", help="of the grid (3; of a sweep 8)")
     parser.add_argument("--count", type=positive, metavar="N", help="N single images, each a PNG in the folder --out")
     parser.add_argument("--pixels", choices=get_args(Pixels), default="mean", help="what is shown of p(x | z) (mean)")
     command_line.add_seed_device_out(parser, "the first image; the others have the next ones")

@@ -34,7 +34,7 @@ def operations(config):
     counts = []
     for start in starts:
         with FlopCounterMode(display=False) as counter:
-            model.top_down(FromNoise(noise), 1, start=start)
+            model.top_down(FromNoise(noise), 1, start=start, picture_only=True)
         by_operator = counter.get_flop_counts()["Global"]
         counts.append(sum(count for operator, count in by_operator.items() if "convolution" in str(operator)))
     return counts[0], counts[1:]

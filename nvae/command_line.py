@@ -18,6 +18,7 @@ from nvae.errors import UserError
 BAD_INPUT = 2
 INTERRUPTED = 130
 ITERATIONS = 20
+LONGEST_ANIMATION = 600
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,9 +65,15 @@ def positive(text: str) -> int:
     return _whole_number(text, 1)
 
 
-def _whole_number(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from {least} on")
+def up_to(most: int) -> Callable[[str], int]:
+    """A whole number from 1 to `most`, for argparse."""
+    return lambda text: _whole_number(text, 1, most)
+
+
+def _whole_number(text: str, least: int, most: float = float("inf")) -> int:
+    if not text.isdecimal() or not least <= int(text) <= most:
+        allowed = f"from {least} on" if most == float("inf") else f"from {least} to {most}"
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number {allowed}")
     return int(text)
 
 
@@ -87,6 +94,14 @@ def number(text: str) -> float:
     if len(values) > 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not one number")
     return values[0]
+
+
+def seconds(text: str) -> float:
+    """The length of an animation, for argparse: ten minutes at most."""
+    value = number(text)
+    if value > LONGEST_ANIMATION:
+        raise argparse.ArgumentTypeError(f"'{text}' is more than {LONGEST_ANIMATION} seconds")
+    return value
 
 
 def joined(values: Sequence[float], separator: str = ",") -> str:

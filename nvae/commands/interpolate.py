@@ -15,11 +15,11 @@ from nvae.command_line import (
     chosen_seed,
     joined,
     natural,
-    number,
     numbers,
-    positive,
     same_again,
     say,
+    seconds,
+    up_to,
 )
 from nvae.data.pictures import read_pictures
 from nvae.devices import choose_device
@@ -41,11 +41,13 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("model", metavar="MODEL", help="a .checkpoint or .model file")
     command.add_argument("pictures", type=Path, nargs="*", metavar="A.png B.png", help="two pictures, unless --walk")
-    command.add_argument("--steps", type=positive, default=8, metavar="N", help="images from A to B (8)")
+    command.add_argument("--steps", type=up_to(100), default=8, metavar="N", help="images from A to B (8)")
     command.add_argument("--coarse-from", metavar="A|B", help="mix: whose the first 0, 1, 2... latent groups are,")
     command.add_argument("--fine-from", metavar="A|B", help="and whose the others are")
-    command.add_argument("--walk", type=positive, metavar="N", help="a round trip between N samples, as an animation")
-    command.add_argument("--seconds", type=number, metavar="S", help="of the animation (2 per sample, or 4)")
+    command.add_argument(
+        "--walk", type=up_to(1000), metavar="N", help="a round trip between N samples, as an animation"
+    )
+    command.add_argument("--seconds", type=seconds, metavar="S", help="of the animation (2 per sample, or 4)")
     command.add_argument(
         "--animate",
         choices=get_args(Format),

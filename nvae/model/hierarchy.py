@@ -262,12 +262,19 @@ class HierarchicalVAE(nn.Module):
         return self.encoder(functional.pad(images, 4 * (padding,)) if padding else images)
 
     def top_down(
-        self, choose: Chooser, batch_size: int | None = None, *, start: Start | None = None, keep_starts: bool = False
+        self,
+        choose: Chooser,
+        batch_size: int | None = None,
+        *,
+        start: Start | None = None,
+        keep_starts: bool = False,
+        picture_only: bool = False,
     ) -> Pass:
         """Walk from the top, or from `start`, to the pixels.
 
         choose: the way of choosing z.
         batch_size: how many images at once; not needed with `start`, which knows it.
+        picture_only: do not compute what the mean and the most likely image do not need; all else of the pixels is NaN.
         keep_starts: return what stands before the choice of every z, from where a later pass can start.
         """
         if start is None:
@@ -283,7 +290,7 @@ class HierarchicalVAE(nn.Module):
             state = group.join(start.state, result.z.to(start.state.dtype))
             if index + 1 < len(self.groups):
                 start = self._start_of(index + 1, state)
-        output = self.output(state)  # (B, P, H, W)
+        output = self.output(state, self.likelihood.of_pictures) if picture_only else self.output(state)  # (B, P, H, W)
         padding = self.config.padding
         if padding:  # what the network says about the margin is not looked at
             output = output[:, :, padding:-padding, padding:-padding]

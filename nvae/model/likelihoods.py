@@ -8,7 +8,7 @@ per subpixel, (B, C, H, W), or per pixel, (B, 1, H, W), where the channels are c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -53,11 +53,16 @@ class PixelDistribution(Protocol):
 
 @dataclass(frozen=True)
 class Likelihood:
-    """parameters: channels of the network's output. density_bits: what turns its -log2 p into bits per dimension."""
+    """What the network's output means.
+
+    parameters: its channels. density_bits: what turns -log2 p into bits per dimension. of_pictures: the channels that
+    the mean and the most likely image depend on.
+    """
 
     parameters: int
     distribution: Callable[[Tensor], PixelDistribution]
     density_bits: float
+    of_pictures: Sequence[int]
 
     def __call__(self, output: Tensor) -> PixelDistribution:
         return self.distribution(at_least_float32(output))
@@ -76,17 +81,21 @@ def build_likelihood(config: Config) -> Likelihood:
     components = {"gaussian": 1, "logistic": 1}.get(method, config.n_mix)
     upper_tail = {"original": UPPER_TAIL, "exact": 1 - 0.5 / last}[config.likelihood_tails]
     if method == "bernoulli":
-        return Likelihood(channels, Bernoulli, 0.0)
+        return Likelihood(channels, Bernoulli, 0.0, range(channels))
     if method == "gaussian":
-        return Likelihood(2 * channels, partial(Gaussian, centred=centred), density_bits)
+        return Likelihood(2 * channels, partial(Gaussian, centred=centred), density_bits, range(channels))
+    # Channels of the output by image channel, kind of parameter and component, as `_split` reads them.
+    kinds = torch.arange(3 * components * channels, device="cpu").view(channels, 3, components)
+    selectors_and_means = kinds[:, :2].flatten().tolist()
     if method == "gaussian_mixture":
         mixture = partial(GaussianMixture, channels=channels, components=components, centred=centred)
-        return Likelihood(3 * components * channels, mixture, density_bits)
+        return Likelihood(3 * components * channels, mixture, density_bits, selectors_and_means)
     if method == "coupled_logistic_mixture":
         mixture = partial(CoupledLogisticMixture, components=components, last=last, upper_tail=upper_tail)
-        return Likelihood(10 * components, mixture, 0.0)
+        all_but_scales = [*range(components), *(components + kinds[:, [0, 2]].flatten()).tolist()]
+        return Likelihood(10 * components, mixture, 0.0, all_but_scales)
     mixture = partial(LogisticMixture, channels=channels, components=components, last=last, upper_tail=upper_tail)
-    return Likelihood(3 * components * channels, mixture, 0.0)
+    return Likelihood(3 * components * channels, mixture, 0.0, selectors_and_means)
 
 
 def _split(output: Tensor, channels: int, components: int, kinds: int) -> tuple[Tensor, ...]:

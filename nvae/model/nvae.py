@@ -198,5 +198,12 @@ class Output(nn.Module):
         self.postprocess = CellStack(*cells)
         self.head = normalised(nn.Conv2d(channels, parameters, 3, padding=1), normalisation)
 
-    def forward(self, state: Tensor) -> Tensor:
-        return self.head(functional.elu(self.postprocess(state)))  # (B, parameters, H, W)
+    def forward(self, state: Tensor, channels: Sequence[int] | None = None) -> Tensor:
+        """(B, parameters, H, W). channels: only these are computed, the others are NaN."""
+        features = functional.elu(self.postprocess(state))
+        if channels is None or len(channels) == self.head.out_channels:
+            return self.head(features)
+        some = functional.conv2d(features, self.head.weight[channels], self.head.bias[channels], padding=1)
+        output = some.new_full((len(some), self.head.out_channels, *some.shape[2:]), torch.nan)
+        output[:, channels] = some
+        return output

@@ -29,7 +29,7 @@ def save_animation(
     name: str,
     format: Format,
     about: dict[str, object],
-    side: int = 256,
+    side: int = 160,
 ) -> Path:
     """Images (B, C, S, S) in [0, 1], batch by batch, as an endless animation of 20 frames a second; returns its path.
 

@@ -34,7 +34,7 @@ class Viewpoint:
 @torch.no_grad()
 def viewpoint(model: HierarchicalVAE, noise: Noise, temperature: Temperature = 1.0) -> Viewpoint:
     """Where to explore from: the noise of one image, (1, L, H, W) per group, as `noise_of` or `encode` give it."""
-    result = model.top_down(FromNoise(noise, temperature), 1, keep_starts=True)
+    result = model.top_down(FromNoise(noise, temperature), 1, keep_starts=True, picture_only=True)
     return Viewpoint(noise, temperature, images_of(model, result)[0], result.starts)
 
 
@@ -47,7 +47,8 @@ def jammed(model: HierarchicalVAE, view: Viewpoint, group: int, noise: Tensor) -
         everywhere = [kept.expand(count, -1, -1, -1) for kept in view.noise]
         everywhere[group] = part
         start = view.starts[group].repeated(count)
-        images.append(images_of(model, model.top_down(FromNoise(everywhere, view.temperature), start=start)))
+        result = model.top_down(FromNoise(everywhere, view.temperature), start=start, picture_only=True)
+        images.append(images_of(model, result))
     return torch.cat(images)
 
 

@@ -90,7 +90,7 @@ class Picking:
         if wrong := [number for number in picked if number > self.batch_size]:
             return f"there is no {wrong[0]}: {self.view().hint}"
         if again := [n for i, n in enumerate(picked) if n in picked[:i] or seeds[n - 1] in self.picks]:
-            return f"{again[0]} is picked already; u undoes."
+            return f"{again[0]} is picked already, or there twice; u undoes."
         if len(picked) > (free := self.winners - len(self.picks)):
             return f"only {free} more to pick."
         for number in picked:

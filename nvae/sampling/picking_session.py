@@ -78,7 +78,9 @@ class PickingSession:
         if missing:
             self.images = {seed: image for seed, image in self.images.items() if seed in self.picking.picks}
             missing = [seed for seed in view.seeds if seed not in self.images]
-            found = sample(self.model, missing, self.temperature, self.shown.pixels, self.scale_noise).cpu()
+            found = sample(
+                self.model, missing, self.temperature, self.shown.pixels, self.scale_noise, progress=True
+            ).cpu()
             self.images |= dict(zip(missing, found, strict=True))
         images = torch.stack([self.images[seed] for seed in view.seeds])
         shape = {"columns": near_square(len(images)), "captions": view.captions}

@@ -95,7 +95,7 @@ class PickingWindow:
             self.axes.imshow(np.asarray(picture))
             self.axes.set_title(view.title, fontsize=11)
             self.shown = view
-        self.line.set_text(f"{self.typed}   {self.message or view.hint}".strip())
+        self.line.set_text(f"{self.typed}   {self.message or view.hint + '; or click'}".strip())
         self.line.set_fontsize(9)
         self.figure.canvas.draw_idle()
 

@@ -71,7 +71,7 @@ def decode(
     images = []
     for start in range(0, len(noise[0]), PASS_IMAGES):
         part = [group[start : start + PASS_IMAGES] for group in noise]
-        result = model.top_down(FromNoise(part, temperature), len(part[0]))
+        result = model.top_down(FromNoise(part, temperature), len(part[0]), picture_only=pixels != "sample")
         images.append(images_of(model, result, pixels, seeds[start : start + PASS_IMAGES] if seeds else None))
     return torch.cat(images)
 
@@ -103,7 +103,7 @@ def sample(
     """
     images = []
     factors = [scale_noise] * len(model.groups) if isinstance(scale_noise, int | float) else scale_noise
-    with tqdm(total=len(seeds), desc="sampling", unit="image", leave=False, disable=None if progress else True) as bar:
+    with tqdm(total=len(seeds), desc="sampling", leave=False, disable=None if progress else True, delay=1) as bar:
         for start in range(0, len(seeds), PASS_IMAGES):
             part = seeds[start : start + PASS_IMAGES]
             noise = [group * factor for group, factor in zip(noise_of(model, part), factors, strict=True)]
@@ -148,7 +148,7 @@ def reconstruct(
     keep = len(model.groups) if keep_groups is None else keep_groups
     posterior, prior = _posterior_means(model, images), FromPrior(temperature, seeded(seed, "free groups"))
     choosers: list[Chooser] = [posterior if index < keep else prior for index in range(len(model.groups))]
-    return images_of(model, model.top_down(PerGroup(choosers), len(images)))
+    return images_of(model, model.top_down(PerGroup(choosers), len(images), picture_only=True))
 
 
 def _posterior_means(model: HierarchicalVAE, images: Tensor) -> FromPosterior:
