@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import runpy
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -91,3 +94,52 @@ def make_model(make_config: Callable[..., Config]) -> Callable[..., Hierarchical
 def generator() -> torch.Generator:
     """A private random stream, the same in every test."""
     return torch.Generator().manual_seed(0)
+
+
+# ------------------------------------------------------------------------------------------ the scripts, as they are
+
+COMMANDS_ON_A_DEVICE = ("evaluate", "interpolate", "reconstruct")
+
+
+class Result(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    error: str
+
+    def assert_refused(self, pattern: str) -> None:
+        """Bad input: exit code 2, and one sentence, which the pattern describes."""
+        assert self.code == 2, self
+        assert re.search(pattern, self.error), self.error
+        assert "Traceback" not in self.error
+        assert len(self.error.strip().splitlines()) == 1
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def command(
+    root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Result]:
+    """A function that runs a script, or with "-m" a command of the package, in this process, on the CPU."""
+
+    def command(script: str, *arguments: Any) -> Result:
+        path = str(root / script)
+        on_a_device = script != "-m" or arguments[:1] in [(name,) for name in COMMANDS_ON_A_DEVICE]
+        device = ["--device", "cpu"] if on_a_device and "--device" not in arguments else []
+        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments), *device])
+        with pytest.raises(SystemExit) as exit:
+            if script == "-m":
+                runpy.run_module("nvae", run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(path, run_name="__main__")
+        output = capsys.readouterr()
+        return Result(exit.value.code or 0, output.out, output.err)
+
+    return command

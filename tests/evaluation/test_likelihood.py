@@ -90,7 +90,7 @@ def linear_gaussian(config, exact: bool) -> HierarchicalVAE:
         posterior = [(0.6 * gains + 0.1, sigma * 1.4) for gains, sigma in posterior]
     groups = [LinearGroup(i, gains, math.log(sigma)) for i, (gains, sigma) in enumerate(posterior)]
     level = Level(2, resolution=1, encoder_channels=2, decoder_channels=1, latent_size=1)
-    likelihood = Likelihood(2, Linear, 0.0)
+    likelihood = Likelihood(2, Linear, 0.0, range(2))
     constant = torch.zeros(1, 0, 1, 1, dtype=torch.float64)
     return HierarchicalVAE(config, [level], Centre(), constant, groups, nn.Identity(), likelihood).eval()
 
@@ -282,7 +282,8 @@ def test_a_unit_is_active_when_its_posterior_moves_with_the_image(config, gain, 
         def log_prob(self, images):
             return self.normal.log_prob(images)
 
-    model = HierarchicalVAE(config, [level], Centre(), constant, groups, nn.Identity(), Likelihood(2, Anything, 0.0))
+    likelihood = Likelihood(2, Anything, 0.0, range(2))
+    model = HierarchicalVAE(config, [level], Centre(), constant, groups, nn.Identity(), likelihood)
     pixels = torch.randint(0, 256, (300, 1, 1, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for samples in (1, 5):
         found = evaluate(model.eval(), pixels, 100, samples)
