@@ -18,15 +18,23 @@ from nvae.sampling.samples import PASS_IMAGES, Pixels, per_group, sample
 def arguments():
     parser = command_line.Parser(description="Sample from a model: a grid in one picture, or many single ones.")
     command_line.add_model(parser, optional=("temperature",))
-    parser.add_argument("--temperature", dest="other", type=numbers, metavar="T[,T...]", help="instead of TEMPERATURE")
+    parser.add_argument("--temperature", dest="other", type=numbers, metavar="T[,T...]", help="in place of TEMPERATURE")
     parser.add_argument("--sweep", type=numbers, metavar="T,T,...", help="a row per temperature, all of the same seeds")
     parser.add_argument("--rows", type=up_to(100), metavar="N", help="of the grid (3)")
     parser.add_argument("--columns", type=up_to(100), metavar="N", help="of the grid (3; of a sweep 8)")
     parser.add_argument("--count", type=positive, metavar="N", help="N single images, each a PNG in the folder --out")
     parser.add_argument("--pixels", choices=get_args(Pixels), default="mean", help="what is shown of p(x | z) (mean)")
     command_line.add_seed_device_out(parser, "the first image; the others have the next ones")
+    parser.set_defaults(iterations=None)
     options = parser.parse_intermixed_args()
+    if options.sweep and options.other:
+        parser.error("--temperature is one for all rows and --sweep one for each: give one of the two")
+    if (options.sweep or options.other) and options.temperature is not None:  # MODEL ITERATIONS then
+        if options.iterations is not None or len(options.temperature) > 1 or not options.temperature[0].is_integer():
+            parser.error("--temperature and --sweep take the place of TEMPERATURE: after MODEL give ITERATIONS alone")
+        options.iterations, options.temperature = int(options.temperature[0]), None
     options.temperature = options.other or options.temperature
+    options.iterations = command_line.ITERATIONS if options.iterations is None else options.iterations
     if options.temperature is None and options.sweep is None:
         parser.error("give a TEMPERATURE, such as 0.7, or --sweep with several")
     if options.sweep and (options.rows or options.count):

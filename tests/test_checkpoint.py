@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nvae import checkpoint
-from nvae.checkpoint import CheckpointError, load, load_model, previous_path, save
+from nvae.checkpoint import CheckpointError, load, load_model, previous_path, restore, save, weights_digest
 
 
 @pytest.fixture
@@ -243,3 +243,101 @@ def test_nothing_unfinished_is_left_when_saving_is_interrupted(model, tmp_path, 
 )
 def test_plain_names(file, name):
     assert checkpoint.plain_name(file) == name
+
+
+# ------------------------------------------------------------------------------------- what is known of the groups
+
+
+@pytest.mark.parametrize("kl", [None, [0.0, 1.5, 0.1 + 0.2, 1e-30]], ids=["not measured", "measured"])
+def test_the_kl_of_every_group_is_kept(model, tmp_path, kl):
+    model.kl_per_group = kl
+    save(model, tmp_path / "a.model")
+    assert load_model(tmp_path / "a.model").kl_per_group == kl
+    assert ("kl_per_group" in load(tmp_path / "a.model")) == (kl is not None)
+
+
+REFUSED = "a.model .*kl_per_group.*give a .checkpoint or .model file"
+
+
+@pytest.mark.parametrize(
+    "kl",
+    [
+        [],
+        [1.0, 2.0, 3.0],
+        [1.0, 2.0, 3.0, 4.0, 5.0],
+        [1.0, 2.0, 3.0, float("nan")],
+        [1.0, float("inf"), 3.0, 4.0],
+        [1.0, 2.0, 3.0, 4],
+        [1.0, 2.0, 3.0, "4"],
+        [1.0, 2.0, 3.0, torch.tensor(4.0)],
+    ],
+    ids=str,
+)
+def test_anything_but_one_finite_number_per_group_is_refused(model, kl):
+    content = {"weights": model.state_dict()}
+    restore(model, content | {"kl_per_group": [1.0, 2.0, 3.0, 4.0]}, "a.model")
+    with pytest.raises(CheckpointError, match=REFUSED):
+        restore(model, content | {"kl_per_group": kl}, "a.model")
+    assert model.kl_per_group == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_a_file_with_something_else_for_the_kl_is_refused(model, tmp_path):
+    path = tmp_path / "a.model"
+    save(model, path)
+    for kl in (torch.ones(4), {"0": 1.0}, 5.0, None):
+        rewrite(path, kl_per_group=kl)
+        with pytest.raises(CheckpointError, match=REFUSED):
+            load(path)
+    rewrite(path, kl_per_group=[1.0, 2.0, 3.0])
+    with pytest.raises(CheckpointError, match=REFUSED):
+        load_model(path)
+
+
+# ------------------------------------------------------------------------------------------ telling weights apart
+
+
+def test_the_same_weights_have_the_same_digest(model, make_model, tmp_path):
+    digest = weights_digest(model)
+    assert len(digest) == 32
+    assert int(digest, 16) >= 0
+    assert weights_digest(make_model()) == digest
+    save(model, tmp_path / "a.model")
+    assert weights_digest(load_model(tmp_path / "a.model")) == digest
+    model.kl_per_group = [1.0] * 4
+    assert weights_digest(model.train()) == digest, "it is about weights alone"
+
+
+def test_the_digest_does_not_depend_on_the_memory_format(model):
+    digest = weights_digest(model)
+    weight = next(tensor for tensor in model.state_dict().values() if tensor.dim() == 4 and min(tensor.shape[1:]) > 1)
+    assert not weight.is_contiguous(), "the test would see one format only"
+    other = model.to(memory_format=torch.contiguous_format)
+    assert all(tensor.is_contiguous() for tensor in other.state_dict().values())
+    assert weights_digest(other) == digest
+
+
+@pytest.mark.parametrize("name", ["constant", "posterior_head.bias", "running_mean", "running_var", "weight.original1"])
+def test_one_other_number_is_another_digest(model, name):
+    digest = weights_digest(model)
+    tensor = [tensor for key, tensor in model.state_dict().items() if key.endswith(name)][-1]
+    before = tensor.clone()
+    tensor[(0,) * tensor.dim()] += 1e-3
+    assert weights_digest(model) != digest
+    tensor.copy_(before)
+    assert weights_digest(model) == digest
+
+
+def test_numbers_that_have_changed_places_are_another_digest(model):
+    digest = weights_digest(model)
+    norm = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    norm.running_mean, norm.running_var = norm.running_var, norm.running_mean
+    assert weights_digest(model) != digest
+
+
+def test_names_shapes_and_precisions_are_told_apart_too():
+    zeros = torch.zeros(2, 3)
+    others = [("a", zeros), ("b", zeros), ("a", zeros.T), ("a", zeros.int()), ("a", zeros.double()[:, :0])]
+    modules = [torch.nn.Module() for _ in others]
+    for module, (name, tensor) in zip(modules, others, strict=True):
+        module.register_buffer(name, tensor)
+    assert len({weights_digest(module) for module in modules}) == len(others)

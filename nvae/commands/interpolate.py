@@ -44,9 +44,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--steps", type=up_to(100), default=8, metavar="N", help="images from A to B (8)")
     command.add_argument("--coarse-from", metavar="A|B", help="mix: whose the first 0, 1, 2... latent groups are,")
     command.add_argument("--fine-from", metavar="A|B", help="and whose the others are")
-    command.add_argument(
-        "--walk", type=up_to(1000), metavar="N", help="a round trip of N samples, as an animation"
-    )
+    command.add_argument("--walk", type=up_to(1000), metavar="N", help="a round trip of N samples, as an animation")
     command.add_argument("--seconds", type=seconds, metavar="S", help="of the animation (2 per sample, or 4)")
     command.add_argument(
         "--animate",

@@ -38,14 +38,15 @@ def read_pictures(paths: Sequence[Path], config: Config, device: torch.device | 
 
 def _changes(path: Path, image: Image.Image, config: Config) -> list[str]:
     size = config.input_dimension
-    width, height = ImageOps.exif_transpose(image).size
-    done = []
+    upright = ImageOps.exif_transpose(image)
+    width, height = upright.size
+    done = ["turned upright"] if upright.size != image.size else []
     if width != height:
         done.append("cut to a square")
     if min(width, height) != size:
         done.append(f"resized to {size} x {size}")
     grey = image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;")
-    if image.has_transparency_data:
+    if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
         done.append("laid on white")
     if grey != (config.image_channels == 1):
         done.append("turned grey" if config.image_channels == 1 else "turned from grey into colour")

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from nvae.data.images import to_pixels
 from nvae.errors import UserError
-from nvae.sampling.grids import unused_path
+from nvae.sampling.grids import replacing, unused_path
 
 FRAMES_PER_SECOND = 20  # a GIF's frames last whole hundredths of a second: 20 are five each
 PALETTE_COLOURS = 256
@@ -47,9 +47,8 @@ def save_animation(
             bar.update(len(batch))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".unfinished.{format}")
-        (_write_gif if format == "gif" else _write_mp4)(pictures, unfinished, json.dumps(about))
-        unfinished.replace(path)
+        with replacing(path) as unfinished:
+            (_write_gif if format == "gif" else _write_mp4)(pictures, unfinished, json.dumps(about))
     except OSError as error:
         raise UserError(
             f"{path} could not be saved: {error}; make room or choose a folder that can be written."
@@ -73,6 +72,7 @@ def _write_gif(pictures: list[Image.Image], path: Path, comment: str) -> None:
     first, *others = (picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for picture in pictures)
     first.save(
         path,
+        "gif",
         save_all=True,
         append_images=others,
         duration=1000 // FRAMES_PER_SECOND,
@@ -82,18 +82,25 @@ def _write_gif(pictures: list[Image.Image], path: Path, comment: str) -> None:
 
 
 def _write_mp4(pictures: list[Image.Image], path: Path, comment: str) -> None:
-    writer = _ffmpeg().write_frames(
+    ffmpeg = _ffmpeg()
+    writer = ffmpeg.write_frames(
         str(path),
         pictures[0].size,
         fps=FRAMES_PER_SECOND,
         quality=8,
         macro_block_size=2,
-        output_params=["-metadata", f"comment={comment}"],
+        output_params=["-metadata", f"comment={comment}", "-f", "mp4"],
     )
     writer.send(None)
     for picture in pictures:
         writer.send(picture.tobytes())
     writer.close()
+    try:  # a program that came to grief does not say so
+        written, _ = ffmpeg.count_frames_and_secs(str(path))
+    except RuntimeError:
+        written = 0
+    if written != len(pictures):
+        raise OSError(f"{written} of {len(pictures)} frames were written")
 
 
 def _ffmpeg():

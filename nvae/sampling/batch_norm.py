@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nvae.checkpoint import CheckpointError, weights_digest, write_whole
+from nvae.checkpoint import CheckpointError, read_whole, weights_digest, write_whole
 from nvae.errors import UserError
 from nvae.model.hierarchy import FromPrior, HierarchicalVAE
 from nvae.sampling.samples import Temperature
 from nvae.seeds import seeded
 
 PASS_IMAGES = 16
-SETTLED = 0.2
+SETTLED = 0.3
 CACHED_AT_MOST = 50
 
 
@@ -35,7 +35,7 @@ class Statistics:
 
     means: list[Tensor]
     variances: list[Tensor]
-    uncertainty: float  # standard error of the means over the passes, in standard deviations; after one pass NaN
+    uncertainty: float  # relative standard error of the variances in the worst layer; after one pass NaN
 
     @property
     def settled(self) -> bool:
@@ -50,8 +50,8 @@ class Statistics:
         if math.isnan(self.uncertainty):
             found = "one pass cannot tell whether the batch-norm statistics have settled"
         else:
-            found = f"the batch-norm statistics have not settled: they are uncertain by {self.uncertainty:.2f} of the "
-            found += f"activations' standard deviation (at most {SETTLED} is fine)"
+            found = "the batch-norm statistics have not settled: from pass to pass the activations differ so much that "
+            found += f"their variance is uncertain by {self.uncertainty:.0%} (up to {SETTLED:.0%} is fine)"
         return f"{found}; give more ITERATIONS, or a lower temperature."
 
     @property
@@ -137,10 +137,8 @@ def measure(
             norm.train(mode)
             norm.momentum = momentum
             norm.num_batches_tracked.copy_(count)
-    errors = torch.cat([moment.squared_standard_error() for moment in moments])
-    return Statistics(
-        [moment.mean for moment in moments], [moment.variance() for moment in moments], errors.mean().sqrt().item()
-    )
+    uncertainty = max(moment.uncertainty() for moment in moments) if iterations > 1 else math.nan
+    return Statistics([moment.mean for moment in moments], [moment.variance() for moment in moments], uncertainty)
 
 
 class _Moments:
@@ -152,21 +150,28 @@ class _Moments:
         self.mean = torch.zeros_like(norm.running_mean, dtype=torch.float32)
         self.mean_variance = torch.zeros_like(self.mean)
         self.squared_distances = torch.zeros_like(self.mean)  # of the passes' means from their mean
+        self.squared_deviations = torch.zeros_like(self.mean)  # of the passes' variances from their mean
 
     def add(self, norm: nn.BatchNorm2d) -> None:
         self.passes += 1
         distance = norm.running_mean - self.mean
         self.mean += distance / self.passes
         self.squared_distances += distance * (norm.running_mean - self.mean)
-        self.mean_variance += (norm.running_var - self.mean_variance) / self.passes
+        deviation = norm.running_var - self.mean_variance
+        self.mean_variance += deviation / self.passes
+        self.squared_deviations += deviation * (norm.running_var - self.mean_variance)
 
     def variance(self) -> Tensor:
         return self.mean_variance + self.squared_distances / self.passes
 
-    def squared_standard_error(self) -> Tensor:
-        """Of the mean, in units of a pass's own variance, which passes that differ wildly do not enlarge."""
-        error = self.squared_distances / (self.passes * (self.passes - 1)) if self.passes > 1 else math.nan
-        return error / (self.mean_variance + self.eps)
+    def uncertainty(self) -> float:
+        """Relative standard error of the variance, root mean square over the channels.
+
+        It is 1 where one pass outdoes all others. Passes of 16 independent images from a Normal differ by a third, so
+        that twenty of them leave 8 % or less.
+        """
+        squared_error = self.squared_deviations / (self.passes * (self.passes - 1))
+        return (squared_error / (self.mean_variance + self.eps).square()).mean().sqrt().item()
 
     def finite(self) -> bool:
         return bool((self.mean.isfinite() & self.mean_variance.isfinite()).all())
@@ -206,6 +211,7 @@ class StatisticsCache:
     def keep(self, temperature: Temperature, iterations: int, statistics: Statistics) -> None:
         """Beside those kept before."""
         entries = self._entries()
+        entries.pop(_key(temperature, iterations), None)  # the newest ones come last
         entries[_key(temperature, iterations)] = {
             "means": [tensor.cpu() for tensor in statistics.means],
             "variances": [tensor.cpu() for tensor in statistics.variances],
@@ -217,8 +223,8 @@ class StatisticsCache:
 
     def _entries(self) -> dict[str, Any]:
         try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception:  # absent, or damaged in any of the ways that make torch raise almost anything
+            content = read_whole(self.path)
+        except Exception:  # absent or damaged
             return {}
         right = isinstance(content, dict) and content.get("owner") == self.owner
         entries = content.get("statistics") if right else None

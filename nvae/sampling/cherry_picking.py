@@ -15,7 +15,7 @@ from torch import Tensor
 from nvae.errors import UserError
 from nvae.model.hierarchy import HierarchicalVAE
 from nvae.sampling.batch_norm import StatisticsCache, readjusted
-from nvae.sampling.grids import grid, near_square, save_picture
+from nvae.sampling.grids import grid, near_square, replacing, save_picture
 from nvae.sampling.samples import Pixels, per_group, sample
 
 WANTED = "give the .json file that cherry.py wrote beside its picture"
@@ -50,12 +50,10 @@ class Selection(BaseModel):
 
     def save(self, path: Path) -> None:
         """Write the JSON file, all of it or nothing. Raises OSError."""
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        with open(unfinished, "w") as file:
+        with replacing(path) as unfinished, open(unfinished, "w") as file:
             file.write(self.model_dump_json(indent=2) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        unfinished.replace(path)
 
     def changed(
         self,
@@ -69,6 +67,8 @@ class Selection(BaseModel):
         of_cells = {"model": model, "temperature": temperature, "iterations": iterations}
         of_all = {"pixels": pixels, "scale_noise": scale_noise}
         changes = {key: value for key, value in of_cells.items() if value is not None}
+        if changes:
+            changes["statistics"] = None  # others are wanted
         cells = [cell.model_copy(update=changes) for cell in self.cells]
         return self.model_copy(update={key: v for key, v in of_all.items() if v is not None} | {"cells": cells})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from typing import Literal, get_args
 
@@ -83,7 +84,7 @@ def inline(picture: Image.Image, protocol: Inline) -> bytes:
         "iterm2": chafa.PixelMode.CHAFA_PIXEL_MODE_ITERM2,
         "sixel": chafa.PixelMode.CHAFA_PIXEL_MODE_SIXELS,
     }[protocol]
-    columns = min(MOST_COLUMNS, _columns() - 1)
+    columns = max(1, min(MOST_COLUMNS, (shutil.get_terminal_size().columns or 80) - 1))
     canvas.cell_width, canvas.cell_height = 10, 20  # what most fonts are near to
     canvas.width, canvas.height = columns, max(1, round(columns * picture.height / picture.width / 2))
     drawn = chafa.Canvas(canvas)
@@ -91,10 +92,3 @@ def inline(picture: Image.Image, protocol: Inline) -> bytes:
     kind = chafa.PixelType.CHAFA_PIXEL_RGB8
     drawn.draw_all_pixels(kind, pixels.tobytes(), pixels.width, pixels.height, 3 * pixels.width)
     return drawn.print(fallback=True)
-
-
-def _columns() -> int:
-    try:
-        return os.get_terminal_size().columns
-    except OSError:
-        return 80

@@ -54,10 +54,10 @@ def jammed(model: HierarchicalVAE, view: Viewpoint, group: int, noise: Tensor) -
 
 def fresh_noise(model: HierarchicalVAE, group: int, count: int, seed: int, strength: Strength = 1.0) -> Tensor:
     """Other noise for a group, (K, L, H, W), `strength` times a standard Normal's: 0 is what the prior expects."""
-    generator = seeded(seed, "jam", group)
-    shape = (count, *model.noise_shapes[group])
+    purpose, shape = f"jam of group {group}", model.noise_shapes[group]
+    noise = torch.stack([torch.randn(shape, generator=seeded(seed, purpose, jam)) for jam in range(count)])
     factor = strength if isinstance(strength, int | float) else strength[group]
-    return factor * torch.randn(shape, generator=generator).to(model.constant.device)
+    return factor * noise.to(model.constant.device)
 
 
 def explore(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,14 +135,24 @@ def save_picture(picture: Image.Image, path: Path, about: dict[str, object]) -> 
         metadata.add_itxt(key, _text(value))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        picture.save(unfinished, "png", pnginfo=metadata)
-        unfinished.replace(path)
+        with replacing(path) as unfinished:
+            picture.save(unfinished, "png", pnginfo=metadata)
     except OSError as error:
         raise UserError(
             f"{path} could not be saved: {error}; make room or choose a folder that can be written."
         ) from error
     return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of `path` in the end, or goes away where something is raised."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def save_result(picture: Image.Image, folder: Path, name: str, about: dict[str, object]) -> Path:

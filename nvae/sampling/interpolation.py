@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -18,13 +19,12 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     them is lost. Where a and b (nearly) lie on one line with the origin, the way is the straight one.
     """
     t = t.to(a).view(-1, *(1,) * (a.dim() - 1))
-    lengths = a.norm() * b.norm()
-    if lengths == 0:
+    x, y = a.cpu().double(), b.cpu().double()  # in float32 an angle of nearly pi is not known well enough
+    lengths = x.norm().item() * y.norm().item()
+    angle = math.acos(min(max((x * y).sum().item() / lengths, -1.0), 1.0)) if lengths else 0.0
+    if math.sin(angle) < 1e-4:
         return (1 - t) * a + t * b
-    angle = ((a * b).sum() / lengths).clamp(-1, 1).acos()
-    if angle.sin() < 1e-4:
-        return (1 - t) * a + t * b
-    return (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin()
+    return (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / math.sin(angle)
 
 
 def interpolate(model: HierarchicalVAE, a: Noise, b: Noise, times: Tensor, temperature: Temperature = 1.0) -> Tensor:
@@ -55,5 +55,5 @@ def walk(model: HierarchicalVAE, seeds: Sequence[int], frames: int, temperature:
     places = torch.arange(frames, dtype=torch.float64) * len(seeds) / frames
     for leg, (a, b) in enumerate(zip(noise[:-1], noise[1:], strict=True)):
         times = places[(places >= leg) & (places < leg + 1)] - leg
-        for part in times.split(PASS_IMAGES):
+        for part in times.split(PASS_IMAGES) if len(times) else ():
             yield interpolate(model, a, b, part, temperature)

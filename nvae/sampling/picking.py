@@ -69,6 +69,8 @@ class Picking:
     def answer(self, text: str) -> str:
         """Take what a person typed; returns what to tell them, if anything. A wrong answer changes nothing."""
         text = text.strip().lower()
+        if self.stage == "done":
+            return ""
         if text in ("q", "quit"):
             return self.quit()
         if text in ("u", "undo"):
@@ -158,8 +160,10 @@ class Picking:
 def _numbers(text: str, cells: int) -> list[int]:
     """'1 5,9', and for up to nine cells '159'. Raises ValueError."""
     parts = text.replace(",", " ").split()
-    if cells <= DIGITS:
-        parts = [digit for part in parts for digit in part]
     if not parts or not all(part.isascii() and part.isdecimal() for part in parts):
         raise ValueError(text)
+    if cells <= DIGITS:
+        if any("0" in part and part != "0" for part in parts):  # 10 is a mistake, not 1 and 0
+            raise ValueError(text)
+        parts = [digit for part in parts for digit in part]
     return [int(part) for part in parts]

@@ -49,6 +49,8 @@ def pick_at_prompt(
         except EOFError:
             print("\nend of input: leaving with what is picked.")
             message = picking.quit()
+        except UnicodeDecodeError:
+            message = f"what came is no text: {view.hint}"
         if found := keep() or message:
             print(found)
 
@@ -59,7 +61,8 @@ def pick_at_prompt(
 class PickingWindow:
     """A matplotlib window: click a cell or type its number; the hint below says the other keys.
 
-    What is typed into the terminal is understood as well. Closing the window is q.
+    What is typed into the terminal is understood as well. Closing the window is q. Events only change the picking; what
+    follows from that is sampled and drawn between them, where an interruption is not swallowed by the toolkit.
     """
 
     def __init__(self, picking: Picking, draw: Draw, keep: Keep, title: str) -> None:
@@ -69,6 +72,7 @@ class PickingWindow:
         self.typed = ""
         self.message = ""
         self.shown: View | None = None
+        self.said = ""
         self.layout: Layout | None = None
         with pyplot.rc_context({"toolbar": "None"}):
             self.figure = pyplot.figure(title, figsize=(6.4, 7.2))
@@ -76,7 +80,7 @@ class PickingWindow:
         if getattr(manager, "key_press_handler_id", None) is not None:
             self.figure.canvas.mpl_disconnect(manager.key_press_handler_id)  # q, s and others have a meaning there
         self.axes = self.figure.add_axes((0.02, 0.1, 0.96, 0.84))
-        self.line = self.figure.text(0.5, 0.05, "", ha="center", va="center")
+        self.line = self.figure.text(0.5, 0.05, "", ha="center", va="center", fontsize=9)
         self.open = True
         for event, handle in (
             ("key_press_event", self.on_key),
@@ -95,16 +99,29 @@ class PickingWindow:
             self.axes.imshow(np.asarray(picture))
             self.axes.set_title(view.title, fontsize=11)
             self.shown = view
-        self.line.set_text(f"{self.typed}   {self.message or view.hint + '; or click'}".strip())
-        self.line.set_fontsize(9)
+        elif self._line() == self.said:
+            return
+        self.said = self._line()
+        self.line.set_text(self.said)
         self.figure.canvas.draw_idle()
 
+    def _line(self) -> str:
+        return f"{self.typed}   {self.message or self.picking.view().hint + '; or click'}".strip()
+
+    def outdated(self) -> bool:
+        """Whether other cells are to be drawn than those a person sees, at whom no key or click can be meant."""
+        return self.shown is None or self.picking.stage == "done" or self.picking.view().seeds != self.shown.seeds
+
     def on_key(self, event: Any) -> None:
-        """Digits act at once where one digit says it all, otherwise with Enter or the space bar."""
+        """Digits act at once where one digit says it all, otherwise with Enter; the space bar parts numbers then."""
         key = event.key or ""
+        if self.outdated() and key != "q":
+            return
         cells = len(self.picking.view().seeds)
         if key == "backspace":
             self.typed = self.typed[:-1]
+        elif key in (" ", "space") and self.typed:
+            self.typed += " "
         elif key in ("enter", " ", "space"):
             typed, self.typed = self.typed, ""
             ordering = self.picking.stage == "ordering"
@@ -114,21 +131,21 @@ class PickingWindow:
         elif key in ("u", "q"):
             self.typed = ""
             self.take(key)
-        elif key.isdecimal() and cells > DIGITS:
+        elif key not in tuple("0123456789"):
+            return
+        elif cells > DIGITS:
             self.typed += key
-        elif key.isdecimal() and key != "0" and self.picking.stage == "ordering":
+        elif self.picking.stage == "ordering" and key != "0":
             self.point_at(int(key) - 1)
-        elif key.isdecimal():
+        else:
             self.take(key)
-        self.update_if_open()
 
     def on_click(self, event: Any) -> None:
         """A click picks, and takes back; while ordering it gives the next place."""
-        if event.inaxes is self.axes and self.layout is not None and event.button == 1:
+        if not self.outdated() and event.inaxes is self.axes and event.button == 1:
             cell = self.layout.cell_at(event.xdata, event.ydata, len(self.shown.seeds))
             if cell is not None:
                 self.point_at(cell)
-        self.update_if_open()
 
     def point_at(self, cell: int) -> None:
         """What a click on a cell does."""
@@ -147,10 +164,6 @@ class PickingWindow:
         """The window was closed."""
         self.open = False
 
-    def update_if_open(self) -> None:
-        if self.open and self.picking.stage != "done":
-            self.update()
-
     def run(self) -> None:
         """Until all is picked and ordered, or the window is closed."""
         from matplotlib import pyplot
@@ -160,11 +173,12 @@ class PickingWindow:
         self.figure.show()
         while self.open and self.picking.stage != "done":
             self.figure.canvas.start_event_loop(POLL_SECONDS)
-            while answers is not None and self.open and self.picking.stage != "done" and not answers.empty():
+            while answers is not None and self.picking.stage != "done" and not answers.empty():
                 self.take(answers.get())
                 if self.message:
                     print(self.message)
-                self.update_if_open()
+            if self.open and self.picking.stage != "done":
+                self.update()
         if self.picking.stage != "done":
             self.picking.quit()
             self.keep()

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nvae.errors import UserError
-from nvae.model.hierarchy import Chooser, FromNoise, FromPosterior, FromPrior, HierarchicalVAE, Pass, PerGroup
+from nvae.model.hierarchy import Chooser, FromNoise, FromPosterior, HierarchicalVAE, Pass, PerGroup
 from nvae.seeds import seeded
 
 PASS_IMAGES = 32
@@ -143,10 +143,12 @@ def reconstruct(
     """The mean images (B, C, H, W) in [0, 1] of the posterior's means, from images (B, C, H, W) in [0, 1].
 
     keep_groups: only the first so many latent groups, the top one first, are told about an image; the prior chooses the
-    others, at a temperature: at 0 what it expects most, above with noise of a seed.
+    others, at a temperature: at 0 what it expects most, above with the noise of a seed, the same for all images.
     """
     keep = len(model.groups) if keep_groups is None else keep_groups
-    posterior, prior = _posterior_means(model, images), FromPrior(temperature, seeded(seed, "free groups"))
+    noise = model.no_noise(1) if temperature == 0 else noise_of(model, [seed])
+    posterior = _posterior_means(model, images)
+    prior = FromNoise([group.expand(len(images), -1, -1, -1) for group in noise], temperature)
     choosers: list[Chooser] = [posterior if index < keep else prior for index in range(len(model.groups))]
     return images_of(model, model.top_down(PerGroup(choosers), len(images), picture_only=True))
 
