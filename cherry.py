@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import get_args
 
 from nvae import command_line
-from nvae.checkpoint import load_model, plain_name
-from nvae.command_line import joined, natural, numbers, up_to
+from nvae.checkpoint import load_model
+from nvae.command_line import natural, numbers, up_to
 from nvae.devices import choose_device
-from nvae.sampling.cherry_picking import Selection, load_selection, picture_of, reserve, save_result
+from nvae.sampling.cherry_picking import Selection, load_selection, picture_of, redo
 from nvae.sampling.display import PROTOCOLS, can_open_window, inline_protocol
 from nvae.sampling.picking import Picking
 from nvae.sampling.picking_session import PickingSession
@@ -44,25 +44,25 @@ def main() -> int:
     if options.redo:
         changes = (options.model, options.other, options.passes, options.pixels, options.scale_noise)
         selection = load_selection(options.redo).changed(*changes)
-        record = reserve(options.out, f"{options.redo.name.removesuffix('.json')}_redo")
-        return told(*save_result(selection, record, lambda path: load_model(path, device)))
+        name = f"{options.redo.name.removesuffix('.json')}_redo"
+        return told(*redo(selection, options.out, name, lambda path: load_model(path, device)))
 
     picking = Picking(options.batch, options.winners, command_line.chosen_seed(options))
     shown = Selection(pixels=options.pixels or "mean", scale_noise=options.scale_noise or [1.0])
     model = load_model(options.model, device)
-    record = reserve(options.out, f"cherry_{joined(options.temperature, '-')}_{plain_name(options.model)}")
-    session = PickingSession(model, options.model, options.temperature, options.iterations, picking, shown, record)
-    batch = picture_of(record).with_name(f"batch_of_{record.stem}.png")
+    session = PickingSession(model, options.model, options.temperature, options.iterations, picking, shown, options.out)
+    batch = session.record.with_name(f"batch_of_{picture_of(session.record).name}")
 
     def front_end():
         if can_open_window() and not options.no_window:
-            return PickingWindow(picking, session.draw, session.keep, record.stem).run()
+            return PickingWindow(picking, session.draw, session.keep, session.record.stem).run()
         protocol = inline_protocol() if options.inline is None else options.inline
         return pick_at_prompt(picking, session.draw, session.keep, batch, protocol)
 
-    finished = session.run(front_end)
-    batch.unlink(missing_ok=True)
-    saved = session.save()
+    with command_line.hangups(interrupt=False):  # one of them ends the picking; the result is drawn all the same
+        finished = session.run(front_end)
+        batch.unlink(missing_ok=True)
+        saved = session.save()
     if saved is None:
         print("nothing was picked, nothing is saved.")
     else:

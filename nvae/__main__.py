@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from nvae.command_line import Parser, run
 from nvae.commands import evaluate, importing, interpolate, reconstruct, summary
 
@@ -11,7 +13,11 @@ def main() -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for command in (summary, evaluate, interpolate, reconstruct, importing):
         command.add(commands)
-    options = parser.parse_args()
+    name, *arguments = sys.argv[1:] or [""]
+    if name in commands.choices:
+        options = commands.choices[name].parse_intermixed_args(arguments)  # pictures may stand before and after options
+    else:
+        options = parser.parse_args()  # help, or a word on what is wrong
     options.run(options)
 
 

@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -47,6 +47,10 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:  # as in `... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:  # what nobody foresaw, such as a name that is too long; or the terminal has gone
+        with suppress(OSError):
+            print(f"error: {error.strerror or error}: {error.filename}", file=sys.stderr)
+        code = BAD_INPUT
     sys.exit(code)
 
 
@@ -165,14 +169,15 @@ def same_again(seed: int) -> str:
 
 
 @contextmanager
-def hangups_interrupt() -> Iterator[None]:
-    """Within it, SIGTERM and the closing of the terminal are like Ctrl-C: they raise KeyboardInterrupt."""
+def hangups(interrupt: bool) -> Iterator[None]:
+    """Within it, SIGTERM and a closed terminal raise KeyboardInterrupt, as Ctrl-C does, or do nothing."""
 
-    def interrupt(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
+    def take(*_: object) -> None:
+        if interrupt:
+            raise KeyboardInterrupt
 
     signals = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    before = {number: signal.signal(number, interrupt) for number in signals}
+    before = {number: signal.signal(number, take) for number in signals}
     try:
         yield
     finally:

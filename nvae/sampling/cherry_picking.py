@@ -144,6 +144,18 @@ def picture_of(record: Path) -> Path:
     return record.with_name(f"{record.name.removesuffix('.json')}.png")
 
 
+def redo(
+    selection: Selection, folder: Path, name: str, open_model: Callable[[str], HierarchicalVAE]
+) -> tuple[Path, list[str]]:
+    """`save_result` under a new name."""
+    record = reserve(folder, name)
+    try:
+        return save_result(selection, record, open_model)
+    except BaseException:
+        record.unlink(missing_ok=True)
+        raise
+
+
 def reserve(folder: Path, name: str) -> Path:
     """A new <folder>/<name>.json, or with a number, for which there is no .png either. Raises UserError."""
     number, path = 1, folder / f"{name}.json"

@@ -132,7 +132,7 @@ def save_picture(picture: Image.Image, path: Path, about: dict[str, object]) -> 
     """Save as PNG, with `about` as text in its metadata. Raises UserError where that cannot be."""
     metadata = PngInfo()
     for key, value in about.items():
-        metadata.add_itxt(key, _text(value))
+        metadata.add_itxt(key, as_text(value))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as unfinished:
@@ -157,7 +157,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def save_result(picture: Image.Image, folder: Path, name: str, about: dict[str, object]) -> Path:
     """As <folder>/<name>.png, or with the first number after it that no picture of other settings has."""
-    texts = {key: _text(value) for key, value in about.items()}
+    texts = {key: as_text(value) for key, value in about.items()}
     return save_picture(picture, unused_path(folder, name, ".png", texts), about)
 
 
@@ -170,8 +170,10 @@ def unused_path(folder: Path, name: str, ending: str, texts: dict[str, str] | No
     return path
 
 
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def as_text(value: object) -> str:
+    """A text as it is, but for the bytes of a file's name that are no text; anything else as JSON."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _texts_of(path: Path) -> dict[str, str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nvae.command_line import hangups_interrupt, say
+from nvae.checkpoint import plain_name
+from nvae.command_line import hangups, joined, say
 from nvae.model.hierarchy import HierarchicalVAE
 from nvae.sampling.batch_norm import StatisticsCache, readjusted
-from nvae.sampling.cherry_picking import Cell, Selection, save_result
-from nvae.sampling.grids import Layout, grid, layout, near_square
+from nvae.sampling.cherry_picking import Cell, Selection, reserve, save_result
+from nvae.sampling.grids import Layout, as_text, grid, layout, near_square
 from nvae.sampling.picking import Picking, View
 from nvae.sampling.samples import per_group, sample
 
@@ -22,7 +24,7 @@ class PickingSession:
     """Draws what a picking shows, and keeps what is picked in a JSON file.
 
     model_path, temperature (one number or one per scale), iterations: of the samples. shown: how they are shown, and
-    no cells. record: the JSON file, which is empty so far.
+    no cells. folder: where the JSON file and the result go. Raises UserError.
     """
 
     def __init__(
@@ -33,20 +35,21 @@ class PickingSession:
         iterations: int,
         picking: Picking,
         shown: Selection,
-        record: Path,
+        folder: Path,
     ) -> None:
-        self.model, self.picking, self.shown, self.record = model, picking, shown, record
+        self.model, self.picking, self.shown = model, picking, shown
         self.temperature = per_group(model, temperature, "temperature")
         self.scale_noise = per_group(model, shown.scale_noise, "scale of the noise")
         self.cache = StatisticsCache(model, model_path)
         self.cell = Cell(  # what all samples have in common
-            model=model_path,
+            model=as_text(model_path),
             weights=self.cache.weights,
             seed=picking.first_seed,
             temperature=temperature,
             iterations=iterations,
             statistics=None,
         )
+        self.record = reserve(folder, f"cherry_{joined(temperature, '-')}_{plain_name(model_path)}")
         self.kept = shown
         self.images: dict[int, Tensor] = {}
 
@@ -54,21 +57,29 @@ class PickingSession:
         """Pick through a front end; returns whether that came to its end, or was interrupted."""
         iterations = self.cell.iterations
         try:
-            with readjusted(self.model, self.temperature, iterations, True, self.cache) as found, hangups_interrupt():
+            with (
+                hangups(interrupt=True),
+                readjusted(self.model, self.temperature, iterations, True, self.cache) as found,
+            ):
                 say(found and found.notice)
                 self.cell = self.cell.model_copy(update={"statistics": found and found.digest})
                 front_end()
         except KeyboardInterrupt:
             return False
+        except OSError as error:
+            if error.errno in (errno.EIO, errno.EPIPE):  # the terminal has gone
+                return False
+            raise
         finally:
-            say(self.keep())
+            self.keep()
+            if not self.picking.picks:
+                self.record.unlink(missing_ok=True)
         return True
 
     def save(self) -> tuple[Path, list[str]] | None:
-        """Draw the result; None, and no file, where nothing was picked. Notices and errors as in `save_result`."""
+        """Draw the result; None where nothing was picked. Notices and errors as in `save_result`."""
         selection = self.selection()
         if not selection.cells:
-            self.record.unlink(missing_ok=True)
             return None
         return save_result(selection, self.record, lambda path: self.model)
 

@@ -127,10 +127,6 @@ def test_what_is_transparent_is_laid_on_white(read, saved, mode):
     assert "(8 x 8): laid on white, as" in notice
 
 
-NOT_LOOKED_AT = pytest.mark.xfail(strict=True, reason="a picture that could be transparent is taken to be")
-
-
-@NOT_LOOKED_AT
 def test_a_picture_that_is_transparent_nowhere_is_not_laid_on_white(read, saved):
     pixels = noise(8, 8, 4)
     pixels[..., 3] = 255
