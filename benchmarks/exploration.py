@@ -1,16 +1,16 @@
-"""Exploring: what it saves that a pass with one group jammed starts from the state before that group.
+"""Exploring: what it saves that a pass with one group jammed starts right where that group chooses.
 
     python3 benchmarks/exploration.py [--jams 8] [--device cpu] [CONFIG ...]
 
 Yardstick: the same jams by whole passes, of as many images at once, in the same run. Counted are the operations of
-convolutions; the pass that keeps the states is counted by itself. Prints a table and a line of JSON.
+convolutions of every group's jam in turn; the pass of the unchanged image comes once for all jams. Prints a table and a line of JSON.
 """
 
 import argparse
 import json
-import time
 
 import torch
+from clock import seconds
 from torch.utils.flop_counter import FlopCounterMode
 
 from nvae.config import load_config
@@ -38,16 +38,6 @@ def operations(config):
         by_operator = counter.get_flop_counts()["Global"]
         counts.append(sum(count for operator, count in by_operator.items() if "convolution" in str(operator)))
     return counts[0], counts[1:]
-
-
-def seconds(work, rounds=3):
-    work()
-    best = float("inf")
-    for _ in range(rounds):
-        start = time.perf_counter()
-        work()  # ends with a copy to the CPU, so that it is done when it returns
-        best = min(best, time.perf_counter() - start)
-    return best
 
 
 def measure(name, jams, device):

@@ -9,9 +9,9 @@ where the two passes do not compute at the same speed. Prints a table and a line
 
 import argparse
 import json
-import time
 
 import torch
+from clock import seconds
 from torch.utils.flop_counter import FlopCounterMode
 
 from nvae.config import load_config
@@ -48,16 +48,6 @@ def pass_seconds(model, pixels, batch_size):
         log_importance_weight(result, bound(result, images).log_likelihood)
 
     return seconds(lambda: model.bottom_up(images)[0].sum().item()), seconds(down)
-
-
-def seconds(work, rounds=3):
-    work()
-    best = float("inf")
-    for _ in range(rounds):
-        start = time.perf_counter()
-        work()  # ends with a copy to the CPU, so that it is done when it returns
-        best = min(best, time.perf_counter() - start)
-    return best
 
 
 def measure(name, options, device):

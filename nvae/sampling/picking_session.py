@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nvae.checkpoint import plain_name
 from nvae.command_line import hangups, joined, say
+from nvae.errors import UserError
 from nvae.model.hierarchy import HierarchicalVAE
 from nvae.sampling.batch_norm import StatisticsCache, readjusted
 from nvae.sampling.cherry_picking import Cell, Selection, reserve, save_result
@@ -77,11 +78,15 @@ class PickingSession:
         return True
 
     def save(self) -> tuple[Path, list[str]] | None:
-        """Draw the result; None where nothing was picked. Notices and errors as in `save_result`."""
+        """Draw the result; None where nothing was picked. Notices as in `save_result`; errors name the picks."""
         selection = self.selection()
         if not selection.cells:
             return None
-        return save_result(selection, self.record, lambda path: self.model)
+        try:
+            return save_result(selection, self.record, lambda path: self.model)
+        except UserError as error:
+            seeds = ", ".join(str(cell.seed) for cell in selection.cells)
+            raise UserError(f"{error} You picked the seeds {seeds}.") from error
 
     def draw(self, view: View) -> tuple[Image.Image, Layout]:
         """The picture of a view, and where its cells are."""
