@@ -3,7 +3,8 @@
     python3 benchmarks/exploration.py [--jams 8] [--device cpu] [CONFIG ...]
 
 Yardstick: the same jams by whole passes, of as many images at once, in the same run. Counted are the operations of
-convolutions of every group's jam in turn; the pass of the unchanged image comes once for all jams. Prints a table and a line of JSON.
+convolutions of every group's jam in turn; the pass of the unchanged image comes once for all jams. Prints a table and
+a line of JSON.
 """
 
 import argparse
