@@ -1,5 +1,7 @@
 """Pick the best samples: python3 cherry.py saved_weights/quickstart.checkpoint 0.7 20"""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -7,12 +9,13 @@ from nvae import command_line
 from nvae.checkpoint import load_model
 from nvae.command_line import natural, numbers, up_to
 from nvae.devices import choose_device
-from nvae.sampling.cherry_picking import Selection, load_selection, picture_of, redo
+from nvae.sampling.cherry_picking import Selection, load_selection, picture_of, record_of, redo
 from nvae.sampling.display import PROTOCOLS, can_open_window, inline_protocol
 from nvae.sampling.picking import Picking
 from nvae.sampling.picking_session import PickingSession
 from nvae.sampling.picking_views import PickingWindow, pick_at_prompt
 from nvae.sampling.samples import Pixels
+from nvae.signals import hangups
 
 
 def arguments():
@@ -33,8 +36,8 @@ def arguments():
         parser.error("give a MODEL and a TEMPERATURE, such as 0.7, or --redo FILE.json")
     if options.redo is None and (options.other or options.passes is not None):
         parser.error("--temperature and --iterations are of --redo: give them as TEMPERATURE and ITERATIONS")
-    if options.redo is not None and options.temperature is not None:
-        parser.error("with --redo another temperature is given as --temperature")
+    if options.redo is not None and (options.temperature is not None or options.seed is not None):
+        parser.error("--redo has its seeds, and takes another temperature as --temperature")
     return options
 
 
@@ -53,13 +56,14 @@ def main() -> int:
     session = PickingSession(model, options.model, options.temperature, options.iterations, picking, shown, options.out)
     batch = session.record.with_name(f"batch_of_{picture_of(session.record).name}")
 
-    def front_end():
+    def front_end(notice):
+        command_line.say(notice)
         if can_open_window() and not options.no_window:
             return PickingWindow(picking, session.draw, session.keep, session.record.stem).run()
         protocol = inline_protocol() if options.inline is None else options.inline
         return pick_at_prompt(picking, session.draw, session.keep, batch, protocol)
 
-    with command_line.hangups(interrupt=False):  # one of them ends the picking; the result is drawn all the same
+    with hangups(interrupt=False):  # one of them ends the picking; the result is drawn all the same
         finished = session.run(front_end)
         batch.unlink(missing_ok=True)
         saved = session.save()
@@ -74,7 +78,7 @@ def told(saved, notices) -> int:
     """Say what was saved."""
     for notice in notices:
         print(notice)
-    print(f"{saved}; the same again: python3 cherry.py --redo {saved.with_suffix('.json')}")
+    print(f"{saved}; the same again: python3 {shlex.quote(sys.argv[0])} --redo {shlex.quote(str(record_of(saved)))}")
     return 0
 
 

@@ -5,7 +5,7 @@ from typing import get_args
 
 from nvae import command_line
 from nvae.checkpoint import load_model, plain_name
-from nvae.command_line import joined, number, positive, seconds, up_to
+from nvae.command_line import number, positive, seconds, up_to
 from nvae.data.pictures import read_pictures
 from nvae.devices import choose_device
 from nvae.errors import UserError
@@ -15,7 +15,7 @@ from nvae.sampling.display import show
 from nvae.sampling.exploration import explore, explore_positions, mean_change, sweep, viewpoint
 from nvae.sampling.exploration_pictures import change_table, group_name, overview, positions_picture
 from nvae.sampling.grids import save_result
-from nvae.sampling.samples import encode, noise_of, per_group
+from nvae.sampling.samples import encode, joined, noise_of, per_group
 
 
 def arguments():
@@ -33,9 +33,14 @@ def arguments():
         const="gif",
         help="sweep --group, or the strongest one",
     )
-    parser.add_argument("--seconds", type=seconds, default=4.0, metavar="S", help="of the animation (4)")
+    parser.add_argument("--seconds", type=seconds, metavar="S", help="of the animation (4)")
     command_line.add_seed_device_out(parser, "the sample and of the jams")
-    return parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args()
+    if options.difference and (options.group or options.animate):
+        parser.error("--difference is of the overview: leave out --group and --animate")
+    if options.animate and options.jams or options.seconds is not None and not options.animate:
+        parser.error("--animate has a length, --seconds, and goes without --jams")
+    return options
 
 
 def main() -> None:
@@ -48,7 +53,7 @@ def main() -> None:
     cache, seed = StatisticsCache(model, options.model), command_line.chosen_seed(options)
     temperature, strength = per_group(model, options.temperature, "temperature"), options.strength
     about = {"model": options.model, "weights": cache.weights, "temperature": options.temperature, "seed": seed}
-    about |= {"strength": strength, "image": str(options.image or ""), "iterations": options.iterations}
+    about |= {"strength": strength, "image": str(options.image or "")}
     if options.image:  # a picture's latents have the statistics of training, and its noise is that of temperature 1
         images, notices = read_pictures([options.image], model.config, model.constant.device)
         noise, iterations = encode(model, images), 0
@@ -56,6 +61,7 @@ def main() -> None:
         temperature, strength = 1.0, [strength * t for t in spread]
     else:
         noise, iterations, notices = noise_of(model, [seed]), options.iterations, []
+    about |= {"iterations": iterations}
     with readjusted(model, temperature, iterations, progress=True, cache=cache) as statistics:
         for notice in (*notices, statistics and statistics.notice):
             command_line.say(notice)
@@ -78,7 +84,7 @@ def draw(options, model, view, strength, seed, about):
     if options.animate:
         if group is None:
             group = max(range(len(found)), key=lambda index: mean_change(found[index], view.image))
-        frames = max(2, round(options.seconds * FRAMES_PER_SECOND))
+        frames = max(2, round((options.seconds or 4) * FRAMES_PER_SECOND))
         about |= {"group": group + 1, "frames": frames}
         name += f"_group{group + 1}"
         images = sweep(model, view, group, frames, strength, seed)
@@ -87,7 +93,7 @@ def draw(options, model, view, strength, seed, about):
         jams = options.jams or 4
         found = explore_positions(model, view, group, jams, strength, seed, progress=True)
         print(f"group {group_name(model, group)}: the mean change of a position is {found.influence.mean():.4f}")
-        picture, name = positions_picture(view, found), f"{name}_group{group + 1}"
+        picture, name = positions_picture(view, found, model.config.padding), f"{name}_group{group + 1}"
     else:
         picture = overview(model, view, found, options.difference)
     about |= {"jams": jams, "group": options.group or 0, "difference": options.difference}

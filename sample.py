@@ -7,12 +7,12 @@ from tqdm import tqdm
 
 from nvae import command_line
 from nvae.checkpoint import load_model, plain_name
-from nvae.command_line import joined, numbers, positive, up_to
+from nvae.command_line import numbers, positive, up_to
 from nvae.devices import choose_device
 from nvae.sampling.batch_norm import StatisticsCache, readjusted
 from nvae.sampling.display import show
 from nvae.sampling.grids import grid, save_result, single
-from nvae.sampling.samples import PASS_IMAGES, Pixels, per_group, sample
+from nvae.sampling.samples import PASS_IMAGES, Pixels, joined, per_group, sample
 
 
 def arguments():

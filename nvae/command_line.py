@@ -6,10 +6,9 @@ import argparse
 import os
 import secrets
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -33,6 +32,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
     Bad input is 2 and one sentence on the standard error, without a traceback.
     """
+    if os.environ.get("MPLBACKEND", "").startswith("module://"):  # a notebook's, which a program cannot draw in
+        del os.environ["MPLBACKEND"]
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file's name may hold what the terminal's encoding does not
             stream.reconfigure(errors="backslashreplace")
@@ -44,6 +45,11 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted.", file=sys.stderr)
         code = INTERRUPTED
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        print("error: the memory is not enough; ask for fewer images at once, or for --device cpu.", file=sys.stderr)
+        code = BAD_INPUT
     except BrokenPipeError:  # as in `... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -108,11 +114,6 @@ def seconds(text: str) -> float:
     return value
 
 
-def joined(values: Sequence[float], separator: str = ",") -> str:
-    """Numbers as a person would type them."""
-    return separator.join(f"{value:g}" for value in values)
-
-
 # ------------------------------------------------------------------------------------------ arguments of the tools
 
 
@@ -163,23 +164,5 @@ def same_again(seed: int) -> str:
     program, *arguments = sys.argv
     if not any(argument == "--seed" or argument.startswith("--seed=") for argument in arguments):
         arguments += ["--seed", str(seed)]
-    path = Path(program)
-    program = "-m nvae" if path.name == "__main__.py" else path.name
+    program = "-m nvae" if Path(program).name == "__main__.py" else shlex.quote(program)
     return f"the same again: python3 {program} {shlex.join(arguments)}"
-
-
-@contextmanager
-def hangups(interrupt: bool) -> Iterator[None]:
-    """Within it, SIGTERM and a closed terminal raise KeyboardInterrupt, as Ctrl-C does, or do nothing."""
-
-    def take(*_: object) -> None:
-        if interrupt:
-            raise KeyboardInterrupt
-
-    signals = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    before = {number: signal.signal(number, take) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

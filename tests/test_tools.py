@@ -17,7 +17,7 @@ from PIL import Image
 from nvae.checkpoint import load_model, save, weights_digest
 from nvae.data.images import fit
 from nvae.sampling import batch_norm, cherry_picking
-from nvae.sampling.grids import grid, single
+from nvae.sampling.grids import grid, layout, single
 from nvae.sampling.samples import sample
 
 MODEL = "saved_weights/tiny.model"
@@ -25,12 +25,22 @@ MODEL = "saved_weights/tiny.model"
 
 @pytest.fixture(scope="module")
 def models(make_model, tmp_path_factory):
-    """Models of four latent groups on two scales: tiny.model, other.model, and known.model that knows its KLs."""
+    """Models of four latent groups on two scales: tiny.model, other.model, and known.model that knows its KLs.
+
+    Their posteriors are far from their priors, so that pictures matter.
+    """
+
+    def make(seed=0):
+        model = make_model(seed, sampling_method="logistic_mixture")  # whose mean is not its most likely value
+        for group in model.groups:
+            group.posterior_head.parametrizations.weight.original0.data.mul_(30)
+            group.decoder_combiner.parametrizations.weight.original0.data.mul_(3)
+        return model
+
     folder = tmp_path_factory.mktemp("models")
-    mixture = {"sampling_method": "logistic_mixture"}  # whose mean is not its most likely value
-    save(make_model(**mixture), folder / "tiny.model")
-    save(make_model(seed=1, **mixture), folder / "other.model")
-    known = make_model(**mixture)
+    save(make(), folder / "tiny.model")
+    save(make(seed=1), folder / "other.model")
+    known = make()
     known.kl_per_group = [0.25, 1.5, 3.0, 12.75]
     save(known, folder / "known.model")
     return folder
@@ -71,6 +81,14 @@ def text_of(path):
 def pixels_of(path):
     with Image.open(path) as picture:
         return np.asarray(picture, int)
+
+
+def cells_of(path, row=0):
+    """The images in a row of a grid with captions, as interpolate and reconstruct make them."""
+    pixels = pixels_of(path)
+    height = layout(8, 1, cell=128, captions=["some"]).row_height
+    top = 4 + row * height
+    return [pixels[top : top + 128, left : left + 128] for left in range(4, pixels.shape[1] - 128, 132)]
 
 
 def all_differ(pictures):
@@ -255,6 +273,15 @@ def test_the_end_of_the_input_keeps_the_picks(command, typed):
     assert seeds_in("images/cherry_0.7_tiny.json") == [52, 53]
 
 
+@pytest.mark.xfail(strict=True, reason="the picture of the batch stays")
+def test_an_error_in_the_middle_leaves_no_files(command, typed, monkeypatch):
+    monkeypatch.setitem(sys.modules, "chafa", None)  # as where it is not installed
+    typed("q")
+    arguments = (MODEL, "0.7", "0", "--seed", "50", "--inline", "sixel")
+    command("cherry.py", *arguments).assert_refused("need the extra 'terminal'")
+    assert saved() == []
+
+
 def test_one_winner(command, typed):
     typed("7")
     assert command("cherry.py", MODEL, "0.7", "0", "--seed", "50", "--winners", "1").code == 0
@@ -305,7 +332,6 @@ def test_ctrl_c_keeps_the_picks_and_draws_them(command, monkeypatch):
     assert saved() == ["cherry_0.7_tiny.json", "cherry_0.7_tiny.png"]
 
 
-@pytest.mark.xfail(strict=True, reason="OSError of what is printed, before the picture is drawn")
 def test_a_terminal_that_is_gone_is_the_end_of_the_input(command, monkeypatch):
     """Where the input ends before the signal comes, and nothing can be printed any more."""
     lines = ["3 5"]
@@ -332,7 +358,6 @@ def test_a_terminal_that_is_gone_is_the_end_of_the_input(command, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there are no hang-ups")
-@pytest.mark.xfail(strict=True, reason="it ends the program before the picture is drawn")
 def test_a_second_hangup_does_not_stop_the_drawing(command, monkeypatch):
     """A shell in a closing terminal passes the hang-up on, and the system sends its own."""
     unheeded, lines = [], iter(["3 5"])
@@ -422,7 +447,6 @@ def test_a_redo_with_other_statistics_on_purpose_calls_it_no_rounding(picked, ch
     assert "rounding" not in picked(*changes).out
 
 
-@pytest.mark.xfail(strict=True, reason="the reserved .json stays, empty")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -506,8 +530,15 @@ def test_exploring_around_a_picture_of_another_size_says_what_was_done_to_it(com
     assert len(rows_of_table(out)) == 4
     assert saved() == ["exploration_tiny_temperature0.7_wide_seed5.png"]
     assert text_of(f"images/{saved()[0]}")["image"] == "wide.png"
-    _, out, _ = command(EXPLORE, MODEL, "0.7", "--seed", "5", "--image", "right.png")
-    assert "resized" not in out
+
+
+def test_a_higher_temperature_changes_a_picture_more(command):
+    changes = []
+    for temperature in ("0.5", "3"):
+        _, out, _ = command(EXPLORE, MODEL, temperature, "--seed", "5", "--image", "right.png")
+        assert "as the model wants it" not in out
+        changes.append([change for _, change, _ in rows_of_table(out)])
+    assert all(hot > cold for cold, hot in zip(*changes, strict=True))
 
 
 def test_an_animation_of_the_strongest_group(command):
@@ -546,14 +577,17 @@ def test_the_way_between_two_pictures(command):
     assert code == 0
     assert "wide.png (20 x 14): cut to a square" in out
     assert saved() == ["interpolation_tiny_wide_right.png"]
-    with Image.open("images/interpolation_tiny_wide_right.png") as picture:
-        assert picture.width == 5 * 132 + 4  # A, three steps, B
-        assert json.loads(picture.text["pictures"]) == ["wide.png", "right.png"]
-        cells = [np.asarray(picture.crop((4 + 132 * i, 4, 132 + 132 * i, 132)), int) for i in range(5)]
+    assert json.loads(text_of("images/interpolation_tiny_wide_right.png")["pictures"]) == ["wide.png", "right.png"]
+    cells = cells_of("images/interpolation_tiny_wide_right.png")
+    assert len(cells) == 5  # A, three steps, B
     assert all_differ(cells)
     with Image.open("right.png") as right:
-        expected = np.asarray(right.resize((128, 128), Image.Resampling.BICUBIC), int)
-    np.testing.assert_allclose(cells[4], expected, atol=1)
+        np.testing.assert_allclose(cells[4], np.asarray(right.resize((128, 128), Image.Resampling.BICUBIC)), atol=1)
+    command("-m", "reconstruct", MODEL, "wide.png", "right.png")
+    (of_a, of_b) = (cells_of("images/reconstruction_tiny.png", row)[1] for row in (0, 1))
+    np.testing.assert_allclose(cells[1], of_a, atol=1)
+    np.testing.assert_allclose(cells[3], of_b, atol=1)
+    assert np.abs(cells[1] - cells[3]).max() > 5
 
 
 def test_the_way_there_and_back_as_an_animation(command):
@@ -566,9 +600,8 @@ def test_the_way_there_and_back_as_an_animation(command):
 @pytest.mark.parametrize(
     ("mixing", "result"),
     [
-        (["--coarse-from", "A", "--fine-from", "B"], "AB"),
-        (["--fine-from", "a"], "BA"),
-        (["--coarse-from", "right.png", "--fine-from", "A"], "BA"),
+        (["--fine-from", "B"], "AB"),
+        (["--coarse-from", "right.png", "--fine-from", "a"], "BA"),
     ],
 )
 def test_mixtures_take_the_coarse_from_one_and_the_fine_from_the_other(command, mixing, result):
@@ -577,8 +610,13 @@ def test_mixtures_take_the_coarse_from_one_and_the_fine_from_the_other(command, 
     assert saved() == [f"mixture_tiny_wide_right_{result}.png"]
     about = text_of(f"images/{saved()[0]}")
     assert about["coarse"] + about["fine"] == result
-    with Image.open(f"images/{saved()[0]}") as picture:
-        assert picture.width == 7 * 132 + 4  # the two, and 4, 3, 2, 1, 0 of four groups
+    cells = cells_of(f"images/{saved()[0]}")
+    assert len(cells) == 7  # the one, what has 4, 3, 2, 1, 0 of its four groups, and the other
+    command("-m", "reconstruct", MODEL, *(("wide.png", "right.png") if result == "AB" else ("right.png", "wide.png")))
+    for place in (0, 1):
+        picture, reconstruction = cells_of("images/reconstruction_tiny.png", row=place)
+        np.testing.assert_allclose(cells[(0, 6)[place]], picture, atol=1)
+        np.testing.assert_allclose(cells[(1, 5)[place]], reconstruction, atol=1)
 
 
 def test_a_walk_between_samples(command):
@@ -623,7 +661,6 @@ def test_wrong_ways_are_refused(command, folder, arguments, pattern):
     assert files(folder) == before
 
 
-@pytest.mark.xfail(reason="argparse: pictures after an option are 'unrecognized arguments'")
 def test_options_may_stand_before_the_pictures(command):
     assert command("-m", "interpolate", MODEL, "--steps", "3", "wide.png", "right.png").code == 0
 
@@ -638,14 +675,13 @@ def test_reconstructions_of_more_and_more_groups(command):
     assert all(0 < float(error) < 1 for row in table for error in row[1:])
     assert [len(row) for row in table] == [4, 4]
     assert saved() == ["reconstruction_tiny.png"]
-    with Image.open("images/reconstruction_tiny.png") as picture:
-        assert picture.width == 4 * 132 + 4
-        assert json.loads(picture.text["keep_groups"]) == [0, 1, 4]
-        shown = np.asarray(picture.crop((4, 4, 132, 132)), int)
+    assert json.loads(text_of("images/reconstruction_tiny.png")["keep_groups"]) == [0, 1, 4]
+    cells = cells_of("images/reconstruction_tiny.png")
+    assert len(cells) == 4
+    assert all_differ(cells)
     with Image.open("wide.png") as wide:
         fitted = Image.fromarray(fit(wide, 8, 3).transpose(1, 2, 0))
-    expected = np.asarray(fitted.resize((128, 128), Image.Resampling.BICUBIC), int)
-    np.testing.assert_allclose(shown, expected, atol=1)
+    np.testing.assert_allclose(cells[0], np.asarray(fitted.resize((128, 128), Image.Resampling.BICUBIC)), atol=1)
 
 
 def test_a_reconstruction_needs_no_options(command):
@@ -671,7 +707,7 @@ def test_the_free_groups_of_a_reconstruction_have_a_temperature(command):
         (["right.png", "--keep-groups", "0,-1"], "'-1' is not a whole number from 0 on"),
         (["right.png", "--keep-groups", "1.5"], "'1.5' is not a whole number from 0 on"),
         (["right.png", "--keep-groups", "some"], "'some' is not a whole number from 0 on"),
-        (["right.png", "--temperature", "1,2,3"], "3 numbers are given as the temperature"),
+        (["right.png", "--keep-groups", "1", "--temperature", "1,2,3"], "3 numbers are given as the temperature"),
     ],
 )
 def test_wrong_reconstructions_are_refused(command, folder, arguments, pattern):
@@ -809,7 +845,6 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(command, folder, typed,
 LONG = "x" * 300
 
 
-@pytest.mark.xfail(reason="OSError: File name too long, before Python 3.14")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -826,7 +861,6 @@ def test_names_that_are_too_long_are_one_sentence(command, folder, arguments):
     command(*arguments).assert_refused("xxx|zzz")
 
 
-@pytest.mark.xfail(strict=True, reason="UnicodeEncodeError, or PydanticSerializationError")
 @pytest.mark.parametrize("script", ["sample.py", "cherry.py", EXPLORE])
 def test_names_that_are_no_text_are_fine(command, folder, typed, script):
     name = os.fsdecode(b"\xff.model")

@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from nvae.checkpoint import load_model, plain_name
-from nvae.command_line import (
-    natural,
-    positive,
-)
+from nvae.command_line import natural, positive
 from nvae.config import Config, DatasetName, config_from_dict
 from nvae.data.registry import load_data
 from nvae.devices import choose_device, favour_speed

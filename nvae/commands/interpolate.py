@@ -11,9 +11,9 @@ import torch
 from nvae.checkpoint import load_model, plain_name, weights_digest
 from nvae.command_line import (
     ITERATIONS,
+    LONGEST_ANIMATION,
     add_seed_device_out,
     chosen_seed,
-    joined,
     natural,
     numbers,
     same_again,
@@ -29,7 +29,7 @@ from nvae.sampling.batch_norm import StatisticsCache, readjusted
 from nvae.sampling.display import show
 from nvae.sampling.grids import grid, near_square, save_result
 from nvae.sampling.interpolation import interpolate, mix, walk
-from nvae.sampling.samples import encode, per_group
+from nvae.sampling.samples import encode, joined, per_group
 
 CELL = 128  # pixels of an image in a picture
 MOST_COLUMNS = 12
@@ -41,7 +41,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("model", metavar="MODEL", help="a .checkpoint or .model file")
     command.add_argument("pictures", type=Path, nargs="*", metavar="A.png B.png", help="two pictures, unless --walk")
-    command.add_argument("--steps", type=up_to(100), default=8, metavar="N", help="images from A to B (8)")
+    command.add_argument("--steps", type=up_to(100), metavar="N", help="images from A to B (8)")
     command.add_argument("--coarse-from", metavar="A|B", help="mix: whose the first 0, 1, 2... latent groups are,")
     command.add_argument("--fine-from", metavar="A|B", help="and whose the others are")
     command.add_argument("--walk", type=up_to(1000), metavar="N", help="a round trip of N samples, as an animation")
@@ -61,6 +61,12 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def interpolate_images(options: argparse.Namespace) -> None:
     pictures, mixing = options.pictures, _mixing(options)
+    if options.seconds is not None and not (options.walk or options.animate):
+        raise UserError("--seconds is the length of an animation: say --animate or --walk with it.")
+    if options.steps is not None and (options.walk or options.animate or mixing):
+        raise UserError(
+            "--steps is of the way from A to B in one picture: leave it out, or --walk, --animate and mixing."
+        )
     if options.walk:
         if pictures or mixing:
             raise UserError("--walk leads from sample to sample: leave out the pictures and what belongs to them.")
@@ -71,8 +77,10 @@ def interpolate_images(options: argparse.Namespace) -> None:
         raise UserError(f"{len(pictures)} pictures are given; give two, A and B, or --walk N to go between samples.")
     if options.temperature or options.iterations is not None or options.seed is not None:
         raise UserError("--temperature, --iterations and --seed belong to --walk: pictures have their own latents.")
-    if options.steps < 2:
+    if options.steps == 1:
         raise UserError("--steps 1 leads nowhere; give 2 or more.")
+    if options.animate and mixing:
+        raise UserError("--animate is of the way from A to B: leave out --coarse-from and --fine-from.")
     model = load_model(options.model, choose_device(options.device))
     images, notices = read_pictures(pictures, model.config, model.constant.device)
     for notice in notices:
@@ -80,7 +88,7 @@ def interpolate_images(options: argparse.Namespace) -> None:
     a, b = (encode(model, image[None]) for image in images)
     about = {"model": options.model, "weights": weights_digest(model), "pictures": [str(path) for path in pictures]}
     name = f"{plain_name(options.model)}_{pictures[0].stem}_{pictures[1].stem}"
-    if options.animate and not mixing:
+    if options.animate:
         frames = max(2, round((options.seconds or 4) * FRAMES_PER_SECOND))
         there = interpolate(model, a, b, torch.linspace(0, 1, frames // 2 + 1))
         back = there.flip(0)[1:-1]
@@ -96,10 +104,10 @@ def interpolate_images(options: argparse.Namespace) -> None:
         cells = torch.cat([coarse[:1], found.flip(0), coarse[1:]])
         name, about = f"mixture_{name}_{mixing}", about | {"coarse": mixing[0], "fine": mixing[1]}
     else:
-        times = torch.linspace(0, 1, options.steps)
+        times = torch.linspace(0, 1, options.steps or 8)
         captions = ["A", *(f"{t:.2f}" for t in times.tolist()), "B"]
         cells = torch.cat([images[:1], interpolate(model, a, b, times), images[1:]])
-        name, about = f"interpolation_{name}", about | {"steps": options.steps}
+        name, about = f"interpolation_{name}", about | {"steps": len(times)}
     columns = len(cells) if len(cells) <= MOST_COLUMNS else near_square(len(cells))
     picture = grid(cells, columns, cell=CELL, captions=captions)
     saved = save_result(picture, options.out, name, about)
@@ -132,7 +140,7 @@ def _walk(options: argparse.Namespace) -> None:
     iterations = ITERATIONS if options.iterations is None else options.iterations
     of_groups = per_group(model, temperature, "temperature")
     seeds = range(seed, seed + options.walk)
-    frames = max(options.walk, round((options.seconds or 2 * options.walk) * FRAMES_PER_SECOND))
+    frames = max(options.walk, round((options.seconds or min(2 * options.walk, LONGEST_ANIMATION)) * FRAMES_PER_SECOND))
     about = {"model": options.model, "weights": cache.weights, "temperature": temperature, "iterations": iterations}
     about |= {"seeds": list(seeds), "frames": frames}
     name = f"walk_{plain_name(options.model)}_temperature{joined(temperature, '-')}_seed{seed}"

@@ -22,7 +22,7 @@ from nvae.errors import UserError
 from nvae.sampling.display import show
 from nvae.sampling.exploration import mean_change
 from nvae.sampling.grids import grid, save_result
-from nvae.sampling.samples import per_group, reconstruct
+from nvae.sampling.samples import is_random, per_group, reconstruct
 from nvae.summary import table
 
 CELL = 128  # pixels of an image in a picture
@@ -44,13 +44,16 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def reconstruct_pictures(options: argparse.Namespace) -> None:
+    if options.temperature and not options.keep_groups:
+        raise UserError("--temperature is of the groups that are not kept: say --keep-groups with it.")
     model = load_model(options.model, choose_device(options.device))
     groups = len(model.groups)
     kept = options.keep_groups or [groups]
     if wrong := [k for k in kept if k > groups]:
         raise UserError(f"--keep-groups is {wrong[0]}; the model has {groups} latent groups.")
     temperature = per_group(model, options.temperature or [0.0], "temperature")
-    seed = chosen_seed(options)
+    random = is_random(temperature) and min(kept) < groups
+    seed = chosen_seed(options) if random else 0
     images, notices = read_pictures(options.pictures, model.config, model.constant.device)
     for notice in notices:
         print(notice)
@@ -69,6 +72,6 @@ def reconstruct_pictures(options: argparse.Namespace) -> None:
     about |= {"temperature": options.temperature or [0.0]}
     saved = save_result(picture, options.out, f"reconstruction_{plain_name(options.model)}", about)
     print(saved)
-    if any(keep < groups for keep in kept) and temperature:
+    if random:
         print(same_again(seed))
     show(picture, saved.name)

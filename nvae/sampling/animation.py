@@ -39,16 +39,16 @@ def save_animation(
     """
     if format == "mp4":
         _ffmpeg()  # before the work
-    path = unused_path(folder, name, f".{format}")
     with tqdm(total=frames, desc="animating", unit="frame", leave=False, disable=None) as bar:
         pictures = []
         for batch in images:
-            pictures += [_enlarged(pixels, side) for pixels in to_pixels(batch)]
+            pictures += list(to_pixels(batch))
             bar.update(len(batch))
+    path = unused_path(folder, name, f".{format}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as unfinished:
-            (_write_gif if format == "gif" else _write_mp4)(pictures, unfinished, json.dumps(about))
+            (_write_gif if format == "gif" else _write_mp4)(pictures, side, unfinished, json.dumps(about))
     except OSError as error:
         raise UserError(
             f"{path} could not be saved: {error}; make room or choose a folder that can be written."
@@ -62,13 +62,14 @@ def _enlarged(pixels: np.ndarray, side: int) -> Image.Image:
     return image.resize((image.width * times, image.height * times), Image.Resampling.BICUBIC)
 
 
-def _write_gif(pictures: list[Image.Image], path: Path, comment: str) -> None:
+def _write_gif(frames: list[np.ndarray], side: int, path: Path, comment: str) -> None:
     # One palette for all frames, or the background flickers: that of some of them side by side.
-    some = pictures[:: max(1, len(pictures) // 16)]
+    some = [_enlarged(pixels, side) for pixels in frames[:: max(1, len(frames) // 16)]]
     strip = Image.new("RGB", (some[0].width * len(some), some[0].height))
     for i, picture in enumerate(some):
         strip.paste(picture, (i * picture.width, 0))
     palette = strip.quantize(PALETTE_COLOURS, Image.Quantize.MEDIANCUT)
+    pictures = (_enlarged(pixels, side) for pixels in frames)
     first, *others = (picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for picture in pictures)
     first.save(
         path,
@@ -81,26 +82,26 @@ def _write_gif(pictures: list[Image.Image], path: Path, comment: str) -> None:
     )
 
 
-def _write_mp4(pictures: list[Image.Image], path: Path, comment: str) -> None:
+def _write_mp4(frames: list[np.ndarray], side: int, path: Path, comment: str) -> None:
     ffmpeg = _ffmpeg()
     writer = ffmpeg.write_frames(
         str(path),
-        pictures[0].size,
+        _enlarged(frames[0], side).size,
         fps=FRAMES_PER_SECOND,
         quality=8,
         macro_block_size=2,
         output_params=["-metadata", f"comment={comment}", "-f", "mp4"],
     )
     writer.send(None)
-    for picture in pictures:
-        writer.send(picture.tobytes())
+    for pixels in frames:
+        writer.send(_enlarged(pixels, side).tobytes())
     writer.close()
     try:  # a program that came to grief does not say so
         written, _ = ffmpeg.count_frames_and_secs(str(path))
     except RuntimeError:
         written = 0
-    if written != len(pictures):
-        raise OSError(f"{written} of {len(pictures)} frames were written")
+    if written != len(frames):
+        raise OSError(f"{written} of {len(frames)} frames were written")
 
 
 def _ffmpeg():

@@ -35,7 +35,7 @@ class Statistics:
 
     means: list[Tensor]
     variances: list[Tensor]
-    uncertainty: float  # relative standard error of the variances in the worst layer; after one pass NaN
+    uncertainty: float  # relative standard error in the worst layer; after one pass NaN
 
     @property
     def settled(self) -> bool:
@@ -51,7 +51,7 @@ class Statistics:
             found = "one pass cannot tell whether the batch-norm statistics have settled"
         else:
             found = "the batch-norm statistics have not settled: from pass to pass the activations differ so much that "
-            found += f"their variance is uncertain by {self.uncertainty:.0%} (up to {SETTLED:.0%} is fine)"
+            found += f"these are uncertain by {self.uncertainty:.0%} (up to {SETTLED:.0%} is fine)"
         return f"{found}; give more ITERATIONS, or a lower temperature."
 
     @property
@@ -79,15 +79,15 @@ def readjusted(
     """Within it, a model in eval mode has the decoder's statistics for this temperature; then its own again.
 
     temperature: as `FromPrior` takes it. iterations: passes of 16 images; 0 leaves the statistics as they are, and
-    yields None. cache: where statistics measured before are found, and these are kept.
-    The passes are averaged exactly and in float32, the mean of all images by the mean of the passes' means, their
+    yields None, as does a model without batch norms. cache: where statistics measured before are found, and these are
+    kept. The passes are averaged exactly and in float32, the mean of all images by the mean of the passes' means, their
     variance by the mean of the variances plus the variance of the means. Always the same draws: a temperature has its
     statistics, whatever is sampled with them. Raises UserError when a statistic is not finite.
     """
-    if iterations == 0:
+    norms = decoder_norms(model)
+    if iterations == 0 or not norms:
         yield None
         return
-    norms = decoder_norms(model)
     statistics = cache.find(temperature, iterations) if cache else None
     if statistics is None:
         statistics = measure(model, temperature, iterations, progress)
@@ -165,13 +165,14 @@ class _Moments:
         return self.mean_variance + self.squared_distances / self.passes
 
     def uncertainty(self) -> float:
-        """Relative standard error of the variance, root mean square over the channels.
+        """Standard error of the variance, relative to it, and of the mean, in standard deviations, over the channels.
 
-        It is 1 where one pass outdoes all others. Passes of 16 independent images from a Normal differ by a third, so
-        that twenty of them leave 8 % or less.
+        It is 1 where one pass outdoes all others. Passes of 16 independent images from a Normal differ by a third in
+        their variance and a quarter in their mean, so that twenty of them leave a tenth or less.
         """
-        squared_error = self.squared_deviations / (self.passes * (self.passes - 1))
-        return (squared_error / (self.mean_variance + self.eps).square()).mean().sqrt().item()
+        scale = self.mean_variance + self.eps
+        squared_error = self.squared_deviations / scale.square() + self.squared_distances / scale
+        return (squared_error / (self.passes * (self.passes - 1))).mean().sqrt().item()
 
     def finite(self) -> bool:
         return bool((self.mean.isfinite() & self.mean_variance.isfinite()).all())

@@ -50,7 +50,7 @@ class Selection(BaseModel):
 
     def save(self, path: Path) -> None:
         """Write the JSON file, all of it or nothing. Raises OSError."""
-        with replacing(path) as unfinished, open(unfinished, "w") as file:
+        with replacing(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
             file.write(self.model_dump_json(indent=2) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -142,6 +142,11 @@ def save_result(
 def picture_of(record: Path) -> Path:
     """Where the picture of a selection's .json file goes."""
     return record.with_name(f"{record.name.removesuffix('.json')}.png")
+
+
+def record_of(picture: Path) -> Path:
+    """The .json file of a picture."""
+    return picture.with_name(f"{picture.name.removesuffix('.png')}.json")
 
 
 def redo(

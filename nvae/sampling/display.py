@@ -12,7 +12,6 @@ from PIL import Image
 
 from nvae.errors import UserError
 
-NOT_INTERACTIVE = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
 MOST_COLUMNS = 60  # of a terminal, for one picture
 
 Inline = Literal["kitty", "iterm2", "sixel"]
@@ -23,9 +22,15 @@ def can_open_window() -> bool:
     """Whether there is a display, and matplotlib has a toolkit for it."""
     if not _has_display():
         return False
-    import matplotlib
+    from matplotlib import pyplot
 
-    return matplotlib.get_backend().lower() not in NOT_INTERACTIVE
+    try:
+        figure = pyplot.figure()  # what a toolkit says of itself, it may not keep
+    except Exception:  # each of them has its own
+        return False
+    able = figure.canvas.required_interactive_framework is not None
+    pyplot.close(figure)
+    return able
 
 
 def _has_display() -> bool:

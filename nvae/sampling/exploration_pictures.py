@@ -45,10 +45,11 @@ def overview(model: HierarchicalVAE, view: Viewpoint, images: list[Tensor], diff
     return grid(torch.cat([*first, *rows]), columns, cell=CELL, labels=["unchanged", *names])
 
 
-def positions_picture(view: Viewpoint, found: Positions) -> Image.Image:
+def positions_picture(view: Viewpoint, found: Positions, padding: int) -> Image.Image:
     """Above: the image, where in it the group matters, which of its positions do. Below: the strongest ones alone."""
     size = view.image.shape[-1]
-    where, which = found.where[None], enlarged(found.influence[None], size)
+    where, which = found.where[None], enlarged(found.influence[None], size + 2 * padding)
+    which = which[:, padding : padding + size, padding : padding + size]  # a model's margin has latents, too
     above = [
         _colour(view.image[None]),
         heat_maps(where, where.max().item()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -147,7 +148,7 @@ def save_picture(picture: Image.Image, path: Path, about: dict[str, object]) -> 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write, which takes the place of `path` in the end, or goes away where something is raised."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     try:
         yield unfinished
         unfinished.replace(path)
@@ -180,5 +181,5 @@ def _texts_of(path: Path) -> dict[str, str] | None:
     try:
         with Image.open(path) as picture:
             return {key: str(text) for key, text in getattr(picture, "text", {}).items()}
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None

@@ -11,14 +11,14 @@ from PIL import Image
 from torch import Tensor
 
 from nvae.checkpoint import plain_name
-from nvae.command_line import hangups, joined, say
 from nvae.errors import UserError
 from nvae.model.hierarchy import HierarchicalVAE
 from nvae.sampling.batch_norm import StatisticsCache, readjusted
 from nvae.sampling.cherry_picking import Cell, Selection, reserve, save_result
 from nvae.sampling.grids import Layout, as_text, grid, layout, near_square
 from nvae.sampling.picking import Picking, View
-from nvae.sampling.samples import per_group, sample
+from nvae.sampling.samples import joined, per_group, sample
+from nvae.signals import hangups
 
 
 class PickingSession:
@@ -54,17 +54,19 @@ class PickingSession:
         self.kept = shown
         self.images: dict[int, Tensor] = {}
 
-    def run(self, front_end: Callable[[], None]) -> bool:
-        """Pick through a front end; returns whether that came to its end, or was interrupted."""
+    def run(self, front_end: Callable[[str | None], None]) -> bool:
+        """Pick through a front end, which is told of statistics that did not settle.
+
+        Returns whether it came to its end, or was interrupted.
+        """
         iterations = self.cell.iterations
         try:
             with (
                 hangups(interrupt=True),
                 readjusted(self.model, self.temperature, iterations, True, self.cache) as found,
             ):
-                say(found and found.notice)
                 self.cell = self.cell.model_copy(update={"statistics": found and found.digest})
-                front_end()
+                front_end(found and found.notice)
         except KeyboardInterrupt:
             return False
         except OSError as error:

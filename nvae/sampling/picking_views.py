@@ -7,12 +7,14 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
+from nvae.errors import UserError
 from nvae.sampling.display import Inline, inline
 from nvae.sampling.grids import Layout, save_picture
 from nvae.sampling.picking import DIGITS, Picking, View
@@ -38,11 +40,14 @@ def pick_at_prompt(
         view = picking.view()
         if view != shown:
             picture, _ = draw(view)
-            save_picture(picture, path, {"seeds": view.seeds})
+            try:
+                where = save_picture(picture, path, {"seeds": view.seeds})
+            except UserError as error:  # worth no pick
+                where = f"({error})"
             if protocol != "none":
                 sys.stdout.flush()
                 sys.stdout.buffer.write(inline(picture, protocol) + b"\n")
-            print(f"\n{view.title}: {path}")
+            print(f"\n{view.title}: {where}")
             shown = view
         try:
             message = picking.answer(input(f"{view.hint}: "))
@@ -191,10 +196,15 @@ def answers_from_the_terminal() -> queue.SimpleQueue[str] | None:
         return None
     answers: queue.SimpleQueue[str] = queue.SimpleQueue()
     file = sys.stdin.fileno()
+    with suppress(OSError):  # a terminal without job control
+        if hasattr(os, "tcgetpgrp") and os.tcgetpgrp(file) != os.getpgrp():
+            return None  # the shell stops a program that reads in the background
 
     def read() -> None:  # not from sys.stdin, whose lock must be free when the program ends
-        while line := os.read(file, 4096):
-            answers.put(line.decode(errors="replace"))
+        with suppress(OSError):  # the terminal may go
+            while text := os.read(file, 4096):
+                for line in text.decode(errors="replace").splitlines():
+                    answers.put(line)
 
     threading.Thread(target=read, daemon=True).start()
     return answers

@@ -7,7 +7,7 @@ prior's Normals turn it into latents on the way down. Seeds give noise, and so d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -38,6 +38,11 @@ def per_group(model: HierarchicalVAE, per_scale: Sequence[float], what: str) -> 
             f"scales ({scales}); give one number, or one per scale, the coarsest first."
         )
     return [number for number, level in zip(per_scale, model.levels, strict=True) for _ in range(level.groups)]
+
+
+def joined(values: Sequence[float], separator: str = ",") -> str:
+    """Numbers as a person would type them."""
+    return separator.join(f"{value:g}" for value in values)
 
 
 # ----------------------------------------------------------------------------------------------- from seeds
@@ -85,8 +90,16 @@ def images_of(
             raise ValueError("drawn pixels need the images' seeds")
         outputs = zip(result.output.split(1), seeds, strict=True)
         drawn = [model.likelihood(output).sample(seeded(seed, "pixels")) for output, seed in outputs]
-        return torch.cat(drawn).clamp(0, 1)
-    return (result.pixels.mean() if pixels == "mean" else result.pixels.most_likely()).clamp(0, 1)
+        images = torch.cat(drawn)
+    elif pixels in ("mean", "most_likely"):
+        images = getattr(result.pixels, pixels)()
+    else:
+        raise ValueError(f"pixels is {pixels!r}, and can be {', '.join(get_args(Pixels))}")
+    if not images.isfinite().all():
+        raise UserError(
+            "the images are not finite; the temperature or the noise is too strong, or the weights are damaged."
+        )
+    return images.clamp(0, 1)
 
 
 def sample(
@@ -123,13 +136,16 @@ def encode(model: HierarchicalVAE, images: Tensor) -> Noise:
     the prior, what the prior would have to draw at temperature 1: 0 where an image is what the prior expects, and far
     beyond a standard Normal's values where it is not.
     """
-    result = model.top_down(_posterior_means(model, images), len(images))
-    noise = []
-    for index, group in enumerate(model.groups):
-        found = result.groups[index]
-        before_flow = found.posterior.mu if group.same_flow else found.z
-        noise.append((before_flow - found.prior.mu) / found.prior.sigma)
-    return noise
+    passes = []
+    for part in images.split(PASS_IMAGES):
+        result = model.top_down(_posterior_means(model, part), len(part), picture_only=True)
+        noise = []
+        for index, group in enumerate(model.groups):
+            found = result.groups[index]
+            before_flow = found.posterior.mu if group.same_flow else found.z
+            noise.append((before_flow - found.prior.mu) / found.prior.sigma)
+        passes.append(noise)
+    return [torch.cat(of_group) for of_group in zip(*passes, strict=True)]
 
 
 @torch.no_grad()
@@ -146,11 +162,19 @@ def reconstruct(
     others, at a temperature: at 0 what it expects most, above with the noise of a seed, the same for all images.
     """
     keep = len(model.groups) if keep_groups is None else keep_groups
-    noise = model.no_noise(1) if temperature == 0 else noise_of(model, [seed])
-    posterior = _posterior_means(model, images)
-    prior = FromNoise([group.expand(len(images), -1, -1, -1) for group in noise], temperature)
-    choosers: list[Chooser] = [posterior if index < keep else prior for index in range(len(model.groups))]
-    return images_of(model, model.top_down(PerGroup(choosers), len(images), picture_only=True))
+    noise = noise_of(model, [seed]) if is_random(temperature) else model.no_noise(1)
+    found = []
+    for part in images.split(PASS_IMAGES):
+        posterior = _posterior_means(model, part)
+        prior = FromNoise([group.expand(len(part), -1, -1, -1) for group in noise], temperature)
+        choosers: list[Chooser] = [posterior if index < keep else prior for index in range(len(model.groups))]
+        found.append(images_of(model, model.top_down(PerGroup(choosers), len(part), picture_only=True)))
+    return torch.cat(found)
+
+
+def is_random(temperature: Temperature) -> bool:
+    """Whether noise has a say at a temperature."""
+    return temperature > 0 if isinstance(temperature, int | float) else any(t > 0 for t in temperature)
 
 
 def _posterior_means(model: HierarchicalVAE, images: Tensor) -> FromPosterior:

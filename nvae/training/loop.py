@@ -16,13 +16,13 @@ from nvae.devices import choose_device
 from nvae.errors import UserError
 from nvae.evaluation.likelihood import evaluate
 from nvae.evaluation.report import already_saved, report, save_report
+from nvae.signals import stop_requests
 from nvae.summary import parameters
 from nvae.training.pictures import draw_curves, draw_reconstructions, draw_samples
 from nvae.training.progress import Progress
 from nvae.training.records import FOLDER as RUNS
 from nvae.training.records import Records
 from nvae.training.run import Run, how_to_go_on
-from nvae.training.signals import stop_requests
 
 STEPS_BETWEEN_CHECKS = 50  # whether the loss is finite: often enough to waste little, seldom enough to cost nothing
 

@@ -142,7 +142,7 @@ def test_readjusting_yields_what_it_sets(make_model):
             assert torch.equal(norm.running_var, variance)
 
 
-def test_the_uncertainty_is_the_relative_standard_error_of_the_variance():
+def test_the_uncertainty_is_the_relative_standard_error_of_variance_and_mean():
     norm = nn.BatchNorm2d(3)
     moments = _Moments(norm)
     generator = torch.Generator().manual_seed(0)
@@ -152,8 +152,9 @@ def test_the_uncertainty_is_the_relative_standard_error_of_the_variance():
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(variance)
         moments.add(norm)
-    errors = variances.std(0) / 6**0.5 / (variances.mean(0) + norm.eps)
-    assert moments.uncertainty() == pytest.approx(errors.square().mean().sqrt().item(), rel=1e-5)
+    scale = variances.mean(0) + norm.eps
+    errors = variances.var(0) / 6 / scale.square() + means.var(0) / 6 / scale
+    assert moments.uncertainty() == pytest.approx(errors.mean().sqrt().item(), rel=1e-5)
     torch.testing.assert_close(moments.mean, means.mean(0))
     torch.testing.assert_close(moments.variance(), variances.mean(0) + means.var(0, correction=0))
 

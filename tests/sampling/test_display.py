@@ -3,10 +3,11 @@ import io
 import os
 import re
 import sys
+from types import SimpleNamespace
 
-import matplotlib
 import numpy as np
 import pytest
+from matplotlib import pyplot
 from PIL import Image
 
 from nvae.errors import UserError
@@ -159,15 +160,21 @@ def test_without_the_library_no_terminal_shows_pictures(environment, monkeypatch
 def test_a_window_needs_a_display_and_a_toolkit(environment, monkeypatch, platform, variables, possible):
     environment(**variables)
     monkeypatch.setattr(sys, "platform", platform)
-    monkeypatch.setattr(matplotlib, "get_backend", lambda: "TkAgg")
+    framework = "tk"
+
+    def figure():
+        return SimpleNamespace(canvas=SimpleNamespace(required_interactive_framework=framework))
+
+    monkeypatch.setattr(pyplot, "figure", figure)
+    monkeypatch.setattr(pyplot, "close", lambda figure: None)
     assert can_open_window() == possible
-    monkeypatch.setattr(matplotlib, "get_backend", lambda: "Agg")
+    framework = None  # a canvas without a window, as a notebook's
+    assert not can_open_window()
+    monkeypatch.setattr(pyplot, "figure", lambda: 1 / 0)  # a toolkit that finds no screen
     assert not can_open_window()
 
 
 def test_where_no_window_can_be_opened_nothing_is_shown(monkeypatch):
-    from matplotlib import pyplot
-
     shown = []
     monkeypatch.setattr(pyplot, "show", lambda: shown.append(pyplot.gcf()))
     monkeypatch.setattr(display, "can_open_window", lambda: False)

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal: finish the step, then stop; a second time, stop at once."""
+"""Ctrl-C, SIGTERM and a closed terminal: what is under way may end first."""
 
 from __future__ import annotations
 
@@ -31,6 +31,23 @@ def stop_requests() -> Iterator[StopRequest]:
     before = {number: signal.signal(number, note) for number in signals}
     try:
         yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def hangups(interrupt: bool) -> Iterator[None]:
+    """Within it, SIGTERM and a closed terminal raise KeyboardInterrupt, as Ctrl-C does, or do nothing."""
+
+    def take(*_: object) -> None:
+        if interrupt:
+            raise KeyboardInterrupt
+
+    signals = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {number: signal.signal(number, take) for number in signals}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
