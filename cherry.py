@@ -64,8 +64,10 @@ def main() -> int:
         return pick_at_prompt(picking, session.draw, session.keep, batch, protocol)
 
     with hangups(interrupt=False):  # one of them ends the picking; the result is drawn all the same
-        finished = session.run(front_end)
-        batch.unlink(missing_ok=True)
+        try:
+            finished = session.run(front_end)
+        finally:
+            batch.unlink(missing_ok=True)
         saved = session.save()
     if saved is None:
         print("nothing was picked, nothing is saved.")

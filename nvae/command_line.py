@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import secrets
 import shlex
@@ -17,6 +18,7 @@ from nvae.errors import UserError
 BAD_INPUT = 2
 INTERRUPTED = 130
 ITERATIONS = 20
+MOST_DIGITS = 18  # of a whole number
 LONGEST_ANIMATION = 600
 
 
@@ -53,9 +55,12 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:  # as in `... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except OSError as error:  # what nobody foresaw, such as a name that is too long; or the terminal has gone
+    except OSError as error:
+        gone = error.errno in (errno.EIO, errno.EPIPE)  # the terminal, to which nothing can be said any more
+        if error.filename is None and not gone:
+            raise
         with suppress(OSError):
-            print(f"error: {error.strerror or error}: {error.filename}", file=sys.stderr)
+            print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
         code = BAD_INPUT
     sys.exit(code)
 
@@ -81,7 +86,7 @@ def up_to(most: int) -> Callable[[str], int]:
 
 
 def _whole_number(text: str, least: int, most: float = float("inf")) -> int:
-    if not text.isdecimal() or not least <= int(text) <= most:
+    if not text.isdecimal() or len(text) > MOST_DIGITS or not least <= int(text) <= most:
         allowed = f"from {least} on" if most == float("inf") else f"from {least} to {most}"
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number {allowed}")
     return int(text)

@@ -81,7 +81,7 @@ def load_selection(path: Path) -> Selection:
         raise UserError(f"{path} cannot be read ({error.strerror}); {WANTED}.") from error
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
+        place = " ".join(".".join(map(str, first["loc"])).split())
         raise UserError(f"{path} is no selection ({place or 'as a whole'}: {first['msg']}); {WANTED}.") from error
     if not selection.cells:
         raise UserError(f"{path} holds no picks; {WANTED}.")

@@ -119,7 +119,7 @@ class PickingWindow:
 
     def on_key(self, event: Any) -> None:
         """Digits act at once where one digit says it all, otherwise with Enter; the space bar parts numbers then."""
-        key = event.key or ""
+        key = (event.key or "").lower()
         if self.outdated() and key != "q":
             return
         cells = len(self.picking.view().seeds)
@@ -147,7 +147,7 @@ class PickingWindow:
 
     def on_click(self, event: Any) -> None:
         """A click picks, and takes back; while ordering it gives the next place."""
-        if not self.outdated() and event.inaxes is self.axes and event.button == 1:
+        if not self.outdated() and event.inaxes is self.axes and event.button == 1 and not event.dblclick:
             cell = self.layout.cell_at(event.xdata, event.ydata, len(self.shown.seeds))
             if cell is not None:
                 self.point_at(cell)
