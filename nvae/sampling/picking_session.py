@@ -69,6 +69,10 @@ class PickingSession:
                 front_end(found and found.notice)
         except KeyboardInterrupt:
             return False
+        except UserError as error:
+            if self.picking.picks:
+                raise UserError(f"{error} What you picked is in {self.record}, for --redo.") from error
+            raise
         except OSError as error:
             if error.errno in (errno.EIO, errno.EPIPE):  # the terminal has gone
                 return False
