@@ -130,6 +130,11 @@ def _sum(x: Tensor) -> Tensor:
     return x.flatten(1).sum(1)
 
 
+def of_group(value: float | Sequence[float], index: int) -> float:
+    """A group's number, where there is one number for all groups or one per group."""
+    return value if isinstance(value, int | float) else value[index]
+
+
 @dataclass(frozen=True)
 class FromPosterior:
     """z ~ q(z | x, z above): training, likelihood, reconstruction. Noise is given per group, or drawn.
@@ -168,8 +173,7 @@ class FromPrior:
     generator: torch.Generator | None = None
 
     def __call__(self, index: int, group: LatentGroup, state: Tensor, raw_prior: Tensor) -> GroupResult:
-        temperature = self.temperature if isinstance(self.temperature, int | float) else self.temperature[index]
-        prior = group.normal(raw_prior, temperature)
+        prior = group.normal(raw_prior, of_group(self.temperature, index))
         eps = standard_normal(prior.mu, self.generator)
         return GroupResult(group.prior_flow(prior.rsample(eps)), prior)
 
@@ -182,8 +186,7 @@ class FromNoise:
     temperature: float | Sequence[float] = 1.0
 
     def __call__(self, index: int, group: LatentGroup, state: Tensor, raw_prior: Tensor) -> GroupResult:
-        temperature = self.temperature if isinstance(self.temperature, int | float) else self.temperature[index]
-        prior = group.normal(raw_prior, temperature)
+        prior = group.normal(raw_prior, of_group(self.temperature, index))
         return GroupResult(group.prior_flow(prior.rsample(self.noise[index])), prior)
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from nvae.data.images import to_pixels
 from nvae.errors import UserError
-from nvae.sampling.grids import replacing, unused_path
+from nvae.sampling.grids import enlarged_side, from_pixels, saving, unused_path
 
 FRAMES_PER_SECOND = 20  # a GIF's frames last whole hundredths of a second: 20 are five each
 PALETTE_COLOURS = 256
@@ -45,21 +45,14 @@ def save_animation(
             pictures += list(to_pixels(batch))
             bar.update(len(batch))
     path = unused_path(folder, name, f".{format}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as unfinished:
-            (_write_gif if format == "gif" else _write_mp4)(pictures, side, unfinished, json.dumps(about))
-    except OSError as error:
-        raise UserError(
-            f"{path} could not be saved: {error}; make room or choose a folder that can be written."
-        ) from error
+    with saving(path) as unfinished:
+        (_write_gif if format == "gif" else _write_mp4)(pictures, side, unfinished, json.dumps(about))
     return path
 
 
 def _enlarged(pixels: np.ndarray, side: int) -> Image.Image:
-    times = max(1, -(-side // len(pixels)))
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
-    return image.resize((image.width * times, image.height * times), Image.Resampling.BICUBIC)
+    side = enlarged_side(len(pixels), side)
+    return from_pixels(pixels).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
 
 
 def _write_gif(frames: list[np.ndarray], side: int, path: Path, comment: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nvae.model.hierarchy import FromNoise, HierarchicalVAE, Start
+from nvae.model.hierarchy import FromNoise, HierarchicalVAE, Start, of_group
 from nvae.sampling.samples import PASS_IMAGES, Noise, Temperature, images_of
 from nvae.seeds import seeded
 
@@ -56,8 +56,7 @@ def fresh_noise(model: HierarchicalVAE, group: int, count: int, seed: int, stren
     """Other noise for a group, (K, L, H, W), `strength` times a standard Normal's: 0 is what the prior expects."""
     purpose, shape = f"jam of group {group}", model.noise_shapes[group]
     noise = torch.stack([torch.randn(shape, generator=seeded(seed, purpose, jam)) for jam in range(count)])
-    factor = strength if isinstance(strength, int | float) else strength[group]
-    return factor * noise.to(model.constant.device)
+    return of_group(strength, group) * noise.to(model.constant.device)
 
 
 def explore(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
@@ -54,7 +55,7 @@ def layout(
     size: int, columns: int, cell: int = 160, labels: Sequence[str] = (), captions: Sequence[str] = ()
 ) -> Layout:
     """The layout of `grid` for images of `size` pixels a side."""
-    side = size * max(1, -(-cell // size))
+    side = enlarged_side(size, cell)
     left = max(round(_font(side).getlength(label)) for label in labels) + 2 * MARGIN if labels else 0
     return Layout(columns, side, left, round(1.5 * _font(side).size) if captions else 0)
 
@@ -101,8 +102,17 @@ def grid(
 
 def single(image: Tensor) -> Image.Image:
     """One image (C, S, S) in [0, 1], as it is."""
-    pixels = to_pixels(image[None])[0]
+    return from_pixels(to_pixels(image[None])[0])
+
+
+def from_pixels(pixels: np.ndarray) -> Image.Image:
+    """uint8 (S, S, 1 or 3) as a picture."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def enlarged_side(size: int, least: int) -> int:
+    """The smallest whole number of times a size that is not below `least`."""
+    return size * max(1, -(-least // size))
 
 
 def near_square(cells: int) -> int:
@@ -134,15 +144,22 @@ def save_picture(picture: Image.Image, path: Path, about: dict[str, object]) -> 
     metadata = PngInfo()
     for key, value in about.items():
         metadata.add_itxt(key, as_text(value))
+    with saving(path) as unfinished:
+        picture.save(unfinished, "png", pnginfo=metadata)
+    return path
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[Path]:
+    """As `replacing`, in a folder that is made; raises UserError where that cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as unfinished:
-            picture.save(unfinished, "png", pnginfo=metadata)
+            yield unfinished
     except OSError as error:
         raise UserError(
             f"{path} could not be saved: {error}; make room or choose a folder that can be written."
         ) from error
-    return path
 
 
 @contextmanager
