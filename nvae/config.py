@@ -124,6 +124,8 @@ class DatasetConfig(Section):
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05  # of a folder's images
     training_images: Annotated[int, Field(gt=0, le=1_000_000_000)] = 6000  # toy_faces draws as many as one wants
     validation_images: PositiveInt = 300  # toy_faces
+    # Width times height of one file; larger files are left out. Pillow itself refuses more than 178,956,970.
+    max_image_pixels: Annotated[int, Field(gt=0, le=178_956_970)] = 64_000_000
     horizontal_flip: bool = False  # turn training images round, half of them
     binarize: bool = False  # subpixels are drawn, black or white, with their brightness as the probability
 

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import shutil
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from nvae.config import Config
 from nvae.data.images import HOW_TO_SAY, Data, fit
+from nvae.data.pictures import open_picture, without_size_warnings
 from nvae.errors import UserError
 
 # What people keep pictures in. Pillow opens more (PDF, MPEG...), which is no picture for a data set.
@@ -48,7 +47,9 @@ def load_folder(config: Config) -> Data:
             f"the image folder '{folder}' holds {len(files)} pictures, subfolders included; put at least two into it "
             f"({', '.join(ending[1:] for ending in ENDINGS)}), or say where they are {HOW_TO_SAY}."
         )
-    pixels, unreadable = _read_or_map(folder, files, config.input_dimension, config.image_channels)
+    pixels, unreadable = _read_or_map(
+        folder, files, config.input_dimension, config.image_channels, config.dataset.max_image_pixels
+    )
     if len(pixels) < 2:
         raise UserError(
             f"of {len(files)} pictures in the image folder '{folder}' only {len(pixels)} can be read (the first that "
@@ -79,13 +80,15 @@ def _rank(folder: Path, file: Path) -> float:
     return int.from_bytes(hashlib.blake2b(name, digest_size=6).digest(), "big") / 2**48
 
 
-def _read_or_map(folder: Path, files: list[Path], size: int, channels: int) -> tuple[torch.Tensor, dict[str, str]]:
+def _read_or_map(
+    folder: Path, files: list[Path], size: int, channels: int, max_pixels: int
+) -> tuple[torch.Tensor, dict[str, str]]:
     """Pixels of the readable files, uint8 (N, C, S, S), and why each of the others is not."""
     shape = (len(files), channels, size, size)
     size_in_bytes = math.prod(shape)
     if size_in_bytes <= MEMORY_LIMIT:
         pixels = np.empty(shape, np.uint8)
-        unreadable = _read(files, pixels, folder)
+        unreadable = _read(files, pixels, folder, max_pixels)
         return torch.from_numpy(pixels)[: len(files) - len(unreadable)], unreadable
     kind = f".pixels_{size}x{size}x{channels}_"
     stats = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files if file.exists()]
@@ -97,7 +100,8 @@ def _read_or_map(folder: Path, files: list[Path], size: int, channels: int) -> t
             for outdated in folder.glob(f"{kind}*"):
                 outdated.unlink()
             _reserve(unfinished, size_in_bytes)
-            unreadable = _read(files, np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape), folder)
+            mapping = np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape)
+            unreadable = _read(files, mapping, folder, max_pixels)
             notes.write_text(json.dumps(unreadable))
             unfinished.replace(mapped)
         except OSError as error:
@@ -119,20 +123,19 @@ def _reserve(file: Path, size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _read(files: list[Path], pixels: np.ndarray, folder: Path) -> dict[str, str]:
+def _read(files: list[Path], pixels: np.ndarray, folder: Path, max_pixels: int) -> dict[str, str]:
     """Fills `pixels` from the front with the files that can be read; returns why the others cannot."""
     _, channels, size, _ = pixels.shape
 
     def read(file: Path) -> np.ndarray | str:
         try:
-            with Image.open(file) as image:
+            with open_picture(file, max_pixels) as image:
                 return fit(image, size, channels)
         except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
             return str(error) or type(error).__name__
 
     unreadable: dict[str, str] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a photograph may be large
+    with ThreadPoolExecutor(os.cpu_count()) as pool, without_size_warnings():
         bar = tqdm(files, f"reading {folder}", unit=" pictures", leave=False, disable=None, delay=1)
         for i, (file, result) in enumerate(zip(bar, pool.map(read, files), strict=True)):
             if isinstance(result, str):

@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from nvae.data.images import to_pixels
+from nvae.data.pictures import open_picture
 from nvae.errors import UserError
 
 MARGIN = 4
@@ -196,7 +197,7 @@ def as_text(value: object) -> str:
 
 def _texts_of(path: Path) -> dict[str, str] | None:
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             return {key: str(text) for key, text in getattr(picture, "text", {}).items()}
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
