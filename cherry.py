@@ -5,17 +5,17 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from nvae import command_line
 from nvae.checkpoint import load_model
-from nvae.command_line import natural, numbers, up_to
+from nvae.cli import command_line
+from nvae.cli.command_line import natural, numbers, up_to
 from nvae.devices import choose_device
-from nvae.sampling.cherry_picking import Selection, load_selection, picture_of, record_of, redo
-from nvae.sampling.display import PROTOCOLS, can_open_window, inline_protocol
-from nvae.sampling.picking import Picking
-from nvae.sampling.picking_session import PickingSession
-from nvae.sampling.picking_views import PickingWindow, pick_at_prompt
-from nvae.sampling.samples import Pixels
+from nvae.inference.sampling import Pixels
 from nvae.signals import hangups
+from nvae.tools.display import PROTOCOLS, can_open_window, inline_protocol
+from nvae.tools.picking.game import Picking
+from nvae.tools.picking.selection import Selection, load_selection, picture_of, record_of, redo
+from nvae.tools.picking.session import PickingSession
+from nvae.tools.picking.views import PickingWindow, pick_at_prompt
 
 
 def arguments():

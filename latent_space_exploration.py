@@ -3,19 +3,19 @@
 from pathlib import Path
 from typing import get_args
 
-from nvae import command_line
 from nvae.checkpoint import load_model, plain_name
-from nvae.command_line import number, positive, seconds, up_to
-from nvae.data.pictures import read_pictures
+from nvae.cli import command_line
+from nvae.cli.command_line import number, positive, seconds, up_to
+from nvae.data.image_files import read_pictures
 from nvae.devices import choose_device
 from nvae.errors import UserError
-from nvae.sampling.animation import FRAMES_PER_SECOND, Format, save_animation
-from nvae.sampling.batch_norm import StatisticsCache, readjusted
-from nvae.sampling.display import show
-from nvae.sampling.exploration import explore, explore_positions, mean_change, sweep, viewpoint
-from nvae.sampling.exploration_pictures import change_table, group_name, overview, positions_picture
-from nvae.sampling.grids import save_result
-from nvae.sampling.samples import encode, joined, noise_of, per_group
+from nvae.inference.exploration import base_point, explore, explore_positions, mean_change, sweep
+from nvae.inference.recalibration import StatisticsCache, recalibrated
+from nvae.inference.sampling import encode, joined, noise_of, per_group
+from nvae.tools.animation import FRAMES_PER_SECOND, Format, save_animation
+from nvae.tools.display import show
+from nvae.tools.exploration_pictures import change_table, group_name, overview, positions_picture
+from nvae.tools.grids import save_result
 
 
 def arguments():
@@ -62,10 +62,10 @@ def main() -> None:
     else:
         noise, iterations, notices = noise_of(model, [seed]), options.iterations, []
     about |= {"iterations": iterations}
-    with readjusted(model, temperature, iterations, progress=True, cache=cache) as statistics:
+    with recalibrated(model, temperature, iterations, progress=True, cache=cache) as statistics:
         for notice in (*notices, statistics and statistics.notice):
             command_line.say(notice)
-        saved, picture = draw(options, model, viewpoint(model, noise, temperature), strength, seed, about)
+        saved, picture = draw(options, model, base_point(model, noise, temperature), strength, seed, about)
     print(saved)
     print(command_line.same_again(seed))
     if picture is not None:

@@ -5,14 +5,14 @@ from typing import get_args
 import torch
 from tqdm import tqdm
 
-from nvae import command_line
 from nvae.checkpoint import load_model, plain_name
-from nvae.command_line import numbers, positive, up_to
+from nvae.cli import command_line
+from nvae.cli.command_line import numbers, positive, up_to
 from nvae.devices import choose_device
-from nvae.sampling.batch_norm import StatisticsCache, readjusted
-from nvae.sampling.display import show
-from nvae.sampling.grids import grid, save_result, single
-from nvae.sampling.samples import PASS_IMAGES, Pixels, joined, per_group, sample
+from nvae.inference.recalibration import StatisticsCache, recalibrated
+from nvae.inference.sampling import PASS_IMAGES, Pixels, joined, per_group, sample
+from nvae.tools.display import show
+from nvae.tools.grids import grid, save_result, single
 
 
 def arguments():
@@ -58,7 +58,7 @@ def main() -> None:
 
     def passes(temperature, seeds):
         of_groups = per_group(model, temperature, "temperature")
-        with readjusted(model, of_groups, options.iterations, progress=True, cache=cache) as statistics:
+        with recalibrated(model, of_groups, options.iterations, progress=True, cache=cache) as statistics:
             command_line.say(statistics and statistics.notice)
             for first in tqdm(range(0, len(seeds), PASS_IMAGES), "sampling", leave=False, disable=None, delay=1):
                 part = seeds[first : first + PASS_IMAGES]

@@ -1,8 +1,8 @@
 """Train a model, or go on with it: python3 train.py quickstart"""
 
-from nvae.command_line import Parser, run
+from nvae.cli.command_line import Parser, run
 from nvae.config import available_configs, config_path, load_config
-from nvae.devices import favour_speed
+from nvae.devices import set_fast_defaults
 from nvae.summary import summary
 from nvae.training.loop import train
 
@@ -33,7 +33,7 @@ def main() -> None:
     if options.dry_run:
         print(summary(config))
         return
-    favour_speed()
+    set_fast_defaults()
     train(config, config_path(options.config).stem, options.device, options.fresh)
 
 

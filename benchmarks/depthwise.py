@@ -5,8 +5,8 @@ import time
 
 import torch
 
-from nvae.devices import favour_speed
-from nvae.model.convolutions import DepthwiseConv2d
+from nvae.devices import set_fast_defaults
+from nvae.models.nvae.convolutions import DepthwiseConv2d
 
 SHAPES = ((8, 192, 64), (8, 384, 32), (8, 768, 16), (8, 1536, 8), (32, 768, 8))  # batch, channels, side
 
@@ -21,7 +21,7 @@ def milliseconds(layer, x):
 
 
 def main():
-    favour_speed()
+    set_fast_defaults()
     rows = []
     print(f"{'batch x channels x side':26} {'torch, ms':>10} {'ours, ms':>9} {'ratio':>6}")
     for batch, channels, side in SHAPES:

@@ -15,11 +15,11 @@ from clock import seconds
 from torch.utils.flop_counter import FlopCounterMode
 
 from nvae.config import load_config
-from nvae.devices import choose_device, favour_speed
-from nvae.model.build import build_model
-from nvae.model.hierarchy import FromNoise
-from nvae.sampling.exploration import fresh_noise, jammed, viewpoint
-from nvae.sampling.samples import decode, noise_of
+from nvae.devices import choose_device, set_fast_defaults
+from nvae.inference.exploration import base_point, fresh_noise, jammed
+from nvae.inference.sampling import decode, noise_of
+from nvae.models.families import build_model
+from nvae.models.hierarchy import FromNoise
 
 CONFIGS = ("quickstart", "big_logistic_mixture20latentnoflows")
 
@@ -30,12 +30,12 @@ def operations(config):
     with torch.device("meta"):
         model = build_model(config).eval().requires_grad_(False)
         noise = model.no_noise(1)
-    whole = model.top_down(FromNoise(noise), 1, keep_starts=True)
+    whole = model.top_down(FromNoise(noise), 1, return_states=True)
     starts = [None, *whole.starts.values()]
     counts = []
     for start in starts:
         with FlopCounterMode(display=False) as counter:
-            model.top_down(FromNoise(noise), 1, start=start, picture_only=True)
+            model.top_down(FromNoise(noise), 1, start=start, mean_only=True)
         by_operator = counter.get_flop_counts()["Global"]
         counts.append(sum(count for operator, count in by_operator.items() if "convolution" in str(operator)))
     return counts[0], counts[1:]
@@ -45,7 +45,7 @@ def measure(name, jams, device):
     config = load_config(name)
     model = build_model(config).to(device).eval().requires_grad_(False)
     groups = range(len(model.groups))
-    view = viewpoint(model, noise_of(model, [0]), 0.7)
+    view = base_point(model, noise_of(model, [0]), 0.7)
     fresh = [fresh_noise(model, group, jams, seed=0) for group in groups]
 
     def restarted():
@@ -76,7 +76,7 @@ def main():
     parser.add_argument("--jams", type=int, default=8)
     parser.add_argument("--device")
     options = parser.parse_args()
-    favour_speed()
+    set_fast_defaults()
     device = choose_device(options.device)
     print(f"every group jammed {options.jams} times, in one batch, on {device}")
     print(f"{'config':38} {'groups':>6} {'whole, GFLOP':>12} {'operations':>10} {'seconds':>8} {'jams/s':>7}")

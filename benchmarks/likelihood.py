@@ -16,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nvae.config import load_config
 from nvae.data.images import to_network
-from nvae.devices import choose_device, favour_speed
+from nvae.devices import choose_device, set_fast_defaults
 from nvae.evaluation.likelihood import evaluate, log_importance_weight
-from nvae.model.build import build_model
-from nvae.model.hierarchy import FromPosterior
+from nvae.models.families import build_model
+from nvae.models.hierarchy import FromPosterior
 from nvae.objective import bound
 
 CONFIGS = ("nvae_mnist_small", "quickstart", "big_logistic_mixture20latentnoflows")
@@ -80,7 +80,7 @@ def main():
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--device")
     options = parser.parse_args()
-    favour_speed()
+    set_fast_defaults()
     device = choose_device(options.device)
     print(f"K = {options.samples}, {options.batch_size} samples at once, on {device}")
     print(

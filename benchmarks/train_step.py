@@ -2,7 +2,7 @@
 
     python3 benchmarks/train_step.py [--batch-size 8] [--device cpu] [--half] [CONFIG ...]
 
-A step is everything that training does with a batch: forward, backward, all regularisers, optimiser. Its operations
+A step is everything that training does with a batch: forward, backward, all regularizers, optimizer. Its operations
 are taken as three times those of the forward pass. The yardstick is 3x3 convolutions forward and backward, the best
 shape; their forward pass alone is given too. Prints a table and a line of JSON.
 """
@@ -15,9 +15,9 @@ import torch
 
 from nvae.config import load_config
 from nvae.data.images import Data
-from nvae.devices import choose_device, favour_speed, half_dtype
+from nvae.devices import choose_device, half_dtype, set_fast_defaults
 from nvae.summary import cost_per_image
-from nvae.training.run import Run
+from nvae.training.trainer import Run
 
 # Operations as the original order of layers counts them. Ours computes some layers at half the resolution, with the
 # same result, so it executes fewer; the share is of the original's count, as for anyone else's implementation.
@@ -90,10 +90,10 @@ def main():
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--device")
     parser.add_argument("--half", action="store_true")
-    parser.add_argument("--plain-process", action="store_true", help="without devices.favour_speed()")
+    parser.add_argument("--plain-process", action="store_true", help="without devices.set_fast_defaults()")
     options = parser.parse_args()
     if not options.plain_process:
-        favour_speed()
+        set_fast_defaults()
     device = choose_device(options.device)
     dtype = half_dtype(device) if options.half else torch.float32
     before = convolution_throughput(device, dtype)

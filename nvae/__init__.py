@@ -9,9 +9,10 @@ The public API:
 """
 
 from nvae.checkpoint import load_model, save
-from nvae.config import Config, load_config
+from nvae.config import load_config
 from nvae.errors import UserError
-from nvae.model.build import build_model
-from nvae.model.hierarchy import HierarchicalVAE
+from nvae.models.families import build_model
+from nvae.models.hierarchy import HierarchicalVAE
+from nvae.schema import ModelConfig
 
-__all__ = ["Config", "HierarchicalVAE", "UserError", "build_model", "load_config", "load_model", "save"]
+__all__ = ["HierarchicalVAE", "ModelConfig", "UserError", "build_model", "load_config", "load_model", "save"]

@@ -22,11 +22,12 @@ import torch
 
 from nvae.config import ConfigError, config_from_dict
 from nvae.errors import UserError
-from nvae.model.build import build_model
-from nvae.model.hierarchy import HierarchicalVAE
+from nvae.migrations import migrate_weights
+from nvae.models.families import build_model
+from nvae.models.hierarchy import HierarchicalVAE
 
 FORMAT = "deep hierarchical VAE"
-VERSION = 1
+VERSION = 2
 FOLDER = Path("saved_weights")
 ZIP_MAGIC = b"PK"  # torch.save writes zip files
 WANTED = "give a .checkpoint or .model file that this program wrote"
@@ -155,6 +156,8 @@ def load(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} lacks {' and '.join(wrong)}, or holds something else there; {WANTED}.")
     if content["version"] > VERSION:
         raise CheckpointError(f"{path} was written by a newer version of this program; update it (git pull).")
+    if content["version"] == 1:
+        content["weights"] = migrate_weights(content["weights"])
     try:
         content["config"] = config_from_dict(content["config"], str(path))
     except ConfigError as error:

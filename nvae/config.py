@@ -1,9 +1,8 @@
-"""The YAML schema of a model: read, default, validate, override, explain.
+"""Find, read, override and validate the YAML file of a model.
 
-One YAML file says everything about a model: architecture, data and training schedule. The flat keys are the format
-of the seed project; every other key extends it and defaults to the seed's behaviour, or, with `style: nvlabs`, to that
-of the original NVAE (`STYLES`). Whatever is wrong with a file is said in one sentence, with file, line and key, before
-anything is built (`ConfigError`).
+One YAML file says everything about a model: architecture, data and training schedule. `family` selects the class that
+validates it. Whatever is wrong with a file is said in one sentence, with file, line and key, before anything is built
+(`ConfigError`).
 """
 
 from __future__ import annotations
@@ -12,286 +11,21 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
 from nvae.errors import UserError
+from nvae.models.families import config_class
+from nvae.models.nvae.config import TOWER_KEYS, NVAEConfig, _same_towers
+from nvae.schema import WARMUPS, ModelConfig
 
 CONFIG_FOLDER = "model_configs"
-
-PositiveInt = Annotated[int, Field(gt=0)]
-# Far beyond any network, and near enough that what is meant to be a typo or a trap is not built.
-Few = Annotated[int, Field(gt=0, le=100)]
-FewOrNone = Annotated[int, Field(ge=0, le=100)]
-Many = Annotated[int, Field(gt=0, le=10_000)]
-NaturalInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NaturalFloat = Annotated[float, Field(ge=0)]
-
-DatasetName = Literal["folder", "mnist", "fashion_mnist", "cifar10", "toy_faces"]
-SamplingMethod = Literal[
-    "bernoulli", "gaussian", "gaussian_mixture", "logistic", "logistic_mixture", "coupled_logistic_mixture"
-]
-ArchInstance = Literal[
-    "res_mbconv",
-    "res_elu",
-    "res_bnelu",
-    "res_bnswish",
-    "mbconv_sep",
-    "mbconv_sep11",
-    "res53_mbconv",
-    "res35_mbconv",
-    "res55_mbconv",
-    "mbconv_res",
-    "mbconv_den",
-]
-
-# What a style changes in the defaults below, which are those of `mgp123`. Every one of these keys can be set by itself.
-STYLES: dict[str, dict[str, Any]] = {
-    "mgp123": {},
-    "nvlabs": {
-        "pixel_range": "centred",
-        "weight_normalisation": "exponential",
-        "normalise_cells": True,
-        "squeeze_excitation": "sixteenth",
-        "flow_columns": "left",
-        "halving_skip": "shifted",
-        "doubling_skip_bias": False,
-        "postprocess_doubling": "first",
-        "initial_constant": "uniform",
-        "temperature_on_floor": True,
-        "sampling_method": "coupled_logistic_mixture",
-        "n_mix": 10,
-        "training_parameters": {
-            "learning_rate_min": 1e-4,
-            "learning_rate_warmup_epochs": 5.0,
-            "learning_rate_decay": "after_its_warmup",
-            "warmup_portion": 0.3,
-            "warmup_delay_portion": 1e-4,
-            "regularization_constant": 1e-2,
-            "spectral_exponent": 1,
-            "spectral_scope": "all",
-        },
-    },
-}
 
 
 class ConfigError(UserError):
     """A config that cannot be read or does not describe a model."""
-
-
-class Section(BaseModel):
-    """Strict: no unknown keys, no silent conversions, no NaN or infinity, no changes after validation."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class Towers(Section):
-    """A number for the bottom-up (encoder) and one for the top-down (decoder) network."""
-
-    encoder: Many
-    decoder: Many
-
-
-TOWER_KEYS = ("channel_towers", "num_cells_per_block_prepost")
-
-
-def _same_towers(value: Any) -> Any:
-    """`channel_towers: 32` is short for the same number in both towers."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return {"encoder": value, "decoder": value}
-    return value
-
-
-def _cells_of_both(value: Any) -> Any:
-    """As in `channel_towers`, but a tower that is not mentioned has its default."""
-    value = _same_towers(value)
-    return CELLS_PER_BLOCK.model_dump() | value if isinstance(value, dict) else value
-
-
-BothTowers = Annotated[Towers, BeforeValidator(_same_towers)]
-CELLS_PER_BLOCK = Towers(encoder=2, decoder=2)
-WARMUPS = ("warmup_epochs", "warmup_steps", "warmup_portion")  # ways to say how long the KL's weight rises
-
-
-class DatasetConfig(Section):
-    """Where the images come from. `path` is the folder of images, or where a downloaded set is kept."""
-
-    name: DatasetName = "folder"
-    path: str = "dataset"
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05  # of a folder's images
-    training_images: Annotated[int, Field(gt=0, le=1_000_000_000)] = 6000  # toy_faces draws as many as one wants
-    validation_images: PositiveInt = 300  # toy_faces
-    # Width times height of one file; larger files are left out. Pillow itself refuses more than 178,956,970.
-    max_image_pixels: Annotated[int, Field(gt=0, le=178_956_970)] = 64_000_000
-    horizontal_flip: bool = False  # turn training images round, half of them
-    binarize: bool = False  # subpixels are drawn, black or white, with their brightness as the probability
-
-
-class TrainingParameters(Section):
-    """The training schedule. All keys but `seed` and `spectral_scope` may change between two runs of the same model."""
-
-    learning_rate: PositiveFloat = 1e-2
-    learning_rate_min: NaturalFloat = 1e-5
-    learning_rate_warmup_epochs: NaturalFloat = 0.0
-    learning_rate_decay: Literal["after_kl_warmup", "after_its_warmup"] = "after_kl_warmup"
-    weight_decay: NaturalFloat = 3e-4
-    regularization_constant: NaturalFloat = 5e-2
-    regularization_constant_initial: PositiveFloat | None = None
-    spectral_exponent: Literal[1, 2] = 2
-    spectral_scope: Literal["cells_and_heads", "all"] = "cells_and_heads"
-    kl_constant: NaturalFloat = 1.0
-    kl_balancing: bool = True
-    warmup_epochs: NaturalFloat = 30.0
-    warmup_steps: NaturalInt | None = None
-    warmup_portion: Annotated[float, Field(ge=0, le=1)] | None = None
-    warmup_delay_portion: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    epochs: PositiveInt = 100
-    batch_size: PositiveInt = 20
-    write_reconstruction: bool = True
-    images_per_checkpoint: PositiveInt | None = None
-    epochs_per_checkpoint: PositiveInt | None = 2
-    evaluation_samples: NaturalInt = 10
-    gradient_clipping: PositiveFloat | None = None
-    half_precision: bool = False
-    use_tensor_checkpoints: bool = False
-    seed: NaturalInt = 0
-
-
-class Config(Section):
-    """A whole model. Field names are the YAML keys; see the README's reference for what each one means."""
-
-    family: Literal["nvae"] = "nvae"
-    style: Literal["mgp123", "nvlabs"] = "mgp123"
-    channel_towers: BothTowers
-    number_of_scales: Annotated[int, Field(gt=0, le=12)]
-    initial_splits_per_scale: Annotated[int, Field(gt=0, le=1000)]
-    exponential_scaling: PositiveInt = 1
-    min_splits: Annotated[int, Field(gt=0, le=1000)] = 1
-    latent_size: Many
-    input_dimension: Many = 64
-    padding: Annotated[int, Field(ge=0, le=1000)] = 0
-    image_channels: Literal[1, 3] = 3
-    pixel_bits: Annotated[int, Field(ge=1, le=8)] = 8
-    pixel_range: Literal["unit", "centred"] = "unit"
-    num_flows: FewOrNone = 0
-    fixed_flows: bool = False
-    flow_columns: Literal["left", "right"] = "right"
-    num_blocks_prepost: Annotated[int, Field(ge=0, le=12)] = 1
-    num_cells_per_block_prepost: Annotated[Towers, BeforeValidator(_cells_of_both)] = CELLS_PER_BLOCK
-    cells_per_split_enc: Few = 2
-    cells_per_input_dec: Few = 2
-    channel_multiplier: Annotated[int, Field(gt=0, le=16)] = 2
-    arch_instance: ArchInstance = "res_mbconv"
-    plain_vae: bool = False
-    residual_posterior: bool = True
-    squeeze_excitation: Literal["none", "half", "sixteenth"] = "half"
-    weight_normalisation: Literal["linear", "exponential"] = "linear"
-    normalise_cells: bool = False
-    spectral_normalisation: bool = False
-    halving_skip: Literal["aligned", "shifted"] = "aligned"
-    doubling_skip_bias: bool = True
-    postprocess_doubling: Literal["first", "last"] = "last"
-    initial_constant: Literal["normal", "uniform"] = "normal"
-    temperature_on_floor: bool = False
-    sampling_method: SamplingMethod = "gaussian"
-    n_mix: Annotated[int, Field(gt=0, le=1000)] = 3
-    likelihood_tails: Literal["original", "exact"] = "original"
-    dataset: DatasetConfig = DatasetConfig()
-    training_parameters: TrainingParameters = TrainingParameters()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _style(cls, data: Any) -> Any:
-        """Put the style's values where the file says nothing."""
-        if not isinstance(data, dict) or not isinstance(data.get("style", "mgp123"), str):
-            return data
-        style = STYLES.get(data.get("style", "mgp123"), {})
-        if style:  # the original has no other model of a single group
-            single = (data.get("number_of_scales"), data.get("initial_splits_per_scale")) == (1, 1)
-            style = style | {"plain_vae": single}
-        filled, schedule = _filled(data, style), data.get("training_parameters")
-        if style and isinstance(schedule, dict) and any(schedule.get(key) is not None for key in WARMUPS):
-            filled["training_parameters"] |= {"warmup_portion": schedule.get("warmup_portion")}
-        return filled
-
-    @model_validator(mode="after")
-    def _possible(self) -> Config:
-        halvings = self.num_blocks_prepost + self.number_of_scales - 1
-        side = self.input_dimension + 2 * self.padding
-        if side % 2**halvings:
-            padded = f" plus {2 * self.padding} of padding" if self.padding else ""
-            raise ValueError(
-                f"input_dimension|is {self.input_dimension}{padded}, which num_blocks_prepost "
-                f"{self.num_blocks_prepost} and number_of_scales {self.number_of_scales} halve {halvings} times|a "
-                f"multiple of {2**halvings} in all"
-            )
-        if self.plain_vae and (self.number_of_scales, self.initial_splits_per_scale) != (1, 1):
-            raise ValueError(
-                f"plain_vae|is True with {self.number_of_scales} scales of {self.initial_splits_per_scale} groups|one "
-                "scale of one group, or False"
-            )
-        if self.arch_instance == "mbconv_den":
-            # Where its grouped cells are, counted in halvings.
-            blocks, first = self.num_blocks_prepost, 1
-            if self.postprocess_doubling == "first" and self.num_cells_per_block_prepost.decoder > 1:
-                first = 0
-            for tower, places in (("encoder", range(blocks)), ("decoder", range(first, blocks + 1))):
-                channels = getattr(self.channel_towers, tower)
-                if blocks and any(3 * channels * self.channel_multiplier**i % 8 for i in places):
-                    raise ValueError(
-                        f"channel_towers|has {channels} channels in the {tower}, which mbconv_den puts into 8 groups|a "
-                        "multiple of 8"
-                    )
-        if self.sampling_method == "coupled_logistic_mixture" and self.image_channels != 3:
-            raise ValueError(
-                f"sampling_method|is coupled_logistic_mixture with image_channels {self.image_channels}|3 channels, or "
-                "bernoulli or logistic_mixture for grey images"
-            )
-        if self.dataset.binarize and self.sampling_method != "bernoulli":
-            raise ValueError(
-                f"dataset.binarize|is True with sampling_method {self.sampling_method}|bernoulli, or False"
-            )
-        channels = self.channel_towers.encoder
-        # Every halving cell's skip gives a quarter of its channels to each of four convolutions.
-        if halvings and (channels * self.channel_multiplier) % 4:
-            raise ValueError(
-                f"channel_towers|has {channels} channels in the encoder, times channel_multiplier "
-                f"{self.channel_multiplier} at each halving|a product that divides by 4"
-            )
-        schedule = self.training_parameters
-        if schedule.learning_rate_min > schedule.learning_rate:
-            raise ValueError(
-                f"training_parameters.learning_rate_min|is {schedule.learning_rate_min:g}|at most learning_rate, "
-                f"which is {schedule.learning_rate:g}"
-            )
-        if schedule.warmup_steps is not None and schedule.warmup_portion is not None:
-            raise ValueError(
-                f"training_parameters.warmup_steps|is {schedule.warmup_steps} beside warmup_portion "
-                f"{schedule.warmup_portion:g}|one of the two"
-            )
-        return self
-
-
-def _filled(data: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """`data`, with `defaults` for the keys that it lacks, in sections too."""
-    result = dict(data)
-    for key, default in defaults.items():
-        if key not in data:
-            result[key] = default
-        elif isinstance(default, dict) and isinstance(data[key], dict):
-            result[key] = _filled(data[key], default)
-    return result
-
-
-def groups_per_scale(config: Config) -> tuple[int, ...]:
-    """Number of latent groups at each scale, finest first: n, max(min_splits, n // exponential_scaling), ..."""
-    groups = [config.initial_splits_per_scale]
-    while len(groups) < config.number_of_scales:
-        groups.append(max(config.min_splits, groups[-1] // config.exponential_scaling))
-    return tuple(groups)
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -318,7 +52,7 @@ def config_path(name: str | Path) -> Path:
     )
 
 
-def load_config(name: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def load_config(name: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> ModelConfig:
     """Read and validate a config.
 
     name: the name of a file in `model_configs/` or the path of a YAML file.
@@ -333,7 +67,7 @@ def load_config(name: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     return parse_config(text, overrides, source=str(path))
 
 
-def parse_config(text: str, overrides: list[str] | tuple[str, ...] = (), source: str = "the config") -> Config:
+def parse_config(text: str, overrides: list[str] | tuple[str, ...] = (), source: str = "the config") -> ModelConfig:
     """Validate the text of a YAML file; `source` names it in messages. Raises ConfigError."""
     data, lines = _read_yaml(text, source)
     places = {key: f"{source}, line {line}" for key, line in lines.items()}
@@ -345,20 +79,20 @@ def parse_config(text: str, overrides: list[str] | tuple[str, ...] = (), source:
         for parent in _parents(key):
             places.setdefault(parent, f"--set {override}")
     try:
-        return Config.model_validate(data)
+        return config_class(data).model_validate(data)
     except ValidationError as error:
         raise ConfigError(_explain(error, places, source)) from None
 
 
-def config_from_dict(data: dict[str, Any], source: str) -> Config:
+def config_from_dict(data: dict[str, Any], source: str) -> ModelConfig:
     """A config from the plain dictionary that a checkpoint carries. Raises ConfigError."""
     try:
-        return Config.model_validate(data)
+        return config_class(data).model_validate(data)
     except ValidationError as error:
         raise ConfigError(_explain(error, {}, source)) from None
 
 
-def config_to_yaml(config: Config) -> str:
+def config_to_yaml(config: ModelConfig) -> str:
     """The resolved config as YAML, every default spelled out; it loads as the same config."""
     return yaml.safe_dump(config.model_dump(), sort_keys=False)
 
@@ -503,7 +237,7 @@ def _place(key: str, places: dict[str, str], source: str) -> str:
 
 
 def _known_keys(section: Sequence[str]) -> list[str]:
-    model: type[BaseModel] = Config
+    model: type[BaseModel] = NVAEConfig
     for part in section:
         annotation = model.model_fields[part].annotation
         model = next(t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel))

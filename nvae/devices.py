@@ -35,7 +35,7 @@ def half_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
-def favour_speed() -> None:
+def set_fast_defaults() -> None:
     """Settings of the whole process that make training faster and no number different but for rounding."""
     _keep_freed_memory()
     torch.backends.cudnn.benchmark = True  # all batches have one shape, so trying out algorithms pays

@@ -1,6 +1,6 @@
-"""What training minimises: the negative ELBO with KL warm-up and balancing, spectral and batch-norm regularisation.
+"""What training minimizes: the negative ELBO with KL warm-up and balancing, spectral and batch-norm regularization.
 
-Formulas: Vahdat and Kautz 2020, section 3.3 and appendix A; spectral regularisation by Yoshida and Miyato 2017.
+Formulas: Vahdat and Kautz 2020, section 3.3 and appendix A; spectral regularization by Yoshida and Miyato 2017.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from nvae.model.cells import Cell
-from nvae.model.convolutions import FIRST_POWER_ITERATIONS, is_spectrally_normalised
-from nvae.model.hierarchy import LatentGroup, Level, Pass
+from nvae.models.hierarchy import LatentGroup, Level, Pass
+from nvae.models.nvae.cells import Cell
+from nvae.models.nvae.convolutions import FIRST_POWER_ITERATIONS, is_spectrally_normalized
 
 MIN_KL_COEFFICIENT = 1e-4
 
@@ -72,8 +72,8 @@ def balanced_kl(kl: Tensor, levels: Sequence[Level], coefficient: float) -> Tens
     return coefficient * (kl * balancing_weights(kl, levels)).sum(1)
 
 
-def regularisation_coefficient(constant: float, initial: float | None, kl_coefficient: float) -> float:
-    """The weight of the regularisation: constant, or from `initial` to `constant` along the KL's warm-up.
+def regularization_coefficient(constant: float, initial: float | None, kl_coefficient: float) -> float:
+    """The weight of the regularization: constant, or from `initial` to `constant` along the KL's warm-up.
 
     Geometrically, as the official program does: its logarithm moves as the KL coefficient does.
     """
@@ -82,10 +82,10 @@ def regularisation_coefficient(constant: float, initial: float | None, kl_coeffi
     return math.exp((1 - kl_coefficient) * math.log(initial) + kl_coefficient * math.log(constant))
 
 
-def regularised_convolutions(model: nn.Module, scope: Literal["cells_and_heads", "all"]) -> list[nn.Conv2d]:
+def regularized_convolutions(model: nn.Module, scope: Literal["cells_and_heads", "all"]) -> list[nn.Conv2d]:
     """The convolutions inside cells, and the heads that give the parameters of priors and posteriors; or all.
 
-    Without those whose singular value is one already, by spectral normalisation.
+    Without those whose singular value is one already, by spectral normalization.
     """
     inside: dict[int, nn.Conv2d] = {}
     for module in model.modules():
@@ -94,10 +94,10 @@ def regularised_convolutions(model: nn.Module, scope: Literal["cells_and_heads",
             roots += module.heads
         for root in roots:
             inside |= {id(m): m for m in root.modules() if isinstance(m, nn.Conv2d)}
-    return [convolution for convolution in inside.values() if not is_spectrally_normalised(convolution)]
+    return [convolution for convolution in inside.values() if not is_spectrally_normalized(convolution)]
 
 
-class SpectralRegularisation(nn.Module):
+class SpectralRegularization(nn.Module):
     """The sum over convolutions of the largest singular value of the weight, to the power of `exponent`, 1 or 2.
 
     A weight counts as the matrix (C_out, the rest). Its largest singular value comes from power iteration, whose
@@ -152,7 +152,7 @@ class _SingularValue(torch.autograd.Function):
         return (grad * left) @ right.mT, None, None, None
 
 
-def batch_norm_regularisation(model: nn.Module) -> Tensor:
+def batch_norm_regularization(model: nn.Module) -> Tensor:
     """The sum over batch norms of the largest |gamma|."""
     largest = [m.weight.abs().max() for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     return torch.stack(largest).sum() if largest else torch.zeros(())

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from nvae.config import Config, TrainingParameters
-from nvae.model.build import build_model
-from nvae.model.hierarchy import HierarchicalVAE
+from nvae.models.families import build_model
+from nvae.models.hierarchy import HierarchicalVAE
+from nvae.schema import ModelConfig, TrainingParameters
 
 # A weight, its gradient, and Adamax's two averages, float32.
 TRAINING_BYTES_PER_PARAMETER = 4 * 4
@@ -24,7 +24,7 @@ class Cost(NamedTuple):
     saved_bytes: int  # kept by a forward pass for the gradient
 
 
-def cost_per_image(config: Config) -> Cost:
+def cost_per_image(config: ModelConfig) -> Cost:
     """Counted on a forward pass without memory or arithmetic (meta device)."""
     kept: dict[int, int] = {}  # bytes of every storage
     images = 2  # so that what does not grow with the batch can be told apart
@@ -51,7 +51,7 @@ def parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def summary(config: Config) -> str:
+def summary(config: ModelConfig) -> str:
     """The page."""
     with torch.device("meta"):
         model = build_model(config)

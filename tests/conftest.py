@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from nvae.config import Config, config_from_dict
-from nvae.model.hierarchy import HierarchicalVAE
-from nvae.model.nvae import build_nvae
+from nvae.config import config_from_dict
+from nvae.models.hierarchy import HierarchicalVAE
+from nvae.models.nvae.network import build_nvae
+from nvae.schema import ModelConfig
 
 # Here and in the programs that tests start: on tiny tensors threads only wait for each other.
 torch.set_num_threads(1)
@@ -53,23 +54,23 @@ def reference() -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_config() -> Callable[..., Config]:
+def make_config() -> Callable[..., ModelConfig]:
     """A function: the config of a tiny model (four groups on two scales, 8x8 pixels), with some keys changed."""
 
-    def make(**changes: Any) -> Config:
+    def make(**changes: Any) -> ModelConfig:
         return config_from_dict(TINY | changes, "the test's config")
 
     return make
 
 
 @pytest.fixture
-def config(make_config: Callable[..., Config]) -> Config:
+def config(make_config: Callable[..., ModelConfig]) -> ModelConfig:
     """The config of a tiny model."""
     return make_config()
 
 
 @pytest.fixture(scope="session")
-def make_model(make_config: Callable[..., Config]) -> Callable[..., HierarchicalVAE]:
+def make_model(make_config: Callable[..., ModelConfig]) -> Callable[..., HierarchicalVAE]:
     """A function: a tiny model in evaluation mode, with some keys of its config changed and the same weights always.
 
     Batch norms and weight norms get random values too: at their initial ones and zeros a mistake could hide.

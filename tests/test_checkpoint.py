@@ -21,7 +21,7 @@ def test_a_model_file_alone_gives_the_same_images(model, tmp_path):
     assert again.config == model.config
     images = torch.rand(2, 3, 8, 8)
     noise = [torch.randn(2, *shape) for shape in model.noise_shapes]
-    from nvae.model.hierarchy import FromPosterior
+    from nvae.models.hierarchy import FromPosterior
 
     with torch.no_grad():
         results = [m.top_down(FromPosterior(m.bottom_up(images), noise=noise), 2).pixels.mean() for m in (model, again)]

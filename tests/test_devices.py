@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nvae.devices import available_devices, choose_device, favour_speed
+from nvae.devices import available_devices, choose_device, set_fast_defaults
 from nvae.errors import UserError
 
 
@@ -18,6 +18,6 @@ def test_a_device_that_is_not_there_is_one_sentence(name):
 
 def test_settings_for_speed_change_no_number():
     before = torch.randn(500, 500, generator=torch.Generator().manual_seed(0)) @ torch.ones(500, 500)
-    favour_speed()
+    set_fast_defaults()
     after = torch.randn(500, 500, generator=torch.Generator().manual_seed(0)) @ torch.ones(500, 500)
     assert torch.equal(before, after)

@@ -1,4 +1,4 @@
-"""What training minimises."""
+"""What training minimizes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from nvae.model.convolutions import is_spectrally_normalised, normalised
-from nvae.model.hierarchy import Level
+from nvae.models.hierarchy import Level
+from nvae.models.nvae.convolutions import is_spectrally_normalized, normalized
 from nvae.objective import (
-    SpectralRegularisation,
+    SpectralRegularization,
     balance_alphas,
     balanced_kl,
     balancing_weights,
-    batch_norm_regularisation,
+    batch_norm_regularization,
     bound,
     kl_coefficient,
-    regularisation_coefficient,
-    regularised_convolutions,
+    regularization_coefficient,
+    regularized_convolutions,
 )
 
 
@@ -62,16 +62,16 @@ def test_after_a_delay_the_kl_coefficient_rises_as_it_would_have(epoch, expected
 
 
 @pytest.mark.parametrize("position", [0.0, 1e-4, 0.25, 0.5, 1.0])
-def test_the_regularisation_moves_geometrically_along_the_kls_warm_up(position):
+def test_the_regularization_moves_geometrically_along_the_kls_warm_up(position):
     """Half-way between 100 and 1 lies 10."""
-    found = regularisation_coefficient(0.01, 1.0, position)
+    found = regularization_coefficient(0.01, 1.0, position)
     assert found == pytest.approx(1.0 ** (1 - position) * 0.01**position)
-    assert regularisation_coefficient(1.0, 100.0, 0.5) == pytest.approx(10)
+    assert regularization_coefficient(1.0, 100.0, 0.5) == pytest.approx(10)
 
 
-def test_the_regularisation_is_constant_without_a_beginning_and_off_at_zero():
-    assert [regularisation_coefficient(0.05, None, position) for position in (0.0, 0.3, 1.0)] == [0.05] * 3
-    assert [regularisation_coefficient(0.0, 1.0, position) for position in (0.0, 0.3, 1.0)] == [0.0] * 3
+def test_the_regularization_is_constant_without_a_beginning_and_off_at_zero():
+    assert [regularization_coefficient(0.05, None, position) for position in (0.0, 0.3, 1.0)] == [0.05] * 3
+    assert [regularization_coefficient(0.0, 1.0, position) for position in (0.0, 0.3, 1.0)] == [0.0] * 3
 
 
 @pytest.mark.parametrize(
@@ -134,12 +134,12 @@ def test_a_group_with_a_negative_kl_is_weighed_by_its_size(generator):
     torch.testing.assert_close(balanced_kl(kl, [level(2)], 0.5), torch.zeros(2))
 
 
-# ---------------------------------------------------------------------------------------- spectral regularisation
+# ---------------------------------------------------------------------------------------- spectral regularization
 
 
 @pytest.fixture
 def convolutions() -> list[nn.Conv2d]:
-    """Of several shapes, some shared, one weight-normalised, one depthwise."""
+    """Of several shapes, some shared, one weight-normalized, one depthwise."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return [
@@ -149,8 +149,8 @@ def convolutions() -> list[nn.Conv2d]:
             nn.Conv2d(6, 6, 5, groups=6),
             parametrizations.weight_norm(nn.Conv2d(3, 5, 3), dim=0),
             nn.Conv2d(2, 7, 1),
-            normalised(nn.Conv2d(3, 5, 3), "linear"),
-            normalised(nn.Conv2d(6, 4, 3), "exponential"),
+            normalized(nn.Conv2d(3, 5, 3), "linear"),
+            normalized(nn.Conv2d(6, 4, 3), "exponential"),
         ]
 
 
@@ -160,23 +160,23 @@ def true_values(convolutions: list[nn.Conv2d]) -> torch.Tensor:
 
 def test_every_spectral_term_is_the_largest_singular_value_of_its_weight(convolutions):
     for convolution in convolutions:
-        (found,) = SpectralRegularisation([convolution]).singular_values(2000)
+        (found,) = SpectralRegularization([convolution]).singular_values(2000)
         torch.testing.assert_close(found, true_values([convolution])[0], rtol=1e-4, atol=0)
 
 
 def test_weights_of_one_shape_handled_together_keep_their_own_singular_values(convolutions):
-    found = SpectralRegularisation(convolutions).singular_values(2000)
+    found = SpectralRegularization(convolutions).singular_values(2000)
     torch.testing.assert_close(found.sort().values, true_values(convolutions).sort().values, rtol=1e-4, atol=0)
 
 
-def test_the_regularisation_is_the_sum_of_the_squared_singular_values(convolutions):
-    spectral = SpectralRegularisation(convolutions)
+def test_the_regularization_is_the_sum_of_the_squared_singular_values(convolutions):
+    spectral = SpectralRegularization(convolutions)
     spectral.singular_values(2000)
     torch.testing.assert_close(spectral(), true_values(convolutions).square().sum(), rtol=1e-4, atol=0)
 
 
 def test_or_the_sum_of_the_singular_values_themselves(convolutions):
-    spectral = SpectralRegularisation(convolutions, exponent=1)
+    spectral = SpectralRegularization(convolutions, exponent=1)
     spectral.singular_values(2000)
     torch.testing.assert_close(spectral(), true_values(convolutions).sum(), rtol=1e-4, atol=0)
     assert abs(true_values(convolutions).sum() - true_values(convolutions).square().sum()) > 0.1
@@ -185,7 +185,7 @@ def test_or_the_sum_of_the_singular_values_themselves(convolutions):
 @pytest.mark.parametrize("exponent", [1, 2])
 def test_its_gradient_is_that_of_the_singular_value_decomposition(convolutions, exponent):
     weights = [parameter for convolution in convolutions for parameter in convolution.parameters()]
-    spectral = SpectralRegularisation(convolutions, exponent)
+    spectral = SpectralRegularization(convolutions, exponent)
     spectral.singular_values(5000)
     found = torch.autograd.grad(spectral(), weights, materialize_grads=True)
     expected = torch.autograd.grad(true_values(convolutions).pow(exponent).sum(), weights, materialize_grads=True)
@@ -196,13 +196,13 @@ def test_its_gradient_is_that_of_the_singular_value_decomposition(convolutions, 
 
 def test_power_iteration_goes_on_where_the_last_step_stopped(convolutions):
     """Many steps of one iteration are as good as one step of many; and a checkpoint keeps the place."""
-    stepwise, at_once = SpectralRegularisation(convolutions), SpectralRegularisation(convolutions)
+    stepwise, at_once = SpectralRegularization(convolutions), SpectralRegularization(convolutions)
     start = stepwise.singular_values(1)
     for _ in range(29):
         found = stepwise.singular_values()
     torch.testing.assert_close(found, at_once.singular_values(30), rtol=1e-6, atol=0)
     assert not torch.equal(found, start)
-    resumed = SpectralRegularisation(convolutions)
+    resumed = SpectralRegularization(convolutions)
     resumed.load_state_dict(stepwise.state_dict())
     assert torch.equal(resumed.singular_values(), stepwise.singular_values())
     assert set(stepwise.state_dict()), "nothing was kept"
@@ -210,7 +210,7 @@ def test_power_iteration_goes_on_where_the_last_step_stopped(convolutions):
 
 
 def test_it_starts_near_the_truth_and_follows_the_weights(convolutions):
-    spectral = SpectralRegularisation(convolutions)
+    spectral = SpectralRegularization(convolutions)
     truth = true_values(convolutions).square().sum()
     assert 0.9 * truth < spectral() <= truth * (1 + 1e-5)
     with torch.no_grad():
@@ -227,9 +227,9 @@ STYLES = pytest.mark.parametrize("style", ["mgp123", "nvlabs"])
 
 
 @STYLES
-def test_cells_and_heads_are_regularised_and_nothing_else(make_model, style):
+def test_cells_and_heads_are_regularized_and_nothing_else(make_model, style):
     model = make_model(num_flows=1, style=style)
-    found = {id(convolution) for convolution in regularised_convolutions(model, "cells_and_heads")}
+    found = {id(convolution) for convolution in regularized_convolutions(model, "cells_and_heads")}
     outside = ("encoder.stem", "encoder.top", "encoder_combiner", "decoder_combiner", "output.head", "flow")
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -241,7 +241,7 @@ def test_cells_and_heads_are_regularised_and_nothing_else(make_model, style):
 @STYLES
 def test_or_every_convolution_once_flows_included(make_model, style):
     model = make_model(num_flows=1, style=style)
-    found = [id(convolution) for convolution in regularised_convolutions(model, "all")]
+    found = [id(convolution) for convolution in regularized_convolutions(model, "all")]
     expected = [id(module) for module in model.modules() if isinstance(module, nn.Conv2d)]
     assert sorted(found) == sorted(expected)
     flows = [id(m) for group in model.groups for m in group.flow.modules() if isinstance(m, nn.Conv2d)]
@@ -250,38 +250,38 @@ def test_or_every_convolution_once_flows_included(make_model, style):
 
 
 @pytest.mark.parametrize("scope", ["all", "cells_and_heads"])
-def test_spectrally_normalised_convolutions_are_left_out(make_model, scope):
+def test_spectrally_normalized_convolutions_are_left_out(make_model, scope):
     """Their singular value is one already."""
-    model = make_model(num_flows=1, spectral_normalisation=True)
-    found = regularised_convolutions(model, scope)
-    assert not any(is_spectrally_normalised(convolution) for convolution in found)
+    model = make_model(num_flows=1, spectral_normalization=True)
+    found = regularized_convolutions(model, scope)
+    assert not any(is_spectrally_normalized(convolution) for convolution in found)
     assert len(found) == (4 * 2 * 3 if scope == "all" else 0)  # the flows'
-    nothing = SpectralRegularisation(regularised_convolutions(make_model(spectral_normalisation=True), "all"))
+    nothing = SpectralRegularization(regularized_convolutions(make_model(spectral_normalization=True), "all"))
     assert nothing().item() == 0
 
 
-def test_regularising_a_spectrally_normalised_model_does_not_move_its_power_iterations(make_model):
-    model = make_model(spectral_normalisation=True, num_flows=1).train()
+def test_regularizing_a_spectrally_normalized_model_does_not_move_its_power_iterations(make_model):
+    model = make_model(spectral_normalization=True, num_flows=1).train()
     before = [buffer.clone() for buffer in model.buffers()]
-    (SpectralRegularisation(regularised_convolutions(model, "all"))() + batch_norm_regularisation(model)).backward()
+    (SpectralRegularization(regularized_convolutions(model, "all"))() + batch_norm_regularization(model)).backward()
     assert all(torch.equal(old, new) for old, new in zip(before, model.buffers(), strict=True))
 
 
-def test_a_model_without_batch_norms_has_no_batch_norm_regularisation(make_model):
+def test_a_model_without_batch_norms_has_no_batch_norm_regularization(make_model):
     model = make_model(arch_instance="res_elu")
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    found = batch_norm_regularisation(model)
+    found = batch_norm_regularization(model)
     assert found.shape == ()
     assert found.item() == 0
-    assert batch_norm_regularisation(make_model(arch_instance="res_bnelu")).item() > 0
+    assert batch_norm_regularization(make_model(arch_instance="res_bnelu")).item() > 0
 
 
-def test_the_batch_norm_regularisation_sums_the_largest_gammas():
+def test_the_batch_norm_regularization_sums_the_largest_gammas():
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1), nn.Sequential(nn.BatchNorm2d(2)))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([0.5, -3.0, 2.0]))
         model[2][0].weight.copy_(torch.tensor([0.25, 0.125]))
-    loss = batch_norm_regularisation(model)
+    loss = batch_norm_regularization(model)
     assert loss.item() == 3.25
     loss.backward()
     assert model[0].weight.grad.tolist() == [0, -1, 0]

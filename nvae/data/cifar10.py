@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torchvision.datasets import CIFAR10
 
-from nvae.config import Config
-from nvae.data.images import HOW_TO_SAY, Data, grey, resized
+from nvae.data.images import HOW_TO_SAY, Data, gray, resized
 from nvae.errors import UserError
+from nvae.schema import ModelConfig
 
 
-def load_cifar10(config: Config) -> Data:
+def load_cifar10(config: ModelConfig) -> Data:
     """The 50,000 images for training, and the set's own 10,000 test images for validation. Raises UserError."""
     folder = Path(config.dataset.path).expanduser()
     try:
@@ -29,5 +29,5 @@ def load_cifar10(config: Config) -> Data:
         ) from error
     images = [torch.from_numpy(part.transpose(0, 3, 1, 2)) for part in parts]
     if config.image_channels == 1:
-        images = [grey(part) for part in images]
+        images = [gray(part) for part in images]
     return Data(*(resized(part, config.input_dimension) for part in images))

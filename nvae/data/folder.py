@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nvae.config import Config
+from nvae.data.image_files import open_picture, without_size_warnings
 from nvae.data.images import HOW_TO_SAY, Data, fit
-from nvae.data.pictures import open_picture, without_size_warnings
 from nvae.errors import UserError
+from nvae.schema import ModelConfig
 
 # What people keep pictures in. Pillow opens more (PDF, MPEG...), which is no picture for a data set.
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2")
@@ -28,7 +28,7 @@ MEMORY_LIMIT = 4 * 2**30  # bytes of pixels; a larger set is kept in a file, map
 NAMED_AT_MOST = 5
 
 
-def load_folder(config: Config) -> Data:
+def load_folder(config: ModelConfig) -> Data:
     """All pictures under `dataset.path` and its subfolders, links followed.
 
     Which of them are for validation depends on their names alone, so a picture added later moves no other one from

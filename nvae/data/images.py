@@ -60,7 +60,7 @@ def flipped(images: Tensor, generator: torch.Generator) -> Tensor:
 def binarized(images: Tensor, generator: torch.Generator) -> Tensor:
     """Images (B, C, S, S) in [0, 1] to subpixels 0 or 1, drawn with their values as the probabilities of 1.
 
-    Dynamic binarisation (Salakhutdinov and Murray 2008; Burda et al. 2016): anew at every call. Drawn on the
+    Dynamic binarization (Salakhutdinov and Murray 2008; Burda et al. 2016): anew at every call. Drawn on the
     generator's device, as in `flipped`.
     """
     noise = torch.rand(images.shape, generator=generator, device=generator.device)  # never 1, so that 1 stays 1
@@ -101,7 +101,7 @@ def resized(images: Tensor, size: int) -> Tensor:
     return in_chunks(resample, images, (images.shape[1], size, size))
 
 
-def grey(images: Tensor) -> Tensor:
+def gray(images: Tensor) -> Tensor:
     """uint8 (N, 3, H, W) to (N, 1, H, W): luma of ITU-R BT.601."""
     weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
     return in_chunks(lambda part: (part * weights).sum(1, keepdim=True).round_(), images, (1, *images.shape[2:]))

@@ -12,9 +12,9 @@ import torchvision
 from torch import Tensor
 from torch.nn import functional
 
-from nvae.config import Config
 from nvae.data.images import HOW_TO_SAY, Data, resized
 from nvae.errors import UserError
+from nvae.schema import ModelConfig
 
 SIDE = 28
 IMAGES_MAGIC = 2051
@@ -22,7 +22,7 @@ _SETS = {"mnist": torchvision.datasets.MNIST, "fashion_mnist": torchvision.datas
 _FILES = {"training": "train-images-idx3-ubyte", "validation": "t10k-images-idx3-ubyte"}
 
 
-def load_mnist(config: Config) -> Data:
+def load_mnist(config: ModelConfig) -> Data:
     """The 60,000 images for training, and the set's own 10,000 test images for validation. Raises UserError."""
     name, folder = config.dataset.name, Path(config.dataset.path).expanduser()
     dataset = _SETS[name]

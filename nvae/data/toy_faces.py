@@ -15,15 +15,15 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from nvae.config import Config
-from nvae.data.images import Data, grey
+from nvae.data.images import Data, gray
+from nvae.schema import ModelConfig
 
 FIRST_VALIDATION = 1_000_000_000
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Point = tuple[float, float]
 
-SKINS: list[Colour] = [
+SKINS: list[Color] = [
     (255, 224, 196),
     (246, 200, 160),
     (226, 168, 120),
@@ -32,7 +32,7 @@ SKINS: list[Colour] = [
     (98, 62, 44),
     (168, 214, 150),  # a visitor from a greener planet
 ]
-HAIR_COLOURS: list[Colour] = [
+HAIR_COLORS: list[Color] = [
     (38, 30, 34),
     (92, 58, 38),
     (160, 100, 52),
@@ -42,7 +42,7 @@ HAIR_COLOURS: list[Colour] = [
     (226, 96, 150),
     (70, 110, 200),
 ]
-BACKGROUNDS: list[Colour] = [
+BACKGROUNDS: list[Color] = [
     (250, 214, 110),
     (126, 200, 222),
     (150, 210, 150),
@@ -51,11 +51,11 @@ BACKGROUNDS: list[Colour] = [
     (236, 236, 226),
     (84, 104, 150),
 ]
-CLOTHES: list[Colour] = [(210, 60, 70), (50, 90, 170), (60, 140, 90), (245, 245, 245), (60, 60, 70), (240, 170, 50)]
-EYE_COLOURS: list[Colour] = [(70, 46, 34), (60, 110, 190), (70, 140, 80), (40, 40, 46)]
-HAT_COLOURS: list[Colour] = [(200, 50, 60), (40, 80, 150), (70, 70, 80), (80, 160, 120)]
-INK: Colour = (44, 34, 40)
-WHITE: Colour = (255, 255, 255)
+CLOTHES: list[Color] = [(210, 60, 70), (50, 90, 170), (60, 140, 90), (245, 245, 245), (60, 60, 70), (240, 170, 50)]
+EYE_COLORS: list[Color] = [(70, 46, 34), (60, 110, 190), (70, 140, 80), (40, 40, 46)]
+HAT_COLORS: list[Color] = [(200, 50, 60), (40, 80, 150), (70, 70, 80), (80, 160, 120)]
+INK: Color = (44, 34, 40)
+WHITE: Color = (255, 255, 255)
 
 HAIR_STYLES = ("bald", "short", "fringe", "bob", "long", "curly", "mohawk", "bun", "pigtails")
 EYES = ("round", "wide", "sleepy", "almond")
@@ -71,13 +71,13 @@ BACKDROPS = ("plain", "gradient", "sun")
 class Face:
     """Everything that makes one face. Lengths are in units of half the picture's side; angles in degrees."""
 
-    skin: Colour
+    skin: Color
     head_width: float
     head_height: float
     hair_style: str
-    hair_colour: Colour
+    hair_color: Color
     eyes: str
-    eye_colour: Colour
+    eye_color: Color
     eye_size: float
     eye_distance: float
     gaze: Point
@@ -90,10 +90,10 @@ class Face:
     beard: str
     glasses: str
     hat: str
-    hat_colour: Colour
-    clothes: Colour
+    hat_color: Color
+    clothes: Color
     backdrop: str
-    background: Colour
+    background: Color
     tilt: float
     shift: Point
     scale: float
@@ -114,9 +114,9 @@ def face(index: int) -> Face:
         head_width=between(0.42, 0.52),
         head_height=between(0.50, 0.60),
         hair_style=one_of(HAIR_STYLES),
-        hair_colour=one_of(HAIR_COLOURS),
+        hair_color=one_of(HAIR_COLORS),
         eyes=one_of(EYES),
-        eye_colour=one_of(EYE_COLOURS),
+        eye_color=one_of(EYE_COLORS),
         eye_size=between(0.105, 0.135),
         eye_distance=between(0.19, 0.23),
         gaze=(between(-1, 1), between(-0.6, 0.6)),
@@ -129,7 +129,7 @@ def face(index: int) -> Face:
         beard=one_of(BEARDS),
         glasses=one_of(GLASSES),
         hat=one_of(HATS),
-        hat_colour=one_of(HAT_COLOURS),
+        hat_color=one_of(HAT_COLORS),
         clothes=one_of(CLOTHES),
         backdrop=one_of(BACKDROPS),
         background=one_of(BACKGROUNDS),
@@ -162,11 +162,11 @@ def draw(face: Face, size: int) -> Image.Image:
     return picture.resize((size, size), Image.Resampling.BOX)
 
 
-def _shade(colour: Colour, factor: float) -> Colour:
+def _shade(color: Color, factor: float) -> Color:
     """Darker below 1, lighter above."""
     if factor <= 1:
-        return tuple(int(c * factor) for c in colour)
-    return tuple(int(255 - (255 - c) / factor) for c in colour)
+        return tuple(int(c * factor) for c in color)
+    return tuple(int(255 - (255 - c) / factor) for c in color)
 
 
 def _backdrop(face: Face, canvas: int) -> Image.Image:
@@ -182,13 +182,13 @@ def _backdrop(face: Face, canvas: int) -> Image.Image:
 
 
 class _Artist:
-    """Draws one person, upright and centred; the origin is the middle of the picture, y points down."""
+    """Draws one person, upright and centered; the origin is the middle of the picture, y points down."""
 
     def __init__(self, face: Face, layer: Image.Image) -> None:
         self.face = face
         self.pen = ImageDraw.Draw(layer)
         self.half = layer.width / 2
-        self.middle = 0.02  # height of the head's centre
+        self.middle = 0.02  # height of the head's center
 
     def draw(self) -> None:
         self.hair_behind()
@@ -212,24 +212,24 @@ class _Artist:
     def _box(self, x: float, y: float, rx: float, ry: float) -> list[Point]:
         return [self._pixel(x - rx, y - ry), self._pixel(x + rx, y + ry)]
 
-    def ellipse(self, x: float, y: float, rx: float, ry: float, fill: Colour | None, outline: float = 0) -> None:
+    def ellipse(self, x: float, y: float, rx: float, ry: float, fill: Color | None, outline: float = 0) -> None:
         width = round(outline * self.half)
         self.pen.ellipse(self._box(x, y, rx, ry), fill=fill, outline=INK if width else None, width=width)
 
-    def polygon(self, points: Sequence[Point], fill: Colour) -> None:
+    def polygon(self, points: Sequence[Point], fill: Color) -> None:
         self.pen.polygon([self._pixel(*point) for point in points], fill=fill)
 
-    def line(self, points: Sequence[Point], width: float, fill: Colour = INK) -> None:
+    def line(self, points: Sequence[Point], width: float, fill: Color = INK) -> None:
         pixels = [self._pixel(*point) for point in points]
         self.pen.line(pixels, fill=fill, width=max(1, round(width * self.half)), joint="curve")
 
-    def rectangle(self, x0: float, y0: float, x1: float, y1: float, radius: float, fill: Colour) -> None:
+    def rectangle(self, x0: float, y0: float, x1: float, y1: float, radius: float, fill: Color) -> None:
         self.pen.rounded_rectangle([self._pixel(x0, y0), self._pixel(x1, y1)], radius * self.half, fill=fill)
 
-    def half_ellipse(self, x: float, y: float, rx: float, ry: float, start: int, end: int, fill: Colour) -> None:
+    def half_ellipse(self, x: float, y: float, rx: float, ry: float, start: int, end: int, fill: Color) -> None:
         self.pen.chord(self._box(x, y, rx, ry), start, end, fill=fill)
 
-    def curve(self, x: float, y: float, rx: float, bend: float, width: float, fill: Colour = INK) -> None:
+    def curve(self, x: float, y: float, rx: float, bend: float, width: float, fill: Color = INK) -> None:
         """A parabola through (x, y) whose ends hang `bend` higher than its middle."""
         steps = [i / 6 - 1 for i in range(13)]
         self.line([(x + rx * t, y - bend * t * t + bend / 2) for t in steps], width, fill)
@@ -238,24 +238,24 @@ class _Artist:
 
     def hair_behind(self) -> None:
         face, top = self.face, self.middle
-        colour = _shade(face.hair_colour, 0.82)
+        color = _shade(face.hair_color, 0.82)
         w, h = face.head_width, face.head_height
         if face.hair_style == "long":
-            self.rectangle(-w - 0.13, top - h * 0.6, w + 0.13, top + h + 0.30, 0.30, colour)
-            self.ellipse(0, top - h * 0.25, w + 0.13, h * 0.92, colour)
+            self.rectangle(-w - 0.13, top - h * 0.6, w + 0.13, top + h + 0.30, 0.30, color)
+            self.ellipse(0, top - h * 0.25, w + 0.13, h * 0.92, color)
         elif face.hair_style == "bob":
-            self.rectangle(-w - 0.12, top - h * 0.6, w + 0.12, top + h * 0.72, 0.22, colour)
-            self.ellipse(0, top - h * 0.25, w + 0.12, h * 0.92, colour)
+            self.rectangle(-w - 0.12, top - h * 0.6, w + 0.12, top + h * 0.72, 0.22, color)
+            self.ellipse(0, top - h * 0.25, w + 0.12, h * 0.92, color)
         elif face.hair_style == "curly":
             for i in range(13):
                 angle = math.pi * (0.9 + 1.2 * i / 12)
                 x, y = (w + 0.03) * math.cos(angle), top - 0.06 + (h + 0.02) * math.sin(angle)
-                self.ellipse(x, y, 0.17, 0.17, colour)
+                self.ellipse(x, y, 0.17, 0.17, color)
         elif face.hair_style == "bun":
-            self.ellipse(0, top - h - 0.13, 0.19, 0.17, colour)
+            self.ellipse(0, top - h - 0.13, 0.19, 0.17, color)
         elif face.hair_style == "pigtails":
             for side in (-1, 1):
-                self.ellipse(side * (w + 0.17), top + 0.08, 0.15, 0.28, colour)
+                self.ellipse(side * (w + 0.17), top + 0.08, 0.15, 0.28, color)
 
     def body(self) -> None:
         face, top = self.face, self.middle
@@ -281,28 +281,28 @@ class _Artist:
 
     def beard(self) -> None:
         face, top = self.face, self.middle
-        colour = _shade(face.hair_colour, 0.9)
+        color = _shade(face.hair_color, 0.9)
         if face.beard == "full":
-            self.half_ellipse(0, top + 0.04, face.head_width, face.head_height, 12, 168, colour)
+            self.half_ellipse(0, top + 0.04, face.head_width, face.head_height, 12, 168, color)
             self.ellipse(0, top + 0.16, face.head_width * 0.66, 0.14, face.skin)
         elif face.beard == "moustache":
             for side in (-1, 1):
-                self.ellipse(side * 0.09, top + 0.225, 0.11, 0.045, colour)
+                self.ellipse(side * 0.09, top + 0.225, 0.11, 0.045, color)
 
     def hair_in_front(self) -> None:
         face, top = self.face, self.middle
-        colour, w, h = face.hair_colour, face.head_width, face.head_height
+        color, w, h = face.hair_color, face.head_width, face.head_height
         if face.hair_style == "bald":
             return
         if face.hair_style == "mohawk":
             self.polygon(
-                [(-0.13, top - h * 0.66), (-0.15, top - h - 0.2), (0.15, top - h - 0.2), (0.13, top - h * 0.66)], colour
+                [(-0.13, top - h * 0.66), (-0.15, top - h - 0.2), (0.15, top - h - 0.2), (0.13, top - h * 0.66)], color
             )
-            self.ellipse(0, top - h * 0.66, 0.13, 0.06, colour)
+            self.ellipse(0, top - h * 0.66, 0.13, 0.06, color)
             return
-        self.half_ellipse(0, top - 0.01, w + 0.035, h + 0.045, 202, 338, colour)
+        self.half_ellipse(0, top - 0.01, w + 0.035, h + 0.045, 202, 338, color)
         if face.hair_style == "fringe":
-            self.rectangle(-w * 0.86, top - h * 0.62, w * 0.86, top - h * 0.36, 0.08, colour)
+            self.rectangle(-w * 0.86, top - h * 0.62, w * 0.86, top - h * 0.36, 0.08, color)
         elif face.hair_style in ("bob", "long", "pigtails"):  # a parting in the middle
             for side in (-1, 1):
                 self.polygon(
@@ -312,20 +312,20 @@ class _Artist:
                         (side * w * 1.04, top - 0.02),
                         (side * w * 0.74, top - h * 0.38),
                     ],
-                    colour,
+                    color,
                 )
         elif face.hair_style == "curly":
             for i in range(5):
-                self.ellipse(w * 0.72 * (i - 2) / 2, top - h * 0.68 - 0.04 * (i % 2), 0.13, 0.11, colour)
+                self.ellipse(w * 0.72 * (i - 2) / 2, top - h * 0.68 - 0.04 * (i % 2), 0.13, 0.11, color)
 
     def brows(self) -> None:
         face = self.face
         y = self.middle - 0.215 - face.brow_height
         rise = 0.11 * math.tan(math.radians(face.brow_angle))
-        colour = INK if face.hair_style == "bald" else _shade(face.hair_colour, 0.6)
+        color = INK if face.hair_style == "bald" else _shade(face.hair_color, 0.6)
         for side in (-1, 1):
             x = side * face.eye_distance
-            self.line([(x - side * 0.10, y + rise), (x + side * 0.11, y - rise)], 0.042, colour)
+            self.line([(x - side * 0.10, y + rise), (x + side * 0.11, y - rise)], 0.042, color)
 
     def eyes(self) -> None:
         face, y = self.face, self.middle - 0.05
@@ -338,7 +338,7 @@ class _Artist:
             x = side * face.eye_distance
             self.ellipse(x, y, rx, ry, WHITE, outline=0.022)
             gx, gy = x + face.gaze[0] * (rx - iris) * 0.8, y + face.gaze[1] * (ry - iris) * 0.8
-            self.ellipse(gx, gy, iris, iris, face.eye_colour)
+            self.ellipse(gx, gy, iris, iris, face.eye_color)
             self.ellipse(gx, gy, iris * 0.55, iris * 0.55, INK)
             self.ellipse(gx - iris * 0.3, gy - iris * 0.35, iris * 0.28, iris * 0.28, WHITE)
             if face.eyes == "sleepy":
@@ -392,22 +392,22 @@ class _Artist:
 
     def hat(self) -> None:
         face, top = self.face, self.middle
-        w, h, colour = face.head_width, face.head_height, face.hat_colour
+        w, h, color = face.head_width, face.head_height, face.hat_color
         brim = top - h * 0.52
-        dark = _shade(colour, 0.72)
+        dark = _shade(color, 0.72)
         if face.hat == "beanie":
-            self.half_ellipse(0, brim, w + 0.06, h * 0.62, 180, 360, colour)
+            self.half_ellipse(0, brim, w + 0.06, h * 0.62, 180, 360, color)
             self.rectangle(-w - 0.07, brim - 0.07, w + 0.07, brim + 0.06, 0.05, dark)
             self.ellipse(0, brim - h * 0.62, 0.09, 0.09, WHITE)
         elif face.hat == "cap":
-            self.half_ellipse(0, brim, w + 0.05, h * 0.58, 180, 360, colour)
+            self.half_ellipse(0, brim, w + 0.05, h * 0.58, 180, 360, color)
             self.rectangle(-w - 0.05, brim - 0.05, w + 0.30, brim + 0.04, 0.04, dark)
         elif face.hat == "top hat":
-            self.rectangle(-w * 0.8, brim - 0.46, w * 0.8, brim, 0.04, colour)
+            self.rectangle(-w * 0.8, brim - 0.46, w * 0.8, brim, 0.04, color)
             self.rectangle(-w * 0.8, brim - 0.14, w * 0.8, brim - 0.04, 0.0, (230, 200, 90))
             self.rectangle(-w - 0.14, brim - 0.05, w + 0.14, brim + 0.03, 0.04, dark)
         elif face.hat == "party hat":
-            self.polygon([(-w * 0.62, brim + 0.02), (0, brim - 0.46), (w * 0.62, brim + 0.02)], colour)
+            self.polygon([(-w * 0.62, brim + 0.02), (0, brim - 0.46), (w * 0.62, brim + 0.02)], color)
             self.polygon(
                 [(-w * 0.36, brim - 0.16), (0.0, brim - 0.24), (w * 0.26, brim - 0.27), (w * 0.42, brim - 0.14)],
                 (250, 220, 90),
@@ -419,7 +419,7 @@ class _Artist:
             spikes = [(left, brim), (left - 0.05, brim - 0.32), (left * 0.5, brim - 0.14), (0, brim - 0.36)]
             self.polygon([*spikes, (right * 0.5, brim - 0.14), (right + 0.05, brim - 0.32), (right, brim)], gold)
             for x in (left * 0.62, 0, right * 0.62):
-                self.ellipse(x, brim - 0.06, 0.045, 0.045, colour)
+                self.ellipse(x, brim - 0.06, 0.045, 0.045, color)
 
 
 def draw_faces(indices: Sequence[int], size: int) -> np.ndarray:
@@ -431,11 +431,11 @@ def draw_faces(indices: Sequence[int], size: int) -> np.ndarray:
     return images
 
 
-def load_toy_faces(config: Config) -> Data:
+def load_toy_faces(config: ModelConfig) -> Data:
     """`training_images` faces from index 0 on, `validation_images` from an index on that training never reaches."""
     size, wanted = config.input_dimension, config.dataset
     parts = (range(wanted.training_images), range(FIRST_VALIDATION, FIRST_VALIDATION + wanted.validation_images))
     training, validation = (torch.from_numpy(draw_faces(indices, size)) for indices in parts)
     if config.image_channels == 1:
-        training, validation = (grey(images) for images in (training, validation))
+        training, validation = (gray(images) for images in (training, validation))
     return Data(training, validation)

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nvae.data.images import to_network
-from nvae.model.hierarchy import FromPosterior, HierarchicalVAE, Pass
+from nvae.models.hierarchy import FromPosterior, HierarchicalVAE, Pass
 from nvae.objective import bound
 from nvae.seeds import seeded
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from nvae.errors import UserError
 from nvae.evaluation.likelihood import Estimate, Evaluation
-from nvae.model.hierarchy import HierarchicalVAE
+from nvae.models.hierarchy import HierarchicalVAE
 from nvae.summary import table
 
 
@@ -80,7 +80,7 @@ def stem_for(folder: Path, name: str, about: dict[str, Any]) -> Path:
 
 
 def draw_kl(evaluation: Evaluation, model: HierarchicalVAE, path: Path) -> None:
-    """A bar per latent group: its KL, coloured by its resolution."""
+    """A bar per latent group: its KL, colored by its resolution."""
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nvae.config import Config, ConfigError, available_configs, config_from_dict, groups_per_scale, load_config
-from nvae.interop.places import GATE, ImportingError, Names, tensors_of
-from nvae.model.cells import Cell, ResidualCell
-from nvae.model.hierarchy import HierarchicalVAE
-from nvae.model.likelihoods import build_likelihood
+from nvae.config import ConfigError, available_configs, config_from_dict, load_config
+from nvae.interop.key_mapping import SE_KEYS, InteropError, Names, tensors_of
+from nvae.models.hierarchy import HierarchicalVAE
+from nvae.models.likelihoods import build_likelihood
+from nvae.models.nvae.cells import Cell, ResidualCell
+from nvae.models.nvae.config import NVAEConfig, groups_per_scale
 
 _WEIGHTS = {
     "parametrizations.weight.original0": "weight_g",
@@ -20,11 +21,11 @@ _WEIGHTS = {
     "parametrizations.weight.original": "weight",  # of a masked convolution
 }
 _RESIDUAL = {"norm1": 0, "conv1": 2, "norm2": 3, "conv2": 5}
-_INVERTED = {"norm1": 1, "expand": 2, "norm2": 3, "spread": 5, "norm3": 6, "project": 8, "norm4": 9}
-_FLOW = {"expand": 0, "spread": 2, "project": 5}
+_INVERTED = {"norm1": 1, "expand": 2, "norm2": 3, "depthwise": 5, "norm3": 6, "project": 8, "norm4": 9}
+_FLOW = {"expand": 0, "depthwise": 2, "project": 5}
 
 
-def names_in(model: HierarchicalVAE) -> Names:
+def key_map(model: HierarchicalVAE) -> Names:
     """Their name of every tensor of a model."""
     encoder, output = model.encoder, model.output
     names: Names = {"constant": "decoder_constant"}
@@ -71,19 +72,19 @@ def _cell(ours: str, theirs: str, cell: Cell) -> Names:
     parts, gate = (_RESIDUAL, 6) if isinstance(cell, ResidualCell) else (_INVERTED, 10)
     for part, place in parts.items():
         names |= tensors_of(f"{ours}.{part}", f"{theirs}.model.{place}", getattr(cell, part))
-    if cell.gate is not None:
-        names |= tensors_of(f"{ours}.gate", f"{theirs}.model.{gate}.model", cell.gate, GATE)
-    if cell.resample == "halve":
+    if cell.se is not None:
+        names |= tensors_of(f"{ours}.se", f"{theirs}.model.{gate}.model", cell.se, SE_KEYS)
+    if cell.resample == "downsample":
         for i, convolution in enumerate(cell.skip.convolutions):
             place = f"{theirs}.skip.model.skip down.conv_{i + 1}"
             names |= tensors_of(f"{ours}.skip.convolutions.{i}", place, convolution)
-    if cell.resample == "double":
+    if cell.resample == "upsample":
         place = f"{theirs}.skip.model.skip up.model"
         names |= tensors_of(f"{ours}.skip.convolution", place, cell.skip.convolution)
     return names
 
 
-def config_of(state: Mapping[str, Tensor], yaml_path: str, source: str) -> tuple[Config, list[str]]:
+def config_of(state: Mapping[str, Tensor], yaml_path: str, source: str) -> tuple[NVAEConfig, list[str]]:
     """The config of the model that weights belong to, and what a person should know about how it was found.
 
     yaml_path: where the file says that its YAML was: a config of ours with that name is taken if the shapes agree.
@@ -108,14 +109,14 @@ def config_of(state: Mapping[str, Tensor], yaml_path: str, source: str) -> tuple
     return config_from_dict(data, source), notices
 
 
-def _of_that_name(name: str) -> Config | None:
+def _of_that_name(name: str) -> NVAEConfig | None:
     try:
         return load_config(name) if name in available_configs() else None
     except ConfigError:
         return None
 
 
-def _shown(config: Config) -> list[Any]:
+def _shown(config: NVAEConfig) -> list[Any]:
     """All of a config that shapes show."""
     keys = (
         *("channel_towers", "latent_size", "input_dimension", "image_channels", "num_flows", "num_blocks_prepost"),
@@ -128,16 +129,16 @@ def _shown(config: Config) -> list[Any]:
     ]
 
 
-def _read_off(state: Mapping[str, Tensor], source: str) -> Config:
+def _read_off(state: Mapping[str, Tensor], source: str) -> NVAEConfig:
     try:
         return _architecture(state, source)
     except (LookupError, ValueError, ZeroDivisionError) as error:
-        raise ImportingError(
+        raise InteropError(
             f"{source}: the architecture cannot be read off its weights ({error!r}); give the YAML with --config."
         ) from error
 
 
-def _architecture(state: Mapping[str, Tensor], source: str) -> Config:
+def _architecture(state: Mapping[str, Tensor], source: str) -> NVAEConfig:
     def numbers(pattern: str) -> list[int]:
         return sorted({int(match[1]) for name in state if (match := re.match(pattern, name))})
 
@@ -174,6 +175,6 @@ def _architecture(state: Mapping[str, Tensor], source: str) -> Config:
             config = config_from_dict(data | groups, f"{source}: the shapes in it")
             if groups_per_scale(config) == tuple(splits):
                 return config
-    raise ImportingError(
+    raise InteropError(
         f"{source}: {splits} latent groups per scale are none that a config describes; give the YAML with --config."
     )

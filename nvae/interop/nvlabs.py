@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from nvae.config import Config, ConfigError, config_from_dict
-from nvae.interop.places import GATE, ImportingError, Names, tensors_of
-from nvae.model.cells import Cell, InvertedResidualCell, ResidualCell
-from nvae.model.hierarchy import HierarchicalVAE
+from nvae.config import ConfigError, config_from_dict
+from nvae.interop.key_mapping import SE_KEYS, InteropError, Names, tensors_of
+from nvae.models.hierarchy import HierarchicalVAE
+from nvae.models.nvae.cells import Cell, InvertedResidualCell, ResidualCell
+from nvae.models.nvae.config import NVAEConfig
 
 _WEIGHT_NORM = {"parametrizations.weight.original0": "log_weight_norm", "parametrizations.weight.original1": "weight"}
 _OLD = {"ada_groups": False, "min_groups_per_scale": 1, "num_mixture_dec": 10, "num_x_bits": 8, "num_nf": 0}
@@ -30,22 +31,22 @@ _SCHEDULE = {
 }
 
 
-def config_of(args: Mapping[str, Any], source: str) -> tuple[Config, list[str]]:
+def config_of(args: Mapping[str, Any], source: str) -> tuple[NVAEConfig, list[str]]:
     """The config of a model that the original was told to build with these settings, and notices. Raises UserError."""
 
     def value(key: str, kind: type) -> Any:
         found = args.get(key, _OLD.get(key))
         if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
             what = f"is {found!r}, which is not {_KINDS[kind]}" if key in args else "is missing"
-            raise ImportingError(f"{source}: the setting {key} {what}; give the architecture with --config.")
+            raise InteropError(f"{source}: the setting {key} {what}; give the architecture with --config.")
         return found
 
     components = value("num_mixture_dec", int)
     blocks = value("num_preprocess_blocks", int)
     if value("num_postprocess_blocks", int) != blocks:
-        raise ImportingError(f"{source}: num_preprocess_blocks and num_postprocess_blocks differ; no image comes out.")
+        raise InteropError(f"{source}: num_preprocess_blocks and num_postprocess_blocks differ; no image comes out.")
     images = _images(value("dataset", str), source)
-    colour = {"sampling_method": "gaussian"} if components == 1 else {"n_mix": components}
+    color = {"sampling_method": "gaussian"} if components == 1 else {"n_mix": components}
     data = {
         "style": "nvlabs",
         "channel_towers": {"encoder": value("num_channels_enc", int), "decoder": value("num_channels_dec", int)},
@@ -66,7 +67,7 @@ def config_of(args: Mapping[str, Any], source: str) -> tuple[Config, list[str]]:
         "arch_instance": value("arch_instance", str),
         "residual_posterior": value("res_dist", bool),
         "squeeze_excitation": "sixteenth" if value("use_se", bool) else "none",
-        **(colour if images.get("image_channels", 3) == 3 else {}),
+        **(color if images.get("image_channels", 3) == 3 else {}),
         **images,
     }
     where = f"{source}: the settings in it"
@@ -105,7 +106,7 @@ def _images(dataset: str, source: str) -> dict[str, Any]:
     named = re.fullmatch(r"\w+_(\d{1,4})", dataset, re.ASCII)
     side = {"cifar10": 32, "ffhq": 256}.get(dataset) or (int(named[1]) if named else None)
     if side is None:
-        raise ImportingError(f"{source}: its data set '{dataset}' is none whose image size is known; give a --config.")
+        raise InteropError(f"{source}: its data set '{dataset}' is none whose image size is known; give a --config.")
     flip = not dataset.startswith("imagenet")
     return {
         "input_dimension": side,
@@ -117,10 +118,10 @@ def _images(dataset: str, source: str) -> dict[str, Any]:
     }
 
 
-def weights_of(state: Mapping[str, Any], config: Config) -> dict[str, Any]:
+def weights_of(state: Mapping[str, Any], config: NVAEConfig) -> dict[str, Any]:
     """Their state dictionary as our model has it.
 
-    Without the copies of normalised weights that some of their files carry too, and without the constant that their
+    Without the copies of normalized weights that some of their files carry too, and without the constant that their
     plain VAE has and never uses; the constant at the top gets a dimension for the images of a batch.
     """
     copies = {
@@ -133,7 +134,7 @@ def weights_of(state: Mapping[str, Any], config: Config) -> dict[str, Any]:
     return weights if constant is None else weights | {"prior_ftr0": constant[None]}
 
 
-def names_in(model: HierarchicalVAE) -> Names:
+def key_map(model: HierarchicalVAE) -> Names:
     """Their name of every tensor of a model."""
     encoder, output, groups = model.encoder, model.output, model.groups
     plain = model.config.plain_vae
@@ -171,7 +172,7 @@ def names_in(model: HierarchicalVAE) -> Names:
         for i, cell in enumerate(group.flow):
             pair = g * (len(group.flow) // 2) + i // 2
             theirs = f"nf_cells.{pair}.cell{i % 2 + 1}"
-            for ours, part in (("expand", "conv.convz.0"), ("spread", "conv.convz.2"), ("project", "mu.conv_0")):
+            for ours, part in (("expand", "conv.convz.0"), ("depthwise", "conv.convz.2"), ("project", "mu.conv_0")):
                 names |= _convolution(f"groups.{g}.flow.{i}.{ours}", f"{theirs}.{part}", getattr(cell, ours))
     return names
 
@@ -182,12 +183,12 @@ def _convolution(ours: str, theirs: str, convolution: nn.Module) -> Names:
 
 def _cell(ours: str, theirs: str, cell: Cell) -> Names:
     names: Names = {}
-    if cell.gate is not None:
-        names |= tensors_of(f"{ours}.gate", f"{theirs}.se.se", cell.gate, GATE)
-    if cell.resample == "halve":
+    if cell.se is not None:
+        names |= tensors_of(f"{ours}.se", f"{theirs}.se.se", cell.se, SE_KEYS)
+    if cell.resample == "downsample":
         for i, convolution in enumerate(cell.skip.convolutions):
             names |= _convolution(f"{ours}.skip.convolutions.{i}", f"{theirs}.skip.conv_{i + 1}", convolution)
-    if cell.resample == "double":
+    if cell.resample == "upsample":
         names |= _convolution(f"{ours}.skip.convolution", f"{theirs}.skip.1", cell.skip.convolution)
     return names | (_residual(ours, theirs, cell) if isinstance(cell, ResidualCell) else _inverted(ours, theirs, cell))
 
@@ -202,12 +203,12 @@ def _residual(ours: str, theirs: str, cell: ResidualCell) -> Names:
 
 
 def _inverted(ours: str, theirs: str, cell: InvertedResidualCell) -> Names:
-    first = 1 if cell.resample == "double" else 0  # after the doubling
+    first = 1 if cell.resample == "upsample" else 0  # after the doubling
     parts = {
         "norm1": f"{first}.bn",
         "expand": f"{first + 1}.conv.0",
         "norm2": f"{first + 1}.conv.1",
-        "spread": f"{first + 2}.conv.0",
+        "depthwise": f"{first + 2}.conv.0",
         "norm3": f"{first + 2}.conv.1",
         "project": f"{first + 3}",
         "norm4": f"{first + 4}.bn",

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from nvae.checkpoint import checkpoint_path, model_path, save
-from nvae.config import Config
 from nvae.data.registry import load_data
 from nvae.devices import choose_device
 from nvae.errors import UserError
 from nvae.evaluation.likelihood import evaluate
 from nvae.evaluation.report import already_saved, report, save_report
+from nvae.schema import ModelConfig
 from nvae.signals import stop_requests
 from nvae.summary import parameters
-from nvae.training.pictures import draw_curves, draw_reconstructions, draw_samples
-from nvae.training.progress import Progress
-from nvae.training.records import FOLDER as RUNS
-from nvae.training.records import Records
-from nvae.training.run import Run, how_to_go_on
+from nvae.training.loggers import FOLDER as RUNS
+from nvae.training.loggers import Records
+from nvae.training.previews import draw_curves, draw_reconstructions, draw_samples
+from nvae.training.progress_bars import Progress
+from nvae.training.trainer import Run, how_to_go_on
 
 STEPS_BETWEEN_CHECKS = 50  # whether the loss is finite: often enough to waste little, seldom enough to cost nothing
 
@@ -31,7 +31,7 @@ class Stopped(SystemExit):
     """Training was asked to stop, and has saved; the exit code is 128 plus the signal's number."""
 
 
-def train(config: Config, name: str, device: str | None = None, fresh: bool = False) -> Path:
+def train(config: ModelConfig, name: str, device: str | None = None, fresh: bool = False) -> Path:
     """Train a model, or go on with it, to the end of its schedule; returns the path of the result.
 
     name: what the files are called: saved_weights/<name>.checkpoint, runs/<name>/, ...

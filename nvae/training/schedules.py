@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from nvae.config import TrainingParameters
+from nvae.schema import TrainingParameters
 
 
 class KLWarmup(NamedTuple):

@@ -11,9 +11,9 @@ from torch import nn
 
 from nvae.data.images import to_network
 from nvae.evaluation.likelihood import Estimate, evaluate, log_importance_weight
-from nvae.model.hierarchy import FromPosterior, HierarchicalVAE, LatentGroup, Level
-from nvae.model.latents import DiagonalNormal
-from nvae.model.likelihoods import Likelihood
+from nvae.models.distributions import DiagonalNormal
+from nvae.models.hierarchy import FromPosterior, HierarchicalVAE, LatentGroup, Level
+from nvae.models.likelihoods import Likelihood
 from nvae.objective import bound
 from nvae.seeds import seeded
 
@@ -34,7 +34,7 @@ class LinearGroup(LatentGroup):
     """One number per group; the state is all numbers so far, (B, groups, 1, 1); no clamps, so that all is Gaussian."""
 
     same_flow = True
-    temperature_on_floor = False
+    temperature_scales_min_sigma = False
     level = Level(1, resolution=1, encoder_channels=2, decoder_channels=1, latent_size=1)
 
     def __init__(self, index: int, posterior: torch.Tensor, log_sigma: float) -> None:
@@ -76,7 +76,7 @@ class Linear:
         return self.normal.log_prob(images)
 
 
-class Centre(nn.Module):
+class Center(nn.Module):
     """Features: the image's two numbers less their mean, for both groups."""
 
     def forward(self, images):
@@ -92,7 +92,7 @@ def linear_gaussian(config, exact: bool) -> HierarchicalVAE:
     level = Level(2, resolution=1, encoder_channels=2, decoder_channels=1, latent_size=1)
     likelihood = Likelihood(2, Linear, 0.0, range(2))
     constant = torch.zeros(1, 0, 1, 1, dtype=torch.float64)
-    return HierarchicalVAE(config, [level], Centre(), constant, groups, nn.Identity(), likelihood).eval()
+    return HierarchicalVAE(config, [level], Center(), constant, groups, nn.Identity(), likelihood).eval()
 
 
 def joint():
@@ -111,8 +111,8 @@ def joint():
 
 def true_log_likelihood(images: torch.Tensor) -> torch.Tensor:
     covariance = joint()[0][2:, 2:]
-    centre = torch.full((2,), 0.5, dtype=torch.float64)
-    return torch.distributions.MultivariateNormal(centre, covariance).log_prob(images.flatten(1).double())
+    center = torch.full((2,), 0.5, dtype=torch.float64)
+    return torch.distributions.MultivariateNormal(center, covariance).log_prob(images.flatten(1).double())
 
 
 @pytest.fixture
@@ -283,7 +283,7 @@ def test_a_unit_is_active_when_its_posterior_moves_with_the_image(config, gain, 
             return self.normal.log_prob(images)
 
     likelihood = Likelihood(2, Anything, 0.0, range(2))
-    model = HierarchicalVAE(config, [level], Centre(), constant, groups, nn.Identity(), likelihood)
+    model = HierarchicalVAE(config, [level], Center(), constant, groups, nn.Identity(), likelihood)
     pixels = torch.randint(0, 256, (300, 1, 1, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for samples in (1, 5):
         found = evaluate(model.eval(), pixels, 100, samples)
@@ -305,12 +305,12 @@ def test_an_evaluation_that_is_not_finite_is_still_json(make_model, pixels):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["nvlabs_bernoulli", "nvlabs_logistic_mixture_flows"])
 def test_the_importance_weight_is_the_recorded_one(reference, name):
-    from nvae.interop.nvlabs import config_of, names_in, weights_of
-    from nvae.interop.places import filled
+    from nvae.interop.key_mapping import load_with_key_map
+    from nvae.interop.nvlabs import config_of, key_map, weights_of
 
     recording = torch.load(reference / f"{name}.pt", weights_only=True)
     config, _ = config_of(recording["args"], name)
-    model = filled(config, weights_of(recording["state_dict"], config), names_in, name)
+    model = load_with_key_map(config, weights_of(recording["state_dict"], config), key_map, name)
     images, expected = recording["x"], recording["eval"]
     result = model.top_down(FromPosterior(model.encoder(images), noise=expected["noise"]), len(images))
     inner = slice(config.padding, 32 - config.padding)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from nvae.config import config_from_dict
-from nvae.interop.mgp123 import names_in
-from nvae.interop.places import filled
-from nvae.model.hierarchy import FromNoise, FromPosterior
-from nvae.model.nvae import build_nvae
+from nvae.interop.key_mapping import load_with_key_map
+from nvae.interop.mgp123 import key_map
+from nvae.models.hierarchy import FromNoise, FromPosterior
+from nvae.models.nvae.network import build_nvae
 
 RECORDINGS = ["mgp123_logistic_mixture", "mgp123_gaussian_flows"]
 TOLERANCE = 1e-4
@@ -23,7 +23,7 @@ def recording(request, reference):
 @pytest.fixture(scope="module")
 def model(recording):
     config = config_from_dict(recording["config"], "the recording")
-    return filled(config, recording["state_dict"], names_in, "the recording")
+    return load_with_key_map(config, recording["state_dict"], key_map, "the recording")
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:

@@ -8,22 +8,23 @@ import pytest
 import torch
 from torch import nn
 
-from nvae.config import config_to_yaml, groups_per_scale, parse_config
+from nvae.config import config_to_yaml, parse_config
 from nvae.errors import UserError
-from nvae.interop.nvlabs import config_of, names_in, weights_of
-from nvae.interop.places import filled
-from nvae.model.build import build_model
-from nvae.model.cells import InvertedResidualCell, ResidualCell
-from nvae.model.hierarchy import FromNoise, FromPosterior, HierarchicalVAE, Pass
+from nvae.interop.key_mapping import load_with_key_map
+from nvae.interop.nvlabs import config_of, key_map, weights_of
+from nvae.models.families import build_model
+from nvae.models.hierarchy import FromNoise, FromPosterior, HierarchicalVAE, Pass
+from nvae.models.nvae.cells import InvertedResidualCell, ResidualCell
+from nvae.models.nvae.config import groups_per_scale
 from nvae.objective import (
     Bound,
-    SpectralRegularisation,
+    SpectralRegularization,
     balance_alphas,
     balanced_kl,
     balancing_weights,
-    batch_norm_regularisation,
+    batch_norm_regularization,
     bound,
-    regularised_convolutions,
+    regularized_convolutions,
 )
 
 RECORDINGS = ["nvlabs_bernoulli", "nvlabs_logistic_mixture_flows"]
@@ -41,7 +42,7 @@ def build(recording):
 
     def build(dtype: torch.dtype = torch.float32) -> HierarchicalVAE:
         config, _ = config_of(recording["args"], "the recording")
-        model = filled(config, weights_of(recording["state_dict"], config), names_in, "the recording")
+        model = load_with_key_map(config, weights_of(recording["state_dict"], config), key_map, "the recording")
         return model.requires_grad_(True).to(dtype)
 
     return build
@@ -165,11 +166,11 @@ def test_the_loss_of_training_is_the_recorded_one(recording, build):
 
 
 @torch.no_grad()
-def test_the_regularisation_is_the_recorded_one(recording, build):
+def test_the_regularization_is_the_recorded_one(recording, build):
     expected, model = recording["train"], build()
-    assert_close(batch_norm_regularisation(model), expected["batchnorm_loss"])
-    convolutions = regularised_convolutions(model, model.config.training_parameters.spectral_scope)
-    spectral = SpectralRegularisation(convolutions, model.config.training_parameters.spectral_exponent)
+    assert_close(batch_norm_regularization(model), expected["batchnorm_loss"])
+    convolutions = regularized_convolutions(model, model.config.training_parameters.spectral_scope)
+    spectral = SpectralRegularization(convolutions, model.config.training_parameters.spectral_exponent)
     spectral.singular_values(300)
     assert_close(spectral(), expected["spectral_loss_exact"])
 
@@ -197,7 +198,7 @@ def test_the_gradient_of_every_parameter_is_the_recorded_one(recording, build):
     expected, model = recording["train"], build(torch.float64).train()
     result, terms, _ = posterior_walk(model, recording)
     (balanced_kl(result.kl, model.levels, expected["kl_coefficient"]) - terms.log_likelihood).mean().backward()
-    names = names_in(model)
+    names = key_map(model)
     found = {names[ours]: p.grad.norm().item() for ours, p in model.named_parameters()}
     theirs = {name: norm.item() for name, norm in expected["grad_norms"].items()}
     assert found.keys() == theirs.keys()
@@ -217,7 +218,7 @@ def test_in_single_precision_the_gradients_that_are_there_are_the_recorded_ones(
     expected, model = recording["train"], build().train()
     result, terms, _ = posterior_walk(model, recording)
     (balanced_kl(result.kl, model.levels, expected["kl_coefficient"]) - terms.log_likelihood).mean().backward()
-    names = names_in(model)
+    names = key_map(model)
     largest = max(norm.item() for norm in expected["grad_norms"].values())
     for ours, parameter in model.named_parameters():
         norm = expected["grad_norms"][names[ours]].item()
@@ -229,7 +230,7 @@ def test_the_running_statistics_after_one_step_are_the_recorded_ones(recording, 
     model = build().train()
     before = {name: buffer.clone() for name, buffer in model.state_dict().items()}
     posterior_walk(model, recording)
-    names, after = names_in(model), model.state_dict()
+    names, after = key_map(model), model.state_dict()
     expected = recording["train"]["running_stats_after_one_step"]
     ours = {theirs: name for name, theirs in names.items() if theirs in expected}
     statistics = [f"running_{kind}" for kind in ("mean", "var")]
@@ -421,7 +422,7 @@ def test_every_parameter_and_buffer_of_any_network_has_one_name_of_theirs():
     for changes in ({}, {"arch_instance": "res_elu", "use_se": False}, {"arch_instance": "mbconv_sep"}):
         with torch.device("meta"):
             model = build_model(config_with(**small, **changes))
-        names = names_in(model)
+        names = key_map(model)
         assert names.keys() == model.state_dict().keys()
         assert len(set(names.values())) == len(names)
         assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules()) != ("use_se" in changes)

@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 import torch
 
-from nvae.config import Config
 from nvae.data.images import Data
-from nvae.training.run import Run
+from nvae.schema import ModelConfig
+from nvae.training.trainer import Run
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def data() -> Data:
 
 
 @pytest.fixture
-def make_run(make_config: Callable[..., Config], schedule: dict[str, Any], data: Data) -> Callable[..., Run]:
+def make_run(make_config: Callable[..., ModelConfig], schedule: dict[str, Any], data: Data) -> Callable[..., Run]:
     """A function: a fresh run, with some training parameters changed, and some keys of the `model`'s config."""
 
     def make(model: dict[str, Any] | None = None, **changes: Any) -> Run:

@@ -5,8 +5,8 @@ import torch
 
 from nvae.evaluation.likelihood import evaluate
 from nvae.training import loop
+from nvae.training.loggers import Records, read_metrics
 from nvae.training.loop import checkpoint_due, train
-from nvae.training.records import Records, read_metrics
 
 
 def position_after(run, steps):
@@ -91,9 +91,9 @@ def test_reconstructions_stand_below_their_images(make_model, data, tmp_path):
     from PIL import Image
 
     from nvae.data.images import to_network
-    from nvae.sampling.grids import grid
-    from nvae.sampling.samples import reconstruct
-    from nvae.training.pictures import draw_reconstructions
+    from nvae.inference.sampling import reconstruct
+    from nvae.tools.grids import grid
+    from nvae.training.previews import draw_reconstructions
 
     model = make_model()
     draw_reconstructions(model, data, tmp_path / "a.png", step=1)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from nvae.config import TrainingParameters
+from nvae.schema import TrainingParameters
 from nvae.training.schedules import kl_warmup, learning_rate
 
 SCHEDULE = TrainingParameters(

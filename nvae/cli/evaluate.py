@@ -1,0 +1,84 @@
+"""python3 -m nvae evaluate: how likely a model finds images it was not trained on."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import get_args
+
+from nvae.checkpoint import load_model, plain_name
+from nvae.cli.command_line import natural, positive
+from nvae.config import config_from_dict
+from nvae.data.registry import load_data
+from nvae.devices import choose_device, set_fast_defaults
+from nvae.errors import UserError
+from nvae.evaluation.likelihood import evaluate
+from nvae.evaluation.report import report, save_report, stem_for
+from nvae.schema import DatasetName, ModelConfig
+
+IMPORTANCE_SAMPLES = 1000
+PASSES_AT_ONCE = 64
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("evaluate", help="how likely a model finds images it was not trained on")
+    command.add_argument("model", metavar="MODEL", help="a .checkpoint or .model file")
+    command.add_argument("--nll", action="store_true", help="the importance-weighted log-likelihood too")
+    command.add_argument(
+        "--samples", type=positive, metavar="K", help=f"importance samples per image (default {IMPORTANCE_SAMPLES})"
+    )
+    command.add_argument("--dataset", choices=get_args(DatasetName), metavar="NAME", help="default: that of the model")
+    command.add_argument("--path", help="where the data set lies (default: where it lay in training)")
+    command.add_argument(
+        "--part", choices=("validation", "training"), default="validation", help="which of its images (validation)"
+    )
+    command.add_argument("--images", type=positive, metavar="N", help="only the first N of them")
+    command.add_argument(
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        default=PASSES_AT_ONCE,
+        help=f"passes at once, which bounds the memory (default {PASSES_AT_ONCE})",
+    )
+    command.add_argument("--seed", type=natural, default=0, help="of the draws from the posterior (0)")
+    command.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the fastest there is)")
+    command.add_argument("--out", type=Path, default=Path("images"), metavar="FOLDER", help="where to save (images/)")
+    command.set_defaults(run=evaluate_model)
+
+
+def evaluate_model(options: argparse.Namespace) -> None:
+    if options.samples is not None and not options.nll:
+        raise UserError("--samples is the number of importance samples: say --nll with it.")
+    samples = (options.samples or IMPORTANCE_SAMPLES) if options.nll else 1
+    set_fast_defaults()
+    model = load_model(options.model, choose_device(options.device))
+    config = with_dataset(model.config, options.dataset, options.path)
+    data = load_data(config)
+    for notice in data.notices:
+        print(notice)
+    pixels = (data.validation if options.part == "validation" else data.training)[: options.images]
+    found = evaluate(model, pixels, options.batch_size, samples, options.seed, progress=True)
+    if not math.isfinite(found.elbo.mean):
+        raise UserError(f"the bound of {options.model} on these images is {found.elbo.mean}: its weights are damaged.")
+    print(report(found, model, f"{options.part} images of {config.dataset.name}"))
+    about = {
+        "model": options.model,
+        "dataset": config.dataset.model_dump(),
+        "part": options.part,
+        "seed": options.seed,
+        "batch_size": options.batch_size,
+        "images": found.images,
+        "samples": samples,
+    }
+    name = f"evaluation_{plain_name(options.model)}_{config.dataset.name}_{options.part}_{samples}"
+    stem = stem_for(options.out, name, about)
+    save_report(found, model, stem, about)
+    print(f"saved as {stem}.json and {stem}.png")
+
+
+def with_dataset(config: ModelConfig, name: str | None, path: str | None) -> ModelConfig:
+    """The config with other images to look at."""
+    changes = {key: value for key, value in (("name", name), ("path", path)) if value is not None}
+    content = config.model_dump()
+    return config_from_dict(content | {"dataset": content["dataset"] | changes}, "--dataset")

@@ -1,0 +1,44 @@
+"""The registry of model families, and from a config to a model."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nvae.schema import ModelConfig
+
+if TYPE_CHECKING:
+    from nvae.models.hierarchy import HierarchicalVAE
+
+
+class Family(NamedTuple):
+    """Where a family lives: the package, and in its config.py and network.py the two classes."""
+
+    package: str
+    config: str
+    network: str
+
+
+FAMILIES = {"nvae": Family("nvae.models.nvae", "NVAEConfig", "NVAE")}
+DEFAULT_FAMILY = "nvae"  # the seed's files name no family
+
+
+def config_class(data: Any) -> type[ModelConfig]:
+    """The class that validates a config's dictionary: that of its `family`, or of the default where none is named."""
+    name = data.get("family", DEFAULT_FAMILY) if isinstance(data, dict) else DEFAULT_FAMILY
+    family = FAMILIES.get(name if isinstance(name, str) else "", FAMILIES[DEFAULT_FAMILY])
+    return getattr(import_module(f"{family.package}.config"), family.config)
+
+
+def build_model(config: ModelConfig) -> HierarchicalVAE:
+    """The model that a config describes, with fresh weights that its seed determines.
+
+    Leaves torch's own random state as it was. Build under `torch.device("meta")` to get shapes without memory.
+    """
+    import torch  # here, so that reading a config does not load torch
+
+    family = FAMILIES[config.family]
+    network = getattr(import_module(f"{family.package}.network"), family.network)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training_parameters.seed)
+        return network(config).to(memory_format=torch.channels_last)

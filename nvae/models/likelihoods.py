@@ -1,0 +1,336 @@
+"""p(x | z): what the network's output says about the pixels.
+
+A likelihood turns the output (B, P, H, W) into a distribution over images on [0, 1]. Log probabilities are in nats
+per subpixel, (B, C, H, W), or per pixel, (B, 1, H, W), where the channels are coupled: a probability of one of the
+2^bits values where the likelihood is discrete, a density where it is not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from nvae.models.distributions import (
+    SIGMA_FLOOR,
+    DiagonalNormal,
+    at_least_float32,
+    soft_clamp,
+    standard_normal,
+    standard_uniform,
+)
+from nvae.schema import ModelConfig
+
+MIN_LOG_SCALE = -7.0
+MAX_LOG_SCALE = 60.0  # changes no probability; beyond 85 the gradient is not finite in float32
+MIN_LOG_MASS = math.log(1e-10)
+THIN_LOG_MASS = math.log(1e-5)  # below this the coupled mixture takes the density for the mass
+LOWER_TAIL = 5e-4
+UPPER_TAIL = 1 - 5e-3
+
+
+class PixelDistribution(Protocol):
+    """A distribution over images (B, C, H, W) on [0, 1]."""
+
+    def log_prob(self, images: Tensor) -> Tensor:
+        """Log probability or density, in nats, of every subpixel, (B, C, H, W), or of every pixel, (B, 1, H, W)."""
+
+    def mean(self) -> Tensor:
+        """The mean image, not clamped to [0, 1]."""
+
+    def most_likely(self) -> Tensor:
+        """The mean of the most likely component, not clamped to [0, 1]."""
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """One drawn image, not clamped to [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What the network's output means.
+
+    parameters: its channels. density_bits: what turns -log2 p into bits per dimension. mean_channels: the channels that
+    the mean and the most likely image depend on.
+    """
+
+    parameters: int
+    distribution: Callable[[Tensor], PixelDistribution]
+    density_bits: float
+    mean_channels: Sequence[int]
+
+    def __call__(self, output: Tensor) -> PixelDistribution:
+        return self.distribution(at_least_float32(output))
+
+    def bits_per_dimension(self, nats: Tensor | float, dimensions: int) -> Tensor | float:
+        """Bits per subpixel from a negative log-likelihood, or bound, in nats per image of `dimensions` subpixels."""
+        return nats / (dimensions * math.log(2)) + self.density_bits
+
+
+def build_likelihood(config: ModelConfig) -> Likelihood:
+    """The likelihood that a config names: sampling_method, n_mix, likelihood_tails, pixel_bits, pixel_range."""
+    channels, method, last = config.image_channels, config.sampling_method, 2**config.pixel_bits - 1
+    centered = config.pixel_range == "centered"
+    # A density times the distance of two neighboring values is a probability.
+    density_bits = math.log2(last / 2 if centered else last)
+    components = {"gaussian": 1, "logistic": 1}.get(method, config.n_mix)
+    upper_tail = {"original": UPPER_TAIL, "exact": 1 - 0.5 / last}[config.likelihood_tails]
+    if method == "bernoulli":
+        return Likelihood(channels, Bernoulli, 0.0, range(channels))
+    if method == "gaussian":
+        return Likelihood(2 * channels, partial(Gaussian, centered=centered), density_bits, range(channels))
+    # Channels of the output by image channel, kind of parameter and component, as `_split` reads them.
+    kinds = torch.arange(3 * components * channels, device="cpu").view(channels, 3, components)
+    selectors_and_means = kinds[:, :2].flatten().tolist()
+    if method == "gaussian_mixture":
+        mixture = partial(GaussianMixture, channels=channels, components=components, centered=centered)
+        return Likelihood(3 * components * channels, mixture, density_bits, selectors_and_means)
+    if method == "coupled_logistic_mixture":
+        mixture = partial(CoupledLogisticMixture, components=components, last=last, upper_tail=upper_tail)
+        all_but_scales = [*range(components), *(components + kinds[:, [0, 2]].flatten()).tolist()]
+        return Likelihood(10 * components, mixture, 0.0, all_but_scales)
+    mixture = partial(LogisticMixture, channels=channels, components=components, last=last, upper_tail=upper_tail)
+    return Likelihood(3 * components * channels, mixture, 0.0, selectors_and_means)
+
+
+def _split(output: Tensor, channels: int, components: int, kinds: int) -> tuple[Tensor, ...]:
+    """(B, C * K * M, H, W) to K tensors (B, C, M, H, W)."""
+    batch, _, height, width = output.shape
+    return output.view(batch, channels, kinds, components, height, width).unbind(2)
+
+
+def _to_centered(images: Tensor) -> Tensor:
+    """[0, 1] to [-1, 1]."""
+    return 2 * images - 1
+
+
+def _to_unit(images: Tensor) -> Tensor:
+    """[-1, 1] to [0, 1]."""
+    return (images + 1) / 2
+
+
+class Bernoulli:
+    """A coin per subpixel, for black and white images. Output per subpixel: the logit."""
+
+    def __init__(self, output: Tensor) -> None:
+        self.logits = output  # (B, C, H, W)
+
+    def log_prob(self, images: Tensor) -> Tensor:
+        return -functional.binary_cross_entropy_with_logits(self.logits, images.to(self.logits), reduction="none")
+
+    def mean(self) -> Tensor:
+        return self.logits.sigmoid()
+
+    def most_likely(self) -> Tensor:
+        return (self.logits > 0).to(self.logits)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        return (standard_uniform(self.logits, generator) < self.mean()).to(self.logits)
+
+
+class Gaussian:
+    """A Normal per subpixel, with a density on [0, 1], or `centered` on [-1, 1].
+
+    Output per subpixel: mu, log sigma, softly clamped.
+    """
+
+    def __init__(self, output: Tensor, centered: bool = False) -> None:
+        self.normal = DiagonalNormal.from_raw(output)  # mu and sigma (B, C, H, W)
+        self.centered = centered
+
+    def log_prob(self, images: Tensor) -> Tensor:
+        return self.normal.log_prob(_to_centered(images) if self.centered else images)
+
+    def mean(self) -> Tensor:
+        return _to_unit(self.normal.mu) if self.centered else self.normal.mu
+
+    def most_likely(self) -> Tensor:
+        return self.mean()
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        drawn = self.normal.rsample(standard_normal(self.normal.mu, generator))
+        return _to_unit(drawn) if self.centered else drawn
+
+
+class Mixture:
+    """A mixture per subpixel, each with its own selectors. Tensors are (B, C, M, H, W); means are on [0, 1]."""
+
+    def __init__(self, logits: Tensor, means: Tensor) -> None:
+        self.logits = logits
+        self.means = means
+
+    def component_log_prob(self, images: Tensor) -> Tensor:
+        """(B, C, 1, H, W) to (B, C, M, H, W)."""
+        raise NotImplementedError
+
+    def sample_component(self, index: Tensor, generator: torch.Generator | None) -> Tensor:
+        """A draw of the component chosen for every subpixel, index and draw (B, C, 1, H, W)."""
+        raise NotImplementedError
+
+    def log_prob(self, images: Tensor) -> Tensor:
+        joint = self.component_log_prob(images[:, :, None]) + functional.log_softmax(self.logits, dim=2)
+        return torch.logsumexp(joint, dim=2)  # (B, C, H, W)
+
+    def mean(self) -> Tensor:
+        return (self.logits.softmax(2) * self.means).sum(2)
+
+    def most_likely(self) -> Tensor:
+        return self.means.gather(2, self.logits.argmax(2, keepdim=True))[:, :, 0]
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        gumbel = -torch.log(-torch.log(standard_uniform(self.logits, generator)))
+        index = (self.logits + gumbel).argmax(2, keepdim=True)  # a draw from the categorical: the Gumbel-max trick
+        return self.sample_component(index, generator)[:, :, 0]
+
+
+class GaussianMixture(Mixture):
+    """M Normals per subpixel, with a density on [0, 1], or `centered` on [-1, 1].
+
+    Output per component: logit, mu, log sigma, softly clamped.
+    """
+
+    def __init__(self, output: Tensor, channels: int, components: int, centered: bool = False) -> None:
+        logits, mu, log_sigma = _split(soft_clamp(output), channels, components, 3)
+        super().__init__(logits, _to_unit(mu) if centered else mu)
+        self.normal = DiagonalNormal(mu, log_sigma.exp() + SIGMA_FLOOR)
+        self.centered = centered
+
+    def component_log_prob(self, images: Tensor) -> Tensor:
+        return self.normal.log_prob(_to_centered(images) if self.centered else images)
+
+    def sample_component(self, index: Tensor, generator: torch.Generator | None) -> Tensor:
+        mu, sigma = self.normal.mu.gather(2, index), self.normal.sigma.gather(2, index)
+        drawn = DiagonalNormal(mu, sigma).rsample(standard_normal(mu, generator))
+        return _to_unit(drawn) if self.centered else drawn
+
+
+@dataclass(frozen=True)
+class LogMasses:
+    """Logs of what a logistic holds of the line around a pixel's value: of its bin, and beyond the bin's edges."""
+
+    centered: Tensor  # the value's distance from the mean, in scales
+    bin: Tensor
+    below_upper: Tensor  # all that lies below the bin's upper edge
+    above_lower: Tensor
+
+
+def discretized_logistic(distance: Tensor, log_scale: Tensor, last: int) -> LogMasses:
+    """Log masses of bins of width 2 / last, whose centers have a distance from the logistic's mean."""
+    inverse_scale = torch.exp(-log_scale)
+    centered, half_bin = distance * inverse_scale, inverse_scale / last
+    below_upper = functional.logsigmoid(centered + half_bin)
+    above_lower = functional.logsigmoid(half_bin - centered)
+    # sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)), which loses no digits far from the mean.
+    log_mass = below_upper + above_lower + torch.log(-torch.expm1(-2 * half_bin))
+    return LogMasses(centered, log_mass, below_upper, above_lower)
+
+
+class LogisticMixture(Mixture):
+    """M discretized logistics per subpixel over the 2^bits values (Salimans et al. 2017, without channel coupling).
+
+    Output per component: logit (softly clamped), mu (clamped to [-5, 5]) and log scale (at least -7), on [-1, 1].
+    A value's probability is the mass between its neighbors' midpoints, at least 1e-10; the first and the last value
+    take the open tails. The originals open the upper tail from 0.995 on, which the value 254 takes too: their
+    probabilities of the 256 values add up to 1 + p(255). `upper_tail` is the image value above which the tail is open,
+    `last` the number of the last value.
+    """
+
+    def __init__(self, output: Tensor, channels: int, components: int, last: int, upper_tail: float) -> None:
+        logits, mu, log_scale = _split(output, channels, components, 3)
+        mu = mu.clamp(-5, 5)
+        super().__init__(soft_clamp(logits), _to_unit(mu))
+        self.mu = mu
+        self.log_scale = log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
+        self.last = last
+        self.upper_tail = upper_tail
+
+    def component_log_prob(self, images: Tensor) -> Tensor:
+        masses = discretized_logistic(_to_centered(images) - self.mu, self.log_scale, self.last)
+        # The floor bounds the value, not the gradient: a component that lost its pixel can still find it.
+        log_mass = masses.bin + (MIN_LOG_MASS - masses.bin).clamp(min=0).detach()
+        inner = torch.where(images > self.upper_tail, masses.above_lower, log_mass)
+        return torch.where(images < LOWER_TAIL, masses.below_upper, inner)
+
+    def sample_component(self, index: Tensor, generator: torch.Generator | None) -> Tensor:
+        mu, scale = self.mu.gather(2, index), self.log_scale.gather(2, index).exp()
+        return _nearest_value(_to_unit(mu + scale * standard_logistic(mu, generator)), self.last)
+
+
+class CoupledLogisticMixture:
+    """M discretized logistics over RGB, all channels with the same selector (Salimans et al. 2017; NVAE's program).
+
+    Output: M logits, then per channel M means, M log scales (at least -7) and M coefficients (through tanh), on
+    [-1, 1]. The mean of green moves with red, that of blue with red and green. Where a bin's mass is below 1e-5, the
+    density at its center times its width stands for it. Tails as in `LogisticMixture`.
+    """
+
+    def __init__(self, output: Tensor, components: int, last: int, upper_tail: float) -> None:
+        self.logits = output[:, :components]  # (B, M, H, W)
+        # (B, 3, M, H, W) each
+        self.means, log_scales, coefficients = _split(output[:, components:], 3, components, 3)
+        self.log_scales = log_scales.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
+        self.coefficients = coefficients.tanh()
+        self.last = last
+        self.upper_tail = upper_tail
+
+    def log_prob(self, images: Tensor) -> Tensor:
+        value = _to_centered(images)[:, :, None]  # (B, 3, 1, H, W)
+        red, green = value[:, 0], value[:, 1]
+        c = self.coefficients
+        shift = torch.stack([torch.zeros_like(c[:, 0]), c[:, 0] * red, c[:, 1] * red + c[:, 2] * green], dim=1)
+        masses = discretized_logistic(value - self.means - shift, self.log_scales, self.last)
+        log_density = functional.logsigmoid(masses.centered) + functional.logsigmoid(-masses.centered) - self.log_scales
+        thin = log_density + math.log(2 / self.last)
+        inner = torch.where(masses.bin > THIN_LOG_MASS, masses.bin, thin)
+        inner = torch.where(images[:, :, None] > self.upper_tail, masses.above_lower, inner)
+        log_mass = torch.where(images[:, :, None] < LOWER_TAIL, masses.below_upper, inner)
+        return torch.logsumexp(log_mass.sum(1) + functional.log_softmax(self.logits, dim=1), dim=1, keepdim=True)
+
+    def mean(self) -> Tensor:
+        weights = self.logits.softmax(1)[:, None]  # (B, 1, M, H, W)
+        return self._coupled((weights * self.means).sum(2), (weights * self.coefficients).sum(2))
+
+    def most_likely(self) -> Tensor:
+        index = self.logits.argmax(1, keepdim=True)
+        return self._coupled(_of_component(self.means, index), _of_component(self.coefficients, index))
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        gumbel = -torch.log(-torch.log(standard_uniform(self.logits, generator)))
+        index = (self.logits + gumbel).argmax(1, keepdim=True)
+        scales = _of_component(self.log_scales, index).exp()
+        drawn = _of_component(self.means, index) + scales * standard_logistic(scales, generator)
+        # Rounded one after the other: what shifts a channel's mean is the value that the channels before it have.
+        return self._coupled(drawn, _of_component(self.coefficients, index), partial(_nearest_value, last=self.last))
+
+    @staticmethod
+    def _coupled(values: Tensor, coefficients: Tensor, settle: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+        """Red, green and blue (B, 3, H, W) on [0, 1] from values before the coupling, each settled before the next."""
+
+        def settled(x: Tensor) -> Tensor:
+            return _to_centered(settle(_to_unit(x.clamp(-1, 1))))
+
+        c = coefficients
+        red = settled(values[:, 0])
+        green = settled(values[:, 1] + c[:, 0] * red)
+        blue = settled(values[:, 2] + c[:, 1] * red + c[:, 2] * green)
+        return _to_unit(torch.stack([red, green, blue], dim=1))
+
+
+def _of_component(x: Tensor, index: Tensor) -> Tensor:
+    """x (B, 3, M, H, W) at the component index (B, 1, H, W) of every pixel: (B, 3, H, W)."""
+    return x.gather(2, index[:, None].expand(-1, x.shape[1], -1, -1, -1))[:, :, 0]
+
+
+def standard_logistic(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Noise of the standard logistic distribution, drawn like `standard_uniform`."""
+    uniform = standard_uniform(like, generator)
+    return torch.log(uniform) - torch.log1p(-uniform)
+
+
+def _nearest_value(images: Tensor, last: int) -> Tensor:
+    return (images * last).round() / last

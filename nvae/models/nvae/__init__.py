@@ -1,0 +1,1 @@
+"""The NVAE family: config, network, cells, convolutions, flows, regularization."""

@@ -1,0 +1,240 @@
+"""Normalized and masked convolutions.
+
+All are parametrizations of an ordinary `nn.Conv2d`, so `convolution.weight` is always the effective weight, whoever
+asks: the forward pass, a regularizer, or an importer.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+from torch.nn.utils import parametrize
+
+Normalization = Literal["none", "linear", "exponential", "spectral"]
+FIRST_POWER_ITERATIONS = 20
+
+
+def normalized(convolution: nn.Conv2d, normalization: Normalization) -> nn.Conv2d:
+    """The convolution, its weight normalized by every output channel's norm, or by the largest singular value."""
+    if normalization != "none":
+        parametrize.register_parametrization(convolution, "weight", _NORMALISATIONS[normalization]())
+    return convolution
+
+
+def is_spectrally_normalized(convolution: nn.Conv2d) -> bool:
+    """Whether the convolution's weight is divided by its largest singular value."""
+    return parametrize.is_parametrized(convolution, "weight") and isinstance(
+        convolution.parametrizations.weight[0], SpectralNorm
+    )
+
+
+def _channel_norm(weight: Tensor) -> Tensor:
+    return weight.square().sum((1, 2, 3), keepdim=True).sqrt()  # (C_out, 1, 1, 1)
+
+
+class WeightNorm(nn.Module):
+    """Parametrization (g, v) -> g * v / ||v||: g is `original0`, v is `original1` (Salimans and Kingma 2016).
+
+    As `torch.nn.utils.parametrizations.weight_norm`, but the weight stays channels last; that one copies it eight times
+    in a training step to turn it round and back.
+
+    mask: of a causal convolution, applied to v before its norm is taken.
+    gain: a factor on the norm that the weight starts with.
+    """
+
+    mask: Tensor | None
+
+    def __init__(self, mask: Tensor | None = None, gain: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask, persistent=False)
+        self.gain = gain
+
+    def forward(self, g: Tensor, v: Tensor) -> Tensor:
+        v = self._masked(v)
+        return v * self._scale(g, _channel_norm(v))
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return self._parameter(self.gain * _channel_norm(self._masked(weight))), weight
+
+    def _masked(self, v: Tensor) -> Tensor:
+        return v if self.mask is None else v * self.mask
+
+    def _scale(self, g: Tensor, norm: Tensor) -> Tensor:
+        return g / norm
+
+    def _parameter(self, norm: Tensor) -> Tensor:
+        return norm
+
+
+class ExponentialWeightNorm(WeightNorm):
+    """Parametrization (n, v) -> exp(n) * v / (||v|| + 1e-5), n starting at log(||v|| + 1e-2) (NVAE's program)."""
+
+    def _scale(self, n: Tensor, norm: Tensor) -> Tensor:
+        return n.exp() / (norm + 1e-5)
+
+    def _parameter(self, norm: Tensor) -> Tensor:
+        return (norm + 1e-2).log()
+
+
+class SpectralNorm(nn.Module):
+    """Parametrization w -> w / sigma, sigma the largest singular value of w as (C_out, the rest) (Miyato et al. 2018).
+
+    One step of power iteration at every use in training, whose vectors are kept and saved with the model. As
+    `torch.nn.utils.parametrizations.spectral_norm`, but in float32 under autocast, and with the weight channels last.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("left", None)
+        self.register_buffer("right", None)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        matrix = weight.permute(0, 2, 3, 1).flatten(1)  # a view of a weight that lies channels last
+        device = weight.device.type
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+            if self.training:
+                self._iterate(matrix.detach())
+            # Copies, for the iteration of a later use writes into the buffers that this one's gradient needs.
+            left, right = self.left.clone(), self.right.clone()
+            return weight / (left @ matrix @ right)
+
+    @torch.no_grad()
+    def _iterate(self, matrix: Tensor) -> None:
+        self.left.copy_(functional.normalize(matrix @ self.right, dim=0))
+        self.right.copy_(functional.normalize(matrix.mT @ self.left, dim=0))
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        matrix = weight.detach().permute(0, 2, 3, 1).flatten(1)
+        self.left = matrix.new_zeros(len(matrix))
+        self.right = functional.normalize(torch.randn_like(matrix[0]), dim=0)
+        for _ in range(FIRST_POWER_ITERATIONS):
+            self._iterate(matrix)
+        return weight
+
+
+_NORMALISATIONS = {"linear": WeightNorm, "exponential": ExponentialWeightNorm, "spectral": SpectralNorm}
+
+
+class Masked(nn.Module):
+    """Parametrization that keeps the entries of a weight where the mask is one."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.mask
+
+
+def causal_mask(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    groups: int,
+    center: Literal["earlier", "earlier and own"],
+    columns: Literal["left", "right"],
+) -> Tensor:
+    """Mask of an autoregressive convolution over (row, column, channel).
+
+    Rows above, and in the same row the columns to the left or to the right, are seen whole. At the center tap the
+    channels come in as many groups as the smaller side has channels, and a channel sees the groups before its own
+    ("earlier"), or its own too; a depthwise convolution's center sees only its own channel.
+    (Kingma et al. 2016; NVAE, section 3.4.)
+
+    Returns (out_channels, in_channels / groups, kernel_size, kernel_size) of zeros and ones.
+    """
+    middle = kernel_size // 2
+    mask = torch.zeros(out_channels, in_channels // groups, kernel_size, kernel_size)
+    mask[:, :, :middle, :] = 1
+    mask[:, :, middle, :middle] = float(columns == "left")
+    mask[:, :, middle, middle + 1 :] = float(columns == "right")
+    own_visible = center == "earlier and own"
+    if groups > 1:
+        mask[:, :, middle, middle] = float(own_visible)
+    else:
+        latents = min(in_channels, out_channels)
+        of_input = torch.arange(in_channels) // (in_channels // latents)
+        of_output = (torch.arange(out_channels) // (out_channels // latents))[:, None]
+        mask[:, :, middle, middle] = (of_input <= of_output if own_visible else of_input < of_output).float()
+    return mask
+
+
+def masked_convolution(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    *,
+    groups: int = 1,
+    center: Literal["earlier", "earlier and own"],
+    columns: Literal["left", "right"],
+    mirrored: bool,
+    bias: bool = True,
+    normalization: Literal["none", "linear", "exponential"] = "none",
+    gain: float = 1.0,
+) -> nn.Conv2d:
+    """A causal convolution that keeps the resolution; `mirrored` turns the order of the pixels (not channels) round.
+
+    gain: factor on the norm that the weight starts with, where it is normalized.
+    """
+    mask = causal_mask(in_channels, out_channels, kernel_size, groups, center, columns)
+    mask = mask.flip(2, 3) if mirrored else mask
+    convolution = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=bias)
+    masked = Masked(mask) if normalization == "none" else _NORMALISATIONS[normalization](mask, gain)
+    parametrize.register_parametrization(convolution, "weight", masked)
+    return convolution
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """A depthwise convolution without bias, that keeps the resolution, or halves it with stride 2."""
+
+    def __init__(self, channels: int, kernel_size: int, stride: int = 1) -> None:
+        super().__init__(channels, channels, kernel_size, stride, padding=kernel_size // 2, groups=channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight
+        custom = x.device.type == "cpu" and self.stride == (1, 1) and weight.requires_grad and torch.is_grad_enabled()
+        if not custom:
+            return self._conv_forward(x, weight, None)
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+            x, weight = x.to(dtype), weight.to(dtype)
+        return _DepthwiseConvolution.apply(x, weight)
+
+
+class _DepthwiseConvolution(torch.autograd.Function):
+    """Depthwise convolution whose gradients are computed fast on a CPU, as depthwise convolutions themselves.
+
+    The gradient of the input is that of the output convolved with the mirrored kernel. The gradient of the weight is
+    the input of every image correlated with its gradient of the output, as if that were the kernel. oneDNN's forward
+    kernels do both two to five times as fast as its backward ones (measured by benchmarks/depthwise.py).
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return functional.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=len(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor]:
+        x, weight = ctx.saved_tensors
+        batch, channels, height, width = x.shape
+        padding = weight.shape[-1] // 2
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = functional.conv2d(grad, weight.flip(2, 3), padding=padding, groups=channels)
+        # All images side by side, as one image of B * C channels.
+        images = x.contiguous().view(1, batch * channels, height, width)
+        kernels = grad.contiguous().view(batch * channels, 1, height, width)
+        grad_weight = functional.conv2d(images, kernels, padding=padding, groups=batch * channels)
+        return grad_x, grad_weight.view(batch, *weight.shape).sum(0)

@@ -1,0 +1,432 @@
+"""Residual cells: the fast ways of computing them give the numbers of the definition."""
+
+from __future__ import annotations
+
+import copy
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from nvae.models.nvae.cells import (
+    BatchNorm,
+    BatchNormELU,
+    BatchNormSwish,
+    CellOptions,
+    CellStack,
+    FactorizedReduce,
+    InvertedResidualCell,
+    ResidualCell,
+    SqueezeExcitation,
+    UpsampleSkip,
+    cell_types,
+)
+from nvae.models.nvae.config import ArchInstance
+from nvae.models.nvae.convolutions import SpectralNorm
+
+SEED = CellOptions()
+ORIGINAL = CellOptions(
+    normalization="exponential", squeeze_excitation="sixteenth", downsample_skip="shifted", upsample_skip_bias=False
+)
+SPECTRAL = CellOptions(normalization="spectral", inverted_normalization="spectral")
+ALL_DETAILS = pytest.mark.parametrize("details", [SEED, ORIGINAL], ids=["mgp123", "nvlabs"])
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def build(kind: type, *arguments, **options) -> nn.Module:
+    """A module in float64 whose every parameter, ones and zeros included, is random."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        module = kind(*arguments, **options).double()
+        for parameter in module.parameters():
+            nn.init.normal_(parameter, std=0.5)
+    return module
+
+
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def plain_norm(norm: BatchNorm) -> nn.BatchNorm2d:
+    """torch's own batch norm with the settings of the paper's code and the parameters and statistics of ours."""
+    plain = nn.BatchNorm2d(norm.num_features, eps=1e-5, momentum=0.05).double().train(norm.training)
+    plain.load_state_dict(norm.state_dict())
+    return plain
+
+
+def assert_same_statistics(ours: nn.BatchNorm2d, theirs: nn.BatchNorm2d) -> None:
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean)
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+
+
+def test_batch_norm_of_repeated_values_is_torchs_of_the_doubled_image():
+    ours = build(BatchNorm, 3, 4)
+    theirs = plain_norm(ours)
+    for step in range(3):  # the statistics must stay together step after step
+        x = random(2, 3, 2, 3, seed=step) * (step + 1) + step
+        torch.testing.assert_close(doubled(ours(x)), theirs(doubled(x)))
+        assert_same_statistics(ours, theirs)
+    ours.eval()
+    theirs.eval()
+    torch.testing.assert_close(doubled(ours(x)), theirs(doubled(x)))
+
+
+def test_batch_norm_of_repeated_values_has_the_gradients_of_the_doubled_image():
+    ours = build(BatchNorm, 3, 4)
+    theirs = plain_norm(ours)
+    weighting = random(2, 3, 4, 6, seed=1)
+    gradients = []
+    for compute, norm in ((lambda x: doubled(ours(x)), ours), (lambda x: theirs(doubled(x)), theirs)):
+        x = random(2, 3, 2, 3).requires_grad_()
+        (compute(x) * weighting).sum().backward()
+        gradients.append((x.grad, norm.weight.grad, norm.bias.grad))
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("repeats", [1, 4])
+def test_batch_norm_swish_is_batch_norm_then_swish(repeats):
+    ours = build(BatchNormSwish, 3, repeats)
+    h = plain_norm(ours)(random(2, 3, 4, 4))
+    torch.testing.assert_close(ours(random(2, 3, 4, 4)), h * torch.sigmoid(h))
+
+
+def test_batch_norm_elu_is_batch_norm_then_elu():
+    ours = build(BatchNormELU, 3)
+    h = plain_norm(ours)(random(2, 3, 4, 4))
+    torch.testing.assert_close(ours(random(2, 3, 4, 4)), torch.where(h > 0, h, h.exp() - 1))
+
+
+def test_squeeze_excitation_gates_channels_by_their_means():
+    gate = build(SqueezeExcitation, 4, 2)
+    x = random(3, 4, 5, 5)
+    hidden = (x.mean((2, 3)) @ gate.squeeze.weight.T + gate.squeeze.bias).clamp(min=0)
+    expected = 1 / (1 + torch.exp(-(hidden @ gate.excite.weight.T + gate.excite.bias)))
+    assert gate(x).shape == (3, 4, 1, 1)
+    torch.testing.assert_close(gate(x)[:, :, 0, 0], expected)
+    torch.testing.assert_close(gate(x), gate(x.flip(2, 3)), msg="where a value stands must not matter")
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels", "hidden"),
+    [("half", 4, 2), ("half", 128, 64), ("sixteenth", 4, 4), ("sixteenth", 64, 4), ("sixteenth", 128, 8)],
+)
+def test_the_hidden_width_of_squeeze_excitation_is_a_half_or_a_sixteenth_of_the_channels(kind, channels, hidden):
+    details = CellOptions(squeeze_excitation=kind)
+    for cell in (
+        ResidualCell(8, channels, details, "downsample"),
+        InvertedResidualCell(8, channels, details, "upsample", expansion=1),
+    ):
+        assert (cell.se.squeeze.in_features, cell.se.squeeze.out_features) == (channels, hidden)
+        assert (cell.se.excite.in_features, cell.se.excite.out_features) == (hidden, channels)
+
+
+@pytest.mark.parametrize("resample", [None, "downsample"])
+def test_a_cell_without_squeeze_excitation_is_skip_plus_a_tenth_of_the_branch(resample):
+    details = CellOptions(squeeze_excitation="none")
+    for cell in (
+        build(ResidualCell, 4, 4, details, resample).eval(),
+        build(InvertedResidualCell, 4, 4, details, resample, expansion=2).eval(),
+    ):
+        x = random(2, 4, 6, 6)
+        assert not any(".se." in f".{name}" for name, _ in cell.named_parameters())
+        assert cell.branch(x).abs().max() > 0.1
+        torch.testing.assert_close(cell(x), cell.skip(x) + 0.1 * cell.branch(x))
+
+
+@pytest.mark.parametrize("normalization", ["none", "linear", "exponential", "spectral"])
+def test_downsample_skip_is_its_four_strided_convolutions_of_the_swish(normalization):
+    skip = build(FactorizedReduce, 3, 8, CellOptions(normalization=normalization)).eval()
+    x = random(2, 3, 6, 4)
+    swish = x * torch.sigmoid(x)
+    expected = torch.cat([convolution(swish)[:, :, ::2, ::2] for convolution in skip.convolutions], dim=1)
+    assert [c.out_channels for c in skip.convolutions] == [2, 2, 2, 2]
+    assert expected.shape == (2, 8, 3, 2)
+    torch.testing.assert_close(skip(x), expected)
+
+
+@pytest.mark.parametrize("size", [(6, 4), (2, 2)])
+def test_a_shifted_downsample_skip_sees_the_four_pixels_of_each_square(size):
+    """Itself, down and to the right, to the right, below; a quarter of the channels each."""
+    skip = build(FactorizedReduce, 3, 8, CellOptions(normalization="exponential", downsample_skip="shifted"))
+    x = random(2, 3, *size)
+    found = skip(x)
+    assert found.shape == (2, 8, size[0] // 2, size[1] // 2)
+    for row in range(size[0] // 2):
+        for column in range(size[1] // 2):
+            for number, (down, right) in enumerate([(0, 0), (1, 1), (0, 1), (1, 0)]):
+                pixel = x[:, :, 2 * row + down, 2 * column + right]  # (B, 3)
+                convolution = skip.convolutions[number]
+                expected = (pixel * torch.sigmoid(pixel)) @ convolution.weight[:, :, 0, 0].T + convolution.bias
+                torch.testing.assert_close(found[:, 2 * number : 2 * number + 2, row, column], expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("normalization", ["none", "linear", "exponential", "spectral"])
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (4, 4)])
+def test_doubling_skip_is_interpolation_then_convolution(size, normalization, bias):
+    details = CellOptions(normalization=normalization, upsample_skip_bias=bias)
+    skip = build(UpsampleSkip, 3, 5, details).eval()
+    assert (skip.convolution.bias is not None) == bias
+    x = random(2, 3, *size)
+    expected = skip.convolution(nn.UpsamplingBilinear2d(scale_factor=2)(x))  # which aligns corners
+    torch.testing.assert_close(skip(x), expected)
+
+
+@ALL_DETAILS
+@pytest.mark.parametrize(("resample", "out_channels"), [(None, 4), ("downsample", 8)])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_residual_cell_is_skip_plus_a_tenth_of_the_gated_branch(resample, out_channels, training, details):
+    cell = build(ResidualCell, 4, out_channels, details, resample).train(training)
+    norm1, norm2 = plain_norm(cell.norm1), plain_norm(cell.norm2)
+    x = random(3, 4, 6, 6)
+    h = functional.silu(norm1(x))
+    h = functional.conv2d(h, cell.conv1.weight, cell.conv1.bias, stride=2 if resample else 1, padding=1)
+    h = functional.silu(norm2(h))
+    h = functional.conv2d(h, cell.conv2.weight, cell.conv2.bias, padding=1)
+    expected = cell.skip(x) + 0.1 * cell.se(h) * h
+    torch.testing.assert_close(cell(x), expected)
+    assert_same_statistics(cell.norm1, norm1)
+    assert_same_statistics(cell.norm2, norm2)
+
+
+def test_a_cell_that_keeps_the_resolution_has_the_identity_for_a_skip():
+    x = random(3, 4, 6, 6)
+    for cell in (build(ResidualCell, 4, 4, SEED), build(InvertedResidualCell, 4, 4, SEED, expansion=2)):
+        assert torch.equal(cell.skip(x), x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_doubling_residual_cell_doubles_between_activation_and_convolution(training):
+    cell = build(ResidualCell, 4, 2, ORIGINAL, "upsample").train(training)
+    norm1, norm2 = plain_norm(cell.norm1), plain_norm(cell.norm2)
+    x = random(3, 4, 3, 5)
+    h = functional.conv2d(doubled(functional.silu(norm1(x))), cell.conv1.weight, cell.conv1.bias, padding=1)
+    h = functional.conv2d(functional.silu(norm2(h)), cell.conv2.weight, cell.conv2.bias, padding=1)
+    torch.testing.assert_close(cell(x), cell.skip(x) + 0.1 * cell.se(h) * h)
+    assert_same_statistics(cell.norm1, norm1)
+    assert_same_statistics(cell.norm2, norm2)
+
+
+@pytest.mark.parametrize("dilations", [(2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize(("resample", "out_channels"), [(None, 4), ("downsample", 8), ("upsample", 2)])
+def test_a_dilated_convolution_skips_every_second_pixel_and_keeps_the_size(resample, out_channels, dilations):
+    """Written out as the 5x5 convolution whose kernel has zeros between its entries."""
+    cell = build(ResidualCell, 4, out_channels, SEED, resample, dilations=dilations).eval()
+
+    def convolve(h, convolution, dilation, stride):
+        kernel = convolution.weight
+        if dilation == 2:
+            kernel = kernel.new_zeros(*kernel.shape[:2], 5, 5)
+            kernel[:, :, ::2, ::2] = convolution.weight
+        return functional.conv2d(h, kernel, convolution.bias, stride, padding=dilation)
+
+    x = random(2, 4, 6, 8)
+    h = functional.silu(plain_norm(cell.norm1)(x))
+    h = doubled(h) if resample == "upsample" else h
+    h = convolve(h, cell.conv1, dilations[0], 2 if resample == "downsample" else 1)
+    h = convolve(functional.silu(plain_norm(cell.norm2)(h)), cell.conv2, dilations[1], 1)
+    torch.testing.assert_close(cell(x), cell.skip(x) + 0.1 * cell.se(h) * h)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(("resample", "out_channels"), [(None, 4), ("downsample", 8), ("upsample", 2)])
+def test_a_residual_cells_activation_may_be_elu_with_or_without_batch_norm(resample, out_channels, normalize):
+    activation = "bnelu" if normalize else "elu"
+    cell = build(ResidualCell, 4, out_channels, SEED, resample, activation=activation).eval()
+    assert any(isinstance(m, nn.BatchNorm2d) for m in cell.modules()) == normalize
+    x = random(2, 4, 6, 8)
+
+    def activate(h, norm):
+        h = plain_norm(norm)(h) if normalize else h
+        return torch.where(h > 0, h, torch.expm1(h))
+
+    h = activate(x, cell.norm1)
+    h = doubled(h) if resample == "upsample" else h
+    stride = 2 if resample == "downsample" else 1
+    h = functional.conv2d(h, cell.conv1.weight, cell.conv1.bias, stride, padding=1)
+    h = functional.conv2d(activate(h, cell.norm2), cell.conv2.weight, cell.conv2.bias, padding=1)
+    torch.testing.assert_close(cell(x), cell.skip(x) + 0.1 * cell.se(h) * h)
+
+
+@ALL_DETAILS
+@pytest.mark.parametrize(
+    ("kernel_size", "groups"), [(5, None), (11, None), (5, 4)], ids=["depthwise 5x5", "depthwise 11x11", "4 groups"]
+)
+@pytest.mark.parametrize(("resample", "out_channels"), [(None, 4), ("upsample", 2), ("downsample", 8)])
+@pytest.mark.parametrize("training", [True, False])
+def test_an_inverted_residual_cell_equals_its_definition_in_the_naive_order(
+    resample, out_channels, training, kernel_size, groups, details
+):
+    """The definition doubles first and normalizes the big image; the cell does cheap things first."""
+    cell = build(
+        InvertedResidualCell, 4, out_channels, details, resample, expansion=3, kernel_size=kernel_size, groups=groups
+    ).train(training)
+    norms = [plain_norm(norm) for norm in (cell.norm1, cell.norm2, cell.norm3, cell.norm4)]
+    x = random(2, 4, 6, 4)
+    h = norms[0](doubled(x) if resample == "upsample" else x)
+    h = functional.silu(norms[1](functional.conv2d(h, cell.expand.weight)))
+    stride = 2 if resample == "downsample" else 1
+    h = functional.conv2d(h, cell.depthwise.weight, None, stride, kernel_size // 2, groups=groups or 12)
+    h = functional.silu(norms[2](h))
+    h = norms[3](functional.conv2d(h, cell.project.weight))
+    skip = cell.skip.convolution(nn.UpsamplingBilinear2d(scale_factor=2)(x)) if resample == "upsample" else cell.skip(x)
+    torch.testing.assert_close(cell(x), skip + 0.1 * cell.se(h) * h)
+    for ours, theirs in zip((cell.norm1, cell.norm2, cell.norm3, cell.norm4), norms, strict=True):
+        assert_same_statistics(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("details", "residual", "inverted"),
+    [(SEED, 0, 0), (ORIGINAL, 3, 1), (SPECTRAL, 3, 4)],
+    ids=["none", "exponential", "spectral"],
+)
+def test_normalization_is_of_residual_cells_and_skips_and_of_inverted_cells_apart(details, residual, inverted):
+    """In the original only the skip of an inverted cell has a normalized weight."""
+
+    def normalized(cell):
+        return sum(nn.utils.parametrize.is_parametrized(m, "weight") for m in cell.modules())
+
+    assert normalized(ResidualCell(4, 2, details, "upsample")) == residual
+    assert normalized(InvertedResidualCell(4, 2, details, "upsample", expansion=2)) == inverted
+
+
+# ---------------------------------------------------------------------------------------------- kinds of cells
+
+
+def residual(activation: str = "bnswish", dilations: tuple[int, int] = (1, 1)) -> tuple:
+    return "residual", activation, dilations
+
+
+def inverted(expansion: int, kernel_size: int = 5, groups: int | None = None) -> tuple:
+    return "inverted", expansion, kernel_size, groups
+
+
+def kind_of(cell: nn.Module) -> tuple:
+    """What a cell is, read off its layers."""
+    if isinstance(cell, ResidualCell):
+        assert cell.conv1.kernel_size == cell.conv2.kernel_size == (3, 3)
+        activation = {"BatchNormSwish": "bnswish", "BatchNormELU": "bnelu", "ELU": "elu"}[type(cell.norm1).__name__]
+        assert type(cell.norm1) is type(cell.norm2)
+        return residual(activation, (cell.conv1.dilation[0], cell.conv2.dilation[0]))
+    channels, wide = cell.expand.in_channels, cell.expand.out_channels
+    groups = None if cell.depthwise.groups == wide else cell.depthwise.groups
+    return inverted(wide // channels, cell.depthwise.kernel_size[0], groups)
+
+
+# Pre-processing, encoder, decoder, post-processing (shared/reference/README.md).
+KINDS = {
+    "res_mbconv": (residual(), residual(), inverted(6), inverted(3)),
+    "res_elu": (residual("elu"),) * 4,
+    "res_bnelu": (residual("bnelu"),) * 4,
+    "res_bnswish": (residual(),) * 4,
+    "mbconv_sep": (inverted(3), inverted(6), inverted(6), inverted(3)),
+    "mbconv_sep11": (inverted(3), inverted(6, 11), inverted(6, 11), inverted(3)),
+    "res53_mbconv": (residual(), residual(dilations=(2, 1)), inverted(6), inverted(3)),
+    "res35_mbconv": (residual(), residual(dilations=(1, 2)), inverted(6), inverted(3)),
+    "res55_mbconv": (residual(), residual(dilations=(2, 2)), inverted(6), inverted(3)),
+    "mbconv_res": (inverted(3), inverted(6), residual(), residual()),
+    "mbconv_den": (inverted(3, groups=8), inverted(6), inverted(6), inverted(3, groups=8)),
+}
+PLACES = ("preprocess", "encoder", "decoder", "postprocess")
+
+
+def test_every_name_that_a_config_may_give_is_in_the_table_above():
+    assert set(KINDS) == set(get_args(ArchInstance))
+
+
+@ALL_DETAILS
+@pytest.mark.parametrize("name", KINDS)
+def test_the_cells_of_a_name_are_the_originals_and_resample_in_every_place(name, details):
+    kinds = cell_types(name)
+    for place, expected in zip(PLACES, KINDS[name], strict=True):
+        for resample, out_channels, side in ((None, 8, 8), ("downsample", 16, 4), ("upsample", 4, 16)):
+            cell = getattr(kinds, place)(8, out_channels, details, resample)
+            assert kind_of(cell) == expected, place
+            y = cell(random(2, 8, 8, 8, dtype=torch.float32))
+            assert y.shape == (2, out_channels, side, side), (place, resample)
+            assert y.isfinite().all()
+
+
+# --------------------------------------------------------------------------------------------------- recomputing
+
+
+DETAILS_OF_STACKS = pytest.mark.parametrize("details", [SEED, ORIGINAL, SPECTRAL], ids=["mgp123", "nvlabs", "spectral"])
+
+
+def stack(details: CellOptions = SEED) -> CellStack:
+    return build(
+        CellStack,
+        ResidualCell(4, 8, details, "downsample"),
+        ResidualCell(8, 8, details, activation="bnelu"),
+        InvertedResidualCell(8, 8, details, expansion=2),
+        InvertedResidualCell(8, 4, details, "upsample", expansion=2),
+    ).float()
+
+
+@DETAILS_OF_STACKS
+@pytest.mark.parametrize("training", [True, False])
+def test_recomputing_activations_changes_no_number(training, details):
+    plain = stack(details).train(training)
+    fresh = [vector.clone() for norm in plain.modules() if isinstance(norm, SpectralNorm) for vector in norm.buffers()]
+    assert bool(fresh) == (details is SPECTRAL)
+    recomputing = copy.deepcopy(plain)
+    recomputing.recompute = True
+    results = []
+    for cells in (plain, recomputing):
+        x = random(3, 4, 8, 8, dtype=torch.float32).requires_grad_()
+        for _ in range(2):
+            y = cells(x)
+            y.square().sum().backward()
+        results.append([y, x.grad, *(p.grad for p in cells.parameters()), *cells.buffers()])
+    for found, expected in zip(*results, strict=True):
+        assert torch.equal(found, expected)
+    if training:
+        assert not torch.equal(plain[0].norm1.running_mean, torch.zeros(4)), "there was nothing to compare"
+    moved = [vector for norm in plain.modules() if isinstance(norm, SpectralNorm) for vector in norm.buffers()]
+    for before, after in zip(fresh, moved, strict=True):
+        assert torch.equal(before, after) != training, "power iteration goes on in training only"
+
+
+def test_recomputing_spectrally_normalized_cells_leaves_them_in_training():
+    cells = stack(SPECTRAL)
+    cells.recompute = True
+    cells(random(3, 4, 8, 8, dtype=torch.float32)).sum().backward()
+    assert all(module.training for module in cells.modules())
+    cells.eval()
+    cells(random(3, 4, 8, 8, dtype=torch.float32)).sum().backward()
+    assert not any(module.training for module in cells.modules())
+
+
+def test_recomputing_happens_once_per_cell_and_only_for_gradients():
+    cells = stack()
+    calls = []
+    for cell in cells:
+        cell.register_forward_pre_hook(lambda module, _: calls.append(module))
+    cells.recompute = True
+    x = random(3, 4, 8, 8, dtype=torch.float32)
+    y = cells(x)
+    assert len(calls) == 4
+    y.sum().backward()
+    assert len(calls) == 8
+    calls.clear()
+    with torch.no_grad():
+        cells(x)
+    assert len(calls) == 4
+
+
+def test_batch_norms_note_their_statistics_again_after_a_recomputation():
+    cells = stack()
+    cells.recompute = True
+    cells(random(3, 4, 8, 8, dtype=torch.float32)).sum().backward()
+    before = {name: buffer.clone() for name, buffer in cells.named_buffers() if name.endswith("running_mean")}
+    cells(random(3, 4, 8, 8, seed=1, dtype=torch.float32))
+    assert before
+    for name, buffer in cells.named_buffers():
+        if name in before:
+            assert not torch.equal(buffer, before[name]), name

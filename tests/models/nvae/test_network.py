@@ -1,0 +1,395 @@
+"""The NVAE towers: what a config builds."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils import parametrize
+
+from nvae.config import load_config
+from nvae.models.families import build_model
+from nvae.models.hierarchy import FromNoise, FromPosterior, FromPrior
+from nvae.models.nvae.cells import InvertedResidualCell, ResidualCell
+from nvae.models.nvae.config import ArchInstance, groups_per_scale
+from nvae.models.nvae.convolutions import ExponentialWeightNorm, SpectralNorm, WeightNorm, is_spectrally_normalized
+from nvae.models.nvae.network import build_nvae, nvae_levels
+
+SEEDS = {
+    "big_logistic_mixture20latentnoflows": (18_584_772, 9),
+    "gaussian_mixture": (6_335_934, 3),
+    "gaussian_mixture5latent": (25_381_266, 4),
+    "large_logistic_mixture20latentnoflows": (32_262_692, 20),
+    "logistic_mixture10latent": (25_394_316, 4),
+    "penguin": (36_689_892, 18),
+    "tiny": (32_584_410, 3),
+}
+PUBLISHED = {
+    "nvae_mnist": (33_363_134, (10, 5)),
+    "nvae_cifar10": (130_852_480, (30,)),
+    "nvae_imagenet32": (268_509_444, (28,)),
+    "nvae_celeba64": (153_281_364, (20, 10, 5)),
+    "nvae_celebahq256": (330_798_664, (16, 8, 4, 4, 4)),
+}
+NVLABS = {"style": "nvlabs", "n_mix": 2}
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_the_seeds_configs_build_the_seeds_networks(name):
+    with torch.device("meta"):
+        model = build_nvae(load_config(name))
+    assert (sum(p.numel() for p in model.parameters()), len(model.groups)) == SEEDS[name]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_settings_build_the_published_networks(name):
+    config = load_config(name)
+    with torch.device("meta"):
+        model = build_model(config)
+    assert (sum(p.numel() for p in model.parameters()), groups_per_scale(config)) == PUBLISHED[name]
+    assert len(model.groups) == sum(groups_per_scale(config))
+
+
+def test_levels_go_from_the_coarsest_to_the_finest(make_config):
+    levels = nvae_levels(
+        make_config(
+            channel_towers={"encoder": 4, "decoder": 6},
+            number_of_scales=3,
+            initial_splits_per_scale=5,
+            exponential_scaling=2,
+            input_dimension=32,
+            latent_size=7,
+        )
+    )
+    assert [level.groups for level in levels] == [1, 2, 5]
+    assert [level.resolution for level in levels] == [4, 8, 16]
+    assert [level.encoder_channels for level in levels] == [32, 16, 8]
+    assert [level.decoder_channels for level in levels] == [48, 24, 12]
+    assert [level.latent_shape for level in levels] == [(7, 4, 4), (7, 8, 8), (7, 16, 16)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"channel_multiplier": 1},
+        {"channel_multiplier": 3},
+        {"num_blocks_prepost": 0},
+        {"num_blocks_prepost": 2, "number_of_scales": 1},
+        {"channel_towers": {"encoder": 4, "decoder": 6}},
+        {"image_channels": 1, "sampling_method": "logistic_mixture"},
+        {"number_of_scales": 3, "initial_splits_per_scale": 3, "exponential_scaling": 2},
+        {"number_of_scales": 1, "initial_splits_per_scale": 1},
+        {"cells_per_split_enc": 2, "cells_per_input_dec": 3, "num_cells_per_block_prepost": 3},
+        {"num_cells_per_block_prepost": {"encoder": 3, "decoder": 1}},
+        {"residual_posterior": False},
+        {"weight_normalization": "exponential"},
+        {"normalize_cells": True, "num_flows": 1, "fixed_flows": True},  # whose KL is no draw, and so is positive
+        {"spectral_normalization": True, "num_flows": 1, "fixed_flows": True},
+        {"squeeze_excitation": "none"},
+        {"downsample_skip": "shifted", "upsample_skip_bias": False},
+        {"postprocess_upsample": "first", "num_cells_per_block_prepost": 2, "num_blocks_prepost": 2},
+        {"number_of_scales": 1, "initial_splits_per_scale": 1, "plain_vae": True},
+        {"sampling_method": "coupled_logistic_mixture", "pixel_bits": 5},
+        {"sampling_method": "bernoulli", "image_channels": 1},
+        {"pixel_range": "centered"},
+        NVLABS | {"num_flows": 1, "fixed_flows": True},
+        NVLABS | {"number_of_scales": 1, "initial_splits_per_scale": 1, "num_flows": 2, "fixed_flows": True},
+        NVLABS | {"spectral_normalization": True, "arch_instance": "mbconv_sep"},
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_a_model_of_any_shape_encodes_and_decodes(make_model, make_config, changes):
+    model, config = make_model(**changes), make_config(**changes)
+    images = torch.rand(2, config.image_channels, 8, 8, generator=torch.Generator().manual_seed(1))
+    features = model.bottom_up(images)
+    expected = [
+        (level.encoder_channels, level.resolution, level.resolution)
+        for level in model.levels
+        for _ in range(level.groups)
+    ]
+    assert [tuple(feature.shape[1:]) for feature in features] == expected
+    result = model(images)
+    assert result.pixels.mean().shape == images.shape
+    assert result.pixels.log_prob(images).isfinite().all()
+    assert (result.kl > 0).all()
+
+
+@pytest.mark.parametrize("style", ["mgp123", "nvlabs"])
+@pytest.mark.parametrize("arch_instance", get_args(ArchInstance))
+@torch.no_grad()
+def test_a_model_of_any_cells_encodes_and_decodes(make_model, arch_instance, style):
+    model = make_model(arch_instance=arch_instance, style=style, channel_towers=8)
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    for training in (True, False):
+        result = model.train(training)(images)
+        assert result.pixels.mean().shape == images.shape
+        assert result.pixels.log_prob(images).isfinite().all()
+        assert (result.kl > 0).all()
+
+
+def test_cells_resample_exactly_where_the_scale_changes(make_model):
+    model = make_model(number_of_scales=3, input_dimension=16)  # groups 2, 2, 2
+    doubling = [[cell.resample == "upsample" for cell in group.cells] for group in model.groups]
+    assert doubling == [[], [False], [True, False], [False], [True, False], [False]]
+    halving = [[cell.conv1.stride == (2, 2) for cell in cells] for cells in model.encoder.tower]
+    assert halving == [[False], [False], [True, False], [False], [True, False], [False]]  # bottom to top
+
+
+def test_the_numbers_of_cells_are_those_of_the_config(make_model):
+    model = make_model(
+        cells_per_split_enc=3, cells_per_input_dec=2, num_cells_per_block_prepost=4, num_blocks_prepost=2
+    )
+    assert len(model.encoder.preprocess) == len(model.output.postprocess) == 8
+    assert [len(cells) for cells in model.encoder.tower] == [3, 3, 4, 3]
+    assert [len(group.cells) for group in model.groups] == [0, 2, 3, 2]
+    residual = sum(isinstance(m, ResidualCell) for m in model.modules())
+    inverted = sum(isinstance(m, InvertedResidualCell) for m in model.modules())
+    assert (residual, inverted) == (8 + 13, 8 + 7)
+
+
+def test_the_blocks_at_both_ends_may_have_different_numbers_of_cells(make_model):
+    model = make_model(num_cells_per_block_prepost={"encoder": 4, "decoder": 2}, num_blocks_prepost=2)
+    assert [cell.resample for cell in model.encoder.preprocess] == [None, None, None, "downsample"] * 2
+    assert [cell.resample for cell in model.output.postprocess] == [None, "upsample"] * 2
+
+
+@pytest.mark.parametrize(
+    ("doubling", "expected"),
+    [
+        ("last", [(16, 16, None), (16, 16, None), (16, 8, "upsample"), (8, 8, None), (8, 8, None), (8, 4, "upsample")]),
+        ("first", [(16, 8, "upsample"), (8, 8, None), (8, 8, None), (8, 4, "upsample"), (4, 4, None), (4, 4, None)]),
+    ],
+)
+def test_post_processing_doubles_with_the_first_or_the_last_cell_of_a_block(make_model, doubling, expected):
+    model = make_model(
+        num_cells_per_block_prepost=3, num_blocks_prepost=2, number_of_scales=1, postprocess_upsample=doubling
+    )
+    found = [(c.expand.in_channels, c.project.out_channels, c.resample) for c in model.output.postprocess]
+    assert found == expected
+
+
+def test_inverted_cells_are_six_times_as_wide_in_the_towers_and_three_times_in_post_processing(make_model):
+    model = make_model()
+    for group in model.groups:
+        for cell in group.cells:
+            assert cell.expand.out_channels == 6 * cell.expand.in_channels
+    for cell in model.output.postprocess:
+        assert cell.expand.out_channels == 3 * cell.expand.in_channels
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, NVLABS, NVLABS | {"arch_instance": "res_elu"}, {"spectral_normalization": True}],
+    ids=["mgp123", "nvlabs", "nvlabs res_elu", "spectral"],
+)
+def test_every_parameter_takes_part_in_training(make_model, changes):
+    model = make_model(num_flows=1, number_of_scales=3, input_dimension=16, **changes).train()
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    result = model(images, torch.Generator().manual_seed(2))
+    (result.kl.sum() - result.pixels.log_prob(images).sum()).backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert without == []
+    still = [name for name, p in model.named_parameters() if p.ndim == 4 and not p.grad.any()]
+    assert still == []
+
+
+def test_sampling_does_not_touch_the_encoder(make_model):
+    model = make_model()
+    model.top_down(FromPrior(), 2).pixels.mean().sum().backward()
+    assert all(parameter.grad is None for parameter in model.encoder.parameters())
+    assert model.constant.grad.abs().max() > 0
+
+
+def test_the_learned_constant_starts_as_a_standard_normal(make_config):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        constant = torch.cat([build_nvae(make_config(channel_towers=4, latent_size=1)).constant for _ in range(50)])
+    count = constant.numel()
+    assert constant.mean().abs() < 5 / count**0.5
+    assert (constant.var() - 1).abs() < 5 * (2 / count) ** 0.5
+
+
+@pytest.mark.parametrize("changes", [{"initial_constant": "uniform"}, {"style": "nvlabs"}], ids=str)
+def test_the_learned_constant_may_start_uniform(make_config, changes):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        constant = build_nvae(make_config(input_dimension=64, **changes)).constant
+    count = constant.numel()
+    assert count == 16 * 16 * 16
+    assert 0 <= constant.min() < 0.01
+    assert 0.99 < constant.max() < 1
+    assert abs(constant.mean() - 0.5) < 5 / (12 * count) ** 0.5
+
+
+# ----------------------------------------------------------------------------------------- the original's details
+
+
+def convolutions(module: nn.Module) -> list[nn.Conv2d]:
+    return [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+
+
+def test_in_the_originals_style_every_convolution_outside_inverted_cells_is_exponentially_normalized(make_model):
+    model = make_model(num_flows=1, **NVLABS)
+    inside = {id(c) for m in model.modules() if isinstance(m, InvertedResidualCell) for c in convolutions(m)}
+    inside -= {id(c) for m in model.modules() if isinstance(m, InvertedResidualCell) for c in convolutions(m.skip)}
+    assert len(inside) == 3 * sum(isinstance(m, InvertedResidualCell) for m in model.modules()) > 0
+    for convolution in convolutions(model):
+        if id(convolution) in inside:
+            assert not parametrize.is_parametrized(convolution)
+            assert convolution.bias is None
+        else:
+            assert isinstance(convolution.parametrizations.weight[0], ExponentialWeightNorm)
+
+
+def test_in_the_seeds_style_only_convolutions_outside_cells_are_normalized_and_linearly(make_model):
+    model = make_model()
+    cells = [m for m in model.modules() if isinstance(m, ResidualCell | InvertedResidualCell)]
+    inside = {id(c) for cell in cells for c in convolutions(cell)}
+    for convolution in convolutions(model):
+        assert parametrize.is_parametrized(convolution) == (id(convolution) not in inside)
+        if id(convolution) not in inside:
+            assert type(convolution.parametrizations.weight[0]) is WeightNorm
+
+
+@pytest.mark.parametrize("style", ["mgp123", "nvlabs"])
+def test_with_spectral_normalization_every_convolution_but_the_flows_has_it(make_model, style):
+    model = make_model(spectral_normalization=True, num_flows=1, style=style)
+    of_flows = {id(c) for group in model.groups for c in convolutions(group.flow)}
+    assert of_flows
+    for convolution in convolutions(model):
+        assert is_spectrally_normalized(convolution) == (id(convolution) not in of_flows)
+    assert not any(isinstance(m, SpectralNorm) for m in make_model(style=style).modules())
+
+
+@torch.no_grad()
+def test_a_network_of_centred_pixels_sees_twice_the_image_minus_one(make_model):
+    unit, centered = make_model(), make_model(pixel_range="centered")
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    for ours, theirs in zip(centered.bottom_up(images), unit.bottom_up(2 * images - 1), strict=True):
+        assert torch.equal(ours, theirs)
+    assert not torch.equal(centered.bottom_up(images)[0], unit.bottom_up(images)[0])
+
+
+@torch.no_grad()
+def test_without_residual_parameters_the_posteriors_head_says_all(make_model):
+    """A head that says nothing makes the posterior Normal(0, 1.01), whatever the prior."""
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    for residual in (True, False):
+        model = make_model(residual_posterior=residual)
+        for group in model.groups:
+            group.posterior_head.parametrizations.weight.original0.zero_()
+            group.posterior_head.bias.zero_()
+        for index, group in model(images).groups.items():
+            if residual:
+                assert torch.equal(group.posterior.mu, group.prior.mu)
+                continue
+            assert torch.equal(group.posterior.mu, torch.zeros_like(group.posterior.mu))
+            torch.testing.assert_close(group.posterior.sigma, torch.full_like(group.posterior.sigma, 1.01))
+            assert (group.prior.mu.abs().max() > 0.01) == (index > 0)
+
+
+@torch.no_grad()
+def test_the_prior_of_the_top_group_has_a_sigma_of_1_01_times_the_temperature_in_the_originals_style(make_model):
+    model = make_model(**NVLABS)
+    for temperature in (1.0, 0.6):
+        groups = model.top_down(FromPrior(temperature), 2).groups
+        torch.testing.assert_close(groups[0].prior.sigma, torch.full((2, 2, 2, 2), 1.01 * temperature))
+    noise = [torch.ones(2, *shape) for shape in model.noise_shapes]
+    for group in model.top_down(FromNoise(noise, 0.0), 2).groups.values():
+        assert torch.equal(group.z, group.prior.mu), "at temperature 0 nothing is left to chance"
+    features = model.bottom_up(torch.rand(2, 3, 8, 8))
+    for group in model.top_down(FromPosterior(features, noise=noise, temperature=0.0), 2).groups.values():
+        assert torch.equal(group.z, group.posterior.mu)
+
+
+# ---------------------------------------------------------------------------------------------------- plain VAE
+
+
+@pytest.mark.parametrize("style", ["mgp123", "nvlabs"])
+def test_a_plain_vae_has_no_towers_and_no_constant(make_model, style):
+    model = make_model(
+        style=style,
+        number_of_scales=1,
+        initial_splits_per_scale=1,
+        plain_vae=True,
+        cells_per_split_enc=3,
+        channel_towers={"encoder": 4, "decoder": 8},
+    )
+    assert [len(cells) for cells in model.encoder.tower] == [0]
+    (group,) = model.groups
+    assert len(group.cells) == 0
+    assert model.constant.numel() == 0
+    assert (group.decoder_combiner.in_channels, group.decoder_combiner.out_channels) == (2, 16)
+    z = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+    state = group.join(model.constant.expand(3, -1, -1, -1), z)
+    torch.testing.assert_close(state, group.decoder_combiner(z))
+    with torch.no_grad():
+        result = model.top_down(FromNoise([z]), 3)
+    assert result.pixels.mean().shape == (3, 3, 8, 8)
+    torch.testing.assert_close(result.groups[0].z, 1.01 * z)
+
+
+def test_a_single_group_need_not_be_a_plain_vae(make_model):
+    model = make_model(number_of_scales=1, initial_splits_per_scale=1)
+    assert [len(cells) for cells in model.encoder.tower] == [1]
+    assert model.constant.numel() > 0
+
+
+# ------------------------------------------------------------------------------------------------------- padding
+
+PADDED = {"input_dimension": 4, "padding": 2}
+PADDING = pytest.mark.parametrize("changes", [{}, NVLABS], ids=["mgp123", "nvlabs"])
+
+
+def twins(make_model, changes):
+    """A padded model, and one of the same weights for images with the margin."""
+    padded, whole = make_model(**PADDED, **changes), make_model(**changes)
+    whole.load_state_dict(padded.state_dict())
+    return padded, whole
+
+
+@PADDING
+@torch.no_grad()
+def test_a_padded_model_is_the_model_of_the_images_with_a_black_margin_looked_at_inside(make_model, changes):
+    padded, whole = twins(make_model, changes)
+    images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    with_margin = functional.pad(images, (2, 2, 2, 2))
+    assert with_margin.shape == (2, 3, 8, 8)
+    for ours, theirs in zip(padded.bottom_up(images), whole.bottom_up(with_margin), strict=True):
+        assert torch.equal(ours, theirs)
+    ours, theirs = (model(x, torch.Generator().manual_seed(2)) for model, x in ((padded, images), (whole, with_margin)))
+    assert torch.equal(ours.kl, theirs.kl)
+    inside = (..., slice(2, -2), slice(2, -2))
+    assert ours.pixels.mean().shape == ours.pixels.most_likely().shape == ours.pixels.sample().shape == images.shape
+    torch.testing.assert_close(ours.pixels.mean(), theirs.pixels.mean()[inside])
+    torch.testing.assert_close(ours.pixels.log_prob(images), theirs.pixels.log_prob(with_margin)[inside])
+    assert padded.noise_shapes == whole.noise_shapes == [(2, 2, 2), (2, 2, 2), (2, 4, 4), (2, 4, 4)]
+
+
+@PADDING
+def test_what_the_network_says_about_the_margin_changes_nothing(make_model, changes):
+    model = make_model(**PADDED, **changes)
+    images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    outputs, found = [], []
+
+    def disturbed(module, inputs, output):
+        margin = torch.ones_like(output)
+        margin[..., 2:-2, 2:-2] = 0
+        outputs.append(output)
+        return output + 7 * len(found) * margin  # not at the first pass
+
+    model.output.register_forward_hook(disturbed)
+    for _ in range(2):
+        result = model(images, torch.Generator().manual_seed(2))
+        found.append((result.pixels.log_prob(images), result.pixels.mean(), result.kl))
+    for quiet, loud in zip(*found, strict=True):
+        assert torch.equal(quiet, loud)
+    (gradient,) = torch.autograd.grad(found[0][0].sum(), outputs[0])
+    assert gradient.shape[2:] == (8, 8)
+    assert (gradient[..., 2:-2, 2:-2] != 0).any()
+    gradient[..., 2:-2, 2:-2] = 0
+    assert not gradient.any()

@@ -1,0 +1,140 @@
+"""The diagonal Normal of a latent group."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from nvae.models.distributions import (
+    DiagonalNormal,
+    at_least_float32,
+    soft_clamp,
+    standard_normal,
+    standard_uniform,
+)
+
+
+@pytest.fixture
+def two_normals(generator):
+    mu, other_mu = torch.randn(2, 6, generator=generator, dtype=torch.float64)
+    sigma, other_sigma = torch.rand(2, 6, generator=generator, dtype=torch.float64) + 0.3
+    return DiagonalNormal(mu, sigma), DiagonalNormal(other_mu, other_sigma)
+
+
+def test_soft_clamp_is_five_tanh_of_a_fifth():
+    x = torch.tensor([-100.0, -5.0, 0.0, 2.5, 5.0, 100.0], dtype=torch.float64)
+    expected = torch.tensor([5 * math.tanh(v / 5) for v in x.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(soft_clamp(x), expected)
+
+
+def test_soft_clamp_is_the_identity_near_zero_and_never_beyond_five():
+    small = torch.linspace(-0.05, 0.05, 11, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(soft_clamp(small), small, rtol=1e-4, atol=0)
+    (slope,) = torch.autograd.grad(soft_clamp(small).sum(), small)
+    torch.testing.assert_close(slope, torch.ones_like(slope), rtol=1e-3, atol=0)
+    assert soft_clamp(torch.tensor([1e30, -1e30])).tolist() == [5.0, -5.0]
+
+
+def test_log_prob_is_the_density_of_a_normal(two_normals, generator):
+    normal, _ = two_normals
+    z = 3 * torch.randn(20, 6, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(normal.log_prob(z), Normal(normal.mu, normal.sigma).log_prob(z))
+
+
+def test_kl_is_the_mean_of_the_log_ratio(two_normals, generator):
+    q, p = two_normals
+    draws = 200_000
+    z = q.rsample(torch.randn(draws, 6, generator=generator, dtype=torch.float64))
+    ratio = q.log_prob(z) - p.log_prob(z)  # (draws, 6)
+    standard_error = ratio.std(0) / draws**0.5
+    assert ((ratio.mean(0) - q.kl(p)).abs() < 5 * standard_error).all()
+    assert (standard_error < 0.02 * q.kl(p).max()).all(), "the test would accept anything"
+
+
+def test_kl_agrees_with_torch_and_is_not_symmetric(two_normals):
+    q, p = two_normals
+    torch.testing.assert_close(q.kl(p), kl_divergence(Normal(*q), Normal(*p)))
+    assert (q.kl(p) - p.kl(q)).abs().max() > 0.1
+
+
+def test_kl_of_equal_normals_is_zero_and_of_others_positive(two_normals):
+    q, p = two_normals
+    assert torch.equal(q.kl(q), torch.zeros(6, dtype=torch.float64))
+    assert (q.kl(p) > 0).all()
+
+
+def test_rsample_is_mu_plus_sigma_eps(two_normals):
+    normal, _ = two_normals
+    eps = torch.arange(6, dtype=torch.float64) - 3
+    torch.testing.assert_close(normal.rsample(eps), normal.mu + normal.sigma * eps)
+
+
+def test_rsample_carries_the_gradient_of_its_parameters(two_normals):
+    mu, sigma = (t.clone().requires_grad_() for t in two_normals[0])
+    eps = torch.arange(6, dtype=torch.float64) - 3
+    DiagonalNormal(mu, sigma).rsample(eps).sum().backward()
+    assert torch.equal(mu.grad, torch.ones_like(eps))
+    assert torch.equal(sigma.grad, eps)
+
+
+def test_raw_parameters_are_mu_then_log_sigma_both_clamped():
+    raw = torch.tensor([1.0, -20.0, 0.5, 20.0], dtype=torch.float64).view(1, 4, 1, 1)  # two latents
+    normal = DiagonalNormal.from_raw(raw)
+    clamped = [5 * math.tanh(v / 5) for v in (1.0, -20.0, 0.5, 20.0)]
+    torch.testing.assert_close(normal.mu.flatten(), torch.tensor(clamped[:2], dtype=torch.float64))
+    expected = torch.tensor([math.exp(clamped[2]) + 0.01, math.exp(clamped[3]) + 0.01], dtype=torch.float64)
+    torch.testing.assert_close(normal.sigma.flatten(), expected)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0, 2.0])
+def test_temperature_scales_sigma_down_to_a_floor_and_leaves_mu(temperature, generator):
+    """The seed's treatment: sigma = exp(log_sigma) * t + 0.01, so temperature 0 leaves a sigma of 0.01."""
+    raw = torch.randn(2, 6, 3, 3, generator=generator, dtype=torch.float64)
+    warm, cool = DiagonalNormal.from_raw(raw), DiagonalNormal.from_raw(raw, temperature)
+    assert torch.equal(cool.mu, warm.mu)
+    torch.testing.assert_close(cool.sigma, (warm.sigma - 0.01) * temperature + 0.01)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0, 2.0])
+def test_temperature_on_the_floor_scales_all_of_sigma(temperature, generator):
+    """The original's treatment: sigma = (exp(log_sigma) + 0.01) * t."""
+    raw = torch.randn(2, 6, 3, 3, generator=generator, dtype=torch.float64)
+    mu, log_sigma = (5 * torch.tanh(half / 5) for half in raw.chunk(2, dim=1))
+    found = DiagonalNormal.from_raw(raw, temperature, on_floor=True)
+    torch.testing.assert_close(found.mu, mu)
+    torch.testing.assert_close(found.sigma, (log_sigma.exp() + 0.01) * temperature)
+    if temperature == 1:
+        torch.testing.assert_close(found.sigma, DiagonalNormal.from_raw(raw).sigma)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_densities_are_never_computed_in_half_precision(dtype):
+    raw = torch.linspace(-3, 3, 8).to(dtype).view(1, 8, 1, 1)
+    normal = DiagonalNormal.from_raw(raw)
+    assert normal.mu.dtype == normal.sigma.dtype == torch.float32
+    torch.testing.assert_close(normal.mu, DiagonalNormal.from_raw(raw.float()).mu, rtol=0, atol=0)
+    assert at_least_float32(raw.double()).dtype == torch.float64
+
+
+def test_one_seed_is_one_noise_whatever_the_dtype():
+    def draw(dtype):
+        return standard_normal(torch.empty(3, 4, dtype=dtype), torch.Generator().manual_seed(5))
+
+    assert torch.equal(draw(torch.float32), draw(torch.float32))
+    assert torch.equal(draw(torch.float32).double(), draw(torch.float64))
+    assert not torch.equal(draw(torch.float32), standard_normal(torch.empty(3, 4), torch.Generator().manual_seed(6)))
+
+
+def test_noise_has_the_stated_distribution(generator):
+    draws = 100_000
+    normal = standard_normal(torch.empty(draws), generator)
+    assert abs(normal.mean()) < 5 / draws**0.5
+    assert abs(normal.var() - 1) < 5 * (2 / draws) ** 0.5
+    uniform = standard_uniform(torch.empty(draws), generator)
+    assert abs(uniform.mean() - 0.5) < 5 / (12 * draws) ** 0.5
+    assert abs(uniform.var() - 1 / 12) < 5 / (180 * draws) ** 0.5
+    assert uniform.min() > 0
+    assert uniform.max() < 1
