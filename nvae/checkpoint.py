@@ -22,7 +22,7 @@ import torch
 
 from nvae.config import ConfigError, config_from_dict
 from nvae.errors import UserError
-from nvae.migrations import migrate_weights
+from nvae.migrations import migrate_content
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
 
@@ -57,8 +57,15 @@ def previous_path(path: Path) -> Path:
     return path.with_name(path.name + ".previous")
 
 
-def save(model: HierarchicalVAE, path: str | Path, training: dict[str, Any] | None = None) -> None:
+def save(
+    model: HierarchicalVAE,
+    path: str | Path,
+    training: dict[str, Any] | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> None:
     """Write a `.model`, or with `training` a `.checkpoint`.
+
+    metadata: facts about the model that are not weights, plain values such as kl_per_group.
 
     The file at `path` is replaced at once or not at all, and is kept as `<path>.previous`. Raises CheckpointError.
     """
@@ -67,9 +74,8 @@ def save(model: HierarchicalVAE, path: str | Path, training: dict[str, Any] | No
         "version": VERSION,
         "config": model.config.model_dump(),
         "weights": {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+        "metadata": metadata or {},
     }
-    if model.kl_per_group is not None:
-        content["kl_per_group"] = model.kl_per_group
     if training is not None:
         content["training"] = training
     write_whole(content, Path(path))
@@ -129,8 +135,8 @@ def read_whole(path: Path) -> Any:
 def load(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint or model file, its tensors on the CPU. Raises CheckpointError.
 
-    Keys: config (a Config), weights (a state dictionary), kl_per_group where a run has measured it, and, in a
-    checkpoint, training.
+    Keys: config (a ModelConfig), weights (a state dictionary), metadata (plain values; kl_per_group where a run has
+    measured it) and, in a checkpoint, training.
     """
     path = Path(path)
     if not path.is_file():
@@ -150,14 +156,14 @@ def load(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} was written by another program; {WANTED}.")
     parts = {"version": int, "config": dict, "weights": dict}
-    parts |= {key: kind for key, kind in (("training", dict), ("kl_per_group", list)) if key in content}
+    parts |= {key: kind for key, kind in (("training", dict), ("metadata", dict)) if key in content}
     wrong = [key for key, kind in parts.items() if not isinstance(content.get(key), kind)]
     if wrong:
         raise CheckpointError(f"{path} lacks {' and '.join(wrong)}, or holds something else there; {WANTED}.")
     if content["version"] > VERSION:
         raise CheckpointError(f"{path} was written by a newer version of this program; update it (git pull).")
     if content["version"] == 1:
-        content["weights"] = migrate_weights(content["weights"])
+        content = migrate_content(content)
     try:
         content["config"] = config_from_dict(content["config"], str(path))
     except ConfigError as error:
@@ -179,11 +185,10 @@ def _use_previous(path: Path) -> str:
 
 
 def restore(model: HierarchicalVAE, content: dict[str, Any], source: str | Path) -> None:
-    """Load the weights, every one of which must find its place, and what is known of them. Raises CheckpointError."""
-    kl = content.get("kl_per_group")
-    if kl is not None and not (len(kl) == len(model.groups) and all(map(_finite_number, kl))):
+    """Load the weights into a model of the same config. Raises CheckpointError for missing, extra or other weights."""
+    kl = content["metadata"].get("kl_per_group")
+    if kl is not None and not (isinstance(kl, list) and len(kl) == len(model.groups) and all(map(_finite_number, kl))):
         raise CheckpointError(f"{source} does not hold one KL per latent group in kl_per_group; {WANTED}.")
-    model.kl_per_group = kl
     try:
         model.load_state_dict(content["weights"])
     except RuntimeError as error:
@@ -199,7 +204,14 @@ def _finite_number(value: Any) -> bool:
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> HierarchicalVAE:
     """The model in a `.model` or `.checkpoint` file, ready for sampling (eval mode). Raises CheckpointError."""
+    return load_model_and_metadata(path, device)[0]
+
+
+def load_model_and_metadata(
+    path: str | Path, device: torch.device | str = "cpu"
+) -> tuple[HierarchicalVAE, dict[str, Any]]:
+    """As `load_model`, with the file's metadata. Raises CheckpointError."""
     content = load(path)
     model = build_model(content["config"])
     restore(model, content, path)
-    return model.to(device).eval().requires_grad_(False)
+    return model.to(device).eval().requires_grad_(False), content["metadata"]

@@ -82,7 +82,7 @@ def interpolate_images(options: argparse.Namespace) -> None:
     if options.animate and mixing:
         raise UserError("--animate is of the way from A to B: leave out --coarse-from and --fine-from.")
     model = load_model(options.model, choose_device(options.device))
-    images, notices = read_pictures(pictures, model.config, model.constant.device)
+    images, notices = read_pictures(pictures, model.config, model.device)
     for notice in notices:
         print(notice)
     a, b = (encode(model, image[None]) for image in images)

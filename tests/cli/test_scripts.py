@@ -42,9 +42,7 @@ def models(make_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     save(make(), folder / "tiny.model")
     save(make(seed=1), folder / "other.model")
-    known = make()
-    known.kl_per_group = [0.25, 1.5, 3.0, 12.75]
-    save(known, folder / "known.model")
+    save(make(), folder / "known.model", metadata={"kl_per_group": [0.25, 1.5, 3.0, 12.75]})
     return folder
 
 
