@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,7 @@ def train(config: ModelConfig, name: str, device: str | None = None, fresh: bool
     Raises UserError, and Stopped after Ctrl-C or SIGTERM.
     """
     chosen = choose_device(device)
-    data = load_data(config)
+    data = load_data(config, progress=sys.stderr is not None and sys.stderr.isatty())
     run = Run(config, data, chosen)
     checkpoint = checkpoint_path(name)
     if fresh:
@@ -48,8 +49,8 @@ def train(config: ModelConfig, name: str, device: str | None = None, fresh: bool
     continues = checkpoint.exists()
     if continues:
         run.resume(checkpoint)
-    for notice in data.notices:
-        print(notice)
+    for warning in data.warnings:
+        print(warning)
     _introduce(run, name, checkpoint if continues else None)
     records = Records(name, config, run.position.step)
     try:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nvae.data.image_files import read_pictures
+from nvae.data.image_files import read_image_files
 from nvae.errors import UserError
 
 ORIENTATION = 0x0112
@@ -23,7 +23,7 @@ def read(make_config):
     """A function: pictures as a model sees them, and the notices."""
 
     def read(*paths, **changes):
-        return read_pictures(paths, make_config(**changes), "cpu")
+        return read_image_files(paths, make_config(**changes), "cpu")
 
     return read
 

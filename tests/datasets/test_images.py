@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from nvae.data import images as images_module
-from nvae.data.images import binarized, flipped, gray, resized, to_network
+from nvae.data.images import binarize, flip, resize, to_float, to_grayscale
 from nvae.seeds import seeded
 
 EVERY_VALUE = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
@@ -22,14 +22,14 @@ def pixels():
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (600, 3, 8, 8), np.uint8))
 
 
-# --------------------------------------------------------------------------------------------------- to_network
+# --------------------------------------------------------------------------------------------------- to_float
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_bits_follow_nvaes_formula(bits):
     """floor(255 x / 2^(8 - b)) / (2^b - 1), where 255 x is the pixel; in whole numbers, so that nothing is rounded."""
     expected = [value // 2 ** (8 - bits) / (2**bits - 1) for value in range(256)]
-    found = to_network(EVERY_VALUE, "cpu", bits)
+    found = to_float(EVERY_VALUE, "cpu", bits)
     assert found.dtype == torch.float32
     assert torch.equal(found.flatten(), torch.tensor(expected))
     assert len(found.unique()) == 2**bits
@@ -37,16 +37,16 @@ def test_bits_follow_nvaes_formula(bits):
 
 
 def test_eight_bits_are_the_pixels_themselves():
-    found = to_network(EVERY_VALUE, "cpu")
+    found = to_float(EVERY_VALUE, "cpu")
     assert torch.equal(found, EVERY_VALUE.float() / 255)
-    assert torch.equal(found, to_network(EVERY_VALUE, "cpu", 8))
+    assert torch.equal(found, to_float(EVERY_VALUE, "cpu", 8))
 
 
 @pytest.mark.parametrize("bits", [3, 8])
 def test_the_callers_pixels_stay_as_they_are(pixels, bits):
     pixels = pixels.to(memory_format=torch.channels_last)
     before = pixels.clone()
-    assert channels_last(to_network(pixels, "cpu", bits))
+    assert channels_last(to_float(pixels, "cpu", bits))
     assert torch.equal(pixels, before)
 
 
@@ -62,9 +62,9 @@ def turned(images, result):
 
 
 def test_about_half_of_the_images_are_exact_mirror_images(pixels):
-    images = to_network(pixels, "cpu")
+    images = to_float(pixels, "cpu")
     generator = seeded(0, "flips")
-    once, again = (turned(images, flipped(images, generator)) for _ in range(2))
+    once, again = (turned(images, flip(images, generator)) for _ in range(2))
     both = torch.cat([once, again]).double()
     # Two bounds of five standard deviations: how many are turned, and how often neighbors and repetitions agree.
     assert abs(both.mean() - 0.5) < 5 * 0.5 / len(both) ** 0.5
@@ -73,8 +73,8 @@ def test_about_half_of_the_images_are_exact_mirror_images(pixels):
 
 
 def test_a_seed_turns_the_same_images_round(pixels):
-    images = to_network(pixels, "cpu")
-    first, same, other = (flipped(images, seeded(seed, "flips")) for seed in (0, 0, 1))
+    images = to_float(pixels, "cpu")
+    first, same, other = (flip(images, seeded(seed, "flips")) for seed in (0, 0, 1))
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
 
@@ -84,8 +84,8 @@ def test_a_seed_turns_the_same_images_round(pixels):
 
 def test_the_mean_of_binarized_images_is_the_grey_value():
     draws = 4000
-    images = to_network(EVERY_VALUE, "cpu").expand(draws, -1, -1, -1)
-    found = binarized(images, seeded(0, "draws"))
+    images = to_float(EVERY_VALUE, "cpu").expand(draws, -1, -1, -1)
+    found = binarize(images, seeded(0, "draws"))
     assert found.dtype == torch.float32
     assert set(found.unique().tolist()) == {0, 1}
     p = torch.arange(256).double() / 255
@@ -99,11 +99,11 @@ def test_the_mean_of_binarized_images_is_the_grey_value():
 
 def test_black_stays_black_and_white_white():
     images = torch.cat([torch.zeros(200, 3, 32, 32), torch.ones(200, 3, 32, 32)])
-    assert torch.equal(binarized(images, seeded(0, "draws")), images)
+    assert torch.equal(binarize(images, seeded(0, "draws")), images)
 
 
 def test_every_subpixel_is_drawn_by_itself():
-    found = binarized(torch.full((20_000, 3, 2, 2), 0.5), seeded(0, "draws")).flatten(1).double()
+    found = binarize(torch.full((20_000, 3, 2, 2), 0.5), seeded(0, "draws")).flatten(1).double()
     correlation = torch.corrcoef(found.T) - torch.eye(12)
     assert correlation.abs().max() < 5 / len(found) ** 0.5
     between_images = torch.corrcoef(torch.stack([found[1:].flatten(), found[:-1].flatten()]))[0, 1]
@@ -111,25 +111,25 @@ def test_every_subpixel_is_drawn_by_itself():
 
 
 def test_a_seed_draws_the_same_picture_and_a_generator_a_new_one_every_time(pixels):
-    images = to_network(pixels, "cpu")
+    images = to_float(pixels, "cpu")
     generator = seeded(0, "draws")
-    first, second = (binarized(images, generator) for _ in range(2))
-    assert torch.equal(first, binarized(images, seeded(0, "draws")))
+    first, second = (binarize(images, generator) for _ in range(2))
+    assert torch.equal(first, binarize(images, seeded(0, "draws")))
     assert not torch.equal(first, second)
 
 
 # --------------------------------------------------------------------------------------------------------- both
 
 
-@pytest.mark.parametrize("change", [flipped, binarized])
+@pytest.mark.parametrize("change", [flip, binarize])
 def test_the_layout_in_memory_stays_and_means_nothing(pixels, change):
-    images = to_network(pixels, "cpu")
+    images = to_float(pixels, "cpu")
     found = change(images, seeded(0, "layout"))
     assert channels_last(found)
     assert torch.equal(found, change(images.contiguous(), seeded(0, "layout")))
 
 
-@pytest.mark.parametrize("change", [flipped, binarized])
+@pytest.mark.parametrize("change", [flip, binarize])
 def test_the_images_stay_on_their_device_whatever_the_generators(change):
     """On `meta`, which computes nothing, mixing devices is the same error as on an accelerator."""
     images = torch.empty((4, 3, 8, 8), device="meta").to(memory_format=torch.channels_last)
@@ -140,9 +140,9 @@ def test_the_images_stay_on_their_device_whatever_the_generators(change):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("change", [flipped, binarized])
+@pytest.mark.parametrize("change", [flip, binarize])
 def test_a_generator_of_the_cpu_gives_the_same_images_on_a_gpu(pixels, change):
-    images = to_network(pixels, "cpu")
+    images = to_float(pixels, "cpu")
     found = change(images.cuda(), seeded(0, "device"))
     assert torch.equal(found.cpu(), change(images, seeded(0, "device")))
     assert channels_last(change(images.cuda(), seeded(0, "device", device="cuda")))
@@ -154,7 +154,7 @@ def test_a_generator_of_the_cpu_gives_the_same_images_on_a_gpu(pixels, change):
 @pytest.mark.parametrize("size", [4, 12, 20])
 def test_resampling_is_pillows(pixels, size):
     pixels = 64 + pixels // 2  # Pillow clips after the rows and after the columns: nothing to clip here
-    found = resized(pixels, size)
+    found = resize(pixels, size)
     assert found.dtype == torch.uint8
     for image, result in zip(pixels[::50], found[::50], strict=True):
         picture = Image.fromarray(image.permute(1, 2, 0).numpy())
@@ -167,7 +167,7 @@ def test_resampling_is_pillows(pixels, size):
 def test_resampling_beyond_black_and_white_stays_there():
     """Bicubic overshoots at an edge; as a byte, a little below black would be white."""
     edge = torch.tensor([0, 0, 0, 0, 255, 255, 255, 255], dtype=torch.uint8).expand(1, 1, 8, 8)
-    row = resized(edge, 16)[0, 0, 5].int()
+    row = resize(edge, 16)[0, 0, 5].int()
     assert (row[0], row[-1]) == (0, 255)
     assert (row.diff() >= -10).all()
     assert (row[:8] < 128).all()
@@ -175,19 +175,19 @@ def test_resampling_beyond_black_and_white_stays_there():
 
 
 def test_images_of_the_right_size_are_not_copied(pixels):
-    assert resized(pixels, 8) is pixels
+    assert resize(pixels, 8) is pixels
 
 
 def test_grey_is_the_luma_that_pillow_computes(pixels):
-    found = gray(pixels)
+    found = to_grayscale(pixels)
     assert found.shape == (600, 1, 8, 8)
     for image, result in zip(pixels, found, strict=True):
         expected = np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L"))
         assert np.abs(result[0].numpy().astype(int) - expected).max() <= 1
-    assert torch.equal(gray(EVERY_VALUE.expand(-1, 3, -1, -1)), EVERY_VALUE)
+    assert torch.equal(to_grayscale(EVERY_VALUE.expand(-1, 3, -1, -1)), EVERY_VALUE)
 
 
-@pytest.mark.parametrize("change", [gray, lambda pixels: resized(pixels, 12)])
+@pytest.mark.parametrize("change", [to_grayscale, lambda pixels: resize(pixels, 12)])
 def test_chunks_leave_no_seam(pixels, change, monkeypatch):
     assert len(pixels) > images_module.CHUNK
     at_once = change(pixels)

@@ -1,4 +1,4 @@
-"""open_picture: files from outside cannot start programs, block, or take more memory than their limit allows."""
+"""open_image: files from outside cannot start programs, block, or take more memory than their limit allows."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from nvae.data.folder import load_folder
-from nvae.data.image_files import open_picture, read_pictures
+from nvae.data.image_files import open_image, read_image_files
 from nvae.errors import UserError
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n{} loop\n%%EOF\n"
@@ -28,14 +28,14 @@ def no_programs(monkeypatch):
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tiff", "a.eps"])
 def test_open_picture_refuses_eps_by_content(tmp_path, no_programs, name):
     (tmp_path / name).write_bytes(EPS)
-    with pytest.raises(OSError, match="cannot identify"), open_picture(tmp_path / name):
+    with pytest.raises(OSError, match="cannot identify"), open_image(tmp_path / name):
         pass
 
 
 def test_read_pictures_refuses_eps_without_starting_a_program(tmp_path, config, no_programs):
     (tmp_path / "a.png").write_bytes(EPS)
     with pytest.raises(UserError, match=r"a\.png"):
-        read_pictures([tmp_path / "a.png"], config, "cpu")
+        read_image_files([tmp_path / "a.png"], config, "cpu")
 
 
 def test_folder_leaves_out_eps_and_pipes(tmp_path, make_config, no_programs):
@@ -50,16 +50,16 @@ def test_folder_leaves_out_eps_and_pipes(tmp_path, make_config, no_programs):
 
 def test_open_picture_refuses_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(OSError, match="regular"), open_picture(tmp_path / "pipe.png"):
+    with pytest.raises(OSError, match="regular"), open_image(tmp_path / "pipe.png"):
         pass
 
 
 def test_open_picture_limit_is_checked_before_decoding(tmp_path):
     path = Path(tmp_path / "large.png")
     Image.new("1", (300, 200)).save(path)
-    with open_picture(path, max_pixels=60_000) as image:
+    with open_image(path, max_pixels=60_000) as image:
         assert image.size == (300, 200)
-    with pytest.raises(ValueError, match="300 x 200"), open_picture(path, max_pixels=59_999):
+    with pytest.raises(ValueError, match="300 x 200"), open_image(path, max_pixels=59_999):
         pass
 
 
