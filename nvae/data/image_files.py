@@ -26,7 +26,7 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image
     """Open an image file whose content, not its name, is in one of FORMATS. No other program is ever started.
 
     max_pixels: upper limit of width times height, which bounds the memory and time per file.
-    Raises OSError for a file that is not regular (a pipe would block for ever) and ValueError for too many pixels.
+    Raises OSError for a file that is not regular (a pipe would block forever) and ValueError for too many pixels.
     """
     if not Path(path).is_file():
         raise OSError("not a regular file")
@@ -71,7 +71,8 @@ def read_image_files(
         except Exception as error:  # Pillow's decoders raise almost any exception for a broken file
             raise UserError(f"the image file '{path}' cannot be read: {str(error) or type(error).__name__}.") from error
     sentences = [
-        f"{files[0] if len(files) == 1 else f'{len(files)} images'} {change}" for change, files in changed.items()
+        f"{files[0]} was {change}" if len(files) == 1 else f"{len(files)} images were {change}"
+        for change, files in changed.items()
     ]
     return to_float(torch.stack(images_u8), device, config.pixel_bits), sentences
 

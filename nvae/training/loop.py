@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -41,7 +40,7 @@ def train(config: ModelConfig, name: str, device: str | None = None, fresh: bool
     Raises UserError, and Stopped after Ctrl-C or SIGTERM.
     """
     chosen = choose_device(device)
-    data = load_data(config, progress=sys.stderr is not None and sys.stderr.isatty())
+    data = load_data(config)
     run = Run(config, data, chosen)
     checkpoint = checkpoint_path(name)
     if fresh:

@@ -142,7 +142,8 @@ def test_read_image_files_reports_one_line_per_kind_of_change(read, saved):
     paths.append(saved(Image.new("LA", (30, 20)), "other.png", exif=exif))
     images, changes = read(*paths, saved(Image.new("RGB", (8, 8))))
     assert len(images) == 68 and len(changes) == 5
-    assert [change for change in changes if "8 x 8" in change] == ["67 images resized to 8 x 8"]
+    (resized,) = (change for change in changes if "8 x 8" in change)
+    assert resized.startswith("67 images")
     assert sum("other.png" in change for change in changes) == 4  # rotated, cropped, on white, to color
 
 
