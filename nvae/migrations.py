@@ -1,6 +1,6 @@
 """Translate files that earlier versions wrote: renamed config keys and values, renamed weights.
 
-A renamed key stays readable forever, in a YAML file as in a checkpoint. `checkpoint.VERSION` counts the changes.
+A renamed key stays readable for ever, in a YAML file as in a checkpoint. `checkpoint.VERSION` counts the changes.
 """
 
 from __future__ import annotations
