@@ -6,7 +6,7 @@ from typing import get_args
 from nvae.checkpoint import load_model_and_metadata, plain_name
 from nvae.cli import command_line
 from nvae.cli.command_line import number, positive, seconds, up_to
-from nvae.data.image_files import read_pictures
+from nvae.data.image_files import read_image_files
 from nvae.devices import choose_device
 from nvae.errors import UserError
 from nvae.inference.exploration import base_point, explore, explore_positions, mean_change, sweep
@@ -55,7 +55,7 @@ def main() -> None:
     about = {"model": options.model, "weights": cache.weights, "temperature": options.temperature, "seed": seed}
     about |= {"strength": strength, "image": str(options.image or "")}
     if options.image:  # a picture's latents have the statistics of training, and its noise is that of temperature 1
-        images, notices = read_pictures([options.image], model.config, model.device)
+        images, notices = read_image_files([options.image], model.config, model.device)
         noise, iterations = encode(model, images), 0
         spread = temperature if isinstance(temperature, list) else [temperature] * len(model.groups)
         temperature, strength = 1.0, [strength * t for t in spread]

@@ -6,15 +6,11 @@ can run code. Both carry the whole resolved config. A `.checkpoint` also has `tr
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import math
-import os
 import pickle
 import re
-import shutil
 import zipfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +18,7 @@ import torch
 
 from nvae.config import ConfigError, config_from_dict
 from nvae.errors import UserError
+from nvae.files import WriteError, atomic_write, previous_path
 from nvae.migrations import migrate_content
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
@@ -50,11 +47,6 @@ def model_path(name: str) -> Path:
 def plain_name(path: str | Path) -> str:
     """What a checkpoint or model file is called, without its ending."""
     return re.sub(r"\.(checkpoint|model)(?=\.|$)", "", Path(path).name)
-
-
-def previous_path(path: Path) -> Path:
-    """The file that the last save replaced."""
-    return path.with_name(path.name + ".previous")
 
 
 def save(
@@ -91,37 +83,17 @@ def weights_digest(model: HierarchicalVAE) -> str:
 
 
 def write_whole(content: dict[str, Any], path: Path, keep_previous: bool = True) -> None:
-    """To a temporary file, flushed to the disk, then renamed: a crash at any instant leaves a whole file."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    """Write `content` with `torch.save`, atomically. Raises CheckpointError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep_previous and path.exists():
-            previous = previous_path(path)
-            previous.unlink(missing_ok=True)
+        with atomic_write(path, keep_previous) as temporary, open(temporary, "wb") as file:
             try:
-                os.link(path, previous)  # so that there is a file called `path` at every instant
-            except OSError:  # a file system without hard links
-                shutil.copy2(path, previous)
-        os.replace(unfinished, path)
-    except (OSError, RuntimeError) as error:  # torch's writer turns some of the former into the latter
-        raise CheckpointError(_why_not_written(path, error)) from error
-    finally:
-        with suppress(OSError):  # renamed already, or in a folder that is none
-            unfinished.unlink()
-
-
-def _why_not_written(path: Path, error: Exception) -> str:
-    cause = error if isinstance(error, OSError) else error.__context__
-    full = getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if not full and path.parent.is_dir():
-        full = shutil.disk_usage(path.parent).free < 2**20
-    problem = "no space is left to write it" if full else str(error).splitlines()[0]
-    kept = "what was saved before is still there; " if path.exists() else ""
-    return f"{path} could not be saved: {problem}; {kept}make room or mend the folder, and run the same command again."
+                torch.save(content, file)
+            except RuntimeError as error:  # torch's writer hides the OSError of a full disk
+                hidden = error.__context__
+                raise hidden if isinstance(hidden, OSError) else OSError(str(error).splitlines()[0]) from error
+    except WriteError as error:
+        kept = " The file saved before is unchanged." if path.exists() else ""
+        raise CheckpointError(f"{error}{kept}") from error
 
 
 def read_whole(path: Path) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nvae.data.images import to_network
+from nvae.data.images import to_float
 from nvae.models.hierarchy import FromPosterior, HierarchicalVAE, TopDownOutput
 from nvae.objective import elbo_terms
 from nvae.seeds import seeded
@@ -92,7 +92,7 @@ def evaluate(
     activity = Activity(model) if count_active else None
     with tqdm(total=len(pixels) * samples, unit="sample", disable=None if progress else True, leave=False) as bar:
         for first in range(0, len(pixels), batch_size):
-            batch = to_network(pixels[first : first + batch_size], device, bits)
+            batch = to_float(pixels[first : first + batch_size], device, bits)
             features = model.bottom_up(batch)  # of as many images as passes go at once
             if activity is not None:
                 activity.add(features)

@@ -48,8 +48,8 @@ def train(config: ModelConfig, name: str, device: str | None = None, fresh: bool
     continues = checkpoint.exists()
     if continues:
         run.resume(checkpoint)
-    for notice in data.notices:
-        print(notice)
+    for warning in data.warnings:
+        print(warning)
     _introduce(run, name, checkpoint if continues else None)
     records = Records(name, config, run.position.step)
     try:

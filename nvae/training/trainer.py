@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nvae.checkpoint import CheckpointError, load, restore, save
 from nvae.config import flat
-from nvae.data.images import Data, binarized, flipped, to_network
+from nvae.data.images import Data, binarize, flip, to_float
 from nvae.devices import half_dtype
 from nvae.errors import UserError
 from nvae.models.families import build_model
@@ -128,12 +128,12 @@ class Run:
 
     def images_of(self, pixels: Tensor) -> Tensor:
         """What the network is shown of uint8 pixels (B, C, S, S) at this step: turned round, binarized, in [0, 1]."""
-        images, dataset = to_network(pixels, self.device, self.config.pixel_bits), self.config.dataset
+        images, dataset = to_float(pixels, self.device, self.config.pixel_bits), self.config.dataset
         if dataset.horizontal_flip:
             flips = seeded(self.schedule.seed, "flips", self.position.step, self.device)
-            images = flipped(images, flips)
+            images = flip(images, flips)
         if dataset.binarize:
-            images = binarized(images, seeded(self.schedule.seed, "binarization", self.position.step, self.device))
+            images = binarize(images, seeded(self.schedule.seed, "binarization", self.position.step, self.device))
         return images
 
     def step(self, pixels: Tensor) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from nvae.data.images import to_network
+from nvae.data.images import to_float
 from nvae.evaluation.likelihood import Estimate, evaluate, log_importance_weight
 from nvae.models.distributions import DiagonalNormal
 from nvae.models.hierarchy import FromPosterior, HierarchicalVAE, LatentGroup, Level
@@ -118,7 +118,7 @@ def few():
 
 @torch.no_grad()
 def test_with_the_true_posterior_every_weight_is_the_marginal_likelihood(config, few, generator):
-    model, images = linear_gaussian(config, exact=True), to_network(few, "cpu").double()
+    model, images = linear_gaussian(config, exact=True), to_float(few, "cpu").double()
     for _ in range(3):
         result = model(images, model.draw_posterior_noise(len(images), generator))
         weights = log_importance_weight(result, elbo_terms(result, images).log_likelihood)
@@ -128,7 +128,7 @@ def test_with_the_true_posterior_every_weight_is_the_marginal_likelihood(config,
 @torch.no_grad()
 def test_a_weight_is_an_unbiased_estimate_of_the_likelihood_whatever_the_posterior(config, few, generator):
     model, count = linear_gaussian(config, exact=False), 200_000
-    for image in to_network(few, "cpu").double():
+    for image in to_float(few, "cpu").double():
         images = image.expand(count, -1, -1, -1)
         result = model(images, model.draw_posterior_noise(len(images), generator))
         weights = log_importance_weight(result, elbo_terms(result, images).log_likelihood).exp()
@@ -140,7 +140,7 @@ def test_a_weight_is_an_unbiased_estimate_of_the_likelihood_whatever_the_posteri
 
 def test_the_importance_weighted_bound_rises_from_the_elbo_to_the_likelihood(config, few):
     model = linear_gaussian(config, exact=False)
-    truth = true_log_likelihood(to_network(few, "cpu")).mean().item()
+    truth = true_log_likelihood(to_float(few, "cpu")).mean().item()
     many = few.repeat(200, 1, 1, 1)  # means over 200 draws of each
     found = [evaluate(model, many, 5000, k).log_likelihood.mean for k in (1, 10, 100)]
     elbo = evaluate(model, many, 5000, 100).elbo.mean
@@ -159,7 +159,7 @@ def test_the_elbo_is_that_of_the_closed_form_kl(config, few):
     assert found.elbo.mean == pytest.approx(found.reconstruction - sum(found.kl_per_group))
     assert found.elbo.mean < found.log_likelihood.mean
     (gains, sigma), _ = joint()[1]
-    x = to_network(few, "cpu").double().flatten(1) - 0.5
+    x = to_float(few, "cpu").double().flatten(1) - 0.5
     mu, spread = x @ (0.6 * gains + 0.1), 1.4 * sigma
     kl = 0.5 * (spread**2 + mu.square() - 1) - math.log(spread)
     assert found.kl_per_group[0] == pytest.approx(kl.mean().item(), rel=1e-6)
@@ -171,7 +171,7 @@ def test_the_elbo_is_that_of_the_closed_form_kl(config, few):
 def test_one_sample_gives_the_average_of_every_images_bound(make_model, pixels):
     model = make_model()
     found = evaluate(model, pixels, batch_size=10)
-    images = to_network(pixels, "cpu")
+    images = to_float(pixels, "cpu")
     with torch.no_grad():
         result = model(images, model.draw_posterior_noise(10, seeded(0, "validation", 0)))
         terms = elbo_terms(result, images)
@@ -214,7 +214,7 @@ def test_every_sample_of_an_image_belongs_to_that_image(make_model, pixels):
     alone = [evaluate(model, image[None], 8, 4).kl_per_group[0] for image in pixels[:3]]
     together = evaluate(model, pixels[:3], 12, 4)
     assert together.kl_per_group[0] == pytest.approx(sum(alone) / 3, rel=1e-5)
-    images = to_network(pixels[:3], "cpu").repeat_interleave(4, 0)
+    images = to_float(pixels[:3], "cpu").repeat_interleave(4, 0)
     with torch.no_grad():
         result = model(images, model.draw_posterior_noise(12, seeded(0, "validation", 0)))
         terms = elbo_terms(result, images)

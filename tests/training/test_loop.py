@@ -90,14 +90,14 @@ def test_reconstructions_stand_below_their_images(make_model, data, tmp_path):
     import numpy as np
     from PIL import Image
 
-    from nvae.data.images import to_network
+    from nvae.data.images import to_float
     from nvae.inference.sampling import reconstruct
     from nvae.tools.grids import grid
     from nvae.training.previews import draw_reconstructions
 
     model = make_model()
     draw_reconstructions(model, data, tmp_path / "a.png", step=1)
-    originals = to_network(data.validation, "cpu")
+    originals = to_float(data.validation, "cpu")
     expected = grid(torch.cat([originals, reconstruct(model, originals)]), 6, 96, ["image", "model"])
     with Image.open(tmp_path / "a.png") as picture:
         assert np.array_equal(np.asarray(picture), np.asarray(expected))

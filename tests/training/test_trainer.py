@@ -5,7 +5,7 @@ import torch
 
 from nvae.checkpoint import CheckpointError, load, save
 from nvae.config import available_configs, load_config
-from nvae.data.images import Data, to_network
+from nvae.data.images import Data, to_float
 from nvae.errors import UserError
 from nvae.migrations import migrate_weights
 from nvae.models.nvae.config import groups_per_scale
@@ -166,7 +166,7 @@ def test_the_loss_is_what_its_terms_add_up_to(make_run):
     pixels = run.data.training[:4]
     loss = run.step(pixels)["loss"].item()
 
-    images = to_network(pixels, "cpu")
+    images = to_float(pixels, "cpu")
     terms = elbo_terms(
         twin.model.train()(images, twin.model.draw_posterior_noise(len(images), seeded(0, "training noise", 0))), images
     )
@@ -190,7 +190,7 @@ def test_the_loss_of_the_originals_style_is_what_its_terms_add_up_to(make_run, b
 
     position = (2 / 3 - 1 / 6) / 2  # in a warm-up of two epochs, a sixth of an epoch late
     assert twin.kl_coefficient == pytest.approx(position)
-    images = to_network(pixels, "cpu")
+    images = to_float(pixels, "cpu")
     terms = elbo_terms(
         twin.model.train()(images, twin.model.draw_posterior_noise(len(images), seeded(0, "training noise", 2))), images
     )
@@ -219,7 +219,7 @@ def test_without_a_regularization_constant_nothing_is_regularized(make_run):
 def test_half_of_the_images_are_turned_round_and_others_at_every_step(make_run):
     run = make_run({"dataset": DATASET | {"horizontal_flip": True}})
     pixels = run.data.training[:1].expand(400, -1, -1, -1)
-    upright = to_network(pixels, "cpu")
+    upright = to_float(pixels, "cpu")
     seen = []
     for step in (0, 0, 1):
         run.position.step = step
@@ -236,7 +236,7 @@ def test_half_of_the_images_are_turned_round_and_others_at_every_step(make_run):
 def test_black_and_white_images_are_drawn_anew_at_every_step(make_run):
     run = make_run({"dataset": DATASET | {"binarize": True}, "sampling_method": "bernoulli"})
     pixels = run.data.training[:4]
-    gray, total = to_network(pixels, "cpu"), 0
+    gray, total = to_float(pixels, "cpu"), 0
     for step in range(200):
         run.position.step = step
         images = run.images_of(pixels)
@@ -305,7 +305,7 @@ def test_schedules_follow_the_fraction_of_the_epoch(make_run):
 
 def test_the_networks_images_reach_from_zero_to_one():
     pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3)
-    assert to_network(pixels, "cpu").flatten().tolist() == pytest.approx([0.0, 0.2, 1.0])
+    assert to_float(pixels, "cpu").flatten().tolist() == pytest.approx([0.0, 0.2, 1.0])
 
 
 def test_weights_that_are_not_finite_are_not_saved(make_run, tmp_path):
