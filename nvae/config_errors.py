@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from nvae.config_fields import Located, choices, locate
+from nvae.config_fields import Located, choices, join, locate
 from nvae.errors import InvalidValueError, UserError
 from nvae.schema import DATASETS, ModelConfig
 
@@ -120,8 +120,7 @@ def config_error(
     unknown = [problem["type"] in ("extra_forbidden", "invalid_key") for problem in problems]
     first = unknown.index(True) if any(unknown) else 0
     fields = _fields_of(problems[first], located[first], missing)
-    section = located[first].key.rpartition(".")[0]
-    explained = fields["kind"] == "unknown_key" and _join(section, fields.get("suggestion")) in missing
+    explained = fields["kind"] == "unknown_key" and join(located[first].parent, fields["suggestion"]) in missing
     others = len(problems) - 1 - explained
     return ConfigError(**fields, place=place_of(fields["key"], places, source), others=others)
 
@@ -131,19 +130,18 @@ def _fields_of(problem: Mapping[str, Any], where: Located, missing: list[str]) -
     if kind == "missing":
         return {"kind": "missing_key", "key": key}
     if kind in ("extra_forbidden", "invalid_key"):
-        section, _, name = key.rpartition(".")
-        keys = list(where.section.model_fields)
-        elsewhere = section == "dataset" and any(name in dataset.model_fields for dataset in DATASETS.values())
-        similar = nearest(name, [k for k in keys if _join(section, k) in missing]) or nearest(name, keys)
-        allowed, suggestion = ", ".join(keys), None if elsewhere else similar
-        return {"kind": "unknown_key", "key": key, "got": got, "allowed": allowed, "suggestion": suggestion}
+        keys, parent, name = list(where.section.model_fields), where.parent, where.name
+        suggestion = nearest(name, [k for k in keys if join(parent, k) in missing]) or nearest(name, keys)
+        if parent == "dataset" and any(name in dataset.model_fields for dataset in DATASETS.values()):
+            suggestion = None  # no typing error, but a key of another data set
+        return {"kind": "unknown_key", "key": key, "got": got, "allowed": ", ".join(keys), "suggestion": suggestion}
     fields = {"kind": "invalid_value", "key": key, "got": got, "allowed": where.allowed or problem["msg"]}
     if kind == "value_error" and isinstance(cause := problem["ctx"]["error"], InvalidValueError):
-        return fields | {"key": _join(key, cause.key), "got": cause.got, "allowed": cause.allowed}
+        return fields | {"key": join(key, cause.key), "got": cause.got, "allowed": cause.allowed}
     if kind == "union_tag_invalid":  # the name of a data set
         name = got["name"]
         return fields | invalid_choice(f"{key}.name", name, DATASETS)
-    return fields | {"suggestion": nearest(got, where.choices)}
+    return fields | {"suggestion": nearest(got, where.words)}
 
 
 def invalid_choice(key: str, got: Any, words: Iterable[str]) -> dict[str, Any]:
@@ -156,10 +154,6 @@ def invalid_choice(key: str, got: Any, words: Iterable[str]) -> dict[str, Any]:
         "allowed": choices(words),
         "suggestion": nearest(got, words),
     }
-
-
-def _join(section: str, key: str | None) -> str:
-    return ".".join(part for part in (section, key) if part)
 
 
 def place_of(key: str, places: Mapping[str, Place], source: str) -> Place:

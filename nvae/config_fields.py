@@ -13,12 +13,21 @@ from nvae.schema import Section
 
 
 class Located(NamedTuple):
-    """A place in a config: the dotted key, the section's class, and the allowed values ('' where unknown)."""
+    """A place in a config: the names of its section and of its key, and what the schema has there.
 
-    key: str
+    allowed: the allowed values as a noun phrase, '' for an unknown key. words: those that are listed texts.
+    """
+
+    parent: str
+    name: str
     section: type[Section]
     allowed: str
-    choices: list[str]
+    words: list[str]
+
+    @property
+    def key(self) -> str:
+        """The dotted key."""
+        return join(self.parent, self.name)
 
 
 def locate(model: type[Section], loc: Sequence[str | int]) -> Located:
@@ -41,7 +50,13 @@ def locate(model: type[Section], loc: Sequence[str | int]) -> Located:
             annotation = get_args(annotation)[part]
         else:
             annotation = Any
-    return Located(".".join(keys), section, allowed_values(annotation), words_of(annotation))
+    parent, name = ".".join(keys[:-1]), keys[-1] if keys else ""
+    return Located(parent, name, section, allowed_values(annotation), words_of(annotation))
+
+
+def join(section: str, key: str | None) -> str:
+    """A dotted key; either part may be missing."""
+    return ".".join(part for part in (section, key) if part)
 
 
 def annotation_of(field: FieldInfo) -> Any:

@@ -23,6 +23,7 @@ RENAMED_KEYS = {
 RENAMED_VALUES = {("pixel_range", "centred"): "centered"}
 # Keys that appeared after version 1, and what the program did before: the value for a resolved config without the key.
 NEW_KEYS: dict[str, Any] = {
+    "dataset.max_image_pixels": 64_000_000,  # there was no limit; with one, a run of a file without the key resumes
     "training_parameters.optimizer": "adamax",
     "training_parameters.optimizer_epsilon": 1e-3,
     "training_parameters.optimizer_betas": [0.9, 0.999],

@@ -124,8 +124,8 @@ class NVAEConfig(ModelConfig):
     latent_size: Channels = Field(description="Channels of z in every latent group.")
     padding: Annotated[int, Field(ge=0, le=1000)] = Field(
         0,
-        description="Black margin in pixels around the images, which the likelihood leaves out, such as 2 for images of "
-        "28x28 on a network of 32x32.",
+        description="Black margin in pixels around the images, which the likelihood leaves out, such as 2 for images "
+        "of 28x28 on a network of 32x32.",
     )
     num_flows: Annotated[int, Field(ge=0, le=100)] = Field(
         0, description="Pairs of autoregressive flow cells on the posterior of every group."
