@@ -100,7 +100,7 @@ def printable(text: str) -> str:
 
 def nearest(word: Any, words: Iterable[str]) -> str | None:
     """The most similar of the words, if one is similar at all."""
-    matches = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6) if isinstance(word, str) else []
+    matches = difflib.get_close_matches(word, list(words), n=1, cutoff=0.65) if isinstance(word, str) else []
     return matches[0] if matches else None
 
 

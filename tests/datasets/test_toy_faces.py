@@ -15,6 +15,7 @@ from nvae.config import ConfigError
 from nvae.data.toy_faces import (
     ATTRIBUTES,
     EYES,
+    FIRST_VALIDATION,
     HAIR_COLORS,
     HAIR_STYLES,
     MOODS,
@@ -132,6 +133,7 @@ def test_no_validation_face_is_a_training_face(make_config):
 
 
 def test_training_cannot_reach_the_indices_of_validation(make_config):
-    make_config(dataset={"name": "toy_faces", "training_images": 1_000_000_000})
+    make_config(dataset={"name": "toy_faces", "training_images": 10_000_000})
     with pytest.raises(ConfigError, match="training_images"):
-        make_config(dataset={"name": "toy_faces", "training_images": 1_000_000_001})
+        make_config(dataset={"name": "toy_faces", "training_images": 10_000_001})
+    assert FIRST_VALIDATION > 10_000_000
