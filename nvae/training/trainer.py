@@ -210,7 +210,7 @@ class Run:
         training = content["training"]
         if training.get("data") != self.data.fingerprint:
             raise UserError(
-                f"the images of {self.config.dataset.name} ({self.config.dataset.path}) are not those that {path} was "
+                f"the images of the data set {self.config.dataset.name} are not those that {path} was "
                 "trained on; bring the old ones back, or start over with --fresh."
             )
         restore(self.model, content, path)
@@ -244,9 +244,10 @@ def how_to_go_on(path: Path) -> str:
 def refuse_changes(config: ModelConfig, saved: ModelConfig, path: Path) -> None:
     """Raise UserError when a config differs from a checkpoint's in more than the schedule, naming the keys."""
     now, then = flat(config.model_dump()), flat(saved.model_dump())
-    changed = [key for key in now if now[key] != then[key] and not is_changeable(key)]
+    keys = now | then  # those of two data sets differ
+    changed = [key for key in keys if now.get(key) != then.get(key) and not is_changeable(key)]
     if changed:
-        keys = ", ".join(f"{key} (was {then[key]}, is {now[key]})" for key in changed)
+        keys = ", ".join(f"{key} (was {then.get(key)}, is {now.get(key)})" for key in changed)
         raise UserError(
             f"the config has changed since {path} was made: {keys}; only dataset.path and the keys of "
             "training_parameters other than seed and spectral_scope may change in a run: change these back, or start "

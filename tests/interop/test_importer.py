@@ -240,12 +240,12 @@ def test_whole_numbers_are_no_weights(file):
 @pytest.mark.parametrize(
     ("settings", "pattern"),
     [
-        ({"num_groups_per_scale": 10**9}, "initial_splits_per_scale is 1000000000"),
-        ({"num_latent_scales": 10**6}, "number_of_scales is 1000000"),
-        ({"num_channels_enc": 10**9}, "channel_towers.encoder is 1000000000"),
+        ({"num_groups_per_scale": 10**9}, "initial_splits_per_scale: got 1000000000"),
+        ({"num_latent_scales": 10**6}, "number_of_scales: got 1000000"),
+        ({"num_channels_enc": 10**9}, "channel_towers.encoder: got 1000000000"),
         ({"num_channels_dec": 9999}, r"'.*' is of shape .*, but in the network"),  # far more memory than there is
         ({"num_groups_per_scale": 500}, "holds 3 latent groups, but its settings, or --config, describe 750"),
-        ({"num_nf": 10**9}, "num_flows is 1000000000"),
+        ({"num_nf": 10**9}, "num_flows: got 1000000000"),
         ({"dataset": "celeba_" + 5000 * "6"}, "image size is known"),
     ],
     ids=lambda value: str(value)[:40],
