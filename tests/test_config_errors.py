@@ -287,6 +287,11 @@ def test_invalid_word_suggests_the_nearest(extra, suggestion):
     assert (error.kind, error.suggestion) == ("invalid_value", suggestion)
 
 
+@pytest.mark.parametrize("section", ["{name: [mnist]}", "{name: x}", "faces", "3", ""])
+def test_invalid_dataset_of_a_resolved_config_is_refused(section):
+    assert error_of(f"resolved: True\n{SMALL}dataset: {section}\n").key in ("dataset", "dataset.name")
+
+
 @pytest.mark.parametrize("value", ["wide", "32.5", "True", "[8, 8]"])
 def test_towers_are_a_number_or_a_section(value):
     text = SMALL.replace("channel_towers: 8", f"channel_towers: {value}")
@@ -380,15 +385,15 @@ DENSE = ["arch_instance=mbconv_den"]
             ["initial_splits_per_scale=1000", "number_of_scales=3", "cells_per_split_enc=100"],
             "initial_splits_per_scale",
             1000,
-            "4000",
+            "2000",
         ),
-        (["num_flows=20"], ["num_flows=100", "initial_splits_per_scale=10"], "initial_splits_per_scale", 10, "4000"),
+        (["num_flows=20"], ["num_flows=100", "initial_splits_per_scale=10"], "initial_splits_per_scale", 10, "2000"),
         (
             ["num_cells_per_block_prepost=100"],
             ["num_cells_per_block_prepost=10000"],
             "initial_splits_per_scale",
             1,
-            "4000",
+            "2000",
         ),
         (
             ["channel_multiplier=16"],
