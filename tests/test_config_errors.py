@@ -56,7 +56,7 @@ def test_messages_render_as_recorded(tmp_path):
         "unknown_key": "my.yaml, line 5: unknown key latent_sise. Did you mean latent_size? (1 more after this one)",
         "missing_key": "my.yaml: missing required key latent_size. Add the key.",
         "invalid_value": "my.yaml, line 5: sampling_method: got 'bernouli', expected 'bernoulli', 'gaussian', "
-        "'gaussian_mixture', 'logistic', 'logistic_mixture' or 'coupled_logistic_mixture'. Did you mean 'bernoulli'?",
+        "'gaussian_mixture', 'logistic', 'logistic_mixture' or 'coupled_logistic_mixture'. Did you mean bernoulli?",
         "invalid_override": "got 'epochs', expected key=value, such as training_parameters.epochs=3.",
     }
 
@@ -165,6 +165,7 @@ def test_duplicate_key_is_refused_with_both_lines(extra, key, line, first):
         ("latent_size.x: 3\n", 5, "latent_size.x", "latent_size"),
         ("zzz: 3\n", 5, "zzz", None),
         ("3: 3\n", 5, "3", None),
+        ('"a\\nb": 3\n', 5, "a\nb", None),
         ("resolved: 3\n", 5, "resolved", None),
     ],
 )
