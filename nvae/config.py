@@ -19,7 +19,7 @@ from nvae.config_yaml import read_value, read_yaml
 from nvae.errors import InvalidValueError
 from nvae.migrations import NEW_KEYS, RENAMED_KEYS, migrate_config, migrate_key
 from nvae.models.families import FAMILIES, config_class
-from nvae.schema import DATASETS, SELECTING_KEYS, ModelConfig, Section
+from nvae.schema import SELECTING_KEYS, ModelConfig, Section, dataset_class
 
 CONFIG_FOLDER = "model_configs"
 # The first key of a config that holds every key: a key that is missing there is newer than the file.
@@ -151,16 +151,12 @@ def _completed(data: dict[str, Any], section: type[Section], prefix: str = "") -
     """
     result = dict(data)
     for key, field in section.model_fields.items():
-        sections = sections_of(annotation_of(field))
-        if len(sections) > 1 and isinstance(data.get(key), dict):
-            sections = [DATASETS[name] for name in [data[key].get("name", "folder")] if name in DATASETS]
-        if key in data:
-            if sections and isinstance(data[key], dict):
-                result[key] = _completed(data[key], sections[0], f"{prefix}{key}.")
-        elif prefix + key in NEW_KEYS:
-            result[key] = NEW_KEYS[prefix + key]
-        elif not field.is_required():
-            default = field.get_default()
+        value = data.get(key)
+        if isinstance(value, dict):
+            below = dataset_class(value) if key == "dataset" else next(iter(sections_of(annotation_of(field))), None)
+            result[key] = _completed(value, below, f"{prefix}{key}.") if below else value
+        elif key not in data and (prefix + key in NEW_KEYS or not field.is_required()):
+            default = NEW_KEYS.get(prefix + key, field.get_default())
             result[key] = default.model_dump() if isinstance(default, Section) else default
     return result
 

@@ -23,6 +23,7 @@ ErrorKind = Literal[
     "invalid_override",  # got: the text
 ]
 MAX_SHOWN = 80  # characters of a value
+MAX_SHOWN_TEXT = 400  # characters of a key, a file name or a problem
 
 
 class Place(NamedTuple):
@@ -59,26 +60,29 @@ class ConfigError(UserError):
 
 def render(error: ConfigError) -> str:
     """The message of an error: file and line, what is wrong, what to do. Whatever comes from a file is escaped."""
-    got, key, allowed = error.got, printable(error.key or ""), error.allowed
-    sentence = {
-        "unknown_config": lambda: f"unknown config {show(got)}. {_instead(error)}",
-        "unreadable_file": lambda: f"the file cannot be read: {printable(str(got))}.",
-        "invalid_yaml": lambda: f"invalid YAML: {printable(str(got))}.",
-        "duplicate_key": lambda: f"duplicate key {key}, first set on line {got}. Remove one of the two.",
-        "unknown_key": lambda: f"unknown key {key}. {_instead(error)}",
-        "missing_key": lambda: f"missing required key {key}. Add the key.",
-        "invalid_value": lambda: (
-            f"{key + ': ' if key else ''}got {show(got)}, expected {allowed}."
-            + (f" Did you mean {show(error.suggestion)}?" if error.suggestion else "")
-        ),
-        "invalid_override": lambda: f"got {show(got)}, expected {allowed}.",
-    }[error.kind]()
     place = "" if error.file is None else printable(error.file) + (f", line {error.line}: " if error.line else ": ")
-    return f"{place}{sentence}" + (f" ({error.others} more after this one)" if error.others else "")
+    more = f" ({error.others} more after this one)" if error.others else ""
+    return f"{place}{_sentence(error)}{more}"
 
 
-def _instead(error: ConfigError) -> str:
-    return f"Did you mean {error.suggestion}?" if error.suggestion else f"Use one of: {error.allowed}."
+def _sentence(error: ConfigError) -> str:
+    key, got = printable(error.key or ""), error.got
+    suggestion = f"Did you mean {error.suggestion}?" if error.suggestion else ""
+    match error.kind:
+        case "unknown_config":
+            return f"unknown config {show(got)}. {suggestion or f'Use one of: {error.allowed}.'}"
+        case "unreadable_file":
+            return f"the file cannot be read: {printable(str(got))}."
+        case "invalid_yaml":
+            return f"invalid YAML: {printable(str(got))}."
+        case "duplicate_key":
+            return f"duplicate key {key}, first set on line {got}. Remove one of the two."
+        case "unknown_key":
+            return f"unknown key {key}. {suggestion or f'Use one of: {error.allowed}.'}"
+        case "missing_key":
+            return f"missing required key {key}. Add the key."
+        case "invalid_override" | "invalid_value":
+            return f"{key}{': ' if key else ''}got {show(got)}, expected {error.allowed}. {suggestion}".rstrip()
 
 
 def show(value: Any) -> str:
@@ -89,18 +93,22 @@ def show(value: Any) -> str:
         return "a section"
     if isinstance(value, list | tuple | set):
         return "a list"
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+    return _shortened(repr(value), MAX_SHOWN)  # repr escapes whatever is not printable
 
 
 def printable(text: str) -> str:
     """The text, or its escaped form where it has line breaks or control characters."""
-    return text if text.isprintable() else ascii(text)
+    return _shortened(text if text.isprintable() else ascii(text), MAX_SHOWN_TEXT)
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def nearest(word: Any, words: Iterable[str]) -> str | None:
     """The most similar of the words, if one is similar at all."""
-    matches = difflib.get_close_matches(word, list(words), n=1, cutoff=0.65) if isinstance(word, str) else []
+    similar = isinstance(word, str) and len(word) <= MAX_SHOWN  # comparing takes the product of the lengths
+    matches = difflib.get_close_matches(word, list(words), n=1, cutoff=0.65) if similar else []
     return matches[0] if matches else None
 
 

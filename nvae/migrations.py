@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nvae.schema import DATASETS
+from nvae.schema import DATASETS, dataset_class
 
 RENAMED_KEYS = {
     "weight_normalisation": "weight_normalization",
@@ -50,9 +50,8 @@ def migrate_config(data: Mapping[Any, Any]) -> dict[Any, Any]:
             key = migrate_key(key)
         migrated[key] = RENAMED_VALUES.get((key, value), value) if isinstance(value, str) else value
     dataset = migrated.get("dataset")
-    if isinstance(dataset, dict) and dataset.keys() >= OLD_DATASET_KEYS and isinstance(dataset.get("name"), str):
-        own = DATASETS[dataset["name"]].model_fields if dataset["name"] in DATASETS else dataset
-        others = {key for section in DATASETS.values() for key in section.model_fields} - set(own)
+    if isinstance(dataset, dict) and dataset.keys() >= OLD_DATASET_KEYS and (own := dataset_class(dataset)):
+        others = {key for section in DATASETS.values() for key in section.model_fields} - set(own.model_fields)
         migrated["dataset"] = {key: value for key, value in dataset.items() if key not in others}
     return migrated
 

@@ -93,6 +93,12 @@ DATASETS: dict[str, type[Dataset]] = {
 }
 
 
+def dataset_class(section: dict[str, Any]) -> type[Dataset] | None:
+    """The class of a dataset section; None where its name is no data set."""
+    name = section.get("name", "folder")
+    return DATASETS.get(name) if isinstance(name, str) else None
+
+
 def _folder_by_default(section: Any) -> Any:
     return {"name": "folder"} | section if isinstance(section, dict) else section
 

@@ -56,7 +56,7 @@ def test_messages_render_as_recorded(tmp_path):
         "unknown_key": "my.yaml, line 5: unknown key latent_sise. Did you mean latent_size? (1 more after this one)",
         "missing_key": "my.yaml: missing required key latent_size. Add the key.",
         "invalid_value": "my.yaml, line 5: sampling_method: got 'bernouli', expected 'bernoulli', 'gaussian', "
-        "'gaussian_mixture', 'logistic', 'logistic_mixture' or 'coupled_logistic_mixture'. Did you mean 'bernoulli'?",
+        "'gaussian_mixture', 'logistic', 'logistic_mixture' or 'coupled_logistic_mixture'. Did you mean bernoulli?",
         "invalid_override": "got 'epochs', expected key=value, such as training_parameters.epochs=3.",
     }
 
@@ -165,6 +165,7 @@ def test_duplicate_key_is_refused_with_both_lines(extra, key, line, first):
         ("latent_size.x: 3\n", 5, "latent_size.x", "latent_size"),
         ("zzz: 3\n", 5, "zzz", None),
         ("3: 3\n", 5, "3", None),
+        ('"a\\nb": 3\n', 5, "a\nb", None),
         ("resolved: 3\n", 5, "resolved", None),
     ],
 )
@@ -287,6 +288,11 @@ def test_invalid_word_suggests_the_nearest(extra, suggestion):
     assert (error.kind, error.suggestion) == ("invalid_value", suggestion)
 
 
+@pytest.mark.parametrize("section", ["{name: [mnist]}", "{name: x}", "faces", "3", ""])
+def test_invalid_dataset_of_a_resolved_config_is_refused(section):
+    assert error_of(f"resolved: True\n{SMALL}dataset: {section}\n").key in ("dataset", "dataset.name")
+
+
 @pytest.mark.parametrize("value", ["wide", "32.5", "True", "[8, 8]"])
 def test_towers_are_a_number_or_a_section(value):
     text = SMALL.replace("channel_towers: 8", f"channel_towers: {value}")
@@ -380,15 +386,15 @@ DENSE = ["arch_instance=mbconv_den"]
             ["initial_splits_per_scale=1000", "number_of_scales=3", "cells_per_split_enc=100"],
             "initial_splits_per_scale",
             1000,
-            "4000",
+            "2000",
         ),
-        (["num_flows=20"], ["num_flows=100", "initial_splits_per_scale=10"], "initial_splits_per_scale", 10, "4000"),
+        (["num_flows=20"], ["num_flows=100", "initial_splits_per_scale=10"], "initial_splits_per_scale", 10, "2000"),
         (
             ["num_cells_per_block_prepost=100"],
             ["num_cells_per_block_prepost=10000"],
             "initial_splits_per_scale",
             1,
-            "4000",
+            "2000",
         ),
         (
             ["channel_multiplier=16"],
