@@ -275,8 +275,9 @@ def cell_types(arch_instance: ArchInstance) -> CellTypes:
     if arch_instance in ("res_elu", "res_bnelu", "res_bnswish"):
         cell = partial(ResidualCell, activation=arch_instance.removeprefix("res_"))
         return CellTypes(cell, cell, cell, cell)
-    if arch_instance in _DILATIONS:
-        return CellTypes(residual, partial(residual, dilations=_DILATIONS[arch_instance]), wide, narrow)
+    if arch_instance in _DILATIONS:  # every convolution of the bottom-up network's cells, pre-processing included
+        dilated = partial(residual, dilations=_DILATIONS[arch_instance])
+        return CellTypes(dilated, dilated, wide, narrow)
     large, grouped = partial(wide, kernel_size=11), partial(narrow, groups=8)
     return {
         "res_mbconv": CellTypes(residual, residual, wide, narrow),
