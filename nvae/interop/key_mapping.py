@@ -126,7 +126,7 @@ def check_state_dict(state: object, source: str) -> dict[str, Tensor]:
             raise InteropError(f"{source}: {_quoted(name)}: got {type(tensor).__name__}, expected a tensor.")
         if tensor.dtype not in _DTYPES:
             raise InteropError(f"{source}: {_quoted(name)}: got dtype {tensor.dtype}, expected floating point.")
-        if tensor.layout is not torch.strided or tensor.is_nested or tensor.device.type != "cpu":
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu":
             raise InteropError(f"{source}: {_quoted(name)} is not a dense tensor.")
         # Zero strides declare more elements than the file holds: refuse these before computing with them.
         held = tensor.untyped_storage().nbytes()

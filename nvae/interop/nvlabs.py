@@ -61,7 +61,8 @@ def config_of_settings(args: Mapping[str, Any], source: str) -> tuple[NVAEConfig
 
     def value(key: str, kind: type) -> Any:
         setting = args.get(key, _DEFAULTS.get(key))
-        if type(setting) is not kind or (kind is int and setting.bit_length() > _MAX_BITS):
+        valid = type(setting) is kind and (kind is not int or setting.bit_length() <= _MAX_BITS)
+        if not valid or (kind is str and not setting.isprintable()):
             got = "nothing" if key not in args else _shown(setting)
             raise InteropError(
                 f"{source}: setting {key}: got {got}, expected {_KINDS[kind]}; give the config.", needs_config=True

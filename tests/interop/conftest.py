@@ -21,6 +21,30 @@ from nvae.objective import bound
 STRIDE = 8  # recordings hold every eighth row and column of their images
 
 
+@pytest.fixture(scope="session")
+def settings() -> dict[str, Any]:
+    """The original's command-line settings for a small network."""
+    numbers = {
+        "num_latent_scales": 2,
+        "num_groups_per_scale": 2,
+        "num_latent_per_group": 2,
+        "min_groups_per_scale": 1,
+        "num_channels_enc": 4,
+        "num_channels_dec": 6,
+        "num_preprocess_blocks": 1,
+        "num_preprocess_cells": 1,
+        "num_cell_per_cond_enc": 1,
+        "num_postprocess_blocks": 1,
+        "num_postprocess_cells": 1,
+        "num_cell_per_cond_dec": 1,
+        "num_mixture_dec": 2,
+        "num_x_bits": 8,
+        "num_nf": 0,
+    }
+    switches = {"ada_groups": True, "use_se": True, "res_dist": False}
+    return numbers | switches | {"dataset": "celeba_64", "arch_instance": "res_mbconv"}
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Callable[..., Path]:
     """A function that saves something with torch and returns the path."""
