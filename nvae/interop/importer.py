@@ -76,6 +76,8 @@ def import_checkpoint(path: str | Path, config: NVAEConfig | None = None) -> Imp
     warnings: list[str] = []
     if config is None:
         config, warnings = project.config_of(content, state, source)
+    if not isinstance(config, NVAEConfig):
+        raise InteropError(f"{source} is an NVAE: got a config of family {config.family}.", needs_config=True)
     groups, held = groups_per_scale(config), project.latent_groups(state)
     if sum(groups) != held:  # before a network of any size is built
         raise InteropError(

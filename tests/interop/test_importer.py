@@ -16,6 +16,7 @@ from nvae.interop import nvlabs
 from nvae.interop.importer import PROJECTS, import_checkpoint
 from nvae.interop.key_mapping import InteropError
 from nvae.models.families import build_model
+from nvae.schema import ModelConfig
 
 LARGER = {
     "num_groups_per_scale": 3,
@@ -125,9 +126,10 @@ def test_import_prefers_the_given_config(checkpoint, file, make_config):
     content, expected = checkpoint()
     content["args"].num_latent_per_group = 17  # wrong, and not used
     assert_same(import_checkpoint(file(content), expected.config).model, expected)
-    with pytest.raises(InteropError) as error:
-        import_checkpoint(file(content), make_config())
-    assert error.value.needs_config
+    for other in (make_config(), ModelConfig.model_construct(family="other")):
+        with pytest.raises(InteropError) as error:
+            import_checkpoint(file(content), other)
+        assert error.value.needs_config
 
 
 @torch.no_grad()
