@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import get_args
 
-from nvae.checkpoint import load_model, plain_name
+from nvae.checkpoint import load_model_and_metadata, plain_name
 from nvae.cli import command_line
 from nvae.cli.command_line import number, positive, seconds, up_to
-from nvae.data.image_files import read_pictures
+from nvae.data.image_files import read_image_files
 from nvae.devices import choose_device
 from nvae.errors import UserError
 from nvae.inference.exploration import base_point, explore, explore_positions, mean_change, sweep
@@ -45,7 +45,7 @@ def arguments():
 
 def main() -> None:
     options = arguments()
-    model = load_model(options.model, choose_device(options.device))
+    model, file_metadata = load_model_and_metadata(options.model, choose_device(options.device))
     if options.group is not None and options.group > len(model.groups):
         raise UserError(
             f"--group is {options.group}; the model has {len(model.groups)} latent groups, 1 is the top one."
@@ -55,7 +55,7 @@ def main() -> None:
     about = {"model": options.model, "weights": cache.weights, "temperature": options.temperature, "seed": seed}
     about |= {"strength": strength, "image": str(options.image or "")}
     if options.image:  # a picture's latents have the statistics of training, and its noise is that of temperature 1
-        images, notices = read_pictures([options.image], model.config, model.constant.device)
+        images, notices = read_image_files([options.image], model.config, model.device)
         noise, iterations = encode(model, images), 0
         spread = temperature if isinstance(temperature, list) else [temperature] * len(model.groups)
         temperature, strength = 1.0, [strength * t for t in spread]
@@ -65,14 +65,16 @@ def main() -> None:
     with recalibrated(model, temperature, iterations, progress=True, cache=cache) as statistics:
         for notice in (*notices, statistics and statistics.notice):
             command_line.say(notice)
-        saved, picture = draw(options, model, base_point(model, noise, temperature), strength, seed, about)
+        saved, picture = draw(
+            options, model, base_point(model, noise, temperature), strength, seed, about, file_metadata
+        )
     print(saved)
     print(command_line.same_again(seed))
     if picture is not None:
         show(picture, saved.name)
 
 
-def draw(options, model, view, strength, seed, about):
+def draw(options, model, view, strength, seed, about, file_metadata):
     """What was asked for, saved: its path, and the picture if it is no animation."""
     start = f"seed{seed}" if options.image is None else f"{options.image.stem}_seed{seed}"
     name = f"exploration_{plain_name(options.model)}_temperature{joined(options.temperature, '-')}_{start}"
@@ -80,7 +82,7 @@ def draw(options, model, view, strength, seed, about):
     jams = options.jams or 1
     if group is None:
         found = explore(model, view, jams, strength, seed, progress=True)
-        print(change_table(model, view, found))
+        print(change_table(model, view, found, file_metadata.get("kl_per_group")))
     if options.animate:
         if group is None:
             group = max(range(len(found)), key=lambda index: mean_change(found[index], view.image))
@@ -93,7 +95,7 @@ def draw(options, model, view, strength, seed, about):
         jams = options.jams or 4
         found = explore_positions(model, view, group, jams, strength, seed, progress=True)
         print(f"group {group_name(model, group)}: the mean change of a position is {found.influence.mean():.4f}")
-        picture, name = positions_picture(view, found, model.config.padding), f"{name}_group{group + 1}"
+        picture, name = positions_picture(view, found, model.padding), f"{name}_group{group + 1}"
     else:
         picture = overview(model, view, found, options.difference)
     about |= {"jams": jams, "group": options.group or 0, "difference": options.difference}

@@ -63,3 +63,17 @@ def migrate_weights(weights: Mapping[Any, Any]) -> dict[Any, Any]:
         return ".".join(RENAMED_MODULES.get(part, part) for part in name.split("."))
 
     return {renamed(name) if isinstance(name, str) else name: tensor for name, tensor in weights.items()}
+
+
+def migrate_content(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a file of version 1 as today's: names of weights, metadata apart, one state of regularizers."""
+    content = dict(content)
+    content["weights"] = migrate_weights(content["weights"])
+    kl = content.pop("kl_per_group", None)
+    content["metadata"] = {} if kl is None else {"kl_per_group": kl}
+    training = content.get("training")
+    if isinstance(training, dict) and isinstance(training.get("spectral"), Mapping):
+        rest = {key: value for key, value in training.items() if key != "spectral"}
+        vectors = {f"spectral.{name}": tensor for name, tensor in training["spectral"].items()}
+        content["training"] = rest | {"regularizers": vectors}
+    return content

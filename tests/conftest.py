@@ -15,7 +15,7 @@ import torch
 
 from nvae.config import config_from_dict
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.models.nvae.network import build_nvae
+from nvae.models.nvae.network import NVAE
 from nvae.schema import ModelConfig
 
 # Here and in the programs that tests start: on tiny tensors threads only wait for each other.
@@ -79,7 +79,7 @@ def make_model(make_config: Callable[..., ModelConfig]) -> Callable[..., Hierarc
     def make(seed: int = 0, **changes: Any) -> HierarchicalVAE:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = build_nvae(make_config(**changes))
+            model = NVAE(make_config(**changes))
             for module in model.modules():
                 if isinstance(module, torch.nn.BatchNorm2d):
                     torch.nn.init.uniform_(module.weight, 0.5, 1.5)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 from typing import get_args
 
 from nvae.checkpoint import load_model, plain_name
 from nvae.cli.command_line import natural, positive
 from nvae.config import config_from_dict
-from nvae.data.registry import load_data
+from nvae.data.registry import evaluation_images, load_data
 from nvae.devices import choose_device, set_fast_defaults
 from nvae.errors import UserError
 from nvae.evaluation.likelihood import evaluate
@@ -54,10 +55,10 @@ def evaluate_model(options: argparse.Namespace) -> None:
     set_fast_defaults()
     model = load_model(options.model, choose_device(options.device))
     config = with_dataset(model.config, options.dataset, options.path)
-    data = load_data(config)
-    for notice in data.notices:
-        print(notice)
-    pixels = (data.validation if options.part == "validation" else data.training)[: options.images]
+    data = load_data(config, progress=sys.stderr is not None and sys.stderr.isatty())
+    for warning in data.warnings:
+        print(warning)
+    pixels = evaluation_images(data, options.part, config)[: options.images]
     found = evaluate(model, pixels, options.batch_size, samples, options.seed, progress=True)
     if not math.isfinite(found.elbo.mean):
         raise UserError(f"the bound of {options.model} on these images is {found.elbo.mean}: its weights are damaged.")

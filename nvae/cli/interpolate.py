@@ -21,7 +21,7 @@ from nvae.cli.command_line import (
     seconds,
     up_to,
 )
-from nvae.data.image_files import read_pictures
+from nvae.data.image_files import read_image_files
 from nvae.devices import choose_device
 from nvae.errors import UserError
 from nvae.inference.interpolation import interpolate, mix, walk
@@ -82,7 +82,7 @@ def interpolate_images(options: argparse.Namespace) -> None:
     if options.animate and mixing:
         raise UserError("--animate is of the way from A to B: leave out --coarse-from and --fine-from.")
     model = load_model(options.model, choose_device(options.device))
-    images, notices = read_pictures(pictures, model.config, model.constant.device)
+    images, notices = read_image_files(pictures, model.config, model.device)
     for notice in notices:
         print(notice)
     a, b = (encode(model, image[None]) for image in images)

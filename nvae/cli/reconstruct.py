@@ -16,7 +16,7 @@ from nvae.cli.command_line import (
     numbers,
     same_again,
 )
-from nvae.data.image_files import read_pictures
+from nvae.data.image_files import read_image_files
 from nvae.devices import choose_device
 from nvae.errors import UserError
 from nvae.inference.exploration import mean_change
@@ -54,7 +54,7 @@ def reconstruct_pictures(options: argparse.Namespace) -> None:
     temperature = per_group(model, options.temperature or [0.0], "temperature")
     random = is_random(temperature) and min(kept) < groups
     seed = chosen_seed(options) if random else 0
-    images, notices = read_pictures(options.pictures, model.config, model.constant.device)
+    images, notices = read_image_files(options.pictures, model.config, model.device)
     for notice in notices:
         print(notice)
     bar = tqdm(kept, "reconstructing", leave=False, disable=None, delay=1)

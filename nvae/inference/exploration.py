@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nvae.inference.sampling import PASS_IMAGES, Noise, Temperature, images_of
-from nvae.models.hierarchy import FromNoise, HierarchicalVAE, Start, group_value
+from nvae.models.hierarchy import DecoderState, FromNoise, HierarchicalVAE, group_value
 from nvae.seeds import seeded
 
 Strength = float | Sequence[float]  # a factor on new noise, for all latent groups or one per group
@@ -28,14 +28,14 @@ class BasePoint:
     noise: Noise  # (1, L, H, W) per latent group
     temperature: Temperature
     image: Tensor  # (C, H, W) in [0, 1]
-    starts: dict[int, Start]  # at each group
+    states: dict[int, DecoderState]  # at each group
 
 
 @torch.no_grad()
 def base_point(model: HierarchicalVAE, noise: Noise, temperature: Temperature = 1.0) -> BasePoint:
     """Where to explore from: the noise of one image, (1, L, H, W) per group, as `noise_of` or `encode` give it."""
     result = model.top_down(FromNoise(noise, temperature), 1, return_states=True, mean_only=True)
-    return BasePoint(noise, temperature, images_of(model, result)[0], result.starts)
+    return BasePoint(noise, temperature, images_of(model, result)[0], result.states)
 
 
 @torch.no_grad()
@@ -46,7 +46,7 @@ def jammed(model: HierarchicalVAE, view: BasePoint, group: int, noise: Tensor) -
         count = len(part)
         everywhere = [kept.expand(count, -1, -1, -1) for kept in view.noise]
         everywhere[group] = part
-        start = view.starts[group].repeated(count)
+        start = view.states[group].repeated(count)
         result = model.top_down(FromNoise(everywhere, view.temperature), start=start, mean_only=True)
         images.append(images_of(model, result))
     return torch.cat(images)
@@ -56,7 +56,7 @@ def fresh_noise(model: HierarchicalVAE, group: int, count: int, seed: int, stren
     """Other noise for a group, (K, L, H, W), `strength` times a standard Normal's: 0 is what the prior expects."""
     purpose, shape = f"jam of group {group}", model.noise_shapes[group]
     noise = torch.stack([torch.randn(shape, generator=seeded(seed, purpose, jam)) for jam in range(count)])
-    return group_value(strength, group) * noise.to(model.constant.device)
+    return group_value(strength, group) * noise.to(model.device)
 
 
 def explore(

@@ -124,7 +124,7 @@ def _shown(config: NVAEConfig) -> list[Any]:
     )
     return [
         groups_per_scale(config),
-        build_likelihood(config).parameters,
+        build_likelihood(config).num_parameters,
         *(getattr(config, key) for key in keys),
     ]
 

@@ -66,12 +66,14 @@ def positions_picture(view: BasePoint, found: Positions, padding: int) -> Image.
     return grid(cells, columns, cell=CELL, captions=captions)
 
 
-def change_table(model: HierarchicalVAE, view: BasePoint, images: list[Tensor]) -> str:
+def change_table(
+    model: HierarchicalVAE, view: BasePoint, images: list[Tensor], kl_per_group: list[float] | None = None
+) -> str:
     """How much every group changes the image, and how much it says about images, if the model knows."""
     rows = [("latent group, top first", "resolution", "mean change", "KL on data, nats")]
     for group, found in enumerate(images):
         side = model.groups[group].level.resolution
-        kl = "not measured" if model.kl_per_group is None else f"{model.kl_per_group[group]:.2f}"
+        kl = "not measured" if kl_per_group is None else f"{kl_per_group[group]:.2f}"
         rows.append((str(group + 1), f"{side} x {side}", f"{mean_change(found, view.image):.4f}", kl))
     return "\n".join(table(rows))
 

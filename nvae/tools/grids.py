@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from nvae.data.image_files import open_picture
+from nvae.data.image_files import open_image
 from nvae.data.images import to_pixels
 from nvae.errors import UserError
 
@@ -197,7 +197,7 @@ def as_text(value: object) -> str:
 
 def _texts_of(path: Path) -> dict[str, str] | None:
     try:
-        with open_picture(path) as picture:
+        with open_image(path) as picture:
             return {key: str(text) for key, text in getattr(picture, "text", {}).items()}
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None

@@ -13,18 +13,20 @@ from nvae.errors import UserError
 from nvae.interop.key_mapping import load_with_key_map
 from nvae.interop.nvlabs import config_of, key_map, weights_of
 from nvae.models.families import build_model
-from nvae.models.hierarchy import FromNoise, FromPosterior, HierarchicalVAE, Pass
+from nvae.models.hierarchy import FromNoise, FromPosterior, HierarchicalVAE, TopDownOutput
 from nvae.models.nvae.cells import InvertedResidualCell, ResidualCell
 from nvae.models.nvae.config import groups_per_scale
-from nvae.objective import (
-    Bound,
+from nvae.models.nvae.regularization import (
+    BatchNormRegularization,
     SpectralRegularization,
+    regularized_convolutions,
+)
+from nvae.objective import (
+    ElboTerms,
     balance_alphas,
     balanced_kl,
     balancing_weights,
-    batch_norm_regularization,
-    bound,
-    regularized_convolutions,
+    elbo_terms,
 )
 
 RECORDINGS = ["nvlabs_bernoulli", "nvlabs_logistic_mixture_flows"]
@@ -55,8 +57,8 @@ def inside(model: HierarchicalVAE, images: torch.Tensor) -> torch.Tensor:
 
 
 class Walk(NamedTuple):
-    result: Pass
-    terms: Bound
+    result: TopDownOutput
+    terms: ElboTerms
     logits: torch.Tensor  # the network's raw output, margin included
 
 
@@ -68,7 +70,7 @@ def posterior_walk(model: HierarchicalVAE, recording: dict) -> Walk:
     noise = [eps.to(dtype) for eps in recording["eval"]["noise"]]
     result = model.top_down(FromPosterior(model.encoder(images), noise=noise), len(images))
     hook.remove()
-    return Walk(result, bound(result, inside(model, images)), outputs[0])
+    return Walk(result, elbo_terms(result, inside(model, images)), outputs[0])
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLERANCE) -> None:
@@ -121,7 +123,7 @@ def test_the_prior_pass_at_a_temperature_is_the_recorded_one(recording, build):
     assert expected["temperature"] < 1
     result = model.top_down(FromNoise(expected["noise"], expected["temperature"]), len(recording["x"]))
     assert_close_and_varied(outputs[0], expected["logits"])
-    assert_close_and_varied(result.pixels.mean(), inside(model, expected["mean"]), 1e-5)
+    assert_close_and_varied(result.px_z.mean(), inside(model, expected["mean"]), 1e-5)
 
 
 @torch.no_grad()
@@ -168,7 +170,7 @@ def test_the_loss_of_training_is_the_recorded_one(recording, build):
 @torch.no_grad()
 def test_the_regularization_is_the_recorded_one(recording, build):
     expected, model = recording["train"], build()
-    assert_close(batch_norm_regularization(model), expected["batchnorm_loss"])
+    assert_close(BatchNormRegularization(model)(), expected["batchnorm_loss"])
     convolutions = regularized_convolutions(model, model.config.training_parameters.spectral_scope)
     spectral = SpectralRegularization(convolutions, model.config.training_parameters.spectral_exponent)
     spectral.singular_values(300)
