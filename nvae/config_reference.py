@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from nvae.config import flat
 from nvae.config_fields import allowed_values, annotation_of, sections_of, words_of
 from nvae.models.families import FAMILIES, config_class
-from nvae.schema import DATASETS, Dataset, ModelConfig, Section, TrainingParameters
+from nvae.schema import DATASETS, DatasetConfig, ModelConfig, Section, TrainingParameters
 
 INTRODUCTION = """\
 One YAML file defines a model completely. A file holds `key: value` lines; the keys of the data set are indented below
@@ -56,7 +56,7 @@ def reference(families: Sequence[str] = tuple(FAMILIES)) -> list[Table]:
         own.append(_differing(f"Family {name}", _rows(model, "", presets), general))
         rows = _rows(section, "training_parameters.", presets)
         own_schedules.append(_differing(f"Training schedule of family {name}", rows, schedule))
-    shared = Table("Every data set", _rows(Dataset, "dataset."))
+    shared = Table("Every data set", _rows(DatasetConfig, "dataset."))
     datasets = [
         _differing(f"Data set {_names(dataset)}", _rows(dataset, "dataset."), shared)
         for dataset in dict.fromkeys(DATASETS.values())
@@ -88,7 +88,7 @@ def as_text(tables: Sequence[Table]) -> str:
     return "\n".join(lines).rstrip()
 
 
-def _names(dataset: type[Dataset]) -> str:
+def _names(dataset: type[DatasetConfig]) -> str:
     return ", ".join(words_of(dataset.model_fields["name"].annotation))
 
 

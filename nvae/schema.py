@@ -43,7 +43,7 @@ class Section(BaseModel):
 # ---------------------------------------------------------------------------------------------------- data sets
 
 
-class Dataset(Section):
+class DatasetConfig(Section):
     """The keys that every data set has."""
 
     horizontal_flip: bool = Field(False, description="Mirror each training image with probability 0.5.")
@@ -54,7 +54,7 @@ class Dataset(Section):
     )
 
 
-class FolderDataset(Dataset):
+class FolderDataset(DatasetConfig):
     """The pictures of a folder."""
 
     name: Literal["folder"] = Field("folder", description="Pictures of a folder and its subfolders.")
@@ -67,14 +67,14 @@ class FolderDataset(Dataset):
     )
 
 
-class DownloadedDataset(Dataset):
+class DownloadedDataset(DatasetConfig):
     """A public data set, downloaded where absent. Its 10,000 test images are for validation."""
 
     name: Literal["mnist", "fashion_mnist", "cifar10"] = Field(description="The data set.")
     path: PathText = Field("dataset", description="Folder of the files, downloaded into the folder when absent.")
 
 
-class ToyFacesDataset(Dataset):
+class ToyFacesDataset(DatasetConfig):
     """Cartoon faces, drawn from their index at any size."""
 
     name: Literal["toy_faces"] = Field(description="Cartoon faces that the program draws.")
@@ -86,14 +86,14 @@ class ToyFacesDataset(Dataset):
     )
 
 
-DATASETS: dict[str, type[Dataset]] = {
+DATASETS: dict[str, type[DatasetConfig]] = {
     name: dataset
     for dataset in (FolderDataset, DownloadedDataset, ToyFacesDataset)
     for name in get_args(dataset.model_fields["name"].annotation)
 }
 
 
-def dataset_class(section: dict[str, Any]) -> type[Dataset] | None:
+def dataset_class(section: dict[str, Any]) -> type[DatasetConfig] | None:
     """The class of a dataset section; None where its name is no data set."""
     name = section.get("name", "folder")
     return DATASETS.get(name) if isinstance(name, str) else None
@@ -114,7 +114,7 @@ def select_dataset(section: dict[str, Any], name: Any) -> dict[str, Any]:
     """A dataset section with another `name`, and of the other keys those that every data set has."""
     if section.get("name", "folder") == name:
         return section
-    return {key: value for key, value in section.items() if key in Dataset.model_fields} | {"name": name}
+    return {key: value for key, value in section.items() if key in DatasetConfig.model_fields} | {"name": name}
 
 
 # ---------------------------------------------------------------------------------------------------- training
