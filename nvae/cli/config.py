@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from nvae.config_reference import as_markdown, as_text, reference
+from nvae.config.reference import as_markdown, as_text, reference
 from nvae.models.families import FAMILIES
 
 

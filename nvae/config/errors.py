@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from nvae.config_fields import Located, choices, join, locate
+from nvae.config.fields import Located, choices, join, locate
 from nvae.errors import InvalidValueError, UserError
 from nvae.schema import DATASETS, ModelConfig
 

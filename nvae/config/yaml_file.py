@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from nvae.config_errors import ConfigError, Place
+from nvae.config.errors import ConfigError, Place
 
 MAX_CHARACTERS = 100_000  # of a file; the largest real config has about 5,000
 MAX_NUMBER = 100  # characters of a number

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nvae.config_reference import as_markdown, as_text, reference
+from nvae.config.reference import as_markdown, as_text, reference
 from nvae.models.families import FAMILIES, config_class
 from nvae.models.nvae.config import Towers
 from nvae.schema import DATASETS, Section

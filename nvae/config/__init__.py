@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from nvae.config_errors import ConfigError, Place, config_error, invalid_choice, nearest, place_of
-from nvae.config_fields import annotation_of, sections_of
-from nvae.config_yaml import read_value, read_yaml
+from nvae.config.errors import ConfigError, Place, config_error, invalid_choice, nearest, place_of
+from nvae.config.fields import annotation_of, sections_of
+from nvae.config.yaml_file import read_value, read_yaml
 from nvae.errors import InvalidValueError
 from nvae.migrations import NEW_KEYS, RENAMED_KEYS, migrate_config, migrate_key
 from nvae.models.families import FAMILIES, config_class
@@ -53,7 +53,7 @@ def config_path(name: str | Path) -> Path:
 
 def _config_folders() -> list[Path]:
     """The working directory's folder, and that of the program: inside an installed package, or beside its source."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     program = package / CONFIG_FOLDER if (package / CONFIG_FOLDER).is_dir() else package.parent / CONFIG_FOLDER
     here = Path(CONFIG_FOLDER)
     return [program] if here.resolve() == program else [here, program]

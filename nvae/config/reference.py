@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from nvae.config import flat
-from nvae.config_fields import allowed_values, annotation_of, sections_of, words_of
+from nvae.config.fields import allowed_values, annotation_of, sections_of, words_of
 from nvae.models.families import FAMILIES, config_class
 from nvae.schema import DATASETS, DatasetConfig, ModelConfig, Section, TrainingParameters
 
