@@ -39,7 +39,8 @@ def per_group(model: HierarchicalVAE, value: PerScale, name: str) -> list[float]
         numbers = list(numbers) * len(levels)
     if len(numbers) != len(levels):
         scales = ", ".join(f"{level.resolution}x{level.resolution}" for level in levels)
-        raise ArgumentError(name, f"{len(numbers)} numbers", f"one number, or one for each of {len(levels)}: {scales}")
+        expected = f"one number, or one for each of the {len(levels)} scales of the latents ({scales})"
+        raise ArgumentError(name, f"{len(numbers)} numbers", expected)
     return [float(number) for number, level in zip(numbers, levels, strict=True) for _ in range(level.groups)]
 
 

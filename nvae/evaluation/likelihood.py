@@ -176,7 +176,8 @@ def _draw(
     """Run one top-down pass with `samples` draws for each of n images, side by side."""
 
     def repeat(x: Tensor) -> Tensor:  # (n, ...) to (n * samples, ...), channels last as before
-        return x.movedim(1, -1).repeat_interleave(samples, 0).movedim(-1, 1) if samples > 1 else x
+        channel = min(1, x.dim() - 1)
+        return x.movedim(channel, -1).repeat_interleave(samples, 0).movedim(-1, channel) if samples > 1 else x
 
     def per_image(x: Tensor) -> Tensor:
         return x.cpu().double().unflatten(0, (len(targets), samples))
