@@ -15,7 +15,7 @@ from nvae.models.distributions import map_tensors
 from nvae.models.hierarchy import FromPosterior, HierarchicalVAE, TopDownOutput
 from nvae.models.modes import eval_mode
 from nvae.objective import elbo_terms
-from nvae.progress import Progress, batches
+from nvae.progress import Progress, batches, track
 from nvae.seeds import seeded
 
 
@@ -91,17 +91,25 @@ def evaluate(
     check_count("samples", samples)
     check_seeds([seed])
     active_units = ActiveUnits(model) if count_active else None
+    images_per_pass = max(1, batch_size // samples)
+    plan = [  # a batch of images shares a bottom-up pass and a random stream; a part of them shares top-down passes
+        (batch, part)
+        for batch in batches(len(images_u8), batch_size)
+        for part in batches(batch.stop - batch.start, images_per_pass)
+    ]
     bounds = []
     with eval_mode(model):
-        for part in batches(len(images_u8), batch_size, "evaluating", progress):
-            images, targets = (
-                to_network(batch[part], model.device, model.config.pixel_bits) for batch in (images_u8, targets_u8)
-            )
-            features = model.bottom_up(images)
-            if active_units is not None:
-                active_units.add(features, len(images))
-            generator = seeded(seed, "validation", part.start, model.device)
-            bounds += _bounds(model, features, targets, batch_size, samples, generator)
+        for batch, part in track(plan, "evaluating", progress):
+            if part.start == 0:
+                images = to_network(images_u8[batch], model.device, model.config.pixel_bits)
+                targets = to_network(targets_u8[batch], model.device, model.config.pixel_bits)
+                features = model.bottom_up(images)
+                generator = seeded(seed, "validation", batch.start, model.device)
+                if active_units is not None:
+                    active_units.add(features, len(images))
+            part_features = [map_tensors(group, lambda x, part=part: x[part]) for group in features]
+            samples_per_pass = max(1, batch_size // images_per_pass)
+            bounds.append(_bounds(model, part_features, targets[part], samples, samples_per_pass, generator))
     elbo, log_likelihood, reconstruction, kl = (torch.cat(values) for values in zip(*bounds, strict=True))
 
     def in_bits(nats: Tensor) -> Estimate:
@@ -134,26 +142,20 @@ def _bounds(
     model: HierarchicalVAE,
     features: list[Any],
     targets: Tensor,
-    batch_size: int,
     samples: int,
+    samples_per_pass: int,
     generator: torch.Generator,
-) -> list[Bounds]:
-    """The bounds of images whose features are computed, in top-down passes of at most `batch_size` samples."""
-    images_per_pass = max(1, batch_size // samples)
-    samples_per_pass = max(1, min(samples, batch_size // images_per_pass))
-    bounds = []
-    for part in batches(len(targets), images_per_pass):
-        part_features = [map_tensors(group, lambda x, part=part: x[part]) for group in features]
-        draws = [
-            _draw(model, part_features, targets[part], repeats.stop - repeats.start, generator)
-            for repeats in batches(samples, samples_per_pass)
-        ]
-        log_weights = torch.cat([draw.log_weight for draw in draws], dim=1)  # (n, K)
-        kl = sum(draw.kl for draw in draws) / samples  # (n, G)
-        reconstruction = sum(draw.reconstruction for draw in draws) / samples  # (n,)
-        log_likelihood = torch.logsumexp(log_weights, 1) - math.log(samples)
-        bounds.append(Bounds(reconstruction - kl.sum(1), log_likelihood, reconstruction, kl))
-    return bounds
+) -> Bounds:
+    """The bounds of n images from their features and targets, in passes of at most n * samples_per_pass samples."""
+    draws = [
+        _draw(model, features, targets, part.stop - part.start, generator)
+        for part in batches(samples, samples_per_pass)
+    ]
+    log_weights = torch.cat([draw.log_weight for draw in draws], dim=1)  # (n, K)
+    kl = sum(draw.kl for draw in draws) / samples  # (n, G)
+    reconstruction = sum(draw.reconstruction for draw in draws) / samples  # (n,)
+    log_likelihood = torch.logsumexp(log_weights, 1) - math.log(samples)
+    return Bounds(reconstruction - kl.sum(1), log_likelihood, reconstruction, kl)
 
 
 class Draw(NamedTuple):

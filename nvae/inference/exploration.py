@@ -47,6 +47,10 @@ def resample_group(sampler: Sampler, base: BasePoint, group: int, noise: Tensor)
 
     All other groups keep the noise of the base point. The tools call this a jam of the group.
     """
+    _check_group(sampler.model, group)
+    expected = tuple(base.noise[group].shape[1:])
+    if noise.dim() == 0 or len(noise) == 0 or tuple(noise.shape[1:]) != expected:
+        raise ArgumentError("noise", f"shape {tuple(noise.shape)}", f"shape (K, {', '.join(map(str, expected))})")
     images = []
     for part in batches(len(noise), sampler.batch_size):
         count = len(noise[part])

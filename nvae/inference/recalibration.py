@@ -143,8 +143,8 @@ def measure(
                 moments[name].add(norm)
             if not all(moment.is_finite() for moment in moments.values()):
                 raise UserError(
-                    f"the activations are not finite at temperature {temperature}, in pass {iteration + 1} of the "
-                    "batch-norm recalibration. Use a lower temperature; at a low one, the weights are damaged."
+                    f"the activations are not finite in pass {iteration + 1} of the batch-norm recalibration. Use a "
+                    "lower temperature. If that does not help, the weights are damaged."
                 )
     return Statistics(
         means={name: moment.mean for name, moment in moments.items()},

@@ -58,7 +58,9 @@ def to_images(
     else:
         images = output.px_z.mean() if pixels == "mean" else output.px_z.most_likely()
     if not images.isfinite().all():
-        raise UserError("the images are not finite. Use a lower temperature; at a low one, the weights are damaged.")
+        raise UserError(
+            "the images are not finite. Use a lower temperature. If that does not help, the weights are damaged."
+        )
     return images.clamp(0, 1)
 
 
@@ -70,7 +72,8 @@ class Sampler:
 
     temperature: one number, or one per scale, the coarsest first. iterations: passes of the recalibration; 0 keeps the
     statistics of training, which are right for noise from `encode`. cache: where statistics are kept between programs.
-    batch_size: images per pass, which bounds the memory. progress: show progress bars. Raises ArgumentError.
+    batch_size: images per pass, which bounds the memory. progress: show progress bars. `warnings` has sentences about a
+    recalibration that did not converge. Raises ArgumentError.
     """
 
     def __init__(
@@ -132,9 +135,12 @@ class Sampler:
         pixels: as in `sample`. seeds: of drawn pixels, one for all images or one per image.
         """
         check_noise(self.model, noise)
-        seeds = [seeds] * len(noise[0]) if isinstance(seeds, Integral) else seeds
+        count = len(noise[0])
+        seeds = check_seeds([seeds] * count if isinstance(seeds, Integral) else seeds)
+        if len(seeds) != count:
+            raise ArgumentError("seeds", f"{len(seeds)} seeds", f"one seed, or one for each of the {count} images")
         images = []
-        for part in batches(len(noise[0]), self.batch_size, "decoding", self.progress):
+        for part in batches(count, self.batch_size, "decoding", self.progress):
             images.append(self.top_down([group[part] for group in noise], pixels, seeds[part])[0])
         return torch.cat(images)
 

@@ -1,4 +1,4 @@
-"""Bounds on log p(x): against a model whose marginal likelihood is known, and as an estimate's user sees them."""
+"""Bounds on log p(x), against a model whose marginal likelihood is known, and on tiny networks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nvae.seeds import seeded
 
 
 @pytest.fixture
-def pixels():
+def images_u8():
     return torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -172,10 +172,10 @@ def test_elbo_has_the_kl_in_closed_form(config, few):
 # -------------------------------------------------------------------------------------------------- as it is used
 
 
-def test_one_sample_gives_the_mean_bound_of_the_images(make_model, pixels):
+def test_one_sample_gives_the_mean_bound_of_the_images(make_model, images_u8):
     model = make_model()
-    evaluation = evaluate(model, pixels, batch_size=10)
-    images = to_network(pixels, "cpu")
+    evaluation = evaluate(model, images_u8, batch_size=10)
+    images = to_network(images_u8, "cpu")
     with torch.no_grad():
         result = model(images, model.draw_posterior_noise(10, seeded(0, "validation", 0)))
         terms = elbo_terms(result, images)
@@ -184,7 +184,7 @@ def test_one_sample_gives_the_mean_bound_of_the_images(make_model, pixels):
     assert evaluation.kl_per_group == pytest.approx(terms.kl.mean(0).tolist(), rel=1e-5)
     weights = log_importance_weight(result, terms.log_likelihood)
     assert evaluation.log_likelihood.mean == pytest.approx(weights.mean().item(), rel=1e-5)
-    dimensions = pixels[0].numel()
+    dimensions = images_u8[0].numel()
     assert evaluation.elbo_bits.mean == pytest.approx(
         model.likelihood.bits_per_dimension(-evaluation.elbo.mean, dimensions), rel=1e-6
     )
@@ -192,33 +192,33 @@ def test_one_sample_gives_the_mean_bound_of_the_images(make_model, pixels):
     assert evaluation.elbo_bits.standard_error == pytest.approx(evaluation.elbo.standard_error * scale, rel=1e-5)
 
 
-def test_incomplete_batch_counts_by_its_images(make_model, pixels):
+def test_incomplete_batch_counts_by_its_images(make_model, images_u8):
     """Noise apart, which only the sampled terms see: the KL of the top group depends on the image alone."""
     model = make_model()
-    parts, whole = evaluate(model, pixels, batch_size=4), evaluate(model, pixels, batch_size=10)
+    parts, whole = evaluate(model, images_u8, batch_size=4), evaluate(model, images_u8, batch_size=10)
     assert parts.images == whole.images == 10
     assert parts.kl_per_group[0] == pytest.approx(whole.kl_per_group[0], rel=1e-5)
 
 
 @pytest.mark.parametrize(("batch_size", "samples"), [(4, 1), (4, 3), (4, 4), (4, 10), (1, 3), (7, 3), (100, 3)])
-def test_images_are_encoded_once_and_passes_are_bounded(make_model, pixels, batch_size, samples):
+def test_images_are_encoded_once_and_passes_are_bounded(make_model, images_u8, batch_size, samples):
     model, encoded, passed = make_model(), [], []
     model.encoder.register_forward_hook(lambda module, args, output: encoded.append(len(args[0])))
     model.output.register_forward_hook(lambda module, args, output: passed.append(len(args[0])))
-    evaluation = evaluate(model, pixels, batch_size, samples, count_active=False)
-    assert sum(encoded) == len(pixels)
-    assert sum(passed) == len(pixels) * samples
+    evaluation = evaluate(model, images_u8, batch_size, samples, count_active=False)
+    assert sum(encoded) == len(images_u8)
+    assert sum(passed) == len(images_u8) * samples
     assert max(passed) <= batch_size
     assert evaluation.samples == samples
 
 
-def test_features_and_targets_are_repeated_together(make_model, pixels):
+def test_features_and_targets_are_repeated_together(make_model, images_u8):
     """Repeating features and images must go together: with a mistake the reconstruction would be of another image."""
     model = make_model()
-    alone = [evaluate(model, image[None], 8, 4).kl_per_group[0] for image in pixels[:3]]
-    together = evaluate(model, pixels[:3], 12, 4)
+    alone = [evaluate(model, image[None], 8, 4).kl_per_group[0] for image in images_u8[:3]]
+    together = evaluate(model, images_u8[:3], 12, 4)
     assert together.kl_per_group[0] == pytest.approx(sum(alone) / 3, rel=1e-5)
-    images = to_network(pixels[:3], "cpu").repeat_interleave(4, 0)
+    images = to_network(images_u8[:3], "cpu").repeat_interleave(4, 0)
     with torch.no_grad():
         result = model(images, model.draw_posterior_noise(12, seeded(0, "validation", 0)))
         terms = elbo_terms(result, images)
@@ -226,33 +226,33 @@ def test_features_and_targets_are_repeated_together(make_model, pixels):
     assert together.log_likelihood.mean == pytest.approx((weights.logsumexp(1) - math.log(4)).mean().item(), rel=1e-6)
 
 
-def test_seed_determines_the_evaluation(make_model, pixels):
+def test_seed_determines_the_evaluation(make_model, images_u8):
     model = make_model()
-    assert evaluate(model, pixels, 8, 3, seed=1) == evaluate(model, pixels, 8, 3, seed=1)
-    assert evaluate(model, pixels, 8, 3, seed=1).elbo != evaluate(model, pixels, 8, 3, seed=2).elbo
+    assert evaluate(model, images_u8, 8, 3, seed=1) == evaluate(model, images_u8, 8, 3, seed=1)
+    assert evaluate(model, images_u8, 8, 3, seed=1).elbo != evaluate(model, images_u8, 8, 3, seed=2).elbo
 
 
-def test_evaluate_restores_the_model_also_after_an_error(make_model, pixels, monkeypatch):
+def test_evaluate_restores_the_model_also_after_an_error(make_model, images_u8, monkeypatch):
     model = make_model().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    evaluate(model, pixels, 4, 2)
+    evaluate(model, images_u8, 4, 2)
     monkeypatch.setattr(model, "bottom_up", lambda images: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        evaluate(model, pixels)
+        evaluate(model, images_u8)
     assert all(module.training for module in model.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 @torch.no_grad()
-def test_encoder_sees_the_images_and_the_likelihood_the_targets(make_model, pixels, generator):
+def test_encoder_sees_the_images_and_the_likelihood_the_targets(make_model, images_u8, generator):
     model = make_model(sampling_method="bernoulli")
-    targets = 255 * torch.randint(0, 2, pixels.shape, dtype=torch.uint8, generator=generator)
-    evaluation = evaluate(model, pixels, 10, targets_u8=targets)
-    output = model(to_network(pixels, "cpu"), model.draw_posterior_noise(10, seeded(0, "validation", 0)))
+    targets = 255 * torch.randint(0, 2, images_u8.shape, dtype=torch.uint8, generator=generator)
+    evaluation = evaluate(model, images_u8, 10, targets_u8=targets)
+    output = model(to_network(images_u8, "cpu"), model.draw_posterior_noise(10, seeded(0, "validation", 0)))
     terms = elbo_terms(output, to_network(targets, "cpu"))
     assert evaluation.elbo.mean == pytest.approx(terms.elbo.mean().item(), rel=1e-5)
     assert evaluation.kl_per_group == pytest.approx(terms.kl.mean(0).tolist(), rel=1e-5)
-    assert evaluation.reconstruction != evaluate(model, pixels, 10).reconstruction
+    assert evaluation.reconstruction != evaluate(model, images_u8, 10).reconstruction
 
 
 @pytest.mark.parametrize(
@@ -266,16 +266,16 @@ def test_encoder_sees_the_images_and_the_likelihood_the_targets(make_model, pixe
         {"targets_u8": torch.zeros(3, 3, 8, 8, dtype=torch.uint8)},
     ],
 )
-def test_evaluate_refuses_wrong_arguments(make_model, pixels, wrong):
+def test_evaluate_refuses_wrong_arguments(make_model, images_u8, wrong):
     with pytest.raises(ArgumentError):
-        evaluate(make_model(), **{"images_u8": pixels} | wrong)
+        evaluate(make_model(), **{"images_u8": images_u8} | wrong)
 
 
-def test_images_are_quantized_to_the_bit_depth(make_model, pixels):
-    """With 5 bits, the 3 lowest bits of the pixels make no difference."""
+def test_images_are_quantized_to_the_bit_depth(make_model, images_u8):
+    """With 5 bits, the 3 lowest bits of the images make no difference."""
     model = make_model(pixel_bits=5, sampling_method="logistic_mixture")
-    assert evaluate(model, pixels, 10) == evaluate(model, pixels & 0b11111000, 10)
-    assert evaluate(model, pixels, 10) != evaluate(model, pixels ^ 0b1000, 10)
+    assert evaluate(model, images_u8, 10) == evaluate(model, images_u8 & 0b11111000, 10)
+    assert evaluate(model, images_u8, 10) != evaluate(model, images_u8 ^ 0b1000, 10)
 
 
 def test_standard_error_of_a_single_image_is_nan():
@@ -314,19 +314,19 @@ def test_active_unit_follows_the_image(config, gain, active):
 
     model = LinearModel(config, [level], groups)
     model.likelihood = Likelihood(2, Anything, 0.0, range(2))
-    pixels = torch.randint(0, 256, (300, 3, 1, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images_u8 = torch.randint(0, 256, (300, 3, 1, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for samples in (1, 5):
-        evaluation = evaluate(model.eval(), pixels, 100, samples)
+        evaluation = evaluate(model.eval(), images_u8, 100, samples)
         assert evaluation.active_units_per_group == active
         assert evaluation.units_per_group == [3, 3]
-    assert evaluate(model, pixels, 100, count_active=False).active_units_per_group is None
+    assert evaluate(model, images_u8, 100, count_active=False).active_units_per_group is None
 
 
-def test_evaluation_that_is_not_finite_is_valid_json(make_model, pixels):
+def test_evaluation_that_is_not_finite_is_valid_json(make_model, images_u8):
     model = make_model()
     with torch.no_grad():
         model.groups[0].posterior_head.bias.fill_(math.nan)
-    content = evaluate(model, pixels, 10).to_dict()
+    content = evaluate(model, images_u8, 10).to_dict()
     assert content["elbo"] == {"mean": None, "standard_error": None}
     assert content["kl_per_group"][0] is None
     json.dumps(content, allow_nan=False)

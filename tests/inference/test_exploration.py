@@ -167,9 +167,12 @@ def test_group_noise_refuses_wrong_arguments(model, wrong):
         draw_group_noise(model, **{"group": 0, "count": 1} | wrong)
 
 
-def test_base_point_refuses_noise_of_several_images(sampler):
+def test_noise_of_another_shape_is_refused(sampler, base):
     with pytest.raises(ArgumentError):
         base_point(sampler, sampler.noise([1, 2]))
+    for group, noise in ((0, base.noise[3]), (3, base.noise[3][0]), (4, base.noise[3])):
+        with pytest.raises(ArgumentError):
+            resample_group(sampler, base, group, noise)
 
 
 # ----------------------------------------------------------------------------------------------------- positions

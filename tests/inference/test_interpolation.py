@@ -149,6 +149,12 @@ def test_interpolation_refuses_noise_of_several_images(sampler):
         interpolate(sampler, sampler.noise([1, 2]), sampler.noise([3]), 5)
 
 
+@pytest.mark.parametrize("times", [0, 2.5, torch.zeros(0), torch.zeros(2, 2)])
+def test_interpolation_refuses_other_times(sampler, times):
+    with pytest.raises(ArgumentError):
+        interpolate(sampler, sampler.noise([1]), sampler.noise([2]), times)
+
+
 # ----------------------------------------------------------------------------------------------------------- mix
 
 

@@ -99,6 +99,7 @@ WRONG = {
     "seed as a text": lambda model: plain(model).sample("3"),
     "other pixels": lambda model: plain(model).sample(1, "median"),
     "noise of three groups": lambda model: plain(model).decode(model.no_noise(1)[:3]),
+    "seeds of another count": lambda model: plain(model).decode(model.no_noise(3), "sample", [1, 2]),
     "noise scale per group": lambda model: plain(model).sample(1, noise_scale=[1.0] * GROUPS),
 }
 
