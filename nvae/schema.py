@@ -45,6 +45,11 @@ class DatasetConfig(Section):
 class TrainingParameters(Section):
     """The training schedule. All keys but `seed` may change between two runs of the same model."""
 
+    optimizer: Literal["adamax", "adam", "adamw"] = "adamax"
+    optimizer_epsilon: PositiveFloat = 1e-3
+    optimizer_betas: Annotated[
+        tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Field(strict=False)
+    ] = (0.9, 0.999)
     learning_rate: PositiveFloat = 1e-2
     learning_rate_min: NaturalFloat = 1e-5
     learning_rate_warmup_epochs: NaturalFloat = 0.0
@@ -65,6 +70,7 @@ class TrainingParameters(Section):
     epochs_per_checkpoint: PositiveInt | None = 2
     evaluation_samples: NaturalInt = 10
     gradient_clipping: PositiveFloat | None = None
+    gradient_skip_threshold: PositiveFloat | None = None
     half_precision: bool = False
     use_tensor_checkpoints: bool = False
     seed: NaturalInt = 0
