@@ -153,8 +153,6 @@ class Trainer:
         generator = seeded(schedule.seed, "training noise", self.progress.step, self.device)
         noise = model.draw_posterior_noise(len(images), generator)
         rate, kl_weight = self.current_learning_rate, self.current_kl_coefficient
-        for group in self.optimizer.param_groups:
-            group.update(hyperparameters(schedule, rate))
 
         self._buffers.take()
         with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
@@ -186,6 +184,8 @@ class Trainer:
         else:
             if schedule.gradient_clipping is not None:
                 torch.nn.utils.clip_grads_with_norm_(model.parameters(), schedule.gradient_clipping, gradient_norm)
+            for group in self.optimizer.param_groups:
+                group.update(hyperparameters(schedule, rate))
             self.scaler.step(self.optimizer)
             self.running_mean.add(metrics, len(images))
         self.scaler.update()
@@ -279,26 +279,30 @@ class Trainer:
             own["scaler"] = saved["scaler"]  # written on a device that needs no loss scale, or continued on one
         own["running_mean"] = RunningMean.template(saved.get("running_mean"), len(self.model.groups))
         if isinstance(saved.get("optimizer"), dict):
-            own["optimizer"] = self._optimizer_template(saved["optimizer"], own["optimizer"])
+            progress = saved.get("progress")
+            steps_taken = isinstance(progress, dict) and progress.get("step") != progress.get("skipped_steps")
+            own["optimizer"] = self._optimizer_template(saved["optimizer"], own["optimizer"], steps_taken)
         return own
 
-    def _optimizer_template(self, saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    def _optimizer_template(self, saved: dict[str, Any], own: dict[str, Any], steps_taken: bool) -> dict[str, Any]:
         moments = OPTIMIZERS[self.schedule.optimizer].moments
-        states = saved.get("state")
-        state = {
+        states = {
             i: {"step": torch.zeros(())} | dict.fromkeys(moments, parameter)
             for i, parameter in enumerate(self.model.parameters())
-            if isinstance(states, dict) and i in states  # a parameter without a gradient has none
         }
+        if isinstance(saved.get("state"), dict) and (saved["state"] or not steps_taken):
+            # A parameter without a gradient has no state, and before the first step none has.
+            states = {i: state for i, state in states.items() if i in saved["state"]}
         groups = own["param_groups"]
         saved_groups = saved.get("param_groups")
-        if isinstance(saved_groups, list) and all(isinstance(group, dict) for group in saved_groups):
+        if isinstance(saved_groups, list) and len(saved_groups) == len(groups):
             # Versions of torch differ in their options. Those that the config decides are set at every step.
             groups = [
-                {key: group.get(key, saved_group[key]) for key in saved_group}
-                for group, saved_group in zip(groups, saved_groups, strict=False)
+                {key: group.get(key, value) for key, value in saved.items()} | {"params": group["params"]}
+                for group, saved in zip(groups, saved_groups, strict=True)
+                if isinstance(saved, dict)
             ]
-        return {"state": state, "param_groups": groups}
+        return {"state": states, "param_groups": groups}
 
 
 def refuse_changes(config: ModelConfig, saved: ModelConfig, path: Path) -> None:
