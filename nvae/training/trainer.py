@@ -19,7 +19,7 @@ from nvae.devices import half_dtype
 from nvae.errors import UserError
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.objective import balanced_kl, elbo_terms, kl_coefficient, regularization_coefficient
+from nvae.objective import ElboTerms, balanced_kl, elbo_terms, kl_coefficient, regularization_coefficient
 from nvae.optim import OPTIMIZERS, build_optimizer, hyperparameters
 from nvae.schema import ModelConfig
 from nvae.seeds import seeded
@@ -158,14 +158,7 @@ class Trainer:
         with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
             output = model(images, noise)
         terms = elbo_terms(output, targets)
-        kl = balanced_kl(terms.kl, model.levels, kl_weight) if schedule.kl_balancing else kl_weight * terms.kl.sum(1)
-        loss = (schedule.kl_constant * kl - terms.log_likelihood).mean()
-        if schedule.regularization_constant:
-            coefficient = regularization_coefficient(
-                schedule.regularization_constant, schedule.regularization_constant_initial, kl_weight
-            )
-            loss = loss + coefficient * sum(term() for term in self.regularizers.values())
-
+        loss = self._loss(terms, kl_weight)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
@@ -190,30 +183,46 @@ class Trainer:
             self.running_mean.add(metrics, len(images))
         self.scaler.update()
         self._advance(len(images), metrics["skipped"])
-        if self.progress.consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
-            raise UserError(
-                f"{MAX_CONSECUTIVE_SKIPS} steps in a row were skipped, up to step {self.progress.step}: got a loss of "
-                f"{loss.item():g} and a gradient norm of {gradient_norm.item():g}, expected finite numbers"
-                + (f" and a norm of at most {schedule.gradient_skip_threshold:g}. " if self._has_threshold else ". ")
-                + RECOVERY_ADVICE
-                + (" Or raise gradient_skip_threshold." if self._has_threshold else "")
-            )
+        self._refuse_too_many_skips(metrics)
         return metrics
+
+    def _loss(self, terms: ElboTerms, kl_weight: float) -> Tensor:
+        schedule = self.schedule
+        if schedule.kl_balancing:
+            kl = balanced_kl(terms.kl, self.model.levels, kl_weight)
+        else:
+            kl = kl_weight * terms.kl.sum(1)
+        loss = (schedule.kl_constant * kl - terms.log_likelihood).mean()
+        if not schedule.regularization_constant:
+            return loss
+        coefficient = regularization_coefficient(
+            schedule.regularization_constant, schedule.regularization_constant_initial, kl_weight
+        )
+        return loss + coefficient * sum(term() for term in self.regularizers.values())
 
     @cached_property
     def _buffers(self) -> Snapshot:
         """What a forward pass changes: batch-norm statistics and the vectors of power iterations."""
         return Snapshot([*self.model.buffers(), *self.regularizers.buffers()])
 
-    @property
-    def _has_threshold(self) -> bool:
-        return self.schedule.gradient_skip_threshold is not None
-
     def _must_skip(self, loss: Tensor, gradient_norm: Tensor) -> bool:
-        # The only synchronization with the device in a step.
+        # The only synchronization with the device in a step, at the end of the backward pass. With the norms and the
+        # copy of the buffers, 0.1 % of a step of quickstart on a CPU; not measured on CUDA yet.
         numbers = torch.stack([loss.detach().float(), gradient_norm, self._buffers.largest().to(loss.device)]).tolist()
-        too_large = self._has_threshold and numbers[1] > self.schedule.gradient_skip_threshold
-        return too_large or not all(map(math.isfinite, numbers))
+        threshold = self.schedule.gradient_skip_threshold or math.inf
+        return numbers[1] > threshold or not all(map(math.isfinite, numbers))
+
+    def _refuse_too_many_skips(self, metrics: dict[str, Any]) -> None:
+        if self.progress.consecutive_skips < MAX_CONSECUTIVE_SKIPS:
+            return
+        threshold = self.schedule.gradient_skip_threshold
+        raise UserError(
+            f"{MAX_CONSECUTIVE_SKIPS} steps in a row were skipped, up to step {self.progress.step}: got a loss of "
+            f"{metrics['loss'].item():g} and a gradient norm of {metrics['gradient_norm'].item():g}, expected finite "
+            "numbers"
+            + (f" and a norm of at most gradient_skip_threshold, {threshold:g}" if threshold else "")
+            + f". {RECOVERY_ADVICE}"
+        )
 
     def _advance(self, images: int, skipped: bool) -> None:
         progress = self.progress
