@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from nvae.cli import evaluate, import_weights, interpolate, reconstruct, summary
+from nvae.cli import config, evaluate, import_weights, interpolate, reconstruct, summary
 from nvae.cli.command_line import Parser, run
 
 
 def main() -> None:
     parser = Parser(prog="python3 -m nvae", description="Tools for deep hierarchical VAEs.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for command in (summary, evaluate, interpolate, reconstruct, import_weights):
+    for command in (summary, config, evaluate, interpolate, reconstruct, import_weights):
         command.add(commands)
     name, *arguments = sys.argv[1:] or [""]
     if name in commands.choices:

@@ -138,7 +138,7 @@ def load(path: str | Path) -> dict[str, Any]:
     if content["version"] == 1:
         content = migrate_content(content)
     try:
-        content["config"] = config_from_dict(content["config"], str(path))
+        content["config"] = config_from_dict(content["config"], str(path), resolved=True)
     except ConfigError as error:
         raise CheckpointError(f"{error} If a newer version wrote the file, update this program.") from error
     return content

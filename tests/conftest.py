@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import io
+import lzma
 import os
 import re
 import runpy
@@ -51,6 +54,18 @@ def reference() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the recordings of the original programs are not here ({folder})")
     return folder
+
+
+@pytest.fixture(scope="session")
+def recording() -> Callable[[str], dict[str, Any]]:
+    """A function: what an original program computed on random weights, by the name of the file in tests/data."""
+
+    @functools.cache
+    def recording(name: str) -> dict[str, Any]:
+        content = lzma.decompress((ROOT / "tests" / "data" / f"{name}.pt.xz").read_bytes())
+        return torch.load(io.BytesIO(content), weights_only=True)
+
+    return recording
 
 
 @pytest.fixture(scope="session")

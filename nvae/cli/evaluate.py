@@ -16,7 +16,7 @@ from nvae.devices import choose_device, set_fast_defaults
 from nvae.errors import UserError
 from nvae.evaluation.likelihood import evaluate
 from nvae.evaluation.report import report, save_report, stem_for
-from nvae.schema import DatasetName, ModelConfig
+from nvae.schema import DatasetName, ModelConfig, select_dataset
 
 IMPORTANCE_SAMPLES = 1000
 PASSES_AT_ONCE = 64
@@ -80,6 +80,7 @@ def evaluate_model(options: argparse.Namespace) -> None:
 
 def with_dataset(config: ModelConfig, name: str | None, path: str | None) -> ModelConfig:
     """The config with other images to look at."""
-    changes = {key: value for key, value in (("name", name), ("path", path)) if value is not None}
     content = config.model_dump()
-    return config_from_dict(content | {"dataset": content["dataset"] | changes}, "--dataset")
+    dataset = content["dataset"] if name is None else select_dataset(content["dataset"], name)
+    dataset |= {} if path is None else {"path": path}
+    return config_from_dict(content | {"dataset": dataset}, "--dataset", resolved=True)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from nvae.checkpoint import load
-from nvae.config import available_configs, load_config
+from nvae.config import available_configs, is_yaml, load_config
 from nvae.summary import summary
 
 
@@ -22,7 +22,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def summarize(options: argparse.Namespace) -> None:
     path = Path(options.what)
-    if path.is_file() and path.suffix not in (".yaml", ".yml"):
+    if path.is_file() and not is_yaml(path):
         print(summary(load(path)["config"]))
     else:
         print(summary(load_config(options.what)))

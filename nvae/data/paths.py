@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from nvae.errors import UserError
-from nvae.schema import DatasetConfig
+from nvae.schema import DownloadedDataset, FolderDataset
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
-def dataset_folder(dataset: DatasetConfig) -> Path:
+def dataset_folder(dataset: FolderDataset | DownloadedDataset) -> Path:
     """Return `dataset.path`, ~ expanded. The folder may be missing. Raises UserError for anything but a folder."""
     try:
         folder = Path(dataset.path).expanduser()

@@ -294,14 +294,14 @@ class Trainer:
         return own
 
     def _optimizer_template(self, saved: dict[str, Any], own: dict[str, Any], steps_taken: bool) -> dict[str, Any]:
-        moments = OPTIMIZERS[self.schedule.optimizer].moments
-        states = {
-            i: {"step": torch.zeros(())} | dict.fromkeys(moments, parameter)
-            for i, parameter in enumerate(self.model.parameters())
-        }
-        if isinstance(saved.get("state"), dict) and (saved["state"] or not steps_taken):
+        moments, saved_states = OPTIMIZERS[self.schedule.optimizer].moments, saved.get("state")
+        states = {i: dict.fromkeys(moments, parameter) for i, parameter in enumerate(self.model.parameters())}
+        if isinstance(saved_states, dict) and (saved_states or not steps_taken):
             # A parameter without a gradient has no state, and before the first step none has.
-            states = {i: state for i, state in states.items() if i in saved["state"]}
+            states = {i: state for i, state in states.items() if i in saved_states}
+            for i, state in states.items():
+                counts = saved_states[i] if isinstance(saved_states[i], dict) else {}
+                states[i] = {name: torch.zeros(()) for name in counts} | {"step": torch.zeros(())} | state
         groups = own["param_groups"]
         saved_groups = saved.get("param_groups")
         if isinstance(saved_groups, list) and len(saved_groups) == len(groups):

@@ -206,15 +206,15 @@ def test_summary_of_a_config_and_of_a_file(command):
 @pytest.mark.parametrize(
     ("arguments", "pattern"),
     [
-        (["litle"], "there is no config 'litle'.*did you mean little"),
-        (["little", "--set", "latent_sise=3"], "latent_sise is not a key of a config; did you mean latent_size"),
-        (["little", "--set", "latent_size=many"], "latent_size is the text 'many'; allowed: a whole number"),
-        (["little", "--set", "input_dimension=9"], "input_dimension is 9.*a multiple of 4"),
-        (["little", "--set", "number_of_scales=100000"], "number_of_scales is 100000; allowed: at most 12"),
-        (["little", "--set", "pixel_bits=9"], "pixel_bits is 9; allowed: at most 8"),
+        (["litle"], "unknown config 'litle'.*little"),
+        (["little", "--set", "latent_sise=3"], "unknown key latent_sise.*latent_size"),
+        (["little", "--set", "latent_size=many"], "latent_size: got 'many', expected a whole number"),
+        (["little", "--set", "input_dimension=9"], "input_dimension: got 9.*a multiple of 4"),
+        (["little", "--set", "number_of_scales=100000"], "number_of_scales: got 100000"),
+        (["little", "--set", "pixel_bits=9"], "pixel_bits: got 9"),
         (["little", "--set", "nonsense"], "key=value"),
-        (["little", "--set", "latent_size=" + "[" * 2000], "not valid YAML"),
-        (["little", "--set", "latent_size=2020-13-45"], "not valid YAML"),
+        (["little", "--set", "latent_size=" + "[" * 2000], "a value in YAML"),
+        (["little", "--set", "latent_size=2020-13-45"], "a value in YAML"),
         (["little", "--device", "abacus"], "no device 'abacus'"),
         (["little", "--set", "dataset.name=folder"], "image folder 'dataset' does not exist"),
         (["little", "--set", "dataset.name=folder", "--set", "dataset.path=model_configs"], "model_configs.*0 images"),
@@ -230,7 +230,7 @@ def test_train_answers_mistakes_with_a_sentence_and_writes_nothing(command, fold
 
 def test_malformed_yaml_names_file_and_line(command, folder):
     (folder / "model_configs" / "bad.yaml").write_text("channel_towers: 4\nlatent_size: [2\n")
-    command("train.py", "bad").assert_refused(r"bad.yaml, line 3: this is not valid YAML")
+    command("train.py", "bad").assert_refused(r"bad.yaml, line 3: invalid YAML")
 
 
 def test_a_changed_config_is_refused_with_its_keys(command, folder):
@@ -269,7 +269,7 @@ def test_sample_answers_mistakes_with_a_sentence(command, folder, arguments, pat
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(command, folder):
     command("train.py", "little", "--set", "training_parameters.epochs=1")
     before = (folder / "saved_weights" / "little.checkpoint").read_bytes()
-    result = command("train.py", "little", "--set", "training_parameters.learning_rate=1e30")
+    result = command("train.py", "little", "--set", "training_parameters.learning_rate=1e6")
     assert result[0] == 2
     assert "the loss became" in result[2]
     assert (folder / "saved_weights" / "little.checkpoint").read_bytes() == before
@@ -280,7 +280,7 @@ def test_weights_that_are_not_finite_are_never_saved(command, folder):
     sets = ["--set", "dataset.training_images=8"]
     command("train.py", "little", *sets, "--set", "training_parameters.epochs=1")
     before = (folder / "saved_weights" / "little.checkpoint").read_bytes()
-    rate = ["--set", "training_parameters.learning_rate=1e30"]
+    rate = ["--set", "training_parameters.learning_rate=1e6"]
     code, _, error = command("train.py", "little", *sets, "--set", "training_parameters.epochs=3", *rate)
     assert code == 2
     assert "still holds those from before" in error
@@ -411,7 +411,7 @@ def test_import_writes_a_model_that_the_tools_open(command, folder):
     torch.save({"state_dict": state, "model_arch": "somewhere/unknown.yaml"}, "theirs.checkpoint")
     code, out, _ = command("-m", "import", "theirs.checkpoint", "-o", "ours.model")
     assert code == 0
-    assert "read off the weights' shapes" in out
+    assert "config: " in out
     assert "2 x 4 x 4" in out
     pictures = []
     for path in ("ours.model", "saved_weights/little.checkpoint"):
@@ -421,6 +421,7 @@ def test_import_writes_a_model_that_the_tools_open(command, folder):
     assert pictures[0] == pictures[1]
     code, _, _ = command("-m", "import", "theirs.checkpoint", "--config", "little", "-o", "again.model")
     assert code == 0
+    command("-m", "import", "theirs.checkpoint", "--config", "quickstart", "-o", "b.model").assert_refused("--config")
     command("-m", "evaluate", "again.model", "--dataset", "toy_faces", "--images", "2")
 
 
@@ -433,10 +434,10 @@ def test_import_writes_a_model_that_the_tools_open(command, folder):
         (["evaluate", "a.model", "--samples", "5"], "say --nll with it"),
         (["evaluate", "a.model", "--dataset", "minst"], "invalid choice: 'minst'"),
         (["import", "a.pt"], "required: -o"),
-        (["import", "a.pt", "-o", "a.pt"], "let its name end with .model"),
-        (["import", "a.pt", "-o", "a.model"], "there is no file 'a.pt'"),
-        (["import", "model_configs/little.yaml", "-o", "a.model"], "is damaged or is not a checkpoint"),
-        (["import", "a.pt", "--config", "litle", "-o", "a.model"], "there is no config 'litle'"),
+        (["import", "a.pt", "-o", "a.pt"], r"a\.pt.*\.model"),
+        (["import", "a.pt", "-o", "a.model"], r"a\.pt is not a file"),
+        (["import", "model_configs/little.yaml", "-o", "a.model"], r"little\.yaml"),
+        (["import", "a.pt", "--config", "litle", "-o", "a.model"], "unknown config 'litle'"),
         (["imprt"], "invalid choice: 'imprt'"),
     ],
 )

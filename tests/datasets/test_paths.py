@@ -3,12 +3,12 @@ import pytest
 from nvae.data.paths import dataset_folder
 from nvae.data.registry import load_data
 from nvae.errors import UserError
-from nvae.schema import DatasetConfig
+from nvae.schema import FolderDataset
 
 
 def test_dataset_folder_expands_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert dataset_folder(DatasetConfig(path="~/missing")) == tmp_path / "missing"
+    assert dataset_folder(FolderDataset(path="~/missing")) == tmp_path / "missing"
 
 
 @pytest.mark.parametrize("name", ["folder", "mnist", "cifar10"])

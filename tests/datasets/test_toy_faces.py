@@ -12,7 +12,7 @@ import pytest
 from nvae.config import ConfigError
 from nvae.data.toy_face_attributes import ATTRIBUTES, EYES, HAIR_COLORS, HAIR_STYLES, MOODS, SKINS, face
 from nvae.data.toy_face_drawing import draw
-from nvae.data.toy_faces import draw_faces, load_toy_faces
+from nvae.data.toy_faces import FIRST_VALIDATION, draw_faces, load_toy_faces
 
 FACE_7 = {
     "skin": (98, 62, 44),
@@ -121,6 +121,7 @@ def test_toy_faces_parts_are_disjoint(make_config):
 
 
 def test_toy_faces_training_images_are_bounded(make_config):
-    make_config(dataset={"name": "toy_faces", "training_images": 1_000_000_000})
+    make_config(dataset={"name": "toy_faces", "training_images": 10_000_000})
     with pytest.raises(ConfigError, match="training_images"):
-        make_config(dataset={"name": "toy_faces", "training_images": 1_000_000_001})
+        make_config(dataset={"name": "toy_faces", "training_images": 10_000_001})
+    assert FIRST_VALIDATION > 10_000_000

@@ -299,15 +299,15 @@ def test_an_evaluation_that_is_not_finite_is_still_json(make_model, pixels):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["nvlabs_bernoulli", "nvlabs_logistic_mixture_flows"])
-def test_the_importance_weight_is_the_recorded_one(reference, name):
+def test_the_importance_weight_is_the_recorded_one(recording, name):
     from nvae.interop.key_mapping import load_with_key_map
-    from nvae.interop.nvlabs import config_of, key_map, weights_of
+    from nvae.interop.nvlabs import config_of_settings, key_map, weights_of
 
-    recording = torch.load(reference / f"{name}.pt", weights_only=True)
-    config, _ = config_of(recording["args"], name)
-    model = load_with_key_map(config, weights_of(recording["state_dict"], config), key_map, name)
-    images, expected = recording["x"], recording["eval"]
-    result = model.top_down(FromPosterior(model.encoder(images), noise=expected["noise"]), len(images))
+    recorded = recording(name)
+    config, _ = config_of_settings(recorded["args"], name)
+    model = load_with_key_map(config, weights_of(recorded["state_dict"], config), key_map, name)
+    images, expected = recorded["x"], recorded["eval"]
+    result = model.top_down(FromPosterior(model.encoder(images), noise=recorded["noise"]), len(images))
     inner = slice(config.padding, 32 - config.padding)
     weights = log_importance_weight(result, elbo_terms(result, images[..., inner, inner]).log_likelihood)
     torch.testing.assert_close(weights.float(), expected["log_importance_weight"], rtol=1e-5, atol=0)

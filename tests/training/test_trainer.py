@@ -114,7 +114,7 @@ def test_loss_without_regularization_constant_has_no_regularization(make_trainer
     assert (regularized - without).item() == pytest.approx(0.1 * terms.item(), rel=1e-3)
 
 
-@pytest.mark.parametrize("clipping", [None, 1e-3, 1e9])
+@pytest.mark.parametrize("clipping", [None, 1e-3, 1e6])
 def test_gradient_norm_is_measured_before_clipping(make_trainer, clipping):
     trainer, plain = make_trainer(gradient_clipping=clipping), make_trainer()
     (metrics,), (unclipped,) = advance(trainer, 1), advance(plain, 1)

@@ -261,8 +261,9 @@ def cell_types(arch_instance: ArchInstance) -> CellTypes:
     if arch_instance in ("res_elu", "res_bnelu", "res_bnswish"):
         cell = partial(ResidualCell, activation=arch_instance.removeprefix("res_"))
         return CellTypes(cell, cell, cell, cell)
-    if arch_instance in _DILATIONS:
-        return CellTypes(residual, partial(residual, dilations=_DILATIONS[arch_instance]), inverted6, inverted3)
+    if arch_instance in _DILATIONS:  # every convolution of the bottom-up network's cells, pre-processing included
+        dilated = partial(residual, dilations=_DILATIONS[arch_instance])
+        return CellTypes(dilated, dilated, inverted6, inverted3)
     large, grouped = partial(inverted6, kernel_size=11), partial(inverted3, groups=8)
     return {
         "res_mbconv": CellTypes(residual, residual, inverted6, inverted3),

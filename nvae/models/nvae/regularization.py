@@ -18,13 +18,16 @@ from nvae.models.nvae.convolutions import FIRST_POWER_ITERATIONS, is_spectrally_
 
 
 def regularized_convolutions(model: nn.Module, scope: Literal["cells_and_heads", "all"]) -> list[nn.Conv2d]:
-    """The convolutions inside cells, and the heads that give the parameters of priors and posteriors; or all.
+    """Return the convolutions of the branches of cells and of the heads of priors and posteriors, or all convolutions.
 
-    Without those whose singular value is one already, by spectral normalization.
+    With "cells_and_heads", the convolutions of a cell's skip are left out, as in the seed's program. Convolutions with
+    spectral normalization, whose largest singular value is one already, are left out of both.
     """
     inside: dict[int, nn.Conv2d] = {}
     for module in model.modules():
-        roots = [module] if isinstance(module, Cell) or scope == "all" else []
+        roots = [module] if scope == "all" else []
+        if isinstance(module, Cell):
+            roots += [child for name, child in module.named_children() if name != "skip"]
         if isinstance(module, LatentGroup):
             roots += module.heads
         for root in roots:

@@ -347,9 +347,9 @@ KINDS = {
     "res_bnswish": (residual(),) * 4,
     "mbconv_sep": (inverted(3), inverted(6), inverted(6), inverted(3)),
     "mbconv_sep11": (inverted(3), inverted(6, 11), inverted(6, 11), inverted(3)),
-    "res53_mbconv": (residual(), residual(dilations=(2, 1)), inverted(6), inverted(3)),
-    "res35_mbconv": (residual(), residual(dilations=(1, 2)), inverted(6), inverted(3)),
-    "res55_mbconv": (residual(), residual(dilations=(2, 2)), inverted(6), inverted(3)),
+    "res53_mbconv": (residual(dilations=(2, 1)), residual(dilations=(2, 1)), inverted(6), inverted(3)),
+    "res35_mbconv": (residual(dilations=(1, 2)), residual(dilations=(1, 2)), inverted(6), inverted(3)),
+    "res55_mbconv": (residual(dilations=(2, 2)), residual(dilations=(2, 2)), inverted(6), inverted(3)),
     "mbconv_res": (inverted(3), inverted(6), residual(), residual()),
     "mbconv_den": (inverted(3, groups=8), inverted(6), inverted(6), inverted(3, groups=8)),
 }

@@ -106,7 +106,7 @@ STYLES = pytest.mark.parametrize("style", ["mgp123", "nvlabs"])
 def test_cells_and_heads_are_regularized_and_nothing_else(make_model, style):
     model = make_model(num_flows=1, style=style)
     found = {id(convolution) for convolution in regularized_convolutions(model, "cells_and_heads")}
-    outside = ("encoder.stem", "encoder.top", "encoder_combiner", "decoder_combiner", "output.head", "flow")
+    outside = ("encoder.stem", "encoder.top", "encoder_combiner", "decoder_combiner", "output.head", "flow", ".skip.")
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             assert (id(module) in found) == (not any(part in name for part in outside)), name
