@@ -1,9 +1,11 @@
 """Train a model, or go on with it: python3 train.py quickstart"""
 
+import sys
+
 from nvae.cli.command_line import Parser, run
 from nvae.config import available_configs, config_path, load_config
-from nvae.devices import set_fast_defaults
 from nvae.summary import summary
+from nvae.training.events import print_event
 from nvae.training.loop import train
 
 
@@ -33,8 +35,8 @@ def main() -> None:
     if options.dry_run:
         print(summary(config))
         return
-    set_fast_defaults()
-    train(config, config_path(options.config).stem, options.device, options.fresh)
+    name, progress = config_path(options.config).stem, sys.stderr.isatty()
+    train(config, name, options.device, options.fresh, on_event=print_event, progress=progress)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,14 @@ from nvae.config import load_config
 from nvae.data.images import Data
 from nvae.devices import choose_device, half_dtype, set_fast_defaults
 from nvae.summary import cost_per_image
-from nvae.training.trainer import Run
+from nvae.training.trainer import Trainer
 
 # Operations as the original order of layers counts them. Ours computes some layers at half the resolution, with the
 # same result, so it executes fewer; the share is of the original's count, as for anyone else's implementation.
 NOMINAL_GFLOP = {"big_logistic_mixture20latentnoflows": 6.65}
 
 
-def synchronise(device):
+def synchronize(device):
     if device.type != "cpu":
         getattr(torch, device.type).synchronize()
 
@@ -35,11 +35,11 @@ def seconds(work, device, repeats, rounds=3):
     work()
     best = float("inf")
     for _ in range(rounds):
-        synchronise(device)
+        synchronize(device)
         start = time.perf_counter()
         for _ in range(repeats):
             work()
-        synchronise(device)
+        synchronize(device)
         best = min(best, (time.perf_counter() - start) / repeats)
     return best
 
@@ -71,9 +71,9 @@ def measure(name, batch_size, device, half):
     sets = [f"training_parameters.batch_size={batch_size}", f"training_parameters.half_precision={half}"]
     config = load_config(name, sets)
     shape = (batch_size, config.image_channels, config.input_dimension, config.input_dimension)
-    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    run = Run(config, Data(pixels, pixels), device)
-    per_step = seconds(lambda: run.step(pixels), device, 3)
+    images_u8 = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    trainer = Trainer(config, Data(images_u8, images_u8), device)
+    per_step = seconds(lambda: trainer.step(images_u8), device, 3)
     gflop = cost_per_image(config).operations / 1e9
     return {
         "config": name,

@@ -1,7 +1,7 @@
-"""Checkpoints and models on disk: self-contained, safe to load, never half written.
+"""Save and load checkpoints and models: complete in one file, safe to load, written atomically.
 
-Both kinds are dictionaries of tensors and plain values that `torch.load(weights_only=True)` reads, so nothing in them
-can run code. Both carry the whole resolved config. A `.checkpoint` also has `training`, all that a run needs to go on.
+Both kinds are dictionaries of tensors and plain values that `torch.load(weights_only=True)` reads, so a file cannot run
+code. Both hold the whole resolved config. A `.checkpoint` also has `training`: everything that a run needs to continue.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ FORMAT = "deep hierarchical VAE"
 VERSION = 2
 FOLDER = Path("saved_weights")
 ZIP_MAGIC = b"PK"  # torch.save writes zip files
-WANTED = "give a .checkpoint or .model file that this program wrote"
+EXPECTED = "expected a .checkpoint or .model file of this program"
 
 
 class CheckpointError(UserError):
-    """A file that is not one of ours, is damaged, or cannot be written."""
+    """A checkpoint or model file that is missing, damaged, of another program, or cannot be written."""
 
 
-def checkpoint_path(name: str) -> Path:
-    """Where a config's training state is kept."""
-    return FOLDER / f"{name}.checkpoint"
+def checkpoint_path(name: str, folder: str | Path = ".") -> Path:
+    """Return the path of a run's checkpoint, in saved_weights/ of `folder`."""
+    return Path(folder) / FOLDER / f"{name}.checkpoint"
 
 
-def model_path(name: str) -> Path:
-    """Where a config's result goes."""
-    return FOLDER / f"final_result_{name}.model"
+def model_path(name: str, folder: str | Path = ".") -> Path:
+    """Return the path of a run's result, in saved_weights/ of `folder`."""
+    return Path(folder) / FOLDER / f"final_result_{name}.model"
 
 
 def plain_name(path: str | Path) -> str:
-    """What a checkpoint or model file is called, without its ending."""
+    """Return the name of a checkpoint or model file without .checkpoint or .model."""
     return re.sub(r"\.(checkpoint|model)(?=\.|$)", "", Path(path).name)
 
 
@@ -55,11 +55,10 @@ def save(
     training: dict[str, Any] | None = None,
     metadata: dict[str, Any] | None = None,
 ) -> None:
-    """Write a `.model`, or with `training` a `.checkpoint`.
+    """Write a `.model`, or with `training` a `.checkpoint`, atomically. Raises CheckpointError.
 
-    metadata: facts about the model that are not weights, plain values such as kl_per_group.
-
-    The file at `path` is replaced at once or not at all, and is kept as `<path>.previous`. Raises CheckpointError.
+    training: the state of the run. metadata: facts about the model that are not weights, plain values such as
+    kl_per_group. A replaced file is kept as `<path>.previous`.
     """
     content = {
         "format": FORMAT,
@@ -74,7 +73,7 @@ def save(
 
 
 def weights_digest(model: HierarchicalVAE) -> str:
-    """32 hexadecimal digits that tell a model's weights and running statistics from others, on any device."""
+    """Return 32 hexadecimal digits that identify a model's weights and running statistics, on any device."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -97,7 +96,7 @@ def write_whole(content: dict[str, Any], path: Path, keep_previous: bool = True)
 
 
 def read_whole(path: Path) -> Any:
-    """What `write_whole` wrote, its checksums compared; raises almost anything where the file is damaged."""
+    """Read a file of `write_whole` and compare its checksums; raises almost anything for a damaged file."""
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
@@ -105,68 +104,73 @@ def read_whole(path: Path) -> Any:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint or model file, its tensors on the CPU. Raises CheckpointError.
+    """Return the content of a checkpoint or model file, with its tensors on the CPU. Raises CheckpointError.
 
-    Keys: config (a ModelConfig), weights (a state dictionary), metadata (plain values; kl_per_group where a run has
-    measured it) and, in a checkpoint, training.
+    Keys: config (a ModelConfig), weights (a state dictionary), metadata (plain values; kl_per_group if a run has
+    measured it), version (of the program that wrote the file) and, in a checkpoint, training.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(_not_there(path))
+        raise CheckpointError(_missing(path))
     with open(path, "rb") as file:
         if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC:
-            raise CheckpointError(f"{path} is not a checkpoint; {WANTED}.")
+            raise CheckpointError(f"{path} is not a checkpoint: {EXPECTED}.")
     try:
         content = read_whole(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} was written by another program: it holds more than tensors and plain values, and was not opened "
-            f"further; {WANTED}."
+            f"{path} was written by another program: got more than tensors and plain values, {EXPECTED}."
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} is damaged or was cut off; {_use_previous(path)}.") from error
+        raise CheckpointError(f"{path} is damaged or was cut off. {_how_to_replace(path)}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} was written by another program; {WANTED}.")
+        raise CheckpointError(f"{path} was written by another program: {EXPECTED}.")
     parts = {"version": int, "config": dict, "weights": dict}
     parts |= {key: kind for key, kind in (("training", dict), ("metadata", dict)) if key in content}
     wrong = [key for key, kind in parts.items() if not isinstance(content.get(key), kind)]
     if wrong:
-        raise CheckpointError(f"{path} lacks {' and '.join(wrong)}, or holds something else there; {WANTED}.")
+        raise CheckpointError(f"{path} lacks {' and '.join(wrong)}, or has another kind of value there: {EXPECTED}.")
+    for name, tensor in content["weights"].items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.is_complex():
+            raise CheckpointError(f"{path} has {name!r} among its weights: expected names with real tensors.")
     if content["version"] > VERSION:
-        raise CheckpointError(f"{path} was written by a newer version of this program; update it (git pull).")
+        raise CheckpointError(f"{path} was written by a newer version of this program. Update this program.")
     if content["version"] == 1:
         content = migrate_content(content)
     try:
         content["config"] = config_from_dict(content["config"], str(path), resolved=True)
     except ConfigError as error:
-        raise CheckpointError(f"{error} Perhaps a newer version wrote it; update this program (git pull).") from error
+        raise CheckpointError(f"{error} If a newer version wrote the file, update this program.") from error
     return content
 
 
-def _not_there(path: Path) -> str:
+def _missing(path: Path) -> str:
     files = sorted(FOLDER.glob("*.checkpoint")) + sorted(FOLDER.glob("*.model"))
-    there = f"there are {', '.join(map(str, files))}" if files else "train a model first: python3 train.py quickstart"
-    return f"there is no file '{path}'; {there}."
+    advice = f"Existing files: {', '.join(map(str, files))}." if files else "Train a model first."
+    return f"there is no file '{path}'. {advice}"
 
 
-def _use_previous(path: Path) -> str:
+def _how_to_replace(path: Path) -> str:
     previous = previous_path(path)
     if previous.is_file():
-        return f"the one before it is {previous}: rename it to {path.name} to go on from there"
-    return "take it from where it was copied once more, or train again with --fresh"
+        return f"To use the file that was saved before, rename {previous} to {path.name}."
+    return "Copy the file again from its source, or train again."
 
 
 def restore(model: HierarchicalVAE, content: dict[str, Any], source: str | Path) -> None:
-    """Load the weights into a model of the same config. Raises CheckpointError for missing, extra or other weights."""
+    """Load the weights of `load`'s content into a model of the same config.
+
+    source: the file, for messages. Raises CheckpointError for missing or extra weights, or another shape.
+    """
     kl = content["metadata"].get("kl_per_group")
     if kl is not None and not (isinstance(kl, list) and len(kl) == len(model.groups) and all(map(_finite_number, kl))):
-        raise CheckpointError(f"{source} does not hold one KL per latent group in kl_per_group; {WANTED}.")
+        raise CheckpointError(f"{source} has an invalid kl_per_group: expected one finite number per latent group.")
     try:
         model.load_state_dict(content["weights"])
     except RuntimeError as error:
         raise CheckpointError(
-            f"{source} holds weights for another network than its config describes "
-            f"({str(error).splitlines()[1].strip()[:200]}); it was written by other code."
+            f"{source} has weights that do not fit its config, so other code wrote the file: "
+            f"{str(error).splitlines()[1].strip()[:200]}"
         ) from error
 
 
@@ -175,14 +179,14 @@ def _finite_number(value: Any) -> bool:
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> HierarchicalVAE:
-    """The model in a `.model` or `.checkpoint` file, ready for sampling (eval mode). Raises CheckpointError."""
+    """Load a `.model` or `.checkpoint` file as a model in eval mode without gradients. Raises CheckpointError."""
     return load_model_and_metadata(path, device)[0]
 
 
 def load_model_and_metadata(
     path: str | Path, device: torch.device | str = "cpu"
 ) -> tuple[HierarchicalVAE, dict[str, Any]]:
-    """As `load_model`, with the file's metadata. Raises CheckpointError."""
+    """Load a model as `load_model` does, and the file's metadata. Raises CheckpointError."""
     content = load(path)
     model = build_model(content["config"])
     restore(model, content, path)

@@ -72,15 +72,18 @@ def migrate_content(content: dict[str, Any]) -> dict[str, Any]:
     kl = content.pop("kl_per_group", None)
     content["metadata"] = {} if kl is None else {"kl_per_group": kl}
     training = content.get("training")
-    if isinstance(training, dict) and isinstance(training.get("spectral"), Mapping):
-        rest = {key: value for key, value in training.items() if key != "spectral"}
-        vectors = {f"spectral.{name}": tensor for name, tensor in training["spectral"].items()}
-        # With the scope cells_and_heads, version 1 also regularized skips: its vectors do not fit and start anew.
-        content["training"] = rest | ({"regularizers": vectors} if _spectral_scope(content) == "all" else {})
+    if isinstance(training, dict):
+        content["training"] = _migrate_training(training)
     return content
 
 
-def _spectral_scope(content: Mapping[str, Any]) -> Any:
-    config = content.get("config")
-    schedule = config.get("training_parameters") if isinstance(config, Mapping) else None
-    return schedule.get("spectral_scope") if isinstance(schedule, Mapping) else None
+def _migrate_training(training: dict[str, Any]) -> dict[str, Any]:
+    migrated = {key: value for key, value in training.items() if key not in ("spectral", "position", "averages")}
+    spectral, position = training.get("spectral"), training.get("position")
+    if isinstance(spectral, Mapping):
+        migrated["regularizers"] = {f"spectral.{name}": tensor for name, tensor in spectral.items()}
+    if isinstance(position, dict):
+        migrated["progress"] = position | {"skipped_steps": 0, "consecutive_skips": 0}
+    # Of other metrics than today's; the next line of metrics is the mean of the steps after the file.
+    migrated["running_mean"] = {"images": 0, "means": {}, "maxima": {}}
+    return migrated

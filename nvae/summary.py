@@ -1,4 +1,4 @@
-"""What a config describes, in a page of text: levels, parameters, memory and operations."""
+"""A page of text that describes a config: levels, parameters, memory and operations."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
+from nvae.optim import OPTIMIZERS
 from nvae.schema import ModelConfig, TrainingParameters
 
-# A weight, its gradient, and Adamax's two averages, float32.
-TRAINING_BYTES_PER_PARAMETER = 4 * 4
+FLOAT32_BYTES = 4
 
 
 class Cost(NamedTuple):
-    """Per image, of the network."""
+    """The cost of one image in the network."""
 
     operations: int  # of a forward pass; a multiplication and an addition are two
-    saved_bytes: int  # kept by a forward pass for the gradient
+    saved_bytes: int  # activations that a forward pass keeps for the gradient
 
 
 def cost_per_image(config: ModelConfig) -> Cost:
-    """Counted on a forward pass without memory or arithmetic (meta device)."""
+    """Count the cost on a forward pass without memory or arithmetic (meta device)."""
     kept: dict[int, int] = {}  # bytes of every storage
-    images = 2  # so that what does not grow with the batch can be told apart
+    images = 2
 
     def keep(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
-        held.append(tensor)  # no storage may be freed and its address used again while counting
+        held.append(tensor)  # a freed storage's address could be used again while counting
         return tensor
 
     held: list[Tensor] = []
@@ -48,17 +48,29 @@ def cost_per_image(config: ModelConfig) -> Cost:
 
 
 def num_parameters(module: nn.Module) -> int:
-    """How many numbers a module learns."""
+    """Return how many numbers a module learns."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def training_bytes(config: ModelConfig, batch_size: int) -> int:
+    """Estimate the memory of training in float32: activations, weights, gradients and the optimizer's moments."""
+    with torch.device("meta"):
+        parameters = num_parameters(build_model(config))
+    return batch_size * cost_per_image(config).saved_bytes + parameters * _bytes_per_parameter(config)
+
+
+def _bytes_per_parameter(config: ModelConfig) -> int:
+    """The parameter, its gradient and the optimizer's moments."""
+    return FLOAT32_BYTES * (2 + len(OPTIMIZERS[config.training_parameters.optimizer].moments))
+
+
 def summary(config: ModelConfig) -> str:
-    """The page."""
+    """Return the page."""
     with torch.device("meta"):
         model = build_model(config)
     cost = cost_per_image(config)
     schedule, total = config.training_parameters, num_parameters(model)
-    memory = schedule.batch_size * cost.saved_bytes + TRAINING_BYTES_PER_PARAMETER * total
+    memory = schedule.batch_size * cost.saved_bytes + total * _bytes_per_parameter(config)
     lines = [
         f"{config.family}, {config.image_channels} x {config.input_dimension} x "
         f"{config.input_dimension} images from {config.dataset.name}"
@@ -69,20 +81,20 @@ def summary(config: ModelConfig) -> str:
         "",
         *_parts(model, total),
         "",
-        f"forward pass: {cost.operations / 1e9:.2f} GFLOP per image; a training step three times that",
-        f"training memory: {cost.saved_bytes / 2**20:.1f} MiB per image for the gradient, about "
-        f"{memory / 2**30:.2f} GiB with the weights at batch size {schedule.batch_size}"
+        f"forward pass: {cost.operations / 1e9:.2f} GFLOP per image; training step: three times as many",
+        f"training memory: {cost.saved_bytes / 2**20:.1f} MiB per image for activations, about "
+        f"{memory / 2**30:.2f} GiB in all with {schedule.optimizer} at batch size {schedule.batch_size}"
         + (" (use_tensor_checkpoints)" if schedule.use_tensor_checkpoints else "")
         + (" in float32; less in half precision" if schedule.half_precision else ""),
-        f"schedule: {schedule.epochs} epochs of batches of {schedule.batch_size}, KL warm-up {_warmup(schedule)}, "
-        f"learning rate {schedule.learning_rate:g} to {schedule.learning_rate_min:g}",
+        f"schedule: {schedule.epochs} epochs with a batch size of {schedule.batch_size}, "
+        f"KL warm-up {_warmup(schedule)}, learning rate {schedule.learning_rate:g} to {schedule.learning_rate_min:g}",
     ]
     return "\n".join(lines)
 
 
 def _warmup(schedule: TrainingParameters) -> str:
     if schedule.warmup_portion is not None:
-        return f"{schedule.warmup_portion:.0%} of them"
+        return f"{schedule.warmup_portion:.0%} of the epochs"
     if schedule.warmup_steps is not None:
         return f"{schedule.warmup_steps:,} steps"
     return f"{schedule.warmup_epochs:g} epochs"
@@ -126,7 +138,7 @@ def _parts(model: HierarchicalVAE, total: int) -> list[str]:
 
 
 def table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Lines with columns as wide as their widest cell; the first one to the left, the others to the right."""
+    """Return lines with aligned columns: the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(

@@ -24,27 +24,24 @@ def model(make_model):
     return make_model()
 
 
-def test_a_model_file_alone_gives_the_same_images(model, tmp_path):
+def test_load_model_gives_the_same_images(model, tmp_path):
     save(model, tmp_path / "a.model")
     again = load_model(tmp_path / "a.model")
     assert again.config == model.config
-    images = torch.rand(2, 3, 8, 8)
-    noise = [torch.randn(2, *shape) for shape in model.noise_shapes]
-    from nvae.models.hierarchy import FromPosterior
-
+    images, noise = torch.rand(2, 3, 8, 8), model.draw_posterior_noise(2)
     with torch.no_grad():
-        results = [m.top_down(FromPosterior(m.bottom_up(images), noise=noise), 2).px_z.mean() for m in (model, again)]
+        results = [m(images, noise).px_z.mean() for m in (model, again)]
     assert torch.equal(*results)
     assert not again.training
 
 
-def test_nothing_but_tensors_and_plain_values_is_in_it(model, tmp_path):
+def test_save_writes_tensors_and_plain_values(model, tmp_path):
     save(model, tmp_path / "a.model")
     content = torch.load(tmp_path / "a.model", weights_only=True)
     assert content["config"] == model.config.model_dump()
 
 
-def test_the_file_before_is_kept(model, tmp_path):
+def test_save_keeps_the_previous_file(model, tmp_path):
     path = tmp_path / "a.model"
     save(model, path)
     first = path.read_bytes()
@@ -56,7 +53,7 @@ def test_the_file_before_is_kept(model, tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["write", "flush", "link", "rename"])
-def test_a_crash_at_any_moment_leaves_a_whole_file(model, tmp_path, monkeypatch, moment):
+def test_save_interrupted_at_any_moment_leaves_a_complete_file(model, tmp_path, monkeypatch, moment):
     path = tmp_path / "a.model"
     save(model, path)
     whole = path.read_bytes()
@@ -77,7 +74,7 @@ def test_a_crash_at_any_moment_leaves_a_whole_file(model, tmp_path, monkeypatch,
     load_model(path)
 
 
-def test_no_space_left_is_one_sentence_and_keeps_the_old_file(model, tmp_path, monkeypatch):
+def test_save_on_a_full_disk_keeps_the_old_file(model, tmp_path, monkeypatch):
     path = tmp_path / "a.model"
     save(model, path)
     whole = path.read_bytes()
@@ -94,8 +91,8 @@ def test_no_space_left_is_one_sentence_and_keeps_the_old_file(model, tmp_path, m
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a limit on the size of files, which only Unix has")
-def test_a_file_system_that_fills_up_while_writing_is_one_sentence(model, tmp_path):
-    """The real thing, not a replaced function: the writer inside torch meets the error."""
+def test_save_on_a_file_system_that_fills_up_keeps_the_old_file(model, tmp_path):
+    """Without a replaced function: the writer inside torch meets the error."""
     import resource
     import signal
 
@@ -115,9 +112,9 @@ def test_a_file_system_that_fills_up_while_writing_is_one_sentence(model, tmp_pa
     assert os.listdir(tmp_path) == ["a.model"]
 
 
-def test_a_missing_file_names_those_that_are_there(tmp_path, monkeypatch, model):
+def test_load_of_a_missing_file_names_existing_files(tmp_path, monkeypatch, model):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match="there is no file 'a.model'; train a model first"):
+    with pytest.raises(CheckpointError, match="a.model"):
         load("a.model")
     save(model, checkpoint.model_path("x"))
     with pytest.raises(CheckpointError, match="final_result_x.model"):
@@ -125,22 +122,22 @@ def test_a_missing_file_names_those_that_are_there(tmp_path, monkeypatch, model)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n"])
-def test_a_file_of_another_kind_is_no_checkpoint(tmp_path, content):
+def test_load_refuses_files_of_other_kinds(tmp_path, content):
     (tmp_path / "a.model").write_bytes(content)
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
         load(tmp_path / "a.model")
 
 
 @pytest.mark.parametrize("kept", [0.02, 0.5, 0.999])
-def test_a_file_that_was_cut_off_is_said_to_be(model, tmp_path, kept):
+def test_load_refuses_a_truncated_file_and_names_the_previous_one(model, tmp_path, kept):
     path = tmp_path / "a.model"
     save(model, path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept * len(whole))])
-    with pytest.raises(CheckpointError, match="damaged or was cut off; take it"):
+    with pytest.raises(CheckpointError, match="damaged"):
         load(path)
     previous_path(path).write_bytes(whole)
-    with pytest.raises(CheckpointError, match="a.model.previous: rename it"):
+    with pytest.raises(CheckpointError, match="a.model.previous"):
         load(path)
 
 
@@ -154,24 +151,24 @@ class Harmful:
         return Path.touch, (self.target,)
 
 
-def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path):
+def test_load_refuses_a_pickle_that_runs_code(tmp_path):
     torch.save({"format": checkpoint.FORMAT, "weights": Harmful(tmp_path / "ran")}, tmp_path / "a.model")
     with pytest.raises(CheckpointError, match="written by another program"):
         load(tmp_path / "a.model")
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_plain_pickle_is_refused(tmp_path):
+def test_load_refuses_a_plain_pickle(tmp_path):
     (tmp_path / "a.model").write_bytes(pickle.dumps(Harmful(tmp_path / "ran")))
     with pytest.raises(CheckpointError):
         load(tmp_path / "a.model")
     assert not (tmp_path / "ran").exists()
 
 
-def test_another_programs_checkpoint_is_refused(reference):
-    for name in ("mgp123_logistic_mixture.checkpoint", "nvlabs_bernoulli_checkpoint.pt"):
-        with pytest.raises(CheckpointError, match="written by another program"):
-            load(reference / name)
+def test_load_refuses_another_programs_checkpoint(tmp_path):
+    torch.save({"epoch": 1, "state_dict": {"weight": torch.zeros(2)}}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="another program"):
+        load(tmp_path / "a.pt")
 
 
 def rewrite(path, **changes):
@@ -179,7 +176,7 @@ def rewrite(path, **changes):
     torch.save(content | changes, path)
 
 
-def test_a_newer_versions_file_is_refused(model, tmp_path):
+def test_load_refuses_a_newer_version(model, tmp_path):
     path = tmp_path / "a.model"
     save(model, path)
     rewrite(path, version=checkpoint.VERSION + 1)
@@ -187,16 +184,16 @@ def test_a_newer_versions_file_is_refused(model, tmp_path):
         load(path)
 
 
-def test_a_config_of_other_code_is_refused(model, tmp_path):
+def test_load_refuses_unknown_config_keys(model, tmp_path):
     path = tmp_path / "a.model"
     save(model, path)
     rewrite(path, config=model.config.model_dump() | {"attention": 8})
-    with pytest.raises(CheckpointError, match="unknown key attention"):
+    with pytest.raises(CheckpointError, match="attention"):
         load(path)
 
 
 @pytest.mark.parametrize("change", ["missing", "extra", "shape"])
-def test_weights_of_other_code_are_refused(model, tmp_path, change):
+def test_load_model_refuses_weights_of_another_network(model, tmp_path, change):
     path = tmp_path / "a.model"
     save(model, path)
     weights = torch.load(path, weights_only=True)["weights"]
@@ -207,22 +204,33 @@ def test_weights_of_other_code_are_refused(model, tmp_path, change):
     else:
         weights["constant"] = torch.zeros(1, 2, 3, 3)
     rewrite(path, weights=weights)
-    with pytest.raises(CheckpointError, match="constant.*written by other code"):
+    with pytest.raises(CheckpointError, match="constant"):
         load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(5, torch.zeros(1)), ("text", "x"), ("complex", torch.zeros(1, dtype=torch.complex64))]
+)
+def test_load_refuses_weights_that_are_no_named_real_tensors(model, tmp_path, name, value):
+    path = tmp_path / "a.model"
+    save(model, path)
+    rewrite(path, weights=torch.load(path, weights_only=True)["weights"] | {name: value})
+    with pytest.raises(CheckpointError, match=str(name)):
+        load(path)
 
 
 @pytest.mark.parametrize(
     "changes", [{"version": None}, {"version": "x"}, {"config": 5}, {"weights": []}, {"training": 5}], ids=str
 )
-def test_a_file_without_its_parts_is_refused(model, tmp_path, changes):
+def test_load_refuses_a_file_without_its_parts(model, tmp_path, changes):
     path = tmp_path / "a.model"
     save(model, path)
     rewrite(path, **changes)
-    with pytest.raises(CheckpointError, match=f"lacks {next(iter(changes))}"):
+    with pytest.raises(CheckpointError, match=next(iter(changes))):
         load_model(path)
 
 
-def test_damage_inside_a_file_is_noticed(model, tmp_path):
+def test_load_refuses_changed_bytes(model, tmp_path):
     path = tmp_path / "a.model"
     save(model, path)
     content = bytearray(path.read_bytes())
@@ -233,7 +241,7 @@ def test_damage_inside_a_file_is_noticed(model, tmp_path):
         load(path)
 
 
-def test_nothing_unfinished_is_left_when_saving_is_interrupted(model, tmp_path, monkeypatch):
+def test_save_interrupted_leaves_no_temporary_file(model, tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
@@ -252,8 +260,13 @@ def test_nothing_unfinished_is_left_when_saving_is_interrupted(model, tmp_path, 
         ("other.pt", "other.pt"),
     ],
 )
-def test_plain_names(file, name):
+def test_plain_name(file, name):
     assert checkpoint.plain_name(file) == name
+
+
+def test_paths_are_in_a_folder(tmp_path):
+    assert checkpoint.checkpoint_path("x") == Path("saved_weights/x.checkpoint")
+    assert checkpoint.model_path("x", tmp_path) == tmp_path / "saved_weights" / "final_result_x.model"
 
 
 # ----------------------------------------------------------------------------------------------------- metadata
@@ -309,20 +322,20 @@ def test_version1_file_samples_the_same_images(root, style, kind):
         torch.testing.assert_close(images, expected[name], rtol=0, atol=1e-6)
 
 
-# ------------------------------------------------------------------------------------------ telling weights apart
+# ------------------------------------------------------------------------------------------------------- digest
 
 
-def test_the_same_weights_have_the_same_digest(model, make_model, tmp_path):
+def test_weights_digest_is_equal_for_equal_weights(model, make_model, tmp_path):
     digest = weights_digest(model)
     assert len(digest) == 32
     assert int(digest, 16) >= 0
     assert weights_digest(make_model()) == digest
     save(model, tmp_path / "a.model")
     assert weights_digest(load_model(tmp_path / "a.model")) == digest
-    assert weights_digest(model.train()) == digest, "it is about weights alone"
+    assert weights_digest(model.train()) == digest
 
 
-def test_the_digest_does_not_depend_on_the_memory_format(model):
+def test_weights_digest_ignores_the_memory_format(model):
     digest = weights_digest(model)
     weight = next(tensor for tensor in model.state_dict().values() if tensor.dim() == 4 and min(tensor.shape[1:]) > 1)
     assert not weight.is_contiguous(), "the test would see one format only"
@@ -332,7 +345,7 @@ def test_the_digest_does_not_depend_on_the_memory_format(model):
 
 
 @pytest.mark.parametrize("name", ["constant", "posterior_head.bias", "running_mean", "running_var", "weight.original1"])
-def test_one_other_number_is_another_digest(model, name):
+def test_weights_digest_changes_with_every_number(model, name):
     digest = weights_digest(model)
     tensor = [tensor for key, tensor in model.state_dict().items() if key.endswith(name)][-1]
     before = tensor.clone()
@@ -342,14 +355,14 @@ def test_one_other_number_is_another_digest(model, name):
     assert weights_digest(model) == digest
 
 
-def test_numbers_that_have_changed_places_are_another_digest(model):
+def test_weights_digest_changes_with_the_order_of_tensors(model):
     digest = weights_digest(model)
     norm = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
     norm.running_mean, norm.running_var = norm.running_var, norm.running_mean
     assert weights_digest(model) != digest
 
 
-def test_names_shapes_and_precisions_are_told_apart_too():
+def test_weights_digest_changes_with_names_shapes_and_dtypes():
     zeros = torch.zeros(2, 3)
     others = [("a", zeros), ("b", zeros), ("a", zeros.T), ("a", zeros.int()), ("a", zeros.double()[:, :0])]
     modules = [torch.nn.Module() for _ in others]

@@ -16,7 +16,7 @@ LAYERS = [
     {"inference"},
     {"evaluation"},
     {"interop"},
-    {"checkpoint", "summary", "objective", "data", "arguments"},
+    {"checkpoint", "summary", "objective", "optim", "data", "arguments"},
     {"config"},
     {"migrations"},
     {"models"},

@@ -1,73 +1,164 @@
-"""What a run leaves behind in runs/NAME/: its config, its numbers, its curves; TensorBoard too, when installed."""
+"""The folder of a run, runs/NAME/, and the loggers that write there. A new logger is one line of LOGGERS."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
 
 from nvae.config import config_to_yaml
-from nvae.errors import UserError
+from nvae.files import atomic_write
 from nvae.schema import ModelConfig
 
 FOLDER = Path("runs")
+METRICS_FILE = "metrics.jsonl"
 
 
-class Records:
-    """The folder of a run. Opening it at a step forgets what was noted after that step."""
+class Logger(Protocol):
+    """Records a run in one format. A logger is opened with the folder of the run and the step it continues from."""
 
-    def __init__(self, name: str, config: ModelConfig, step: int) -> None:
-        self.folder = FOLDER / name
-        self.metrics_file = self.folder / "metrics.jsonl"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
-            self.metrics = [entry for entry in read_metrics(self.metrics_file) if entry["step"] <= step]
-            unfinished = self.metrics_file.with_suffix(".unfinished")
-            unfinished.write_text("".join(json.dumps(entry) + "\n" for entry in self.metrics))
-            unfinished.replace(self.metrics_file)
-            self._tensorboard = _tensorboard(self.folder, step)
-        except OSError as error:
-            raise UserError(f"{self.folder} cannot be written ({error}); make room or mend the folder.") from error
+    def log(self, metrics: dict[str, Any]) -> None:
+        """Record a line of metrics: numbers and lists of numbers, with its `step`."""
 
-    def note(self, entry: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl, and to TensorBoard."""
-        self.metrics.append(entry)
-        try:
-            with open(self.metrics_file, "a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
-            self._note_in_tensorboard(entry)
-        except OSError as error:
-            raise UserError(f"{self.folder} cannot be written ({error}); make room, and run it again.") from error
-
-    def _note_in_tensorboard(self, entry: dict[str, Any]) -> None:
-        if self._tensorboard is None:
-            return
-        for key, value in entry.items():
-            values = {f"{key}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {key: value}
-            for tag, number in values.items():
-                self._tensorboard.add_scalar(tag, number, entry["step"])
-        self._tensorboard.flush()
+    def log_images(self, tag: str, image: Image.Image, step: int) -> None:
+        """Record a picture."""
 
     def close(self) -> None:
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        """Finish writing."""
 
 
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The entries of a metrics.jsonl; a last line that was cut off is left out."""
-    entries = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return entries
+class JSONLines:
+    """metrics.jsonl: a JSON object per line of metrics. Pictures are files of their own, see `previews.py`."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._file = folder / METRICS_FILE
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        with open(self._file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def log_images(self, tag: str, image: Image.Image, step: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
-def _tensorboard(folder: Path, step: int) -> Any | None:
-    try:
+class TensorBoard:
+    """Event files of TensorBoard, with scalars and pictures. Needs the extra `tensorboard`."""
+
+    def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
+
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        for key, value in metrics.items():
+            values = {f"{key}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {key: value}
+            for tag, number in values.items():
+                self._writer.add_scalar(tag, number, metrics["step"])
+        self._writer.flush()
+
+    def log_images(self, tag: str, image: Image.Image, step: int) -> None:
+        self._writer.add_image(tag, np.asarray(image), step, dataformats="HWC")
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+# Opened in this order; a logger whose package is not installed is left out.
+LOGGERS: list[Callable[[Path, int], Logger]] = [JSONLines, TensorBoard]
+
+
+class RunLogger:
+    """All loggers of a run. What fails here is a warning, once per logger: no record is worth a training."""
+
+    def __init__(
+        self, folder: Path, config: ModelConfig, step: int, groups: int, warn: Callable[[str], object]
+    ) -> None:
+        """Open the folder of a run at a step; metrics of later steps are removed from the file.
+
+        groups: number of latent groups. warn: receives warnings. `metrics` holds all lines of the run.
+        """
+        self.folder, self._warn = folder, warn
+        self.metrics: list[dict[str, Any]] = []
+        self._loggers: list[Logger] = []
+        self._try(lambda: self._open(config, step, groups), "the folder of the run")
+        for build in LOGGERS:
+            self._try(lambda build=build: self._add(build, step), build.__name__)
+
+    def _open(self, config: ModelConfig, step: int, groups: int) -> None:
+        with atomic_write(self.folder / "config.yaml") as temporary:
+            temporary.write_text(config_to_yaml(config), encoding="utf-8")
+        lines, damaged = read_metrics(self.folder / METRICS_FILE, groups)
+        if damaged:
+            self._warn(f"{self.folder / METRICS_FILE} has {damaged} damaged lines; they are removed.")
+        self.metrics = [line for line in lines if line["step"] <= step]
+        with atomic_write(self.folder / METRICS_FILE) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in self.metrics), encoding="utf-8")
+
+    def _add(self, build: Callable[[Path, int], Logger], step: int) -> None:
+        try:
+            self._loggers.append(build(self.folder, step))
+        except ImportError:
+            return
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """Record a line of metrics with every logger."""
+        self.metrics.append(metrics)
+        self._for_all(lambda logger: logger.log(metrics))
+
+    def log_images(self, tag: str, image: Image.Image, step: int) -> None:
+        """Record a picture with every logger."""
+        self._for_all(lambda logger: logger.log_images(tag, image, step))
+
+    def close(self) -> None:
+        """Close every logger."""
+        self._for_all(lambda logger: logger.close())
+
+    def _for_all(self, action: Callable[[Logger], object]) -> None:
+        for logger in list(self._loggers):
+            if not self._try(lambda logger=logger: action(logger), type(logger).__name__):
+                self._loggers.remove(logger)
+
+    def _try(self, action: Callable[[], object], name: str) -> bool:
+        try:
+            action()
+        except Exception as error:
+            self._warn(f"{self.folder}: {name} cannot be written and is left out from here on: {error}")
+            return False
+        return True
+
+
+def read_metrics(file: Path, groups: int) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines of a metrics.jsonl for a model of so many latent groups, and the number of damaged lines."""
+    raw = file.read_bytes().splitlines() if file.exists() else []
+    lines = [line for line in map(_parse, raw) if line is not None and _is_valid(line, groups)]
+    return lines, len(raw) - len(lines)
+
+
+def _parse(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):  # ValueError: no JSON, no UTF-8, or a number of too many digits
         return None
-    return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+def _is_valid(line: Any, groups: int) -> bool:
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int) or not _is_number(line.get("epoch")):
+        return False
+    for key, value in line.items():
+        fits = len(value) == groups and all(map(_is_number, value)) if isinstance(value, list) else _is_number(value)
+        if not fits or isinstance(value, list) != key.endswith("_per_group"):
+            return False
+    return True
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value is a number from -1e300 to 1e300, not NaN, so that drawing cannot overflow."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e300

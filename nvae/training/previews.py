@@ -1,45 +1,90 @@
-"""The pictures of a run: samples, reconstructions, curves."""
+"""The pictures of a run: samples, reconstructions, curves, and a film of the samples."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
 
+from nvae.data.image_files import open_image
 from nvae.data.images import Data, to_float
 from nvae.inference.reconstruction import reconstruct
 from nvae.inference.sampling import Sampler
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.tools.grids import grid, save_picture
+from nvae.tools.animation import save_animation
+from nvae.tools.grids import grid, save_picture, single
 
 TEMPERATURES = (0.4, 0.6, 0.8, 1.0)
 COLUMNS = 8
-RECALIBRATION_PASSES = 4  # fewer than sample.py's: this is a look in passing
+RECALIBRATION_PASSES = 4  # fewer than for sampling, to save time
+FRAME_SIDE = 512  # largest side in pixels of a frame of the film
+MAX_FRAMES = 200
+REPEATS = 4  # of a frame in the film
 
 
-def draw_samples(model: HierarchicalVAE, path: Path, step: int) -> None:
-    """The same eight seeds at several temperatures, one row each."""
+def draw_samples(model: HierarchicalVAE, folder: Path, step: int) -> Image.Image:
+    """Draw the same eight seeds at several temperatures, one row each.
+
+    Writes samples.png, and a small copy without margins for the film, samples/step_<step>.png; returns the picture.
+    """
     rows = [Sampler(model, temperature, RECALIBRATION_PASSES).sample(COLUMNS) for temperature in TEMPERATURES]
     picture = grid(torch.cat(rows), COLUMNS, cell=96, labels=[f"t = {t:g}" for t in TEMPERATURES])
-    about = {"step": step, "temperatures": TEMPERATURES, "seed": 0, "iterations": RECALIBRATION_PASSES}
-    save_picture(picture, path, about)
+    metadata = {"step": step, "temperatures": TEMPERATURES, "seed": 0, "iterations": RECALIBRATION_PASSES}
+    save_picture(picture, folder / "samples.png", metadata)
+    save_picture(single(_frame(rows)), folder / "samples" / f"step_{step:08d}.png", metadata)
+    return picture
 
 
-def draw_reconstructions(model: HierarchicalVAE, data: Data, path: Path, step: int) -> None:
-    """Eight validation images above what the model makes of their posteriors' means, twice."""
+def _frame(rows: list[Tensor]) -> Tensor:
+    """Rows of images (N, C, S, S) to a square (C, R S, R S) of R rows and as many columns, not above FRAME_SIDE."""
+    square = torch.cat([torch.cat(list(row[: len(rows)]), dim=2) for row in rows], dim=1)
+    if square.shape[-1] > FRAME_SIDE:
+        square = functional.interpolate(square[None], (FRAME_SIDE, FRAME_SIDE), mode="bilinear", antialias=True)[0]
+    return square
+
+
+def draw_film(folder: Path) -> Path | None:
+    """Join the pictures in samples/ to samples.gif; return its path, or None if there are fewer than two."""
+    paths = sorted((folder / "samples").glob("step_*.png"))
+    if len(paths) < 2:
+        return None
+    paths = [paths[round(i)] for i in np.linspace(0, len(paths) - 1, min(len(paths), MAX_FRAMES))]
+
+    def frames() -> Iterator[Tensor]:
+        for path in paths:
+            with open_image(path) as picture:
+                pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+            yield to_float(pixels[None], "cpu").repeat(REPEATS, 1, 1, 1)
+
+    (folder / "samples.gif").unlink(missing_ok=True)  # save_animation replaces no file
+    return save_animation(frames(), REPEATS * len(paths), folder, "samples", "gif", {"temperatures": TEMPERATURES})
+
+
+def draw_reconstructions(model: HierarchicalVAE, data: Data, folder: Path, step: int) -> Image.Image:
+    """Draw validation images above their reconstructions from the posteriors' means, two rows of eight pairs.
+
+    Writes reconstructions.png and returns the picture.
+    """
     originals = to_float(data.validation[: 2 * COLUMNS], model.device, model.config.pixel_bits)
-    again = reconstruct(model, originals)
-    pairs = [part for row in zip(originals.split(COLUMNS), again.split(COLUMNS), strict=True) for part in row]
+    reconstructions = reconstruct(model, originals)
+    split = zip(originals.split(COLUMNS), reconstructions.split(COLUMNS), strict=True)
+    pairs = [part for row in split for part in row]
     labels = ["image", "model"] * (len(pairs) // 2)
-    if len(originals) % COLUMNS and len(originals) > COLUMNS:  # whole rows only
+    if len(originals) % COLUMNS and len(originals) > COLUMNS:  # full rows only
         pairs, labels = pairs[:2], labels[:2]
-    columns = min(COLUMNS, len(originals))
-    save_picture(grid(torch.cat(pairs), columns, cell=96, labels=labels), path, {"step": step})
+    picture = grid(torch.cat(pairs), min(COLUMNS, len(originals)), cell=96, labels=labels)
+    save_picture(picture, folder / "reconstructions.png", {"step": step})
+    return picture
 
 
-def draw_curves(metrics: list[dict[str, Any]], levels: list[str], folder: Path) -> None:
-    """bits_per_dimension.png and kl_per_group.png from the metrics; `levels` names the groups, top first."""
+def draw_curves(metrics: list[dict[str, Any]], groups: list[str], folder: Path) -> None:
+    """Draw bits_per_dimension.png and kl_per_group.png from lines of metrics; `groups` names the groups, top first."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -50,23 +95,21 @@ def draw_curves(metrics: list[dict[str, Any]], levels: list[str], folder: Path) 
         axes.grid(alpha=0.3)
         return figure, axes
 
-    bounds, axes = figure("Bits per dimension (upper bound)", "bits per dimension")
-    axes.plot([m["epoch"] for m in metrics], [m["bits_per_dimension"] for m in metrics], label="training")
-    checked = [m for m in metrics if "validation_bits_per_dimension" in m]
-    axes.plot(
-        [m["epoch"] for m in checked], [m["validation_bits_per_dimension"] for m in checked], "o-", label="validation"
-    )
+    def columns(*keys: str) -> list[tuple[Any, ...]]:
+        rows = [[line[key] for key in ("epoch", *keys)] for line in metrics if all(key in line for key in keys)]
+        return list(zip(*rows, strict=True)) or [()] * (1 + len(keys))
+
+    bits, axes = figure("Bits per dimension (upper bound)", "bits per dimension")
+    axes.plot(*columns("bits_per_dimension"), label="training")
+    axes.plot(*columns("validation_bits_per_dimension"), "o-", label="validation")
     axes.legend()
-    bounds.savefig(folder / "bits_per_dimension.png", dpi=110)
+    bits.savefig(folder / "bits_per_dimension.png", dpi=110)
 
     kls, axes = figure("KL of each latent group, the top one first", "nats per image")
-    axes.stackplot(
-        [m["epoch"] for m in metrics],
-        *zip(*(m["kl_per_group"] for m in metrics), strict=True),
-        labels=levels,
-        colors=_colors(len(levels)),
-    )
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", ncols=-(-len(levels) // 20))
+    epochs, kl_per_group = columns("kl_per_group")
+    if epochs:
+        axes.stackplot(epochs, *zip(*kl_per_group, strict=True), labels=groups, colors=_colors(len(groups)))
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", ncols=-(-len(groups) // 20))
     kls.savefig(folder / "kl_per_group.png", dpi=110)
 
 

@@ -1,47 +1,66 @@
-"""What a person sees while a model trains: two bars on a terminal, plain lines elsewhere."""
+"""Progress bars of training: one for the epochs, one for the steps of an epoch. In a notebook too."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 SECONDS_BETWEEN_NUMBERS = 0.5
 
 
-class Progress:
-    """One bar for the epochs, one for the batches of an epoch; where the output is no terminal, lines only."""
+class ProgressBars:
+    """Two bars, or nothing if not enabled. A terminal that goes away only ends the bars."""
 
-    def __init__(self, epochs: int, steps_per_epoch: int, epoch: int) -> None:
-        plain = not sys.stderr.isatty()
-        self._epochs = tqdm(total=epochs, initial=epoch, desc="epochs", unit="epoch", disable=plain, position=0)
-        self._batches = tqdm(total=steps_per_epoch, unit="batch", disable=plain, leave=False, position=1)
+    def __init__(self, epochs: int, steps_per_epoch: int, epoch: int, enabled: bool) -> None:
+        self._enabled = enabled
         self._numbers_at = -SECONDS_BETWEEN_NUMBERS
+        self._try(lambda: self._open(epochs, steps_per_epoch, epoch))
 
-    def batch(self, number: int, numbers: Callable[[], dict[str, str]]) -> None:
-        """After batch `number` of the epoch. `numbers` is only called now and then: fetching them costs time."""
-        now = time.monotonic()
-        if not self._batches.disable and now - self._numbers_at >= SECONDS_BETWEEN_NUMBERS:
-            self._batches.set_postfix(numbers(), refresh=False)
-            self._numbers_at = now
-        self._batches.update(number - self._batches.n)
+    def _open(self, epochs: int, steps_per_epoch: int, epoch: int) -> None:
+        self._epochs = tqdm(total=epochs, initial=epoch, desc="epochs", unit="epoch", position=0)
+        self._steps = tqdm(total=steps_per_epoch, unit="step", leave=False, position=1)
+
+    def step(self, number: int, numbers: Callable[[], dict[str, str]]) -> None:
+        """Show step `number` of the epoch. `numbers` is called only every half second, because it takes time."""
+
+        def show() -> None:
+            now = time.monotonic()
+            if now - self._numbers_at >= SECONDS_BETWEEN_NUMBERS:
+                self._steps.set_postfix(numbers(), refresh=False)
+                self._numbers_at = now
+            self._steps.update(number - self._steps.n)
+
+        self._try(show)
 
     def epoch(self, number: int) -> None:
-        """After epoch `number`."""
-        self._epochs.update(number - self._epochs.n)
-        self._batches.reset()
+        """Show that `number` epochs are complete."""
 
-    def doing(self, what: str) -> None:
-        """What takes time between two batches."""
-        self._batches.set_description_str(what)
+        def show() -> None:
+            self._epochs.update(number - self._epochs.n)
+            self._steps.reset()
 
-    def say(self, line: str) -> None:
-        """A line that stays."""
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        self._try(show)
+
+    def activity(self, name: str) -> None:
+        """Show what takes time between two steps."""
+        self._try(lambda: self._steps.set_description_str(name))
 
     def close(self) -> None:
-        self._batches.close()
-        self._epochs.close()
+        """Remove the bar of the steps, and leave the bar of the epochs."""
+
+        def close() -> None:
+            self._steps.close()
+            self._epochs.close()
+
+        self._try(close)
+        self._enabled = False
+
+    def _try(self, action: Callable[[], object]) -> None:
+        if not self._enabled:
+            return
+        try:
+            action()
+        except Exception:  # whatever an output that has gone away raises
+            self._enabled = False

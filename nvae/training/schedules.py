@@ -1,4 +1,4 @@
-"""What changes as training goes, as pure functions of the position in it, counted in epochs and fractions of them."""
+"""Schedules of the learning rate and the KL warm-up: pure functions of the position, in epochs with fractions."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from nvae.schema import TrainingParameters
 
 
 class KLWarmup(NamedTuple):
-    """In epochs: how long the KL's weight stays at its smallest, and how long it takes from there to one."""
+    """The KL warm-up in epochs: how long the weight stays at its minimum, then how long it rises to 1."""
 
     delay: float
     rise: float
 
 
 def kl_warmup(schedule: TrainingParameters, steps_per_epoch: int) -> KLWarmup:
-    """The KL's warm-up, which a schedule gives in epochs, in steps, or as a portion of the training."""
+    """Return the KL warm-up of a schedule, which gives it in epochs, in steps, or as a portion of the training."""
     delay = schedule.warmup_delay_portion * schedule.epochs
     if schedule.warmup_portion is not None:
         return KLWarmup(delay, schedule.warmup_portion * schedule.epochs)
@@ -26,9 +26,10 @@ def kl_warmup(schedule: TrainingParameters, steps_per_epoch: int) -> KLWarmup:
 
 
 def learning_rate(epoch: float, schedule: TrainingParameters, steps_per_epoch: int) -> float:
-    """A linear rise, `learning_rate` as long as the KL warms up, if the schedule says so, then a cosine.
+    """Return the learning rate: 1. a linear rise, 2. constant until the KL warm-up ends, 3. a cosine.
 
-    The cosine ends at `learning_rate_min` with the last epoch.
+    The cosine reaches `learning_rate_min` at the end of the last epoch. With learning_rate_decay "after_its_warmup",
+    there is no second part.
     """
     highest, lowest = schedule.learning_rate, schedule.learning_rate_min
     rising = schedule.learning_rate_warmup_epochs

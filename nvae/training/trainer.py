@@ -1,9 +1,11 @@
-"""A training run: everything that evolves, one step of it, and how it is saved and continued."""
+"""The trainer: everything that evolves in training, one step, and saving and restoring the state."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,54 +18,39 @@ from nvae.data.images import Data, binarize, flip, to_float
 from nvae.devices import half_dtype
 from nvae.errors import UserError
 from nvae.models.families import build_model
-from nvae.objective import balanced_kl, elbo_terms, kl_coefficient, regularization_coefficient
+from nvae.models.hierarchy import HierarchicalVAE
+from nvae.objective import ElboTerms, balanced_kl, elbo_terms, kl_coefficient, regularization_coefficient
+from nvae.optim import OPTIMIZERS, build_optimizer, hyperparameters
 from nvae.schema import ModelConfig
 from nvae.seeds import seeded
 from nvae.training.schedules import kl_warmup, learning_rate
+from nvae.training.state import Progress, RunningMean, Snapshot, Stateful, find_mismatch
 
-EPSILON = 1e-3
-# What may differ between a checkpoint and the config that continues it: the schedule, and where the same images lie.
-FIXED_KEYS = {"training_parameters.seed", "training_parameters.spectral_scope"}
+# More than a search for the loss scale of float16 takes: from 2^16 down to 2^-24 it skips 40 steps.
+MAX_CONSECUTIVE_SKIPS = 100
+RECOVERY_ADVICE = (
+    "Continue from the last checkpoint, which is intact, with a lower training_parameters.learning_rate, a longer "
+    "learning_rate_warmup_epochs, or gradient_clipping (100, for example)."
+)
+# Between a checkpoint and the config that continues it, the schedule may differ, and the path of the same images.
+FIXED_KEYS = {
+    "training_parameters.seed",
+    "training_parameters.spectral_scope",
+    "training_parameters.optimizer",
+}
 
 
 def is_changeable(key: str) -> bool:
-    """Whether a dotted key may change in a run."""
+    """Return whether a dotted key of the config may change when a run continues."""
     return key == "dataset.path" or (key.startswith("training_parameters.") and key not in FIXED_KEYS)
 
 
-@dataclass
-class Averages:
-    """Averages over images of what the steps report, since the last `clear`."""
+class Trainer:
+    """A model in training on a data set.
 
-    images: int = 0
-    means: dict[str, Tensor] = field(default_factory=dict)
-
-    def add(self, values: dict[str, Tensor], images: int) -> None:
-        self.images += images
-        for key, value in values.items():
-            mean = self.means.setdefault(key, torch.zeros_like(value.detach(), dtype=torch.float32))
-            # Moved towards the new value: no large sums, so float32 is enough.
-            self.means[key] = mean + (value.detach() - mean) * (images / self.images)
-
-    def values(self) -> dict[str, Any]:
-        return {key: mean.tolist() for key, mean in self.means.items()}
-
-    def clear(self) -> None:
-        self.images, self.means = 0, {}
-
-
-@dataclass
-class Position:
-    """Where training stands: the next image is number `image` of the order of `epoch`."""
-
-    epoch: int = 0
-    image: int = 0
-    step: int = 0
-    images_seen: int = 0
-
-
-class Run:
-    """All that evolves in training a model on a data set, and the step that moves it."""
+    model: the weights that the optimizer changes. eval_model: the model for validation, pictures and the result.
+    progress, running_mean, metadata: see `state.py` and `checkpoint.save`.
+    """
 
     def __init__(self, config: ModelConfig, data: Data, device: torch.device) -> None:
         self.config = config
@@ -73,184 +60,268 @@ class Run:
         self.model = build_model(config).to(device)
         if self.batch_size == 1 and self.model.levels[0].resolution == 1:
             raise UserError(
-                "batch norm needs more than one value per channel, but the top level is 1 x 1 and a batch is one "
-                "image; choose a batch_size of at least 2, and have as many images, or fewer halvings."
+                "batch norm needs more than one value per channel: got a batch of one image and a top level of 1 x 1. "
+                "Set batch_size to 2 or more with at least as many images, or use fewer scales."
             )
         self.model.recompute_activations(self.schedule.use_tensor_checkpoints)
         self.regularizers = torch.nn.ModuleDict(self.model.regularization_terms())
-        self.optimizer = torch.optim.Adamax(
-            self.model.parameters(),
-            self.schedule.learning_rate,
-            eps=EPSILON,
-            weight_decay=self.schedule.weight_decay,
-            foreach=True,
-        )
+        self.optimizer = build_optimizer(self.model, self.schedule)
         self.half = half_dtype(device) if self.schedule.half_precision else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)
-        self.position = Position()
-        self.averages = Averages()
-        self.metadata: dict[str, Any] = {}  # facts about the model that are saved with the weights
+        self.progress = Progress()
+        self.running_mean = RunningMean()
+        self.metadata: dict[str, Any] = {}
+
+    @property
+    def eval_model(self) -> HierarchicalVAE:
+        """The model for validation, pictures and the result."""
+        return self.model
+
+    @property
+    def evolving(self) -> dict[str, Stateful]:
+        """Everything but weights and metadata that a checkpoint saves and restores, by its name in the file."""
+        return {
+            "optimizer": self.optimizer,
+            "regularizers": self.regularizers,
+            "scaler": self.scaler,
+            "progress": self.progress,
+            "running_mean": self.running_mean,
+        }
+
+    # ------------------------------------------------------------------------------------------- position, schedules
 
     @property
     def batch_size(self) -> int:
+        """Images per step: the config's, or all training images if there are fewer."""
         return min(self.schedule.batch_size, len(self.data.training))
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches only: what is left over waits for another epoch's order."""
+        """Full batches only: the remaining images wait for another epoch's order."""
         return len(self.data.training) // self.batch_size
 
     @property
     def epoch(self) -> float:
-        """The position in epochs, fractions counted."""
-        return self.position.epoch + self.position.image / (self.steps_per_epoch * self.batch_size)
+        """The position in epochs, with fractions."""
+        return self.progress.epoch + self.progress.image / (self.steps_per_epoch * self.batch_size)
 
     @property
-    def learning_rate(self) -> float:
+    def current_learning_rate(self) -> float:
         return learning_rate(self.epoch, self.schedule, self.steps_per_epoch)
 
     @property
-    def kl_coefficient(self) -> float:
+    def current_kl_coefficient(self) -> float:
         warmup = kl_warmup(self.schedule, self.steps_per_epoch)
         return kl_coefficient(self.epoch, warmup.rise, warmup.delay)
 
-    @property
-    def regularization_coefficient(self) -> float:
-        schedule = self.schedule
-        return regularization_coefficient(
-            schedule.regularization_constant, schedule.regularization_constant_initial, self.kl_coefficient
-        )
-
     def order(self) -> Tensor:
-        """The order of the training images in this epoch, a function of the seed and the epoch alone."""
-        generator = seeded(self.schedule.seed, "order", self.position.epoch)
+        """Return the order of the training images in this epoch, a function of the seed and the epoch alone."""
+        generator = seeded(self.schedule.seed, "order", self.progress.epoch)
         return torch.randperm(len(self.data.training), generator=generator)
 
-    def images_of(self, pixels: Tensor) -> Tensor:
-        """What the network is shown of uint8 pixels (B, C, S, S) at this step: turned round, binarized, in [0, 1]."""
-        images, dataset = to_float(pixels, self.device, self.config.pixel_bits), self.config.dataset
-        if dataset.horizontal_flip:
-            flips = seeded(self.schedule.seed, "flips", self.position.step, self.device)
-            images = flip(images, flips)
-        if dataset.binarize:
-            images = binarize(images, seeded(self.schedule.seed, "binarization", self.position.step, self.device))
-        return images
+    def batches(self) -> Iterator[Tensor]:
+        """Yield the next batch, uint8 (B, C, S, S), until the epoch ends. Call `step` with each before the next one."""
+        epoch, order = self.progress.epoch, self.order()
+        while self.progress.epoch == epoch:
+            first = self.progress.image
+            yield self.data.training[order[first : first + self.batch_size]]
 
-    def step(self, pixels: Tensor) -> dict[str, Tensor]:
-        """One training step on uint8 pixels (B, C, S, S); returns averages over the batch, on the device."""
+    # ----------------------------------------------------------------------------------------------------- one step
+
+    def inputs_and_targets(self, images_u8: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the encoder sees and what the likelihood is of, both (B, C, S, S) in [0, 1], at this step."""
+        seed, step, dataset = self.schedule.seed, self.progress.step, self.config.dataset
+        images = to_float(images_u8, self.device, self.config.pixel_bits)
+        if dataset.horizontal_flip:
+            images = flip(images, seeded(seed, "flips", step, self.device))
+        if dataset.binarize:
+            images = binarize(images, seeded(seed, "binarization", step, self.device))
+        return images, images
+
+    def step(self, images_u8: Tensor) -> dict[str, Any]:
+        """Take one training step on uint8 images (B, C, S, S) and return its metrics.
+
+        Tensors are means over the batch, on the device: loss, log_likelihood, kl_per_group (G,) and the gradient_norm
+        before clipping. Numbers: learning_rate and kl_coefficient of this step, skipped.
+        A step is skipped if the loss, the gradient or a buffer is not finite, or if the gradient norm exceeds
+        gradient_skip_threshold. A skipped step changes only the progress and the loss scale.
+        Raises UserError after 100 skipped steps in a row.
+        """
         schedule, model = self.schedule, self.model
         model.train()
-        images = self.images_of(pixels)
-        generator = seeded(schedule.seed, "training noise", self.position.step, self.device)
+        images, targets = self.inputs_and_targets(images_u8)
+        generator = seeded(schedule.seed, "training noise", self.progress.step, self.device)
         noise = model.draw_posterior_noise(len(images), generator)
-        for group in self.optimizer.param_groups:
-            group["lr"], group["weight_decay"] = self.learning_rate, schedule.weight_decay
+        rate, kl_weight = self.current_learning_rate, self.current_kl_coefficient
 
+        self._buffers.take()
         with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
-            result = model(images, noise)
-        terms = elbo_terms(result, images)
-        if schedule.kl_balancing:
-            kl = balanced_kl(terms.kl, model.levels, self.kl_coefficient)
-        else:
-            kl = self.kl_coefficient * terms.kl.sum(1)
-        loss = (schedule.kl_constant * kl - terms.log_likelihood).mean()
-        if schedule.regularization_constant:
-            regularization = sum(term() for term in self.regularizers.values())
-            loss = loss + self.regularization_coefficient * regularization
-
+            output = model(images, noise)
+        terms = elbo_terms(output, targets)
+        loss = self._loss(terms, kl_weight)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
-        if schedule.gradient_clipping is not None:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.gradient_clipping)
-        self.scaler.step(self.optimizer)
+        self.scaler.unscale_(self.optimizer)
+        gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        metrics = {
+            "loss": loss.detach(),
+            "log_likelihood": terms.log_likelihood.detach().mean(),
+            "kl_per_group": terms.kl.detach().mean(0),
+            "gradient_norm": gradient_norm,
+            "learning_rate": rate,
+            "kl_coefficient": kl_weight,
+            "skipped": self._must_skip(loss, gradient_norm),
+        }
+        if metrics["skipped"]:
+            self._buffers.restore()
+        else:
+            if schedule.gradient_clipping is not None:
+                torch.nn.utils.clip_grads_with_norm_(model.parameters(), schedule.gradient_clipping, gradient_norm)
+            for group in self.optimizer.param_groups:
+                group.update(hyperparameters(schedule, rate))
+            self.scaler.step(self.optimizer)
+            self.running_mean.add(metrics, len(images))
         self.scaler.update()
+        self._advance(len(images), metrics["skipped"])
+        self._refuse_too_many_skips(metrics)
+        return metrics
 
-        values = {"loss": loss, "log_likelihood": terms.log_likelihood.mean(), "kl_per_group": terms.kl.mean(0)}
-        self.averages.add(values, len(images))
-        self._advance(len(images))
-        return values
+    def _loss(self, terms: ElboTerms, kl_weight: float) -> Tensor:
+        schedule = self.schedule
+        if schedule.kl_balancing:
+            kl = balanced_kl(terms.kl, self.model.levels, kl_weight)
+        else:
+            kl = kl_weight * terms.kl.sum(1)
+        loss = (schedule.kl_constant * kl - terms.log_likelihood).mean()
+        if not schedule.regularization_constant:
+            return loss
+        coefficient = regularization_coefficient(
+            schedule.regularization_constant, schedule.regularization_constant_initial, kl_weight
+        )
+        return loss + coefficient * sum(term() for term in self.regularizers.values())
 
-    def _advance(self, images: int) -> None:
-        position = self.position
-        position.step += 1
-        position.images_seen += images
-        position.image += images
-        self._end_epoch_without_a_whole_batch()
+    @cached_property
+    def _buffers(self) -> Snapshot:
+        """What a forward pass changes: batch-norm statistics and the vectors of power iterations."""
+        return Snapshot([*self.model.buffers(), *self.regularizers.buffers()])
 
-    def _end_epoch_without_a_whole_batch(self) -> None:
-        if self.position.image + self.batch_size > len(self.data.training):
-            self.position.epoch, self.position.image = self.position.epoch + 1, 0
+    def _must_skip(self, loss: Tensor, gradient_norm: Tensor) -> bool:
+        # The only synchronization with the device in a step, at the end of the backward pass. With the norms and the
+        # copy of the buffers, 0.1 % of a step of quickstart on a CPU; not measured on CUDA yet.
+        numbers = torch.stack([loss.detach().float(), gradient_norm, self._buffers.largest().to(loss.device)]).tolist()
+        threshold = self.schedule.gradient_skip_threshold or math.inf
+        return numbers[1] > threshold or not all(map(math.isfinite, numbers))
 
-    # ------------------------------------------------------------------------------------------- on disk
+    def _refuse_too_many_skips(self, metrics: dict[str, Any]) -> None:
+        if self.progress.consecutive_skips < MAX_CONSECUTIVE_SKIPS:
+            return
+        threshold = self.schedule.gradient_skip_threshold
+        raise UserError(
+            f"{MAX_CONSECUTIVE_SKIPS} steps in a row were skipped, up to step {self.progress.step}: got a loss of "
+            f"{metrics['loss'].item():g} and a gradient norm of {metrics['gradient_norm'].item():g}, expected finite "
+            "numbers"
+            + (f" and a norm of at most gradient_skip_threshold, {threshold:g}" if threshold else "")
+            + f". {RECOVERY_ADVICE}"
+        )
+
+    def _advance(self, images: int, skipped: bool) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.images_seen += images
+        progress.image += images
+        progress.skipped_steps += skipped
+        progress.consecutive_skips = progress.consecutive_skips + 1 if skipped else 0
+        self._end_epoch_without_a_full_batch()
+
+    def _end_epoch_without_a_full_batch(self) -> None:
+        if self.progress.image + self.batch_size > len(self.data.training):
+            self.progress.epoch, self.progress.image = self.progress.epoch + 1, 0
+
+    # ------------------------------------------------------------------------------------------------------ on disk
 
     def save(self, path: Path) -> None:
-        """Write the checkpoint from which `resume` goes on exactly.
+        """Write the checkpoint from which `resume` continues exactly.
 
-        Raises CheckpointError, and UserError instead of replacing good weights by some that are not finite.
+        Raises CheckpointError, and UserError if the weights are not finite: the file at `path` then stays as it is.
         """
-        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
-            raise UserError(f"the weights are not finite any more, and were not saved; {how_to_go_on(path)}")
-        training = {
-            "position": vars(self.position).copy(),
-            "averages": vars(self.averages).copy(),
-            "optimizer": self.optimizer.state_dict(),
-            "regularizers": self.regularizers.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "data": self.data.fingerprint,
-        }
-        save(self.model, path, training, self.metadata)
+        if not all(tensor.isfinite().all() for tensor in self.model.state_dict().values()):
+            raise UserError(f"the weights are not finite at step {self.progress.step}. {RECOVERY_ADVICE}")
+        training = {name: part.state_dict() for name, part in self.evolving.items()}
+        save(self.model, path, training | {"data": self.data.fingerprint}, self.metadata)
 
-    def resume(self, path: Path) -> None:
-        """Go on from a checkpoint. Raises CheckpointError or UserError, saying what does not fit."""
+    def resume(self, path: Path) -> list[str]:
+        """Restore a checkpoint; return warnings. Raises CheckpointError or UserError and then changes nothing."""
         content = load(path)
         if "training" not in content:
-            raise CheckpointError(f"{path} is a model without a training state; continue from a .checkpoint file.")
+            raise CheckpointError(f"{path} is a model without a training state: expected a .checkpoint file.")
         refuse_changes(self.config, content["config"], path)
-        training = content["training"]
-        if training.get("data") != self.data.fingerprint:
+        training, warnings = content["training"], []
+        regularizers = self.regularizers.state_dict()
+        if content["version"] == 1 and find_mismatch(training.get("regularizers"), regularizers, ""):
+            training = training | {"regularizers": regularizers}
+            warnings.append(
+                f"{path} was written by version 1, which regularized other convolutions: the power iterations of the "
+                "spectral regularization start anew."
+            )
+        if mismatch := find_mismatch(training, self._template(training), "training"):
+            raise CheckpointError(
+                f"{path} holds a training state that does not fit: {mismatch}. Use the program that wrote the file, or "
+                "start over."
+            )
+        if training["data"] != self.data.fingerprint:
             raise UserError(
-                f"the images of the data set {self.config.dataset.name} are not those that {path} was "
-                "trained on; bring the old ones back, or start over with --fresh."
+                f"the images of the data set {self.config.dataset.name} are not those that {path} was trained on. "
+                "Restore the old images, or start over."
             )
         restore(self.model, content, path)
         self.metadata = content["metadata"]
-        try:
-            if "regularizers" in training:  # missing where an earlier version regularized other convolutions
-                self.regularizers.load_state_dict(training["regularizers"])
-            self.optimizer.load_state_dict(training["optimizer"])
-            if training["scaler"] and self.scaler.is_enabled():
-                self.scaler.load_state_dict(training["scaler"])
-            self.position = Position(**training["position"])
-            self.averages = Averages(
-                training["averages"]["images"],
-                {key: mean.to(self.device) for key, mean in training["averages"]["means"].items()},
-            )
-            self._end_epoch_without_a_whole_batch()  # the batch size may have grown
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{path} holds the training state of other code ({error}); start over with --fresh, or use the program "
-                "that wrote it."
-            ) from error
+        for name, part in self.evolving.items():
+            if name != "scaler" or (training["scaler"] and self.scaler.is_enabled()):
+                part.load_state_dict(training[name])
+        self._end_epoch_without_a_full_batch()  # the batch size may have grown
+        return warnings
 
+    def _template(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """Return a training state with the trainer's shapes, and with those keys that may differ taken from `saved`."""
+        own = {name: part.state_dict() for name, part in self.evolving.items()} | {"data": ""}
+        if isinstance(saved.get("scaler"), dict) and not (saved["scaler"] and own["scaler"]):
+            own["scaler"] = saved["scaler"]  # written on a device that needs no loss scale, or continued on one
+        own["running_mean"] = RunningMean.template(saved.get("running_mean"), len(self.model.groups))
+        if isinstance(saved.get("optimizer"), dict):
+            progress = saved.get("progress")
+            steps_taken = isinstance(progress, dict) and progress.get("step") != progress.get("skipped_steps")
+            own["optimizer"] = self._optimizer_template(saved["optimizer"], own["optimizer"], steps_taken)
+        return own
 
-def how_to_go_on(path: Path) -> str:
-    """What to do after training went wrong."""
-    return (
-        f"{path} still holds those from before: go on from it with a lower learning_rate, a longer "
-        "learning_rate_warmup_epochs or gradient_clipping, such as --set training_parameters.gradient_clipping=100."
-    )
+    def _optimizer_template(self, saved: dict[str, Any], own: dict[str, Any], steps_taken: bool) -> dict[str, Any]:
+        moments, saved_states = OPTIMIZERS[self.schedule.optimizer].moments, saved.get("state")
+        states = {i: dict.fromkeys(moments, parameter) for i, parameter in enumerate(self.model.parameters())}
+        if isinstance(saved_states, dict) and (saved_states or not steps_taken):
+            # A parameter without a gradient has no state, and before the first step none has.
+            states = {i: state for i, state in states.items() if i in saved_states}
+            for i, state in states.items():
+                counts = saved_states[i] if isinstance(saved_states[i], dict) else {}
+                states[i] = {name: torch.zeros(()) for name in counts} | {"step": torch.zeros(())} | state
+        groups = own["param_groups"]
+        saved_groups = saved.get("param_groups")
+        if isinstance(saved_groups, list) and len(saved_groups) == len(groups):
+            # Versions of torch differ in their options. Those that the config decides are set at every step.
+            groups = [
+                {key: group.get(key, value) for key, value in saved.items()} | {"params": group["params"]}
+                for group, saved in zip(groups, saved_groups, strict=True)
+                if isinstance(saved, dict)
+            ]
+        return {"state": states, "param_groups": groups}
 
 
 def refuse_changes(config: ModelConfig, saved: ModelConfig, path: Path) -> None:
-    """Raise UserError when a config differs from a checkpoint's in more than the schedule, naming the keys."""
+    """Raise UserError if a config differs from a checkpoint's in a key that may not change, naming the keys."""
     now, then = flat(config.model_dump()), flat(saved.model_dump())
-    keys = now | then  # those of two data sets differ
-    changed = [key for key in keys if now.get(key) != then.get(key) and not is_changeable(key)]
+    changed = [k for k in now | then if now.get(k) != then.get(k) and not is_changeable(k)]
     if changed:
         keys = ", ".join(f"{key} (was {then.get(key)}, is {now.get(key)})" for key in changed)
+        fixed = " and ".join(sorted(key.partition(".")[2] for key in FIXED_KEYS))
         raise UserError(
-            f"the config has changed since {path} was made: {keys}; only dataset.path and the keys of "
-            "training_parameters other than seed and spectral_scope may change in a run: change these back, or start "
-            "over with --fresh."
+            f"the config has changed since {path} was written: {keys}. Only dataset.path and the keys of "
+            f"training_parameters other than {fixed} may change in a run. Undo the change, or start over."
         )

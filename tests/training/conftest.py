@@ -6,12 +6,12 @@ import torch
 
 from nvae.data.images import Data
 from nvae.schema import ModelConfig
-from nvae.training.trainer import Run
+from nvae.training.trainer import Trainer
 
 
 @pytest.fixture
 def schedule() -> dict[str, Any]:
-    """Training parameters in which everything that evolves matters within a few steps."""
+    """Training parameters with which everything that evolves matters within a few steps."""
     return {"batch_size": 4, "epochs": 3, "warmup_epochs": 2.0, "regularization_constant": 0.1, "learning_rate": 0.01}
 
 
@@ -19,16 +19,18 @@ def schedule() -> dict[str, Any]:
 def data() -> Data:
     """Fourteen training images: three batches of four, two images left over in each epoch."""
     generator = torch.Generator().manual_seed(1)
-    pixels = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8, generator=generator)
-    return Data(pixels[:14], pixels[14:])
+    images = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    return Data(images[:14], images[14:])
 
 
 @pytest.fixture
-def make_run(make_config: Callable[..., ModelConfig], schedule: dict[str, Any], data: Data) -> Callable[..., Run]:
-    """A function: a fresh run, with some training parameters changed, and some keys of the `model`'s config."""
+def make_trainer(
+    make_config: Callable[..., ModelConfig], schedule: dict[str, Any], data: Data
+) -> Callable[..., Trainer]:
+    """A function: a new trainer, with some training parameters changed, and some keys of the `model`'s config."""
 
-    def make(model: dict[str, Any] | None = None, **changes: Any) -> Run:
+    def make(model: dict[str, Any] | None = None, **changes: Any) -> Trainer:
         config = make_config(training_parameters=schedule | changes, **(model or {}))
-        return Run(config, data, torch.device("cpu"))
+        return Trainer(config, data, torch.device("cpu"))
 
     return make

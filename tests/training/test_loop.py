@@ -1,18 +1,48 @@
-import json
+import math
+import os
+import signal
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from nvae.checkpoint import load, load_model_and_metadata
+from nvae.data.images import to_float
+from nvae.errors import UserError
 from nvae.evaluation.likelihood import evaluate
-from nvae.training import loop
-from nvae.training.loggers import Records, read_metrics
-from nvae.training.loop import checkpoint_due, train
+from nvae.inference.reconstruction import reconstruct
+from nvae.tools.grids import grid
+from nvae.training import loop, memory
+from nvae.training.loggers import read_metrics
+from nvae.training.loop import Stopped, checkpoint_due, train
+from nvae.training.previews import draw_reconstructions
+from nvae.training.trainer import Trainer
+
+from .helpers import advance
 
 
-def position_after(run, steps):
-    for _ in range(steps):
-        first = run.position.image
-        run.step(run.data.training[run.order()[first : first + run.batch_size]])
+@pytest.fixture
+def run(make_config, schedule, data, tmp_path, monkeypatch):
+    """A function: train the tiny config in tmp_path with some parameters changed; returns the path and the events."""
+    monkeypatch.setattr(loop, "load_data", lambda config, progress: data)
+
+    def run(model=None, fresh=False, on_event=None, **changes):
+        config, events = make_config(training_parameters=schedule | changes, **(model or {})), []
+        options = {"folder": tmp_path, "progress": False, "on_event": on_event or events.append}
+        return train(config, "small", "cpu", fresh, **options), events
+
+    return run
+
+
+def warnings_of(events):
+    return [event.text for event in events if event.kind == "warning"]
+
+
+def metrics_of(folder):
+    lines, damaged = read_metrics(folder / "runs" / "small" / "metrics.jsonl", 4)
+    assert not damaged
+    return lines
 
 
 @pytest.mark.parametrize(
@@ -26,78 +56,193 @@ def position_after(run, steps):
         ({"epochs_per_checkpoint": 2, "images_per_checkpoint": 20}, [5, 6, 9]),
     ],
 )
-def test_checkpoints_are_due_by_epochs_by_images_and_at_the_end(make_run, changes, due):
-    run = make_run(**changes)
-    found = []
+def test_checkpoint_due_by_epochs_by_images_and_at_the_end(make_trainer, changes, due):
+    trainer, steps = make_trainer(**changes), []
     for step in range(1, 10):
-        position_after(run, 1)
-        if checkpoint_due(run):
-            found.append(step)
-    assert found == due
+        advance(trainer, 1)
+        if checkpoint_due(trainer):
+            steps.append(step)
+    assert steps == due
 
 
-@pytest.fixture
-def trained(make_run, data, tmp_path, monkeypatch):
-    """The run and the metrics of a whole small training."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop, "load_data", lambda config: data)
-    config = make_run().config
-    train(config, "small", "cpu")
-    return config, read_metrics(tmp_path / "runs" / "small" / "metrics.jsonl")
+def test_train_records_metrics_and_validation(run, data, tmp_path, capfd):
+    path, events = run()
+    assert path == tmp_path / "saved_weights" / "final_result_small.model"
+    assert capfd.readouterr() == ("", "")
+    lines = metrics_of(tmp_path)
+    assert [line["step"] for line in lines] == [3, 6, 9]
+    for line in lines:
+        assert line["kl"] == pytest.approx(sum(line["kl_per_group"]), rel=1e-6)
+        assert line["elbo"] == pytest.approx(line["log_likelihood"] - line["kl"], rel=1e-5)
+        assert line["bits_per_dimension"] > 0
+        assert line["gradient_norm_max"] >= line["gradient_norm"] > 0
+        assert line["skipped_steps"] == 0
+    assert [event.metrics for event in events if event.kind == "metrics"] == lines
+    assert warnings_of(events) == []
+    # Validation is on the validation images, and checkpoint and result know what every group is worth there.
+    model, metadata = load_model_and_metadata(tmp_path / "saved_weights" / "small.checkpoint")
+    evaluation = evaluate(model, data.validation, 4)
+    assert lines[-1]["validation_elbo"] == pytest.approx(evaluation.elbo.mean, rel=1e-5)
+    assert metadata["kl_per_group"] == pytest.approx(evaluation.kl_per_group, rel=1e-5)
+    assert metadata == load_model_and_metadata(path)[1]
 
 
-def test_the_numbers_are_those_of_the_bound(trained, data):
-    _, metrics = trained
-    for entry in metrics:
-        assert entry["kl"] == pytest.approx(sum(entry["kl_per_group"]), rel=1e-6)
-        assert entry["elbo"] == pytest.approx(entry["log_likelihood"] - entry["kl"], rel=1e-5)
-        assert entry["kl"] > 0
-    assert [entry["step"] for entry in metrics] == [3, 6, 9]
+def test_train_line_has_means_and_maximum_of_its_steps(run, make_trainer, tmp_path):
+    run()
+    trainer = make_trainer()
+    for line in metrics_of(tmp_path):
+        steps = advance(trainer, 3)
+        norms = [metrics["gradient_norm"].item() for metrics in steps]
+        assert line["gradient_norm"] == pytest.approx(sum(norms) / 3, rel=1e-5)
+        assert line["gradient_norm_max"] == max(norms)
+        assert line["loss"] == pytest.approx(sum(metrics["loss"].item() for metrics in steps) / 3, rel=1e-5)
+        assert line["learning_rate"] == steps[-1]["learning_rate"]
 
 
-def test_validation_is_on_the_validation_images(trained, data):
-    from nvae.checkpoint import load_model_and_metadata, model_path
-
-    _, metrics = trained
-    model, metadata = load_model_and_metadata("saved_weights/small.checkpoint")
-    found = evaluate(model, data.validation, 4)
-    assert metrics[-1]["validation_elbo"] == pytest.approx(found.elbo.mean, rel=1e-5)
-    assert metrics[-1]["validation_elbo"] != pytest.approx(evaluate(model, data.training, 4).elbo.mean, rel=1e-3)
-    # Checkpoint and result know what every group is worth there, as of their own weights.
-    assert metadata["kl_per_group"] == pytest.approx(found.kl_per_group, rel=1e-5)
-    assert metadata["kl_per_group"] != pytest.approx(metrics[-2]["validation_kl_per_group"], rel=1e-2)
-    assert metadata == load_model_and_metadata(model_path("small"))[1]
-
-
-def test_metrics_after_the_checkpoint_are_forgotten(trained, tmp_path):
-    config, metrics = trained
-    file = tmp_path / "runs" / "small" / "metrics.jsonl"
-    with file.open("a") as lines:
-        lines.write(json.dumps(metrics[-1] | {"step": 12}) + "\n" + '{"step": 15, "lo')
-    records = Records("small", config, 9)
-    records.close()
-    assert [entry["step"] for entry in read_metrics(file)] == [3, 6, 9]
+def test_train_draws_samples_numbered_and_a_film(run, tmp_path):
+    run()
+    folder = tmp_path / "runs" / "small"
+    assert sorted(os.listdir(folder / "samples")) == ["step_00000006.png", "step_00000009.png"]
+    with Image.open(folder / "samples" / "step_00000009.png") as picture:
+        assert picture.size == (32, 32)  # four temperatures, four images each
+        assert picture.text["step"] == "9"
+    with Image.open(folder / "samples.gif") as film:
+        assert film.n_frames >= 2
+    assert {"samples.png", "reconstructions.png", "kl_per_group.png", "bits_per_dimension.png"} < set(
+        os.listdir(folder)
+    )
 
 
-def test_tensorboard_gets_the_numbers_when_it_is_installed(trained, tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    events = accumulator.EventAccumulator(str(tmp_path / "runs" / "small")).Reload()
-    assert [scalar.step for scalar in events.Scalars("elbo")] == [3, 6, 9]
-    assert "kl_per_group/0" in events.Tags()["scalars"]
+def test_train_continues_to_more_epochs_and_names_a_number_that_works(run, tmp_path):
+    run()
+    _, events = run(epochs=2)
+    assert any("more than 3" in event.text for event in events)
+    run(epochs=4)
+    assert load(tmp_path / "saved_weights" / "small.checkpoint")["training"]["progress"]["epoch"] == 4
+    assert [line["step"] for line in metrics_of(tmp_path)] == [3, 6, 9, 12]
 
 
-def test_reconstructions_stand_below_their_images(make_model, data, tmp_path):
-    import numpy as np
-    from PIL import Image
+def test_train_fresh_keeps_the_earlier_files(run, tmp_path):
+    run(epochs=1)
+    before = (tmp_path / "saved_weights" / "small.checkpoint").read_bytes()
+    run(epochs=1, fresh=True)
+    assert (tmp_path / "saved_weights" / "small.checkpoint.1").read_bytes() == before
+    assert (tmp_path / "saved_weights" / "final_result_small.model.1").exists()
+    assert (tmp_path / "runs" / "small.1" / "metrics.jsonl").exists()
 
-    from nvae.data.images import to_float
-    from nvae.inference.reconstruction import reconstruct
-    from nvae.tools.grids import grid
-    from nvae.training.previews import draw_reconstructions
 
+def test_train_stopped_by_a_signal_continues_as_one_run(run, tmp_path, monkeypatch):
+    run()
+    whole, lines = load(tmp_path / "saved_weights" / "small.checkpoint")["weights"], metrics_of(tmp_path)
+    step = Trainer.step
+
+    def interrupted(trainer, images_u8):
+        if trainer.progress.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, images_u8)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    with pytest.raises(Stopped) as stopped:
+        run(fresh=True)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert load(tmp_path / "saved_weights" / "small.checkpoint")["training"]["progress"]["step"] == 5
+    monkeypatch.setattr(Trainer, "step", step)
+    run()
+    resumed = load(tmp_path / "saved_weights" / "small.checkpoint")["weights"]
+    assert all(torch.equal(whole[name], tensor) for name, tensor in resumed.items())
+    for before, after in zip(lines, metrics_of(tmp_path), strict=True):
+        assert before | {"images_per_second": 0} == after | {"images_per_second": 0}
+
+
+def test_train_calibrates_a_new_model_once(run, data, monkeypatch):
+    from nvae.models.nvae.network import NVAE
+
+    calls = []
+    monkeypatch.setattr(NVAE, "calibrate", lambda model, images_u8: calls.append(images_u8))
+    run(epochs=1)
+    run(epochs=2)
+    assert len(calls) == 1
+    assert torch.equal(calls[0], data.training)
+
+
+# ------------------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_train_stops_after_skipped_steps_and_keeps_the_checkpoint(run, tmp_path):
+    run(epochs=1)
+    path = tmp_path / "saved_weights" / "small.checkpoint"
+    weights = load(path)["weights"]
+    with pytest.raises(UserError, match="gradient_skip_threshold"):
+        run(epochs=60, gradient_skip_threshold=1e-9)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in load(path)["weights"].items())
+
+
+def test_train_refuses_a_validation_that_is_not_finite(run, tmp_path):
+    run(epochs=1)
+    before = (tmp_path / "saved_weights" / "small.checkpoint").read_bytes()
+    with pytest.raises(UserError, match="learning_rate"):
+        run(learning_rate=1e30)
+    assert (tmp_path / "saved_weights" / "small.checkpoint").read_bytes() == before
+
+
+def test_train_warns_of_a_diverged_model(run):
+    _, events = run(learning_rate=3.0)
+    assert sum("divergence" in warning for warning in warnings_of(events)) >= 1
+
+
+@pytest.mark.parametrize("failing", ["draw_samples", "draw_curves", "draw_film", "save_report"])
+def test_train_survives_errors_while_drawing(run, monkeypatch, failing):
+    def fail(*_):
+        raise ValueError("no such backend")
+
+    monkeypatch.setattr(loop, failing, fail)
+    path, events = run()
+    assert path.exists()
+    assert len(warnings_of(events)) == 1
+    assert "no such backend" in warnings_of(events)[0]
+
+
+def test_train_survives_a_failing_receiver_of_events(run):
+    def gone(event):
+        raise BrokenPipeError
+
+    with pytest.warns(UserWarning, match="BrokenPipe"):
+        path, _ = run(on_event=gone)
+    assert path.exists()
+
+
+def test_train_survives_a_run_folder_that_cannot_be_written(run, tmp_path):
+    (tmp_path / "runs").write_text("")
+    path, events = run()
+    assert path.exists()
+    assert warnings_of(events)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_train_explains_out_of_memory(run, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Trainer, "step", fail)
+    with pytest.raises(UserError, match="batch_size.*use_tensor_checkpoints"):
+        run()
+
+
+def test_train_warns_of_too_little_memory(run, monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 2**20)
+    _, events = run(epochs=1)
+    assert sum("batch_size" in warning for warning in warnings_of(events)) == 1
+
+
+def test_available_bytes_of_this_machine_are_plausible():
+    assert 2**28 < memory.available_bytes(torch.device("cpu")) < 2**50
+
+
+def test_reconstructions_are_below_their_images(make_model, data, tmp_path):
     model = make_model()
-    draw_reconstructions(model, data, tmp_path / "a.png", step=1)
+    draw_reconstructions(model, data, tmp_path, step=1)
     originals = to_float(data.validation, "cpu")
     expected = grid(torch.cat([originals, reconstruct(model, originals)]), 6, 96, ["image", "model"])
-    with Image.open(tmp_path / "a.png") as picture:
+    with Image.open(tmp_path / "reconstructions.png") as picture:
         assert np.array_equal(np.asarray(picture), np.asarray(expected))
+    assert math.prod(picture.size) > 0

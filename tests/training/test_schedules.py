@@ -10,30 +10,27 @@ SCHEDULE = TrainingParameters(
 )
 
 
-def test_the_learning_rate_rises_linearly_and_never_is_zero():
+def test_learning_rate_rises_linearly_above_zero():
     assert learning_rate(1.0, SCHEDULE, 100) == pytest.approx(0.005)
     assert learning_rate(0.5, SCHEDULE, 100) == pytest.approx(0.0025)
     assert learning_rate(0.0, SCHEDULE, 100) > 0
 
 
-def test_it_stays_while_the_kl_warms_up():
+def test_learning_rate_is_constant_during_the_kl_warmup():
     assert {learning_rate(epoch, SCHEDULE, 100) for epoch in (2.0, 5.5, 10.0)} == {0.01}
 
 
-def test_then_it_follows_a_cosine_to_the_minimum():
+def test_learning_rate_cosine_reaches_the_minimum():
     assert learning_rate(20.0, SCHEDULE, 100) == pytest.approx((0.01 + 0.001) / 2)
     assert learning_rate(15.0, SCHEDULE, 100) == pytest.approx(0.001 + 0.009 * (1 + math.cos(math.pi / 4)) / 2)
     assert learning_rate(30.0, SCHEDULE, 100) == pytest.approx(0.001)
     assert learning_rate(31.0, SCHEDULE, 100) == pytest.approx(0.001)
 
 
-def test_a_warm_up_longer_than_the_training_keeps_the_rate():
+def test_learning_rate_is_constant_if_the_warmup_exceeds_the_training():
     short = SCHEDULE.model_copy(update={"epochs": 5})
     assert learning_rate(4.9, short, 100) == 0.01
     assert learning_rate(5.0, short, 100) == 0.01
-
-
-# ------------------------------------------------------------------------------------------------ the KL's warm-up
 
 
 @pytest.mark.parametrize(
@@ -50,13 +47,13 @@ def test_a_warm_up_longer_than_the_training_keeps_the_rate():
     ],
     ids=str,
 )
-def test_the_kls_warm_up_is_given_in_epochs_in_steps_or_as_a_portion(changes, expected):
+def test_kl_warmup_in_epochs_in_steps_or_as_a_portion(changes, expected):
     """Of 30 epochs of 100 steps each; the delay is a portion always."""
     warmup = kl_warmup(TrainingParameters(epochs=30, **changes), 100)
     assert (warmup.delay, warmup.rise) == pytest.approx(expected)
 
 
-def test_a_warm_up_in_steps_takes_more_epochs_of_fewer_steps():
+def test_kl_warmup_in_steps_takes_more_epochs_of_fewer_steps():
     schedule = TrainingParameters(epochs=30, warmup_steps=250)
     assert [kl_warmup(schedule, steps).rise for steps in (1, 10, 500)] == [250, 25, 0.5]
 
@@ -71,13 +68,13 @@ def test_a_warm_up_in_steps_takes_more_epochs_of_fewer_steps():
     ],
     ids=str,
 )
-def test_the_learning_rate_falls_after_the_kls_warm_up_however_that_is_given(changes):
+def test_learning_rate_falls_after_any_kind_of_kl_warmup(changes):
     schedule = SCHEDULE.model_copy(update=changes)
     assert {learning_rate(epoch, schedule, 100) for epoch in (2.0, 5.5, 9.99)} == {0.01}
     assert learning_rate(20.0, schedule, 100) == pytest.approx((0.01 + 0.001) / 2)
 
 
-def test_or_it_falls_after_its_own_warm_up():
+def test_learning_rate_falls_after_its_own_warmup():
     schedule = SCHEDULE.model_copy(update={"learning_rate_decay": "after_its_warmup"})
     assert learning_rate(1.0, schedule, 100) == pytest.approx(0.005)
     assert learning_rate(2.0, schedule, 100) == 0.01
@@ -90,7 +87,7 @@ def test_or_it_falls_after_its_own_warm_up():
     assert learning_rate(15.0, without_rise, 100) == pytest.approx((0.01 + 0.001) / 2)
 
 
-def test_a_rise_longer_than_the_kls_warm_up_is_not_cut_off():
+def test_learning_rate_rise_may_exceed_the_kl_warmup():
     schedule = SCHEDULE.model_copy(update={"learning_rate_warmup_epochs": 14.0})
     assert learning_rate(12.0, schedule, 100) == pytest.approx(0.01 * 12 / 14)
     assert learning_rate(14.0, schedule, 100) == 0.01
@@ -98,7 +95,7 @@ def test_a_rise_longer_than_the_kls_warm_up_is_not_cut_off():
 
 
 @pytest.mark.parametrize("decay", ["after_kl_warmup", "after_its_warmup"])
-def test_the_learning_rate_has_no_jumps_after_its_first_steps(decay):
+def test_learning_rate_is_continuous(decay):
     schedule = SCHEDULE.model_copy(update={"learning_rate_decay": decay})
     rates = [learning_rate(step / 100, schedule, 100) for step in range(1, 3100)]
     assert max(abs(b - a) for a, b in zip(rates, rates[1:], strict=False)) < 1e-4

@@ -1,0 +1,115 @@
+"""From the metrics of steps to a line of metrics.jsonl, a text, and warnings about the state of the training."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from torch import Tensor
+
+from nvae.schema import ModelConfig
+from nvae.training.trainer import Trainer
+
+COLLAPSED_KL = 0.01  # nats per image
+DIVERGED_BITS = 4  # bits per dimension above those of the uniform distribution
+
+
+def with_bound(values: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
+    """Add kl, elbo and bits_per_dimension to metrics with log_likelihood and kl_per_group; tensors become numbers."""
+    values = {key: value.tolist() if isinstance(value, Tensor) else value for key, value in values.items()}
+    kl = sum(values["kl_per_group"])
+    elbo = values["log_likelihood"] - kl
+    dimensions = trainer.data.training[0].numel()
+    bits = trainer.model.likelihood.bits_per_dimension(-elbo, dimensions)
+    return values | {"kl": kl, "elbo": elbo, "bits_per_dimension": bits}
+
+
+def metrics_line(trainer: Trainer, last_step: dict[str, Any], clock: Clock) -> dict[str, Any]:
+    """Return the line of the steps since `trainer.running_mean` was cleared. last_step: what the last step returned.
+
+    Without a step that was not skipped, the line has no means.
+    """
+    means = trainer.running_mean.values()
+    return {
+        "step": trainer.progress.step,
+        "epoch": round(trainer.epoch, 4),
+        "images": trainer.progress.images_seen,
+        **(with_bound(means, trainer) if means else {}),
+        **{key: value for key, value in last_step.items() if isinstance(value, float)},  # of the schedules
+        "skipped_steps": trainer.progress.skipped_steps,
+        "images_per_second": round(clock.images_per_second(), 2),
+    }
+
+
+def metrics_text(line: dict[str, Any], epochs: int) -> str:
+    """Return a line of metrics for people."""
+    text = f"epoch {line['epoch']:g}/{epochs}: "
+    if "loss" in line:
+        text += f"loss {line['loss']:.1f}, KL {line['kl']:.1f}, {line['bits_per_dimension']:.3f} bits/dim, "
+        text += f"gradient norm {line['gradient_norm']:.3g}, "
+    text += f"{line['images_per_second']:.1f} images/s"
+    if line["skipped_steps"]:
+        text += f", {line['skipped_steps']} steps skipped"
+    if "validation_elbo" in line:
+        text += f"; validation: ELBO {line['validation_elbo']:.1f} nats, "
+        text += f"{line['validation_bits_per_dimension']:.3f} bits/dim"
+    return text
+
+
+def health_warnings(
+    kl_per_group: list[float], bits_per_dimension: float, config: ModelConfig, warmed_up: bool
+) -> dict[str, str]:
+    """Return warnings, by their kind, about validation results that are finite but of a useless model.
+
+    warmed_up: whether the KL warm-up is over; before, a small KL is no failure.
+    """
+    warnings = {}
+    if warmed_up and max(kl_per_group) < COLLAPSED_KL:
+        warnings["collapse"] = (
+            f"KL collapse: the KL of every latent group is below {COLLAPSED_KL} nats, so the latents say nothing "
+            "about the images. Start over with a longer KL warm-up (training_parameters.warmup_epochs), kl_balancing, "
+            "or a kl_constant below 1."
+        )
+    limit = config.pixel_bits + DIVERGED_BITS
+    if bits_per_dimension > limit:
+        warnings["divergence"] = (
+            f"divergence: got {bits_per_dimension:.1f} bits/dim on the validation images, where a uniform distribution "
+            f"has {config.pixel_bits}. Start over with a lower training_parameters.learning_rate, a longer "
+            "learning_rate_warmup_epochs, or gradient_clipping."
+        )
+    return warnings
+
+
+class Clock:
+    """Measures images per second of the training steps, without validation and pictures."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the time and images so far."""
+        self._images, self._seconds, self._since = 0, 0.0, time.perf_counter()
+
+    def step(self, images: int) -> None:
+        """Count the images of a step."""
+        self._images += images
+
+    def stop(self) -> None:
+        """Stop the time."""
+        self._seconds += time.perf_counter() - self._since
+
+    def start(self) -> None:
+        """Continue the time after `stop`."""
+        self._since = time.perf_counter()
+
+    def images_per_second(self) -> float:
+        """Return the mean rate since the last reset."""
+        seconds = self._seconds or time.perf_counter() - self._since
+        return self._images / max(seconds, 1e-9)
+
+    def time_left(self, images: int) -> str:
+        """Return the time that so many images take, for people."""
+        seconds = max(images, 0) / max(self.images_per_second(), 1e-9)
+        if seconds > 5400:
+            return f"{seconds / 3600:.1f} h"
+        return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"

@@ -1,0 +1,49 @@
+"""What the tests of training share: keys of configs, steps, and all numbers of a trainer."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from nvae.training.trainer import Trainer
+
+NVLABS = {"style": "nvlabs", "n_mix": 2, "num_flows": 1}
+TOY_FACES = {"name": "toy_faces"}
+
+
+def advance(trainer: Trainer, steps: int) -> list[dict[str, Any]]:
+    """Take some steps; return their metrics."""
+    return [trainer.step(next(trainer.batches())) for _ in range(steps)]
+
+
+def flat_state(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of nested dictionaries and lists, tensors copied, with their dotted names."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from flat_state(part, f"{key}.{name}")
+    elif isinstance(value, list | tuple):
+        for i, part in enumerate(value):
+            yield from flat_state(part, f"{key}.{i}")
+    else:
+        yield key, value.clone() if torch.is_tensor(value) else value
+
+
+def everything(trainer: Trainer) -> dict[str, Any]:
+    """All numbers of a trainer, by name."""
+    parts = {name: part.state_dict() for name, part in trainer.evolving.items()}
+    return dict(flat_state(parts | {"weights": trainer.model.state_dict()}))
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    """The names of numbers that differ between two results of `everything`."""
+
+    def same(a: Any, b: Any) -> bool:
+        return torch.equal(a, b) if torch.is_tensor(a) and torch.is_tensor(b) else a is b or a == b
+
+    return {key for key in before | after if not same(before.get(key), after.get(key))}
+
+
+def gradient_norm(trainer: Trainer) -> float:
+    """The norm of the gradients that a step has left."""
+    return math.sqrt(sum(p.grad.square().sum().item() for p in trainer.model.parameters() if p.grad is not None))

@@ -1,0 +1,115 @@
+import json
+
+import pytest
+from PIL import Image
+
+from nvae.training import loggers
+from nvae.training.loggers import RunLogger, read_metrics
+
+LINE = {"step": 3, "epoch": 1.0, "loss": 2.5, "kl_per_group": [0.5, 1.5]}
+
+
+def run_logger(config, folder, step=9):
+    warnings = []
+    return RunLogger(folder, config, step, 2, warnings.append), warnings
+
+
+def test_run_logger_removes_lines_after_the_step(config, tmp_path):
+    lines = [LINE | {"step": step} for step in (3, 9, 12)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    logger, warnings = run_logger(config, tmp_path)
+    logger.log(LINE | {"step": 10})
+    logger.close()
+    assert read_metrics(tmp_path / "metrics.jsonl", 2) == ([*lines[:2], LINE | {"step": 10}], 0)
+    assert logger.metrics == [*lines[:2], LINE | {"step": 10}]
+    assert warnings == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"\x00\xff\xfe",
+        b"null",
+        b"[1, 2]",
+        b"7",
+        b'"text"',
+        b'{"step": 3, "lo',
+        b'{"epoch": 1.0}',
+        b'{"step": "3", "epoch": 1.0}',
+        b'{"step": 3.5, "epoch": 1.0}',
+        b'{"step": true, "epoch": 1.0}',
+        b'{"step": 3, "epoch": "x"}',
+        b'{"step": 3, "epoch": 1.0, "loss": "x"}',
+        b'{"step": 3, "epoch": 1.0, "loss": NaN}',
+        b'{"step": 3, "epoch": 1.0, "loss": 1e999}',
+        b'{"step": 3, "epoch": 1.0, "loss": {}}',
+        b'{"step": 3, "epoch": 1.0, "kl_per_group": [1.0]}',
+        b'{"step": 3, "epoch": 1.0, "kl_per_group": 1.0}',
+        b'{"step": 3, "epoch": 1.0, "kl_per_group": [1.0, null]}',
+        b'{"step": 3, "epoch": ' + b"1" * 5000 + b"}",
+        b"[" * 100_000,
+    ],
+    ids=lambda damage: damage[:60],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_run_logger_leaves_out_damaged_lines_with_one_warning(config, tmp_path, damage, first):
+    whole = json.dumps(LINE).encode()
+    lines = [damage, whole, damage] if first else [whole, damage]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    logger, warnings = run_logger(config, tmp_path)
+    logger.close()
+    assert len(warnings) == 1
+    assert read_metrics(tmp_path / "metrics.jsonl", 2) == ([LINE], 0)
+
+
+def test_run_logger_a_failing_logger_is_one_warning(config, tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, folder, step):
+            pass
+
+        def log(self, metrics):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loggers, "LOGGERS", [Full, *loggers.LOGGERS])
+    logger, warnings = run_logger(config, tmp_path)
+    for step in (10, 11):
+        logger.log(LINE | {"step": step})
+    logger.close()
+    assert len(warnings) == 1
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl", 2)[0]] == [10, 11]
+
+
+def test_run_logger_takes_another_logger(config, tmp_path, monkeypatch):
+    calls = []
+
+    class Recorder:
+        def __init__(self, folder, step):
+            calls.append((folder, step))
+
+        def log(self, metrics):
+            calls.append(metrics)
+
+        def log_images(self, tag, image, step):
+            calls.append((tag, image.size, step))
+
+        def close(self):
+            calls.append("closed")
+
+    monkeypatch.setattr(loggers, "LOGGERS", [Recorder])
+    logger, _ = run_logger(config, tmp_path)
+    logger.log(LINE)
+    logger.log_images("samples", Image.new("RGB", (4, 2)), 3)
+    logger.close()
+    assert calls == [(tmp_path, 9), LINE, ("samples", (4, 2), 3), "closed"]
+
+
+def test_tensorboard_gets_scalars_and_images(config, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    logger, _ = run_logger(config, tmp_path, step=0)
+    logger.log(LINE)
+    logger.log_images("samples", Image.new("RGB", (4, 2), (255, 0, 0)), 3)
+    logger.close()
+    events = accumulator.EventAccumulator(str(tmp_path)).Reload()
+    assert [(scalar.step, scalar.value) for scalar in events.Scalars("kl_per_group/1")] == [(3, 1.5)]
+    (image,) = events.Images("samples")
+    assert (image.step, image.width, image.height) == (3, 4, 2)

@@ -1,0 +1,248 @@
+import math
+
+import pytest
+import torch
+
+from nvae.checkpoint import CheckpointError, load, save
+from nvae.data.images import Data
+from nvae.errors import UserError
+from nvae.migrations import migrate_weights
+from nvae.training.trainer import Trainer
+
+from .helpers import NVLABS, TOY_FACES, advance, differences, everything
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "a.checkpoint"
+
+
+@pytest.mark.parametrize("interrupted_after", [1, 3, 5])  # within an epoch, at its end, in the next one
+def test_resume_equals_an_uninterrupted_run_bit_for_bit(make_trainer, path, interrupted_after):
+    whole, first, second = make_trainer(), make_trainer(), make_trainer()
+    advance(whole, 8)
+    advance(first, interrupted_after)
+    first.save(path)
+    assert second.resume(path) == []
+    advance(second, 8 - interrupted_after)
+    assert not differences(everything(whole), everything(second))
+
+
+VARIANTS = {
+    "nvlabs": (NVLABS, {}),
+    "adam": ({}, {"optimizer": "adam"}),
+    "adamw": ({}, {"optimizer": "adamw"}),
+    "annealed": (NVLABS, {"regularization_constant_initial": 1.0, "warmup_delay_portion": 0.2}),
+    "spectral": ({"spectral_normalization": True, "num_flows": 1}, {}),
+    "spectral and recomputing": (
+        NVLABS | {"spectral_normalization": True, "arch_instance": "mbconv_sep"},
+        {"use_tensor_checkpoints": True},
+    ),
+    "half precision": (NVLABS | {"spectral_normalization": True}, {"half_precision": True}),
+    "not balanced": ({}, {"kl_balancing": False}),
+    "warm-up in steps": ({}, {"warmup_steps": 5}),
+    "flipped": ({"dataset": TOY_FACES | {"horizontal_flip": True}}, {}),
+    "binarized": ({"dataset": TOY_FACES | {"binarize": True}, "sampling_method": "bernoulli"}, {}),
+    "no batch norms": (NVLABS | {"arch_instance": "res_elu"}, {}),
+    "plain": (NVLABS | {"number_of_scales": 1, "initial_splits_per_scale": 1}, {}),
+    "five bits": (NVLABS | {"pixel_bits": 5}, {}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resume_of_every_variant_equals_an_uninterrupted_run_bit_for_bit(make_trainer, path, variant):
+    model, schedule = VARIANTS[variant]
+    model = {"initial_splits_per_scale": 1} | model  # a group on each of two scales is enough here
+    whole, resumed = make_trainer(model, **schedule), make_trainer(model, **schedule)
+    advance(whole, 2)
+    whole.save(path)
+    at_the_break = everything(whole)
+    advance(whole, 3)  # across the end of an epoch
+    resumed.resume(path)
+    advance(resumed, 3)
+    assert not differences(everything(whole), everything(resumed))
+    assert math.isfinite(whole.running_mean.values()["loss"])
+    moved = differences(at_the_break, everything(whole))
+    assert any(key.endswith("stem.bias") for key in moved)
+    assert any(key.endswith("weight.0.right") for key in moved) == model.get("spectral_normalization", False)
+
+
+def test_resume_restores_the_loss_scale(make_trainer, path):
+    trainer, other = make_trainer(), make_trainer()
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    other.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
+    advance(trainer, 2)
+    trainer.save(path)
+    other.resume(path)
+    assert other.scaler.get_scale() == 2.0**8
+    assert make_trainer().resume(path) == []  # on a device that needs no scale
+
+
+def test_save_refuses_weights_that_are_not_finite(make_trainer, path):
+    trainer = make_trainer()
+    trainer.model.constant.data[0, 0, 0, 0] = float("nan")
+    with pytest.raises(UserError, match="not finite"):
+        trainer.save(path)
+    assert not path.exists()
+
+
+def test_resume_with_a_larger_batch_than_is_left_begins_the_next_epoch(make_trainer, path):
+    trainer, again = make_trainer(), make_trainer(batch_size=8)
+    advance(trainer, 2)
+    trainer.save(path)
+    again.resume(path)
+    assert (again.progress.epoch, again.progress.image) == (1, 0)
+
+
+def test_resume_takes_the_schedule_from_the_config(make_trainer, path):
+    trainer = make_trainer()
+    advance(trainer, 1)
+    trainer.save(path)
+    changes = {"spectral_exponent": 1, "kl_balancing": False, "warmup_portion": 0.5, "optimizer_betas": [0.5, 0.9]}
+    again = make_trainer(epochs=9, learning_rate=0.002, optimizer_epsilon=1e-5, gradient_skip_threshold=1e6, **changes)
+    again.resume(path)
+    advance(again, 1)
+    (group,) = again.optimizer.param_groups
+    assert (group["lr"], group["eps"], group["betas"]) == (0.002, 1e-5, (0.5, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "key"),
+    [
+        ({}, {"seed": 5}, "training_parameters.seed"),
+        ({}, {"spectral_scope": "all"}, "training_parameters.spectral_scope"),
+        ({}, {"optimizer": "adam"}, "training_parameters.optimizer"),
+        ({"latent_size": 3}, {}, "latent_size"),
+        (NVLABS, {}, "style"),
+    ],
+)
+def test_resume_refuses_other_changes_and_names_them(make_trainer, path, model, changes, key):
+    make_trainer().save(path)
+    with pytest.raises(UserError, match=rf"{key} \(was"):
+        make_trainer(model, **changes).resume(path)
+
+
+def test_resume_refuses_other_images(make_trainer, data, path):
+    trainer = make_trainer()
+    trainer.save(path)
+    images = data.training.clone()
+    images[0, 0, 0, 0] ^= 1
+    other = Trainer(trainer.config, Data(images, data.validation), torch.device("cpu"))
+    with pytest.raises(UserError, match="images"):
+        other.resume(path)
+
+
+def test_resume_refuses_a_model_file(make_trainer, path):
+    trainer = make_trainer()
+    save(trainer.model, path)
+    with pytest.raises(CheckpointError, match="training state"):
+        trainer.resume(path)
+
+
+def put(*keys):
+    """A function that sets a value of nested dictionaries and lists; the last of `keys` is the value."""
+    *path, last, value = keys
+
+    def change(training):
+        for key in path:
+            training = training[key]
+        training[last] = value
+
+    return change
+
+
+def remove(*keys):
+    *path, last = keys
+
+    def change(training):
+        for key in path:
+            training = training[key]
+        del training[last]
+
+    return change
+
+
+DAMAGES = {
+    "progress.step": [put("progress", "step", value) for value in ("x", -1, 1.5, None, True, 2**70)],
+    "progress": [put("progress", []), remove("progress", "image"), remove("progress")],
+    "running_mean.images": [put("running_mean", "images", -1)],
+    "running_mean.means": [
+        put("running_mean", "means", "loss", torch.zeros(3)),
+        put("running_mean", "means", "kl_per_group", torch.zeros(3)),
+        put("running_mean", "means", "kl_per_group", "x"),
+        put("running_mean", "means", 5, torch.zeros(())),
+        put("running_mean", "means", "loss", torch.tensor(math.nan)),
+    ],
+    "running_mean.maxima": [put("running_mean", "maxima", 7)],
+    "optimizer.state": [
+        put("optimizer", "state", 3),
+        put("optimizer", "state", 0, []),
+        remove("optimizer", "state", 0, "exp_inf"),
+        put("optimizer", "state", 0, "exp_inf", torch.zeros(1, 2)),
+        put("optimizer", "state", 10**6, {}),
+        put("optimizer", "state", {}),
+    ],
+    "optimizer.param_groups": [
+        put("optimizer", "param_groups", "x"),
+        put("optimizer", "param_groups", []),
+        put("optimizer", "param_groups", 0, "betas", "x"),
+        put("optimizer", "param_groups", 0, "betas", (0.9, "x")),
+        put("optimizer", "param_groups", 0, "lr", None),
+        put("optimizer", "param_groups", 0, "params", [0]),
+        remove("optimizer", "param_groups", 0, "params"),
+    ],
+    "optimizer": [put("optimizer", None), remove("optimizer")],
+    "regularizers": [put("regularizers", {}), put("regularizers", "spectral.right0", torch.zeros(1))],
+    "scaler": [put("scaler", [])],
+    "data": [put("data", 5), remove("data")],
+}
+
+
+@pytest.mark.parametrize(("part", "change"), [(part, change) for part in DAMAGES for change in DAMAGES[part]])
+def test_resume_refuses_a_state_of_other_kinds_and_changes_nothing(make_trainer, path, part, change):
+    trainer, again = make_trainer(), make_trainer()
+    advance(trainer, 2)
+    trainer.save(path)
+    content = torch.load(path, weights_only=True)
+    change(content["training"])
+    torch.save(content, path)
+    damaged, before = path.read_bytes(), everything(again)
+    with pytest.raises(CheckpointError, match="training"):
+        again.resume(path)
+    assert path.read_bytes() == damaged
+    assert not differences(before, everything(again))
+
+
+@pytest.mark.parametrize("style", ["seed_style", "nvlabs_style"])
+def test_resume_of_version1(root, style):
+    """A checkpoint at step 4 of the code before version 2, and the weights that this code had at step 8."""
+    folder = root / "tests" / "data"
+    expected = torch.load(folder / f"version1_{style}_expected.pt", weights_only=True)
+    path = folder / f"version1_{style}.checkpoint"
+    data = Data(expected["pixels"][:14], expected["pixels"][14:])
+    trainer = Trainer(load(path)["config"], data, torch.device("cpu"))
+    warnings = trainer.resume(path)
+    assert trainer.progress.step == 4
+    advance(trainer, 4)
+    assert math.isfinite(trainer.running_mean.values()["loss"])
+    if style == "nvlabs_style":
+        assert warnings == []
+        weights = migrate_weights(expected["weights_after_8_steps"])
+        for name, tensor in trainer.model.state_dict().items():
+            if not name.endswith("num_batches_tracked"):  # version 1 did not count where it upsampled
+                torch.testing.assert_close(tensor, weights[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_resume_of_version1_with_other_regularized_convolutions_starts_their_vectors_anew(root, tmp_path):
+    source = root / "tests" / "data" / "version1_seed_style.checkpoint"
+    expected = torch.load(root / "tests" / "data" / "version1_seed_style_expected.pt", weights_only=True)
+    content = torch.load(source, weights_only=True)
+    vectors = content["training"]["spectral"]
+    vectors["right0"] = torch.cat([vectors["right0"], vectors["right0"][:1]])  # one more convolution
+    torch.save(content, tmp_path / "a.checkpoint")
+    data = Data(expected["pixels"][:14], expected["pixels"][14:])
+    trainer = Trainer(load(source)["config"], data, torch.device("cpu"))
+    own = {name: tensor.clone() for name, tensor in trainer.regularizers.state_dict().items()}
+    assert len(trainer.resume(tmp_path / "a.checkpoint")) == 1
+    assert all(torch.equal(own[name], tensor) for name, tensor in trainer.regularizers.state_dict().items())
+    assert trainer.progress.step == 4
