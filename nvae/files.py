@@ -1,0 +1,100 @@
+"""Write files atomically and find unused file names."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from nvae.errors import UserError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNFINISHED = ".unfinished"  # the ending of temporary files: <name>.<process id>.<random digits>.unfinished
+
+
+class WriteError(UserError):
+    """A file that cannot be written: its `path`, and `disk_full` if there is no space left for it."""
+
+    def __init__(self, path: str | Path, error: OSError) -> None:
+        self.path = Path(path)
+        self.disk_full = error.errno in DISK_FULL
+        reason = "no space left on the disk" if self.disk_full else error.strerror or str(error)
+        super().__init__(f"{path} cannot be written: {reason}. Check the free disk space and the folder's permissions.")
+
+
+def previous_path(path: str | Path) -> Path:
+    """Return where `atomic_write(path, keep_previous=True)` keeps the replaced file."""
+    return Path(path).with_name(f"{Path(path).name}.previous")
+
+
+@contextmanager
+def atomic_write(path: str | Path, keep_previous: bool = False) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; flush that file and rename it to `path` on success.
+
+    The folder is created if needed. A crash at any instant, or a second writer, leaves a complete file at `path`:
+    the old one or a new one. The temporary file is removed on errors.
+
+    keep_previous: keep the replaced file as `previous_path(path)`.
+    Raises WriteError for an OSError, including one raised while the caller writes.
+    """
+    path = Path(path)
+    temporary = _temporary_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            _flush(temporary)
+            if keep_previous:
+                _keep_previous(path)
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):  # renamed already
+                temporary.unlink()
+    except OSError as error:
+        raise WriteError(path, error) from error
+
+
+def unused_path(folder: str | Path, stem: str, suffix: str, is_free: Callable[[Path], bool] | None = None) -> Path:
+    """Return the first free one of <folder>/<stem><suffix>, <folder>/<stem>_2<suffix>, <folder>/<stem>_3<suffix>, ...
+
+    is_free: decides whether a path is free (default: nothing exists there). To reserve the path, let `is_free` create
+    the file and return whether that succeeded.
+    """
+    is_free = is_free or (lambda path: not os.path.lexists(path))
+    numbered = (Path(folder, f"{stem}_{number}{suffix}") for number in itertools.count(2))
+    return next(filter(is_free, itertools.chain([Path(folder, stem + suffix)], numbered)))
+
+
+def _temporary_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}{UNFINISHED}")
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _keep_previous(path: Path) -> None:
+    """Make `previous_path(path)` the file that is at `path` now, while `path` itself stays in place.
+
+    Link or copy to a name that no other writer uses, then rename: nothing is ever written into an existing file,
+    which might be linked to `path` too.
+    """
+    if not path.exists():
+        return
+    temporary = _temporary_path(previous_path(path))
+    try:
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copy2(path, temporary)
+            _flush(temporary)
+        os.replace(temporary, previous_path(path))
+    finally:
+        with suppress(OSError):  # renamed already, unless both names were links to one file: then both remain
+            temporary.unlink()
