@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nvae.inference.sampling import PASS_IMAGES, Noise, Temperature, images_of
+from nvae.inference.sampling import PASS_IMAGES, Noise, Pixels, Temperature, images_of
 from nvae.models.hierarchy import FromNoise, HierarchicalVAE, Start, group_value
 from nvae.seeds import seeded
 
@@ -29,13 +29,23 @@ class BasePoint:
     temperature: Temperature
     image: Tensor  # (C, H, W) in [0, 1]
     starts: dict[int, Start]  # at each group
+    pixels: Pixels  # what images show of p(x | z)
+    pixel_seed: int  # of drawn pixels: the same for all images, so that they differ only by their parameters
 
 
 @torch.no_grad()
-def base_point(model: HierarchicalVAE, noise: Noise, temperature: Temperature = 1.0) -> BasePoint:
+def base_point(
+    model: HierarchicalVAE,
+    noise: Noise,
+    temperature: Temperature = 1.0,
+    pixels: Pixels = "mean",
+    pixel_seed: int = 0,
+) -> BasePoint:
     """Where to explore from: the noise of one image, (1, L, H, W) per group, as `noise_of` or `encode` give it."""
-    result = model.top_down(FromNoise(noise, temperature), 1, return_states=True, mean_only=True)
-    return BasePoint(noise, temperature, images_of(model, result)[0], result.starts)
+    mean_only = pixels != "sample"
+    result = model.top_down(FromNoise(noise, temperature), 1, return_states=True, mean_only=mean_only)
+    image = images_of(model, result, pixels, [pixel_seed])[0]
+    return BasePoint(noise, temperature, image, result.starts, pixels, pixel_seed)
 
 
 @torch.no_grad()
@@ -47,8 +57,9 @@ def jammed(model: HierarchicalVAE, view: BasePoint, group: int, noise: Tensor) -
         everywhere = [kept.expand(count, -1, -1, -1) for kept in view.noise]
         everywhere[group] = part
         start = view.starts[group].repeated(count)
-        result = model.top_down(FromNoise(everywhere, view.temperature), start=start, mean_only=True)
-        images.append(images_of(model, result))
+        source, mean_only = FromNoise(everywhere, view.temperature), view.pixels != "sample"
+        result = model.top_down(source, start=start, mean_only=mean_only)
+        images.append(images_of(model, result, view.pixels, [view.pixel_seed] * count))
     return torch.cat(images)
 
 

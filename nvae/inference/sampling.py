@@ -155,11 +155,12 @@ def reconstruct(
     keep_groups: int | None = None,
     temperature: Temperature = 0.0,
     seed: int = 0,
+    pixels: Pixels = "mean",
 ) -> Tensor:
-    """The mean images (B, C, H, W) in [0, 1] of the posterior's means, from images (B, C, H, W) in [0, 1].
+    """The images (B, C, H, W) in [0, 1] of the posterior's means, from images (B, C, H, W) in [0, 1].
 
     keep_groups: only the first so many latent groups, the top one first, are told about an image; the prior chooses the
-    others, at a temperature: at 0 what it expects most, above with the noise of a seed, the same for all images.
+    others, at a temperature: at 0 what it expects most, above with the noise of a seed, the same for all images. pixels: as in `decode`, drawn with that seed too.
     """
     keep = len(model.groups) if keep_groups is None else keep_groups
     noise = noise_of(model, [seed]) if is_random(temperature) else model.no_noise(1)
@@ -168,7 +169,8 @@ def reconstruct(
         posterior = _posterior_means(model, part)
         prior = FromNoise([group.expand(len(part), -1, -1, -1) for group in noise], temperature)
         choosers: list[LatentSource] = [posterior if index < keep else prior for index in range(len(model.groups))]
-        found.append(images_of(model, model.top_down(PerGroup(choosers), len(part), mean_only=True)))
+        result = model.top_down(PerGroup(choosers), len(part), mean_only=pixels != "sample")
+        found.append(images_of(model, result, pixels, [seed] * len(part)))
     return torch.cat(found)
 
 

@@ -11,7 +11,8 @@ from nvae.data.images import Data, to_network
 from nvae.inference.recalibration import recalibrated
 from nvae.inference.sampling import reconstruct, sample
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.tools.grids import grid, save_picture
+from nvae.picture_files import save_picture
+from nvae.tools.grids import grid
 
 TEMPERATURES = (0.4, 0.6, 0.8, 1.0)
 COLUMNS = 8
