@@ -40,6 +40,6 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def as_texts(metadata: Mapping[str, object]) -> dict[str, str]:
-    """Return the metadata as texts: a text unchanged except for bytes of file names that are no text, others as JSON."""
+    """Return the metadata as texts: a text unchanged but for bytes of file names that are no text, others as JSON."""
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     return {key: text.encode(errors="backslashreplace").decode() for key, text in texts.items()}

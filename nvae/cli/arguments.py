@@ -118,7 +118,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         type=temperatures,
         nargs="?",
         metavar="TEMPERATURE",
-        help="factor on the prior's standard deviations: 0.6 to 0.8 gives clean images, 1 the whole variety; or one per "
+        help="factor on the prior's standard deviations: 0.6 to 0.8 gives clean images, 1 the full variety; or one per "
         "scale, the coarsest first, such as 0.6,0.8",
     )
     parser.add_argument(

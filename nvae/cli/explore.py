@@ -29,6 +29,7 @@ from nvae.cli.arguments import (
     up_to,
 )
 from nvae.cli.models import open_model, recalibrated_for
+from nvae.cli.progress import with_progress
 from nvae.errors import UserError
 
 if TYPE_CHECKING:
@@ -187,9 +188,9 @@ def _draw(
             group = max(range(len(images)), key=lambda index: mean_change(images[index], view.image))
         frames = max(2, round((options.seconds or ANIMATION_SECONDS) * FRAMES_PER_SECOND))
         metadata |= {"group": group + 1, "frames": frames}
-        batches = sweep(model, view, group, frames, strength, seed)
+        batches = with_progress(sweep(model, view, group, frames, strength, seed), frames, "animating")
         name = result_name(name, f"group{group + 1}")
-        return save_animation(batches, frames, options.out, name, animation_format(options), metadata), None
+        return save_animation(batches, options.out, name, animation_format(options), metadata), None
     if group is None:
         picture = overview(model, view, images, options.difference, original)
         name = result_name(name, f"jams{jams}" if jams > 1 else "", "difference" if options.difference else "")

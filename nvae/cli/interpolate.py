@@ -29,6 +29,7 @@ from nvae.cli.arguments import (
     up_to,
 )
 from nvae.cli.models import open_model, recalibrated_for
+from nvae.cli.progress import with_progress
 from nvae.errors import UserError
 
 if TYPE_CHECKING:
@@ -220,7 +221,7 @@ def _between(options: argparse.Namespace, mixing: str | None) -> None:
             batches, count = [there, back] if len(back) else [there], len(there) + len(back)
             name = result_name("interpolation", *parts)
             metadata["frames"] = count
-            print(save_animation(batches, count, options.out, name, animation_format(options), metadata))
+            print(save_animation(batches, options.out, name, animation_format(options), metadata))
             return
         if mixing:
             coarse, fine = ends.noise if mixing == "AB" else ends.noise[::-1]
@@ -271,7 +272,7 @@ def _walk(options: argparse.Namespace) -> None:
     parts = [plain_name(options.model), f"temperature{joined(temperature, '-')}", f"samples{options.walk}"]
     name = result_name("walk", *parts, pixels if pixels != "mean" else "", f"seed{seed}")
     with recalibrated_for(model, temperature, iterations, cache) as group_temperatures:
-        images = walk(model, seeds, frames, group_temperatures, pixels)
-        saved = save_animation(images, frames, options.out, name, file_format, metadata)
+        images = with_progress(walk(model, seeds, frames, group_temperatures, pixels), frames, "animating")
+        saved = save_animation(images, options.out, name, file_format, metadata)
     print(f"{saved}: seeds {seed} to {seeds[-1]} and back, {frames / FRAMES_PER_SECOND:g} seconds")
     print(reproduce_with_seed(seed))

@@ -22,6 +22,7 @@ from nvae.cli.arguments import (
     temperatures,
 )
 from nvae.cli.models import open_model
+from nvae.cli.progress import with_progress
 from nvae.errors import UserError
 
 CELL = 128  # pixels of an image in the result
@@ -53,7 +54,6 @@ def run(options: argparse.Namespace) -> None:
     if options.temperature and not options.keep_groups:
         raise UserError("--temperature needs --keep-groups: all groups are taken from the picture.")
     import torch
-    from tqdm.auto import tqdm
 
     from nvae.checkpoint import plain_name, weights_digest
     from nvae.data.image_files import read_pictures
@@ -75,10 +75,8 @@ def run(options: argparse.Namespace) -> None:
     seed = chosen_seed(options) if random else 0
     images, warnings = read_pictures(options.pictures, model.config, model.constant.device)
     print_warnings(warnings)
-    reconstructions = [
-        reconstruct(model, images, keep, temperature, seed, pixels)
-        for keep in tqdm(kept, "reconstructing", leave=False, delay=1)
-    ]
+    each = (reconstruct(model, images, keep, temperature, seed, pixels) for keep in kept)
+    reconstructions = list(with_progress(each, len(kept) * len(images), "reconstructing"))
     rows = [("picture", *(f"{keep} of {groups} groups" for keep in kept))]
     for index, path in enumerate(options.pictures):
         errors = (mean_change(images_of_k[index][None], images[index]) for images_of_k in reconstructions)

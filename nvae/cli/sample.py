@@ -22,6 +22,7 @@ from nvae.cli.arguments import (
     up_to,
 )
 from nvae.cli.models import open_model, recalibrated_for
+from nvae.cli.progress import with_progress
 from nvae.errors import UserError
 
 ROWS, COLUMNS, SWEEP_COLUMNS = 3, 3, 8
@@ -91,11 +92,9 @@ def run(options: argparse.Namespace) -> None:
         return result_name("sample", plain_name(options.model), *settings, f"seed{seed}")
 
     def batches(temperature: list[float], seeds: range):
-        from tqdm.auto import tqdm
-
         with recalibrated_for(model, temperature, options.iterations, cache) as group_temperatures:
-            for start in tqdm(range(0, len(seeds), IMAGES_PER_STEP), "sampling", leave=False, delay=1):
-                batch = seeds[start : start + IMAGES_PER_STEP]
+            parts = [seeds[start : start + IMAGES_PER_STEP] for start in range(0, len(seeds), IMAGES_PER_STEP)]
+            for batch in with_progress(parts, len(seeds), "sampling"):
                 yield batch, sample(model, batch, group_temperatures, options.pixels).cpu()
 
     if options.count:

@@ -159,8 +159,9 @@ def reconstruct(
 ) -> Tensor:
     """The images (B, C, H, W) in [0, 1] of the posterior's means, from images (B, C, H, W) in [0, 1].
 
-    keep_groups: only the first so many latent groups, the top one first, are told about an image; the prior chooses the
-    others, at a temperature: at 0 what it expects most, above with the noise of a seed, the same for all images. pixels: as in `decode`, drawn with that seed too.
+    keep_groups: z of the first so many latent groups, the top one first, comes from the posterior, the rest from the
+    prior, at a temperature: at 0 its mean, above with the noise of a seed, the same for all images.
+    pixels: as in `decode`; drawn pixels have that seed too.
     """
     keep = len(model.groups) if keep_groups is None else keep_groups
     noise = noise_of(model, [seed]) if is_random(temperature) else model.no_noise(1)

@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from nvae.data.images import to_pixels
 from nvae.errors import UserError
@@ -28,7 +27,6 @@ AnimationFormat = Literal["webp", "gif", "mp4"]
 
 def save_animation(
     images: Iterable[Tensor],
-    frames: int,
     out: Path,
     name: str,
     file_format: AnimationFormat,
@@ -37,7 +35,7 @@ def save_animation(
 ) -> Path:
     """Save batches of images (B, C, S, S) in [0, 1] as an endless animation of 20 frames a second; return its path.
 
-    frames: their number, for the progress bar. out: a folder, or a file name with the format's suffix. side: minimum
+    out: a folder, or a file name with the format's suffix. side: minimum
     side of a frame in pixels; smaller images are enlarged by a whole factor. metadata: goes into the file, as JSON.
     A file in a folder is never replaced. Raises UserError.
     """
@@ -45,14 +43,10 @@ def save_animation(
     path = out if is_file_name(out, suffix) else unused_path(out, name, suffix)
     if file_format == "mp4":
         _ffmpeg()  # refuse before the work
-    pictures: list[np.ndarray] = []
-    with tqdm(total=frames, desc="animating", unit="frame", leave=False) as bar:
-        for batch in images:
-            pictures += list(to_pixels(batch))
-            bar.update(len(batch))
+    frames = [frame for batch in images for frame in to_pixels(batch)]
     write = {"webp": _write_webp, "gif": _write_gif, "mp4": _write_mp4}[file_format]
     with atomic_write(path) as temporary:
-        write(pictures, side, temporary, json.dumps(metadata))
+        write(frames, side, temporary, json.dumps(metadata))
     return path
 
 

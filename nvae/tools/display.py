@@ -76,7 +76,7 @@ def inline_protocol() -> Inline | Literal["none"]:
 
 
 def inline(picture: Image.Image, protocol: Inline) -> str:
-    """Return the control sequence that makes a terminal show a picture. Raises UserError without the extra `terminal`."""
+    """Return the text that makes a terminal show a picture. Raises UserError without the extra `terminal`."""
     try:
         import chafa
     except (ImportError, OSError) as error:

@@ -35,6 +35,7 @@ def overview(
     names = [group_name(model, group) for group in range(len(images))]
     base = {"unchanged": view.image} if original is None else {"picture": original, "reconstruction": view.image}
     start = torch.stack([image.cpu() for image in base.values()])
+    start_label = "unchanged" if original is None else "picture, model"
     if len(images[0]) == 1 and not difference:
         cells = torch.cat([start, *(group_images.cpu() for group_images in images)])
         columns = len(cells) if len(cells) <= MAX_CELLS_IN_ONE_ROW else near_square(len(cells))
@@ -42,7 +43,7 @@ def overview(
     if not difference:
         rows, columns = [_color(group_images) for group_images in images], max(len(images[0]), len(base))
         cells = torch.cat([_row(_color(start), columns), *(_row(row, columns) for row in rows)])
-        return grid(cells, columns, cell=CELL, labels=[" + ".join(base), *names])
+        return grid(cells, columns, cell=CELL, labels=[start_label, *names])
     changes = [(group_images - view.image).abs().mean(1) for group_images in images]
     brightest = max(change.max().item() for change in changes)
     rows = [
@@ -51,7 +52,7 @@ def overview(
     ]
     columns = len(rows[0])
     cells = torch.cat([_row(_color(start), columns), *rows])
-    picture = grid(cells, columns, cell=CELL, labels=[" + ".join(base), *names])
+    picture = grid(cells, columns, cell=CELL, labels=[start_label, *names])
     return stacked([picture, color_bar(brightest, SCALE, picture.width, CELL)])
 
 
@@ -86,7 +87,10 @@ def positions_picture(
         rows += [_row(strongest[part], columns), _row(maps[part], columns)]
         captions += [*_padded(names[part], columns), *_padded(["change"] * len(names[part]), columns)]
     picture = grid(torch.cat(rows), columns, cell=CELL, captions=captions)
-    return stacked([picture, color_bar(maximum, "change: mean absolute, range 0 to 1", picture.width, CELL)])
+    bar = color_bar(maximum, "change: mean absolute change of a pixel (range 0 to 1)", picture.width, CELL)
+    return stacked([picture, bar])
+        [picture, color_bar(maximum, "change: mean absolute change of a pixel (range 0 to 1)", picture.width, CELL)]
+    )
 
 
 def change_table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,22 +149,23 @@ def heat_maps(values: Tensor, brightest: float) -> Tensor:
 
 
 def color_bar(brightest: float, text: str, width: int, cell: int) -> Image.Image:
-    """Draw the scale of `heat_maps`: the colors of 0 to `brightest`, three numbers below, and a text beside them.
+    """Draw the scale of `heat_maps`: the colors of 0 to `brightest`, three numbers below them, and a text below these.
 
     width: of the whole picture. cell: the side of the grid's cells, which decides the size of the text.
     """
     font = _font(cell)
     height = round(font.size)
-    picture = Image.new("RGB", (width, 3 * height + MARGIN), PAPER)
-    bar_width = max(min(width // 2, 3 * cell), 1)
+    lines = textwrap.wrap(text, max(1, int(len(text) * (width - 2 * MARGIN) / font.getlength(text))))
+    picture = Image.new("RGB", (width, round(1.4 * height * (2 + len(lines))) + 2 * MARGIN), PAPER)
+    bar_width = max(min(width - 2 * MARGIN, 4 * cell), 1)
     ramp = heat_maps(torch.linspace(0, 1, bar_width).expand(1, height, -1), 1.0)[0]
     picture.paste(single(ramp), (MARGIN, MARGIN))
     pen = ImageDraw.Draw(picture)
     for part, anchor in ((0.0, "lt"), (0.5, "mt"), (1.0, "rt")):
         place = (MARGIN + part * bar_width, 2 * MARGIN + height)
         pen.text(place, f"{part * brightest:.2g}", INK, font, anchor=anchor)
-    left = 3 * MARGIN + bar_width
-    pen.text((left, MARGIN + height // 2), shortened(text, width - left, font), INK, font, anchor="lm")
+    for i, line in enumerate(lines):
+        pen.text((MARGIN, 2 * MARGIN + round(1.4 * height * (i + 1.8))), line, INK, font, anchor="lt")
     return picture
 
 
