@@ -89,8 +89,6 @@ def positions_picture(
     picture = grid(torch.cat(rows), columns, cell=CELL, captions=captions)
     bar = color_bar(maximum, "change: mean absolute change of a pixel (range 0 to 1)", picture.width, CELL)
     return stacked([picture, bar])
-        [picture, color_bar(maximum, "change: mean absolute change of a pixel (range 0 to 1)", picture.width, CELL)]
-    )
 
 
 def change_table(
