@@ -1,6 +1,6 @@
 """Sample from a model: python3 sample.py quickstart 0.7 20"""
 
-from nvae.__main__ import script
+from nvae.cli.main import script
 
 if __name__ == "__main__":
     script("sample")

@@ -1,6 +1,6 @@
 """Train a model, or continue its training: python3 train.py quickstart"""
 
-from nvae.__main__ import script
+from nvae.cli.main import script
 
 if __name__ == "__main__":
     script("train")

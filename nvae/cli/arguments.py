@@ -180,11 +180,12 @@ def add_animation(parser: argparse.ArgumentParser, animate: str, default_seconds
     """Add --animate and --seconds."""
     parser.add_argument(
         "--animate",
-        choices=ANIMATION_FORMATS,
+        choices=("auto", *ANIMATION_FORMATS),
         nargs="?",
-        const="",
+        const="auto",
         metavar="FORMAT",
-        help=f"{animate}; FORMAT: webp, gif, or mp4, which needs the extra 'video' (default: that of --out, else webp)",
+        help=f"{animate}; FORMAT: webp, gif, mp4, which needs the extra 'video', or auto: the suffix of --out, else webp "
+        "(default: auto)",
     )
     parser.add_argument(
         "--seconds", type=seconds, metavar="S", help=f"length of the animation (default: {default_seconds})"
@@ -196,7 +197,9 @@ def add_animation(parser: argparse.ArgumentParser, animate: str, default_seconds
 
 def animation_format(options: argparse.Namespace) -> str:
     """Return the format of --animate, or that of the file name in --out, or webp."""
-    return options.animate or next((f for f in ANIMATION_FORMATS if options.out.suffix.lower() == f".{f}"), "webp")
+    if options.animate not in (None, "auto"):
+        return options.animate
+    return next((name for name in ANIMATION_FORMATS if options.out.suffix.lower() == f".{name}"), "webp")
 
 
 def chosen_seed(options: argparse.Namespace) -> int:

@@ -44,7 +44,9 @@ class SafeStream:
             pass
         except (OSError, ValueError):  # ValueError: closed
             self._lost = True
-            with contextlib.suppress(OSError, ValueError):  # text that is still buffered must not fail at exit
+            with contextlib.suppress(
+                OSError, ValueError, AttributeError
+            ):  # text that is still buffered must not fail at exit
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
@@ -106,14 +108,13 @@ def _exit_code(main: Callable[[], int | None], command: str) -> int:
 
 def _drop_unusable_backend() -> None:
     """Remove MPLBACKEND from the environment if matplotlib refuses it here: pictures are files in any case."""
-    backend = os.environ.get("MPLBACKEND")
-    if not backend:
+    backend = os.environ.pop("MPLBACKEND", "")
+    if not backend or backend.startswith("module://"):  # those of notebooks are no use in a program
         return
-    if not backend.startswith("module://"):  # those of notebooks are no use in a program
-        try:
-            import matplotlib  # noqa: F401, reads the variable
-        except ValueError:
-            print(f"warning: MPLBACKEND is '{backend}', which matplotlib does not know; ignored.", file=sys.stderr)
-        else:
-            return
-    del os.environ["MPLBACKEND"]
+    import matplotlib  # without the variable: with a wrong one, the import itself fails
+
+    try:
+        matplotlib.rcParams["backend"] = backend
+        os.environ["MPLBACKEND"] = backend
+    except ValueError:
+        print(f"warning: MPLBACKEND is '{backend}', which matplotlib does not know; ignored.", file=sys.stderr)
