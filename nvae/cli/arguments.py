@@ -184,8 +184,8 @@ def add_animation(parser: argparse.ArgumentParser, animate: str, default_seconds
         nargs="?",
         const="auto",
         metavar="FORMAT",
-        help=f"{animate}; FORMAT: webp, gif, mp4, which needs the extra 'video', or auto: the suffix of --out, else webp "
-        "(default: auto)",
+        help=f"{animate}; FORMAT: webp, gif, mp4, which needs the extra 'video', or auto: the suffix of --out, else "
+        "webp (default: auto)",
     )
     parser.add_argument(
         "--seconds", type=seconds, metavar="S", help=f"length of the animation (default: {default_seconds})"

@@ -44,9 +44,8 @@ class SafeStream:
             pass
         except (OSError, ValueError):  # ValueError: closed
             self._lost = True
-            with contextlib.suppress(
-                OSError, ValueError, AttributeError
-            ):  # text that is still buffered must not fail at exit
+            # Text that is still buffered must not fail at exit.
+            with contextlib.suppress(OSError, ValueError, AttributeError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:

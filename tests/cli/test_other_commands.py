@@ -73,7 +73,7 @@ def test_summary_of_a_config_and_of_its_model_agree(command, trained):
 def test_summary_of_a_picture_prints_its_settings(command, trained, files):
     command("sample.py", "little", "0.7", "0", "--seed", "5", "--out", "a.png")
     lines = [line.split(maxsplit=1) for line in command("-m", "summary", "a.png").out.splitlines()]
-    assert {key: value for key, value in lines} == files.texts("a.png")
+    assert dict(lines) == files.texts("a.png")
     Image.new("RGB", (8, 8)).save("plain.png")
     command("-m", "summary", "plain.png").assert_refused("plain.png")
 
