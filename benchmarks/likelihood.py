@@ -15,7 +15,7 @@ from clock import seconds
 from torch.utils.flop_counter import FlopCounterMode
 
 from nvae.config import load_config
-from nvae.data.images import to_network
+from nvae.data.images import to_float
 from nvae.devices import choose_device, set_fast_defaults
 from nvae.evaluation.likelihood import evaluate, log_importance_weight
 from nvae.models.families import build_model
@@ -40,7 +40,7 @@ def operations(config):
 @torch.no_grad()
 def pass_seconds(model, pixels, batch_size):
     """Seconds of the bottom-up and of the top-down pass over a batch."""
-    images = to_network(pixels[:1].expand(batch_size, -1, -1, -1), model.constant.device, model.config.pixel_bits)
+    images = to_float(pixels[:1].expand(batch_size, -1, -1, -1), model.constant.device, model.config.pixel_bits)
     features = model.bottom_up(images)
 
     def down():

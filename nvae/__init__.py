@@ -8,7 +8,7 @@ The public API:
     save(model, "my.model")
 """
 
-import importlib
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,19 +21,23 @@ if TYPE_CHECKING:
 
 __all__ = ["HierarchicalVAE", "ModelConfig", "UserError", "build_model", "load_config", "load_model", "save"]
 
+# Imported at first use: `import nvae.config` needs no torch.
 _MODULES = {
-    "HierarchicalVAE": "models.hierarchy",
-    "ModelConfig": "schema",
-    "UserError": "errors",
-    "build_model": "models.families",
-    "load_config": "config",
-    "load_model": "checkpoint",
-    "save": "checkpoint",
+    "HierarchicalVAE": "nvae.models.hierarchy",
+    "ModelConfig": "nvae.schema",
+    "UserError": "nvae.errors",
+    "build_model": "nvae.models.families",
+    "load_config": "nvae.config",
+    "load_model": "nvae.checkpoint",
+    "save": "nvae.checkpoint",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: a command's --help must not wait for torch."""
     if name not in _MODULES:
-        raise AttributeError(f"module 'nvae' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"nvae.{_MODULES[name]}"), name)
+        raise AttributeError(f"module 'nvae' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

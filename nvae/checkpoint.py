@@ -6,15 +6,11 @@ can run code. Both carry the whole resolved config. A `.checkpoint` also has `tr
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import math
-import os
 import pickle
 import re
-import shutil
 import zipfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +18,8 @@ import torch
 
 from nvae.config import ConfigError, config_from_dict
 from nvae.errors import UserError
-from nvae.migrations import migrate_weights
+from nvae.files import WriteError, atomic_write, previous_path
+from nvae.migrations import migrate_content
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
 
@@ -52,13 +49,15 @@ def plain_name(path: str | Path) -> str:
     return re.sub(r"\.(checkpoint|model)(?=\.|$)", "", Path(path).name)
 
 
-def previous_path(path: Path) -> Path:
-    """The file that the last save replaced."""
-    return path.with_name(path.name + ".previous")
-
-
-def save(model: HierarchicalVAE, path: str | Path, training: dict[str, Any] | None = None) -> None:
+def save(
+    model: HierarchicalVAE,
+    path: str | Path,
+    training: dict[str, Any] | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> None:
     """Write a `.model`, or with `training` a `.checkpoint`.
+
+    metadata: facts about the model that are not weights, plain values such as kl_per_group.
 
     The file at `path` is replaced at once or not at all, and is kept as `<path>.previous`. Raises CheckpointError.
     """
@@ -67,9 +66,8 @@ def save(model: HierarchicalVAE, path: str | Path, training: dict[str, Any] | No
         "version": VERSION,
         "config": model.config.model_dump(),
         "weights": {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+        "metadata": metadata or {},
     }
-    if model.kl_per_group is not None:
-        content["kl_per_group"] = model.kl_per_group
     if training is not None:
         content["training"] = training
     write_whole(content, Path(path))
@@ -85,37 +83,17 @@ def weights_digest(model: HierarchicalVAE) -> str:
 
 
 def write_whole(content: dict[str, Any], path: Path, keep_previous: bool = True) -> None:
-    """To a temporary file, flushed to the disk, then renamed: a crash at any instant leaves a whole file."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    """Write `content` with `torch.save`, atomically. Raises CheckpointError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep_previous and path.exists():
-            previous = previous_path(path)
-            previous.unlink(missing_ok=True)
+        with atomic_write(path, keep_previous) as temporary, open(temporary, "wb") as file:
             try:
-                os.link(path, previous)  # so that there is a file called `path` at every instant
-            except OSError:  # a file system without hard links
-                shutil.copy2(path, previous)
-        os.replace(unfinished, path)
-    except (OSError, RuntimeError) as error:  # torch's writer turns some of the former into the latter
-        raise CheckpointError(_why_not_written(path, error)) from error
-    finally:
-        with suppress(OSError):  # renamed already, or in a folder that is none
-            unfinished.unlink()
-
-
-def _why_not_written(path: Path, error: Exception) -> str:
-    cause = error if isinstance(error, OSError) else error.__context__
-    full = getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if not full and path.parent.is_dir():
-        full = shutil.disk_usage(path.parent).free < 2**20
-    problem = "no space is left to write it" if full else str(error).splitlines()[0]
-    kept = "what was saved before is still there; " if path.exists() else ""
-    return f"{path} could not be saved: {problem}; {kept}make room or mend the folder, and run the same command again."
+                torch.save(content, file)
+            except RuntimeError as error:  # torch's writer hides the OSError of a full disk
+                hidden = error.__context__
+                raise hidden if isinstance(hidden, OSError) else OSError(str(error).splitlines()[0]) from error
+    except WriteError as error:
+        kept = " The file saved before is unchanged." if path.exists() else ""
+        raise CheckpointError(f"{error}{kept}") from error
 
 
 def read_whole(path: Path) -> Any:
@@ -129,8 +107,8 @@ def read_whole(path: Path) -> Any:
 def load(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint or model file, its tensors on the CPU. Raises CheckpointError.
 
-    Keys: config (a Config), weights (a state dictionary), kl_per_group where a run has measured it, and, in a
-    checkpoint, training.
+    Keys: config (a ModelConfig), weights (a state dictionary), metadata (plain values; kl_per_group where a run has
+    measured it) and, in a checkpoint, training.
     """
     path = Path(path)
     if not path.is_file():
@@ -150,16 +128,16 @@ def load(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} was written by another program; {WANTED}.")
     parts = {"version": int, "config": dict, "weights": dict}
-    parts |= {key: kind for key, kind in (("training", dict), ("kl_per_group", list)) if key in content}
+    parts |= {key: kind for key, kind in (("training", dict), ("metadata", dict)) if key in content}
     wrong = [key for key, kind in parts.items() if not isinstance(content.get(key), kind)]
     if wrong:
         raise CheckpointError(f"{path} lacks {' and '.join(wrong)}, or holds something else there; {WANTED}.")
     if content["version"] > VERSION:
         raise CheckpointError(f"{path} was written by a newer version of this program; update it (git pull).")
     if content["version"] == 1:
-        content["weights"] = migrate_weights(content["weights"])
+        content = migrate_content(content)
     try:
-        content["config"] = config_from_dict(content["config"], str(path))
+        content["config"] = config_from_dict(content["config"], str(path), resolved=True)
     except ConfigError as error:
         raise CheckpointError(f"{error} Perhaps a newer version wrote it; update this program (git pull).") from error
     return content
@@ -179,11 +157,10 @@ def _use_previous(path: Path) -> str:
 
 
 def restore(model: HierarchicalVAE, content: dict[str, Any], source: str | Path) -> None:
-    """Load the weights, every one of which must find its place, and what is known of them. Raises CheckpointError."""
-    kl = content.get("kl_per_group")
-    if kl is not None and not (len(kl) == len(model.groups) and all(map(_finite_number, kl))):
+    """Load the weights into a model of the same config. Raises CheckpointError for missing, extra or other weights."""
+    kl = content["metadata"].get("kl_per_group")
+    if kl is not None and not (isinstance(kl, list) and len(kl) == len(model.groups) and all(map(_finite_number, kl))):
         raise CheckpointError(f"{source} does not hold one KL per latent group in kl_per_group; {WANTED}.")
-    model.kl_per_group = kl
     try:
         model.load_state_dict(content["weights"])
     except RuntimeError as error:
@@ -199,7 +176,14 @@ def _finite_number(value: Any) -> bool:
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> HierarchicalVAE:
     """The model in a `.model` or `.checkpoint` file, ready for sampling (eval mode). Raises CheckpointError."""
+    return load_model_and_metadata(path, device)[0]
+
+
+def load_model_and_metadata(
+    path: str | Path, device: torch.device | str = "cpu"
+) -> tuple[HierarchicalVAE, dict[str, Any]]:
+    """As `load_model`, with the file's metadata. Raises CheckpointError."""
     content = load(path)
     model = build_model(content["config"])
     restore(model, content, path)
-    return model.to(device).eval().requires_grad_(False)
+    return model.to(device).eval().requires_grad_(False), content["metadata"]

@@ -1,9 +1,25 @@
-"""The one exception a user is meant to read."""
+"""The exceptions that a user is meant to read, and the one that validators raise."""
+
+from __future__ import annotations
+
+from typing import Any
 
 
 class UserError(Exception):
-    """Something outside the program is wrong: a file, a key, a word on the command line.
+    """Something outside the program is wrong: a file, a key, an argument.
 
-    The message is one sentence that says what was found, what is allowed and what to do. Command-line programs
-    print it without a traceback and exit with code 2 (see `command_line.run`); a notebook sees an ordinary exception.
+    The message says what is wrong (got X, expected Y), then what to do. Command-line programs print the message without
+    a traceback and exit with code 2 (see `cli.errors.run`); a notebook sees an ordinary exception.
     """
+
+
+class InvalidValueError(ValueError):
+    """A value that a validator refuses, alone or together with other keys.
+
+    key: dotted, relative to the section whose validator raises the exception.
+    got: the value. allowed: which values are allowed, as a noun phrase.
+    """
+
+    def __init__(self, key: str, got: Any, allowed: str) -> None:
+        super().__init__(f"{key}: got {got!r}, expected {allowed}")
+        self.key, self.got, self.allowed = key, got, allowed

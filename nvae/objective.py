@@ -1,29 +1,24 @@
-"""What training minimizes: the negative ELBO with KL warm-up and balancing, spectral and batch-norm regularization.
+"""What training minimizes: the negative ELBO with KL warm-up and KL balancing, and the weight of regularization.
 
-Formulas: Vahdat and Kautz 2020, section 3.3 and appendix A; spectral regularization by Yoshida and Miyato 2017.
+Formulas: Vahdat and Kautz 2020, section 3.3 and appendix A.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional
+from torch import Tensor
 
-from nvae.models.hierarchy import LatentGroup, Level, Pass
-from nvae.models.nvae.cells import Cell
-from nvae.models.nvae.convolutions import FIRST_POWER_ITERATIONS, is_spectrally_normalized
+from nvae.models.distributions import sum_per_image
+from nvae.models.hierarchy import Level, TopDownOutput
 
 MIN_KL_COEFFICIENT = 1e-4
 
 
-class Bound(NamedTuple):
-    """Terms of the evidence lower bound, nats per image."""
+class ElboTerms(NamedTuple):
+    """The terms of the evidence lower bound, nats per image."""
 
     log_likelihood: Tensor  # (B,)
     kl: Tensor  # (B, G), top group first
@@ -34,9 +29,9 @@ class Bound(NamedTuple):
         return self.log_likelihood - self.kl.sum(1)
 
 
-def bound(result: Pass, images: Tensor) -> Bound:
-    """The ELBO's terms from a posterior pass over images (B, C, H, W) in [0, 1]."""
-    return Bound(result.pixels.log_prob(images).flatten(1).sum(1), result.kl)
+def elbo_terms(output: TopDownOutput, images: Tensor) -> ElboTerms:
+    """The terms of the ELBO of images (B, C, H, W) in [0, 1], from a posterior pass."""
+    return ElboTerms(sum_per_image(output.px_z.log_prob(images)), output.kl)
 
 
 def kl_coefficient(epoch: float, warmup_epochs: float, delay_epochs: float = 0.0) -> float:
@@ -80,79 +75,3 @@ def regularization_coefficient(constant: float, initial: float | None, kl_coeffi
     if initial is None or constant == 0:
         return constant
     return math.exp((1 - kl_coefficient) * math.log(initial) + kl_coefficient * math.log(constant))
-
-
-def regularized_convolutions(model: nn.Module, scope: Literal["cells_and_heads", "all"]) -> list[nn.Conv2d]:
-    """The convolutions inside cells, and the heads that give the parameters of priors and posteriors; or all.
-
-    Without those whose singular value is one already, by spectral normalization.
-    """
-    inside: dict[int, nn.Conv2d] = {}
-    for module in model.modules():
-        roots = [module] if isinstance(module, Cell) or scope == "all" else []
-        if isinstance(module, LatentGroup):
-            roots += module.heads
-        for root in roots:
-            inside |= {id(m): m for m in root.modules() if isinstance(m, nn.Conv2d)}
-    return [convolution for convolution in inside.values() if not is_spectrally_normalized(convolution)]
-
-
-class SpectralRegularization(nn.Module):
-    """The sum over convolutions of the largest singular value of the weight, to the power of `exponent`, 1 or 2.
-
-    A weight counts as the matrix (C_out, the rest). Its largest singular value comes from power iteration, whose
-    vectors are kept between steps and saved with a checkpoint. Weights of one shape are handled in one batch.
-    """
-
-    def __init__(self, convolutions: Sequence[nn.Conv2d], exponent: int = 2) -> None:
-        super().__init__()
-        self.exponent = exponent
-        by_shape: dict[tuple[int, int], list[nn.Conv2d]] = defaultdict(list)
-        for convolution in convolutions:
-            by_shape[len(convolution.weight), convolution.weight[0].numel()].append(convolution)
-        self._batches = list(by_shape.values())  # not submodules: their weights belong to the model
-        for i, ((_, columns), batch) in enumerate(by_shape.items()):
-            right = torch.randn(len(batch), columns, 1, generator=torch.Generator().manual_seed(i))
-            self.register_buffer(f"right{i}", functional.normalize(right, dim=1).to(batch[0].weight.device))
-        with torch.no_grad():
-            self.singular_values(FIRST_POWER_ITERATIONS)
-
-    def singular_values(self, iterations: int = 1) -> Tensor:
-        """The largest singular value of every weight, differentiable, after some more steps of power iteration."""
-        values = []
-        for i, batch in enumerate(self._batches):
-            right = getattr(self, f"right{i}")  # (n, columns, 1)
-            # Input channels last, as they lie in memory; the order of its columns does not change a singular value.
-            weights = torch.stack([c.weight.permute(0, 2, 3, 1).flatten(1) for c in batch])  # (n, C_out, columns)
-            with torch.no_grad():
-                for _ in range(iterations):
-                    left = functional.normalize(weights @ right, dim=1)  # (n, C_out, 1)
-                    image = weights.mT @ left
-                    value = image.norm(dim=1, keepdim=True)  # left^T W right, right being image / value
-                    right.copy_(image / value.clamp(min=1e-12))
-            values.append(_SingularValue.apply(weights, value, left, right.clone()).flatten())
-        return torch.cat(values) if values else torch.zeros(0)
-
-    def forward(self) -> Tensor:
-        return self.singular_values().pow(self.exponent).sum()
-
-
-class _SingularValue(torch.autograd.Function):
-    """Singular values (n, 1, 1) that are known, with the vectors that give their gradient, left right^T."""
-
-    @staticmethod
-    def forward(ctx, weights: Tensor, value: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        ctx.save_for_backward(left, right)
-        return value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        left, right = ctx.saved_tensors
-        return (grad * left) @ right.mT, None, None, None
-
-
-def batch_norm_regularization(model: nn.Module) -> Tensor:
-    """The sum over batch norms of the largest |gamma|."""
-    largest = [m.weight.abs().max() for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    return torch.stack(largest).sum() if largest else torch.zeros(())

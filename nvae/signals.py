@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal: what is under way may end first."""
+"""Handle Ctrl-C, SIGTERM and a closed terminal, so that the work in progress can finish first."""
 
 from __future__ import annotations
 
@@ -12,37 +12,48 @@ HANGUPS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [
 
 
 class StopRequest:
-    """`signal` is the number of the signal that asked for a stop, if one did."""
+    """The number of the first signal that asked for a stop, or None."""
 
     signal: int | None = None
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Within it, the first such signal is only noted; the handlers are put back afterwards."""
+    """Record the first SIGINT, SIGTERM or SIGHUP in the StopRequest; raise KeyboardInterrupt for the second one.
+
+    The earlier handlers are restored on exit.
+    """
     request = StopRequest()
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def record(number: int, frame: FrameType | None) -> None:
         if request.signal is not None:
             raise KeyboardInterrupt
         request.signal = number
-        with suppress(OSError):  # the terminal may be what has gone
-            print("\nfinishing this step, then saving; once more to stop at once", file=sys.stderr)
+        _print_error(
+            "\nFinishing this step and saving. Press Ctrl-C again to quit now (loses the progress since the last "
+            "checkpoint)."
+        )
 
-    with _handled_by(note, signal.SIGINT, *HANGUPS):
+    with _handled_by(record, signal.SIGINT, *HANGUPS):
         yield request
 
 
 @contextmanager
 def hangups(interrupt: bool) -> Iterator[None]:
-    """Within it, SIGTERM and a closed terminal raise KeyboardInterrupt, as Ctrl-C does, or do nothing."""
+    """Make SIGTERM and SIGHUP (a closed terminal) raise KeyboardInterrupt, as Ctrl-C does, or ignore them."""
 
-    def take(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         if interrupt:
             raise KeyboardInterrupt
 
-    with _handled_by(take, *HANGUPS):
+    with _handled_by(handle, *HANGUPS):
         yield
+
+
+def _print_error(message: str) -> None:
+    """Print to the standard error, which may be closed, gone, or in use by the code that the signal interrupted."""
+    with suppress(OSError, ValueError, RuntimeError):
+        print(message, file=sys.stderr, flush=True)
 
 
 @contextmanager

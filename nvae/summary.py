@@ -38,15 +38,16 @@ def cost_per_image(config: ModelConfig) -> Cost:
     with torch.device("meta"):
         model = build_model(config)
         model.recompute_activations(config.training_parameters.use_tensor_checkpoints)
-        pixels = torch.zeros(images, config.image_channels, config.input_dimension, config.input_dimension)
+        batch = torch.zeros(images, config.image_channels, config.input_dimension, config.input_dimension)
+        noise = model.no_posterior_noise(images)
     own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(pixels).pixels.log_prob(pixels)
+        model(batch, noise).px_z.log_prob(batch)
     saved = sum(size for storage, size in kept.items() if storage not in own)
     return Cost(counter.get_total_flops() // images, saved // images)
 
 
-def parameters(module: nn.Module) -> int:
+def num_parameters(module: nn.Module) -> int:
     """How many numbers a module learns."""
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -56,12 +57,12 @@ def summary(config: ModelConfig) -> str:
     with torch.device("meta"):
         model = build_model(config)
     cost = cost_per_image(config)
-    schedule, total = config.training_parameters, parameters(model)
+    schedule, total = config.training_parameters, num_parameters(model)
     memory = schedule.batch_size * cost.saved_bytes + TRAINING_BYTES_PER_PARAMETER * total
     lines = [
-        f"{config.family} ({config.style}), {config.image_channels} x {config.input_dimension} x "
+        f"{config.family}, {config.image_channels} x {config.input_dimension} x "
         f"{config.input_dimension} images from {config.dataset.name}"
-        + (f" padded by {config.padding}" if config.padding else "")
+        + (f" padded by {model.padding}" if model.padding else "")
         + f", likelihood {config.sampling_method}",
         "",
         *_levels(model),
@@ -106,14 +107,19 @@ def _levels(model: HierarchicalVAE) -> list[str]:
 
 def _parts(model: HierarchicalVAE, total: int) -> list[str]:
     rows = [("part", "parameters", "")]
-    index = 0
-    parts: list[tuple[str, int]] = [("bottom-up: encoder", parameters(model.encoder))]
-    parts.append(("top-down: the constant at the top", model.constant.numel()))
-    for i, level in enumerate(model.levels):
-        groups = model.groups[index : index + level.groups]
-        index += level.groups
-        parts.append((f"top-down: groups of level {i + 1}", sum(parameters(group) for group in groups)))
-    parts.append(("top-down: output", parameters(model.output)))
+    parts: list[tuple[str, int]] = []
+    own = sum(parameter.numel() for parameter in model.parameters(recurse=False))
+    if own:
+        parts.append(("initial state", own))
+    for name, child in model.named_children():
+        if child is not model.groups:
+            parts.append((name, num_parameters(child)))
+            continue
+        index = 0
+        for i, level in enumerate(model.levels):
+            groups = model.groups[index : index + level.groups]
+            index += level.groups
+            parts.append((f"latent groups of level {i + 1}", sum(num_parameters(group) for group in groups)))
     rows += [(name, f"{count:,}", f"{count / total:.0%}") for name, count in parts]
     rows.append(("all", f"{total:,}", ""))
     return table(rows)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import io
+import lzma
 import os
 import re
 import runpy
@@ -15,7 +18,7 @@ import torch
 
 from nvae.config import config_from_dict
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.models.nvae.network import build_nvae
+from nvae.models.nvae.network import NVAE
 from nvae.schema import ModelConfig
 
 # Here and in the programs that tests start: on tiny tensors threads only wait for each other.
@@ -54,6 +57,18 @@ def reference() -> Path:
 
 
 @pytest.fixture(scope="session")
+def recording() -> Callable[[str], dict[str, Any]]:
+    """A function: what an original program computed on random weights, by the name of the file in tests/data."""
+
+    @functools.cache
+    def recording(name: str) -> dict[str, Any]:
+        content = lzma.decompress((ROOT / "tests" / "data" / f"{name}.pt.xz").read_bytes())
+        return torch.load(io.BytesIO(content), weights_only=True)
+
+    return recording
+
+
+@pytest.fixture(scope="session")
 def make_config() -> Callable[..., ModelConfig]:
     """A function: the config of a tiny model (four groups on two scales, 8x8 pixels), with some keys changed."""
 
@@ -79,7 +94,7 @@ def make_model(make_config: Callable[..., ModelConfig]) -> Callable[..., Hierarc
     def make(seed: int = 0, **changes: Any) -> HierarchicalVAE:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = build_nvae(make_config(**changes))
+            model = NVAE(make_config(**changes))
             for module in model.modules():
                 if isinstance(module, torch.nn.BatchNorm2d):
                     torch.nn.init.uniform_(module.weight, 0.5, 1.5)

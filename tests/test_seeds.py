@@ -3,13 +3,13 @@ import torch
 from nvae.seeds import derived_seed, seeded
 
 
-def test_seeds_of_other_purposes_and_counts_are_unrelated():
+def test_derived_seed_differs_by_seed_purpose_and_count():
     seeds = [derived_seed(seed, purpose, count) for seed in range(5) for purpose in ("a", "b") for count in range(100)]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**31 for seed in seeds)
 
 
-def test_a_seed_is_a_promise():
-    """The value is pinned: pictures and runs of today must come out the same tomorrow."""
+def test_derived_seed_is_pinned():
+    """A seed must give the same images in every version."""
     assert derived_seed(0, "sample", 0) == 1233860238
     assert torch.equal(torch.rand(3, generator=seeded(1, "a")), torch.rand(3, generator=seeded(1, "a")))

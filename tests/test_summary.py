@@ -46,7 +46,7 @@ def test_the_page_tells_the_kls_warm_up_as_the_config_does(make_config, changes,
 
 def test_the_page_of_a_padded_network(make_config):
     page = summary(load_config("nvae_mnist_small"))
-    assert "nvae (nvlabs), 1 x 28 x 28 images from mnist padded by 2, likelihood bernoulli" in page
+    assert "nvae, 1 x 28 x 28 images from mnist padded by 2, likelihood bernoulli" in page
     assert "10 x 8 x 8" in page  # 32 pixels halved twice: the margin counts
     assert "padded" not in summary(make_config())
 

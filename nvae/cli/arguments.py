@@ -222,9 +222,6 @@ def reproduce_with_seed(seed: int) -> str:
 
 
 def print_warnings(warnings: list[str] | tuple[str, ...]) -> None:
-    """Print warnings, or if there are many of them the first one and their number."""
-    if len(warnings) > 3:
-        print(f"{warnings[0]}; the same or similar for {len(warnings) - 1} more")
-    else:
-        for warning in warnings:
-            print(warning)
+    """Print warnings, one per line."""
+    for warning in warnings:
+        print(warning)

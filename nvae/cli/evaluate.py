@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError("--samples needs --nll.")
     samples = (options.samples or IMPORTANCE_SAMPLES) if options.nll else 1
     from nvae.checkpoint import plain_name
-    from nvae.data.registry import load_data
+    from nvae.data.registry import evaluation_images, load_data
     from nvae.devices import set_fast_defaults
     from nvae.evaluation.likelihood import evaluate
     from nvae.evaluation.report import report, save_report, stem_for
@@ -75,9 +76,9 @@ def run(options: argparse.Namespace) -> None:
     set_fast_defaults()
     model = open_model(options)
     config = _with_dataset(model.config, options.dataset, options.path)
-    data = load_data(config)
-    print_warnings(data.notices)
-    images_u8 = (data.validation if options.part == "validation" else data.training)[: options.images]
+    data = load_data(config, progress=sys.stderr.isatty())
+    print_warnings(data.warnings)
+    images_u8 = evaluation_images(data, options.part, config)[: options.images]
     evaluation = evaluate(model, images_u8, options.batch_size, samples, options.seed, progress=True)
     if not math.isfinite(evaluation.elbo.mean):
         raise UserError(f"the ELBO of {options.model} on these images is {evaluation.elbo.mean}: damaged weights?")
@@ -102,7 +103,9 @@ def run(options: argparse.Namespace) -> None:
 def _with_dataset(config: ModelConfig, name: str | None, path: str | None) -> ModelConfig:
     """Return the config with another data set."""
     from nvae.config import config_from_dict
+    from nvae.schema import select_dataset
 
-    changes = {key: value for key, value in (("name", name), ("path", path)) if value is not None}
     content = config.model_dump()
-    return config_from_dict(content | {"dataset": content["dataset"] | changes}, "--dataset")
+    dataset = content["dataset"] if name is None else select_dataset(content["dataset"], name)
+    dataset |= {} if path is None else {"path": path}
+    return config_from_dict(content | {"dataset": dataset}, "--dataset", resolved=True)

@@ -28,7 +28,7 @@ from nvae.cli.arguments import (
     reproduce_with_seed,
     up_to,
 )
-from nvae.cli.models import open_model, recalibrated_for
+from nvae.cli.models import open_model_and_metadata, recalibrated_for
 from nvae.cli.progress import with_progress
 from nvae.errors import UserError
 
@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     _check(options)
     from nvae.checkpoint import plain_name
-    from nvae.data.image_files import read_pictures
+    from nvae.data.image_files import read_image_files
     from nvae.inference.exploration import base_point
     from nvae.inference.recalibration import StatisticsCache
     from nvae.inference.sampling import encode, joined, noise_of, per_group
@@ -107,7 +107,7 @@ def run(options: argparse.Namespace) -> None:
         for name in ("model", "temperature", "iterations"):
             if getattr(options, name) is None:
                 setattr(options, name, getattr(pick, name))
-    model = open_model(options)
+    model, file_metadata = open_model_and_metadata(options)
     if options.group is not None and options.group > len(model.groups):
         raise UserError(f"--group is {options.group}, expected 1 to {len(model.groups)}: 1 is the top group.")
     cache, seed = StatisticsCache(model, options.model), chosen_seed(options)
@@ -115,7 +115,7 @@ def run(options: argparse.Namespace) -> None:
     temperature = options.temperature
     iterations = ITERATIONS if options.iterations is None else options.iterations
     if options.image:  # the latents of pictures have the statistics of training, and their noise is of temperature 1
-        images, warnings = read_pictures([options.image], model.config, model.constant.device)
+        images, warnings = read_image_files([options.image], model.config, model.device)
         print_warnings(warnings)
         noise, iterations, original = encode(model, images), 0, images[0]
         scales = per_group(model, temperature, "temperature")
@@ -134,9 +134,8 @@ def run(options: argparse.Namespace) -> None:
     parts += [f"strength{options.strength:g}" if options.strength != 1 else "", pixels if pixels != "mean" else ""]
     with recalibrated_for(model, temperature, iterations, cache) as group_temperatures:
         view = base_point(model, noise, group_temperatures, pixels, seed)
-        saved, picture = _draw(
-            options, model, view, original, strength, seed, result_name("exploration", *parts), metadata
-        )
+        name, kl_per_group = result_name("exploration", *parts), file_metadata.get("kl_per_group")
+        saved, picture = _draw(options, model, view, original, strength, seed, name, metadata, kl_per_group)
     print(saved)
     print(reproduce_with_seed(seed))
     if picture is not None and not options.no_window:
@@ -165,6 +164,7 @@ def _draw(
     seed: int,
     name: str,
     metadata: dict[str, Any],
+    kl_per_group: list[float] | None,
 ) -> tuple[Path, Image | None]:
     """Make and save what was asked for; return its path, and the picture unless it is an animation."""
     from nvae.inference.exploration import explore, explore_positions, mean_change, sweep
@@ -182,7 +182,7 @@ def _draw(
     jams = options.jams or 1
     if group is None:
         images = explore(model, view, jams, strength, seed, progress=True)
-        print(change_table(model, view, images, model.kl_per_group))
+        print(change_table(model, view, images, kl_per_group))
     if options.animate is not None:
         if group is None:
             group = max(range(len(images)), key=lambda index: mean_change(images[index], view.image))
@@ -200,7 +200,7 @@ def _draw(
         shown = shown_positions(height * width, original is not None)
         positions = explore_positions(model, view, group, jams, strength, seed, shown, progress=True)
         print(f"group {group_name(model, group)}: the mean change of a position is {positions.influence.mean():.4f}")
-        picture = positions_picture(view, positions, model.config.padding, original)
+        picture = positions_picture(view, positions, model.padding, original)
         name = result_name(name, f"group{group + 1}", f"jams{jams}")
     metadata |= {"jams": jams, "group": options.group or 0, "difference": options.difference}
     return save_result(picture, options.out, name, metadata), picture

@@ -1,4 +1,7 @@
-"""Convert a checkpoint of the original NVAE, or of the seed project, to a .model file."""
+"""Convert a checkpoint of the original NVAE, or of the seed project, to a .model file.
+
+All other commands can use that file.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ from nvae.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="the original's checkpoint.pt, or the seed's *.checkpoint")
     parser.add_argument(
-        "--config", metavar="YAML", help="config of the model (default: what FILE and the shapes in it tell)"
+        "--config",
+        metavar="YAML",
+        help="architecture of the model, a name in model_configs/ or a file (default: the settings in FILE, or the "
+        "shapes of its weights)",
     )
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT.model", help="the file to write")
 
@@ -22,11 +28,17 @@ def run(options: argparse.Namespace) -> None:
     from nvae.checkpoint import save
     from nvae.config import load_config
     from nvae.interop.importer import import_checkpoint
+    from nvae.interop.key_mapping import InteropError
     from nvae.summary import summary
 
     config = load_config(options.config) if options.config else None
-    imported = import_checkpoint(options.file, config)
+    try:
+        imported = import_checkpoint(options.file, config)
+    except InteropError as error:
+        if error.needs_config:
+            raise UserError(f"{error} Use --config YAML to name the right config.") from error
+        raise
     save(imported.model, options.out)
-    for warning in imported.notices:
-        print(warning)
+    for warning in imported.warnings:
+        print(f"warning: {warning}.")
     print(f"{options.file}, from {imported.origin}:\n\n{summary(imported.model.config)}\n\nsaved as {options.out}")

@@ -147,13 +147,13 @@ def _ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
 
 
 def _picture_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
-    from nvae.data.image_files import read_pictures
+    from nvae.data.image_files import read_image_files
     from nvae.inference.sampling import encode
 
     if options.temperature or options.iterations is not None:
         raise UserError("--temperature and --iterations need samples: pictures have latents of their own.")
     paths = [Path(end) for end in options.ends]
-    images, warnings = read_pictures(paths, model.config, model.constant.device)
+    images, warnings = read_image_files(paths, model.config, model.device)
     print_warnings(warnings)
     a, b = (encode(model, image[None]) for image in images)
     return Ends((a, b), images, [1.0], 0, (paths[0].stem, paths[1].stem))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from nvae.cli import cherry, evaluate, explore, import_weights, interpolate, reconstruct, sample, summary, train
+from nvae.cli import cherry, config, evaluate, explore, import_weights, interpolate, reconstruct, sample, summary, train
 from nvae.cli.arguments import Parser
 from nvae.cli.errors import run
 
@@ -18,6 +18,7 @@ COMMANDS = {
     "reconstruct": reconstruct,
     "evaluate": evaluate,
     "summary": summary,
+    "config": config,
     "import": import_weights,
 }
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nvae.inference.recalibration import StatisticsCache
@@ -31,11 +31,16 @@ def find_model(name: str) -> str:
 
 def open_model(options: argparse.Namespace) -> HierarchicalVAE:
     """Open the model of `options.model` on the device of `options.device`; set `options.model` to its path."""
-    from nvae.checkpoint import load_model
+    return open_model_and_metadata(options)[0]
+
+
+def open_model_and_metadata(options: argparse.Namespace) -> tuple[HierarchicalVAE, dict[str, Any]]:
+    """Open a model as with `open_model`; also return the metadata of its file, such as kl_per_group."""
+    from nvae.checkpoint import load_model_and_metadata
     from nvae.devices import choose_device
 
     options.model = find_model(options.model)
-    return load_model(options.model, choose_device(options.device))
+    return load_model_and_metadata(options.model, choose_device(options.device))
 
 
 @contextmanager

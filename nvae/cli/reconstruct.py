@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from nvae.checkpoint import plain_name, weights_digest
-    from nvae.data.image_files import read_pictures
+    from nvae.data.image_files import read_image_files
     from nvae.inference.exploration import mean_change
     from nvae.inference.sampling import is_random, joined, per_group, reconstruct
     from nvae.summary import table
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
     pixels = options.pixels or "mean"
     random = (is_random(temperature) and min(kept) < groups) or pixels == "sample"
     seed = chosen_seed(options) if random else 0
-    images, warnings = read_pictures(options.pictures, model.config, model.constant.device)
+    images, warnings = read_image_files(options.pictures, model.config, model.device)
     print_warnings(warnings)
     each = (reconstruct(model, images, keep, temperature, seed, pixels) for keep in kept)
     reconstructions = list(with_progress(each, len(kept) * len(images), "reconstructing"))

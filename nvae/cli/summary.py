@@ -10,7 +10,6 @@ from pathlib import Path
 
 from nvae.errors import UserError
 
-CONFIG_SUFFIXES = (".yaml", ".yml")
 PICTURE_SUFFIXES = (".png", ".gif", ".webp")
 
 
@@ -24,15 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     path = Path(options.what)
-    suffix = path.suffix.lower()
-    if suffix in PICTURE_SUFFIXES and path.is_file():
+    if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file():
         _describe_picture(path)
         return
     from nvae.checkpoint import load
-    from nvae.config import load_config
+    from nvae.config import is_yaml, load_config
     from nvae.summary import summary
 
-    if path.is_file() and suffix not in CONFIG_SUFFIXES:
+    if path.is_file() and not is_yaml(path):
         print(summary(load(path)["config"]))
     else:
         print(summary(load_config(options.what)))

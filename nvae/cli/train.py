@@ -13,7 +13,11 @@ from nvae.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="a name from model_configs/, or the path of a YAML file")
+    from nvae.config import available_configs
+
+    parser.add_argument(
+        "config", metavar="CONFIG", help=f"path of a YAML file, or one of {', '.join(available_configs())}"
+    )
     parser.add_argument(
         "--set",
         action="append",

@@ -1,1 +1,1 @@
-"""Images: a registry of data sets by name, each of which becomes uint8 pixels in memory."""
+"""Data sets: a registry by name; every data set becomes uint8 images in memory."""

@@ -1,4 +1,4 @@
-"""folder: any pictures under a folder, resized and cropped to the model's size."""
+"""folder: all image files below a folder, resized and cropped to the model's size."""
 
 from __future__ import annotations
 
@@ -10,59 +10,58 @@ import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from nvae.data.image_files import open_picture, without_size_warnings
-from nvae.data.images import HOW_TO_SAY, Data, fit
+from nvae.data.image_files import open_image, without_size_warnings
+from nvae.data.images import Data, fit
+from nvae.data.paths import dataset_folder
 from nvae.errors import UserError
+from nvae.files import WriteError, atomic_write
 from nvae.schema import ModelConfig
 
-# What people keep pictures in. Pillow opens more (PDF, MPEG...), which is no picture for a data set.
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2")
-MEMORY_LIMIT = 4 * 2**30  # bytes of pixels; a larger set is kept in a file, mapped, and found again by the next run
-NAMED_AT_MOST = 5
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2")
+MEMORY_LIMIT = 4 * 2**30  # bytes of resized images; a larger set is kept in a memory-mapped file for later runs
+MAX_NAMED = 5
 
 
-def load_folder(config: ModelConfig) -> Data:
-    """All pictures under `dataset.path` and its subfolders, links followed.
+def load_folder(config: ModelConfig, progress: bool = False) -> Data:
+    """Load all images in `dataset.path` and its subfolders. Symbolic links are followed.
 
-    Which of them are for validation depends on their names alone, so a picture added later moves no other one from
-    one part to the other (except in sets so small that one had to be chosen for either part). Files that cannot be
-    read are left out, and named. Raises UserError.
+    An image's name alone decides between training and validation, so adding an image moves no other image to the other
+    part (except in tiny sets, where each part needs at least one). Files that cannot be read are left out and named
+    in the warnings. Raises UserError.
     """
-    folder = Path(config.dataset.path).expanduser()
-    if not folder.is_dir():
+    folder = dataset_folder(config.dataset)
+    if not folder.exists():
         raise UserError(
-            f"the image folder '{folder}' does not exist; put pictures into it, or say where they are {HOW_TO_SAY}, or "
-            "train on built-in pictures with --set dataset.name=toy_faces."
+            f"the image folder '{folder}' does not exist. Set dataset.path to the folder of your images, or set "
+            "dataset.name to toy_faces to train on built-in images."
         )
-    files = sorted(_picture_files(folder), key=lambda file: _rank(folder, file), reverse=True)
+    files = sorted(_image_files(folder), key=lambda file: _rank(folder, file), reverse=True)
     if len(files) < 2:
         raise UserError(
-            f"the image folder '{folder}' holds {len(files)} pictures, subfolders included; put at least two into it "
-            f"({', '.join(ending[1:] for ending in ENDINGS)}), or say where they are {HOW_TO_SAY}."
+            f"the image folder '{folder}' holds {len(files)} images, subfolders included; expected at least two "
+            f"({', '.join(suffix[1:] for suffix in SUFFIXES)}). Set dataset.path to the folder of your images."
         )
-    pixels, unreadable = _read_or_map(
-        folder, files, config.input_dimension, config.image_channels, config.dataset.max_image_pixels
-    )
-    if len(pixels) < 2:
+    images_u8, unreadable = _read_or_map(folder, files, config, progress)
+    if len(images_u8) < 2:
         raise UserError(
-            f"of {len(files)} pictures in the image folder '{folder}' only {len(pixels)} can be read (the first that "
-            f"cannot is {next(iter(unreadable))}); put at least two into it."
+            f"only {len(images_u8)} of {len(files)} images in the folder '{folder}' can be read; expected at least "
+            f"two. The first one that cannot be read is {next(iter(unreadable))}."
         )
     threshold = config.dataset.validation_fraction
     below = sum(_rank(folder, file) < threshold for file in files if str(file) not in unreadable)
-    training = len(pixels) - min(max(below, 1), len(pixels) - 1)
-    return Data(pixels[:training], pixels[training:], _notices(len(files), unreadable))
+    training = len(images_u8) - min(max(below, 1), len(images_u8) - 1)
+    return Data(images_u8[:training], images_u8[training:], _warnings(len(files), unreadable))
 
 
-def _picture_files(folder: Path) -> Iterator[Path]:
-    seen: set[str] = set()  # links may lead in a circle
+def _image_files(folder: Path) -> Iterator[Path]:
+    """Yield the files with one of SUFFIXES. Hidden files and folders are left out."""
+    seen: set[str] = set()  # links may form a circle
     for parent, subfolders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(parent)) in seen:
             subfolders.clear()
@@ -70,84 +69,81 @@ def _picture_files(folder: Path) -> Iterator[Path]:
         seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in names:
-            if not name.startswith(".") and name.lower().endswith(ENDINGS):
+            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
                 yield Path(parent, name)
 
 
 def _rank(folder: Path, file: Path) -> float:
-    """A number in [0, 1) that the file's name inside the folder determines."""
+    """Map the file's path inside the folder to a number in [0, 1)."""
     name = file.relative_to(folder).as_posix().encode(errors="surrogateescape")
     return int.from_bytes(hashlib.blake2b(name, digest_size=6).digest(), "big") / 2**48
 
 
 def _read_or_map(
-    folder: Path, files: list[Path], size: int, channels: int, max_pixels: int
+    folder: Path, files: list[Path], config: ModelConfig, progress: bool
 ) -> tuple[torch.Tensor, dict[str, str]]:
-    """Pixels of the readable files, uint8 (N, C, S, S), and why each of the others is not."""
+    """Return the readable images, uint8 (N, C, S, S), and forevery other file the reason why it cannot be read."""
+    size, channels, max_pixels = config.input_dimension, config.image_channels, config.dataset.max_image_pixels
     shape = (len(files), channels, size, size)
-    size_in_bytes = math.prod(shape)
-    if size_in_bytes <= MEMORY_LIMIT:
-        pixels = np.empty(shape, np.uint8)
-        unreadable = _read(files, pixels, folder, max_pixels)
-        return torch.from_numpy(pixels)[: len(files) - len(unreadable)], unreadable
-    kind = f".pixels_{size}x{size}x{channels}_"
+    num_bytes = math.prod(shape)
+    if num_bytes <= MEMORY_LIMIT:
+        images_u8 = np.empty(shape, np.uint8)
+        unreadable = _read(files, images_u8, folder, max_pixels, progress)
+        return torch.from_numpy(images_u8)[: len(files) - len(unreadable)], unreadable
+    prefix = f".pixels_{size}x{size}x{channels}_"
     stats = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files if file.exists()]
-    key = kind + hashlib.blake2b(repr(stats).encode(errors="surrogateescape"), digest_size=8).hexdigest()
-    mapped, notes = folder / f"{key}.npy", folder / f"{key}.json"
+    key = prefix + hashlib.blake2b(repr(stats).encode(errors="surrogateescape"), digest_size=8).hexdigest()
+    mapped, unreadable_file = folder / f"{key}.npy", folder / f"{key}.json"
     if not mapped.exists():
-        unfinished = folder / f"{key}.unfinished"
         try:
-            for outdated in folder.glob(f"{kind}*"):
-                outdated.unlink()
-            _reserve(unfinished, size_in_bytes)
-            mapping = np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape)
-            unreadable = _read(files, mapping, folder, max_pixels)
-            notes.write_text(json.dumps(unreadable))
-            unfinished.replace(mapped)
-        except OSError as error:
-            with suppress(OSError):
-                unfinished.unlink()
-            problem = "no space is left for" if error.errno == errno.ENOSPC else "the folder takes no file for"
+            with atomic_write(mapped) as temporary:
+                for outdated in folder.glob(f"{prefix}*"):
+                    outdated.unlink()
+                _reserve(temporary, num_bytes)
+                mapping = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+                unreadable = _read(files, mapping, folder, max_pixels, progress)
+                unreadable_file.write_text(json.dumps(unreadable))
+        except WriteError as error:
             raise UserError(
-                f"{problem} the {size_in_bytes / 2**30:.1f} GiB of resized pixels of '{folder}' ({error}); "
-                "make room there, or choose a smaller input_dimension."
+                f"{error} The file holds the resized images of '{folder}', {num_bytes / 2**30:.1f} GiB; a smaller "
+                "input_dimension needs less space."
             ) from error
-    unreadable = json.loads(notes.read_text())
-    pixels = np.lib.format.open_memmap(mapped, "c")
-    return torch.from_numpy(pixels)[: len(files) - len(unreadable)], unreadable
+    unreadable = json.loads(unreadable_file.read_text())
+    images_u8 = np.lib.format.open_memmap(mapped, "c")
+    return torch.from_numpy(images_u8)[: len(files) - len(unreadable)], unreadable
 
 
-def _reserve(file: Path, size: int) -> None:
-    """Raise OSError now where the disk has no room: writing to a mapped file that finds none kills the process."""
-    if shutil.disk_usage(file.parent).free < size + 2**20:
+def _reserve(file: Path, num_bytes: int) -> None:
+    """Raise OSError if the disk has too little space: a memory-mapped write to a full disk would kill the process."""
+    if shutil.disk_usage(file.parent).free < num_bytes + 2**20:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _read(files: list[Path], pixels: np.ndarray, folder: Path, max_pixels: int) -> dict[str, str]:
-    """Fills `pixels` from the front with the files that can be read; returns why the others cannot."""
-    _, channels, size, _ = pixels.shape
+def _read(files: list[Path], images_u8: np.ndarray, folder: Path, max_pixels: int, progress: bool) -> dict[str, str]:
+    """Fill `images_u8` from the front with the readable files; return why each of the others cannot be read."""
+    _, channels, size, _ = images_u8.shape
 
     def read(file: Path) -> np.ndarray | str:
         try:
-            with open_picture(file, max_pixels) as image:
+            with open_image(file, max_pixels) as image:
                 return fit(image, size, channels)
-        except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
+        except Exception as error:  # Pillow's decoders raise almost any exception for a broken file
             return str(error) or type(error).__name__
 
     unreadable: dict[str, str] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool, without_size_warnings():
-        bar = tqdm(files, f"reading {folder}", unit=" pictures", leave=False, disable=None, delay=1)
+        bar = tqdm(files, f"reading {folder}", unit=" images", leave=False, disable=not progress, delay=1)
         for i, (file, result) in enumerate(zip(bar, pool.map(read, files), strict=True)):
             if isinstance(result, str):
                 unreadable[str(file)] = result
             else:
-                pixels[i - len(unreadable)] = result
+                images_u8[i - len(unreadable)] = result
     return unreadable
 
 
-def _notices(files: int, unreadable: dict[str, str]) -> tuple[str, ...]:
+def _warnings(num_files: int, unreadable: dict[str, str]) -> tuple[str, ...]:
     if not unreadable:
         return ()
-    named = "; ".join(f"{file} ({why})" for file, why in list(unreadable.items())[:NAMED_AT_MOST])
-    more = f"; and {len(unreadable) - NAMED_AT_MOST} more" if len(unreadable) > NAMED_AT_MOST else ""
-    return (f"{len(unreadable)} of {files} pictures cannot be read and are left out: {named}{more}",)
+    named = "; ".join(f"{file} ({reason})" for file, reason in list(unreadable.items())[:MAX_NAMED])
+    more = f"; and {len(unreadable) - MAX_NAMED} more" if len(unreadable) > MAX_NAMED else ""
+    return (f"{len(unreadable)} of {num_files} images cannot be read and are left out: {named}{more}",)

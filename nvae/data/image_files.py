@@ -1,8 +1,9 @@
-"""Open image files from outside safely, and read single ones as a model sees them."""
+"""Open untrusted image files safely, and read image files as a model's input."""
 
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,23 +12,23 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from nvae.data.images import fit, to_network
+from nvae.data.images import fit, to_float
 from nvae.errors import UserError
 from nvae.schema import ModelConfig
 
-# The formats that Pillow decodes by itself, whatever the file is called. EPS would start Ghostscript on the file.
+# The formats that Pillow decodes without other programs. EPS would start Ghostscript on the file.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
-MAX_PIXELS = 64_000_000  # a decoded image of this size takes about 0.5 GB while it is resized
+MAX_PIXELS = 64_000_000  # resizing a decoded image of this size takes about 0.5 GB
 
 
 @contextmanager
-def open_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """Open an image file of one of FORMATS, chosen by its content. No other program is ever started.
+def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """Open an image file whose content, not its name, is in one of FORMATS. No other program is ever started.
 
-    max_pixels: width times height that is decoded at most, which bounds the memory and time that one file takes.
-    Raises OSError for a file that is not regular (a pipe would block for ever) and ValueError for too many pixels.
+    max_pixels: upper limit of width times height, which bounds the memory and time per file.
+    Raises OSError for a file that is not regular (a pipe would block forever) and ValueError for too many pixels.
     """
-    if not path.is_file():
+    if not Path(path).is_file():
         raise OSError("not a regular file")
     Image.init()
     with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
@@ -39,44 +40,55 @@ def open_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Ima
 
 @contextmanager
 def without_size_warnings() -> Iterator[None]:
-    """Silence Pillow's warning about large images; `open_picture` has a limit of its own. Not for use in threads."""
+    """Silence Pillow's warning about large images, because `open_image` has its own limit. Not thread-safe."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
 
 
-def read_pictures(paths: Sequence[Path], config: ModelConfig, device: torch.device | str) -> tuple[Tensor, list[str]]:
-    """Pictures as images (N, C, S, S) in [0, 1] of a model's size and channels, and what had to be done to them.
+def read_image_files(
+    paths: str | Path | Sequence[str | Path], config: ModelConfig, device: torch.device | str
+) -> tuple[Tensor, list[str]]:
+    """Read image files as images (N, C, S, S) in [0, 1] with a model's size and channels.
 
-    Raises UserError, naming the file, where one cannot be read.
+    Also returns one sentence per kind of change: the name of the changed file, or how many files were changed.
+    Raises UserError with the name of a file that cannot be read.
     """
-    pixels, notices = [], []
+    paths = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    if not paths:
+        raise UserError("no image files: got an empty list, expected at least one file.")
+    images_u8, changed = [], defaultdict(list)
     for path in paths:
         if path.is_dir():
-            raise UserError(f"'{path}' is a folder; give the pictures in it, such as {path}/*.png.")
+            raise UserError(f"'{path}' is a folder, not an image file. Give the files in the folder.")
         if not path.exists():
-            raise UserError(f"there is no picture '{path}'.")
+            raise UserError(f"the image file '{path}' does not exist.")
         try:
-            with without_size_warnings(), open_picture(path) as image:
-                notices += _changes(path, image, config)
-                pixels.append(torch.from_numpy(fit(image, config.input_dimension, config.image_channels).copy()))
-        except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
-            raise UserError(f"the picture '{path}' cannot be read: {str(error) or type(error).__name__}.") from error
-    return to_network(torch.stack(pixels), device, config.pixel_bits), notices
+            with without_size_warnings(), open_image(path) as image:
+                for change in _changes(image, config):
+                    changed[change].append(path)
+                images_u8.append(torch.from_numpy(fit(image, config.input_dimension, config.image_channels).copy()))
+        except Exception as error:  # Pillow's decoders raise almost any exception for a broken file
+            raise UserError(f"the image file '{path}' cannot be read: {str(error) or type(error).__name__}.") from error
+    sentences = [
+        f"{files[0]} was {change}" if len(files) == 1 else f"{len(files)} images were {change}"
+        for change, files in changed.items()
+    ]
+    return to_float(torch.stack(images_u8), device, config.pixel_bits), sentences
 
 
-def _changes(path: Path, image: Image.Image, config: ModelConfig) -> list[str]:
+def _changes(image: Image.Image, config: ModelConfig) -> list[str]:
+    """Describe how `fit` changes an image."""
     size = config.input_dimension
     upright = ImageOps.exif_transpose(image)
-    width, height = upright.size
-    done = ["turned upright"] if upright.size != image.size else []
-    if width != height:
-        done.append("cut to a square")
-    if min(width, height) != size:
-        done.append(f"resized to {size} x {size}")
-    gray = image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;")
-    if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
-        done.append("laid on white")
-    if gray != (config.image_channels == 1):
-        done.append("turned gray" if config.image_channels == 1 else "turned from gray into color")
-    return [f"{path} ({width} x {height}): {', '.join(done)}, as the model wants it"] if done else []
+    grayscale = image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;")
+    transparent = image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255
+    changes = {
+        "rotated upright": upright.size != image.size,
+        "cropped to a square": upright.width != upright.height,
+        f"resized to {size} x {size}": min(upright.size) != size,
+        "composited on white": transparent,
+        "converted to grayscale": config.image_channels == 1 and not grayscale,
+        "converted from grayscale to color": config.image_channels == 3 and grayscale,
+    }
+    return [change for change, happens in changes.items() if happens]

@@ -1,4 +1,4 @@
-"""What every data set becomes: uint8 pixels (N, C, S, S), so that a batch is an index operation."""
+"""Data sets as uint8 tensors in memory, and the operations that turn them into a model's input."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from torch import Tensor
 from torch.nn import functional
 
 FINGERPRINT_BYTES = 2**30
-HOW_TO_SAY = "(--set dataset.path=FOLDER; of evaluate: --path FOLDER)"
-CHUNK = 256  # images at a time, where a whole set as floating-point numbers could be too large
+CHUNK = 256  # images converted at once: a whole data set as float32 could exceed the memory
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set, split. No image is in both parts. `notices` says what a person should know about the set."""
+    """A data set, split into two disjoint parts. `warnings` holds sentences for the user, for example on bad files."""
 
     training: Tensor  # uint8 (N, C, S, S)
     validation: Tensor  # uint8 (N, C, S, S)
-    notices: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of the split and of its pixels (of evenly spaced images where there are more than a gigabyte)."""
+        """A digest of the split and its images (evenly spaced images if a part exceeds a gigabyte)."""
         digest = hashlib.blake2b(digest_size=16)
         for part in (self.training, self.validation):
             digest.update(repr(tuple(part.shape)).encode())
@@ -37,79 +36,80 @@ class Data:
         return digest.hexdigest()
 
 
-def to_network(pixels: Tensor, device: torch.device | str, bits: int = 8) -> Tensor:
-    """uint8 (B, C, S, S) to float32 in [0, 1] on a device, channels last.
+def to_float(images_u8: Tensor, device: torch.device | str, bits: int = 8) -> Tensor:
+    """Convert uint8 (B, C, S, S) to float32 in [0, 1] on a device, channels last.
 
     With `bits` b below 8, x becomes floor(255 x / 2^(8 - b)) / (2^b - 1), one of 2^b values (NVAE's `num_x_bits`).
     """
-    pixels = pixels.to(device, memory_format=torch.channels_last)
+    images_u8 = images_u8.to(device, memory_format=torch.channels_last)
     if bits < 8:
-        pixels = pixels >> (8 - bits)  # not in place: these may be the caller's own
-    return pixels.float().div_(2**bits - 1)
+        images_u8 = images_u8 >> (8 - bits)  # not in place: the tensor may be the caller's
+    return images_u8.float().div_(2**bits - 1)
 
 
-def flipped(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images (B, C, S, S), each turned round horizontally with probability one half, independently of the others.
+def flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Flip each of the images (B, C, S, S) horizontally with probability 1/2, independently of the others.
 
-    Drawn on the generator's device: a generator of the CPU turns the same images round on any device.
+    Random numbers are drawn on the generator's device, so a CPU generator flips the same images on any device.
     """
-    turned = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
-    return torch.where(turned.to(images.device)[:, None, None, None], images.flip(-1), images)
+    flipped = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
+    return torch.where(flipped.to(images.device)[:, None, None, None], images.flip(-1), images)
 
 
-def binarized(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images (B, C, S, S) in [0, 1] to subpixels 0 or 1, drawn with their values as the probabilities of 1.
+def binarize(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw subpixels 0 or 1 from images (B, C, S, S) in [0, 1], whose values are the probabilities of 1.
 
-    Dynamic binarization (Salakhutdinov and Murray 2008; Burda et al. 2016): anew at every call. Drawn on the
-    generator's device, as in `flipped`.
+    Every call draws new values: dynamic binarization (Salakhutdinov and Murray 2008; Burda et al. 2016). Random
+    numbers are drawn on the generator's device, as in `flip`.
     """
-    noise = torch.rand(images.shape, generator=generator, device=generator.device)  # never 1, so that 1 stays 1
+    noise = torch.rand(images.shape, generator=generator, device=generator.device)  # in [0, 1): 1 always stays 1
     return (images > noise.to(images.device)).to(images.dtype)
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
-    """Images (N, C, S, S), clamped to [0, 1], to uint8 (N, S, S, C)."""
+    """Clamp images (N, C, S, S) to [0, 1] and convert them to uint8 (N, S, S, C)."""
     return images.detach().float().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """Any picture to uint8 (channels, size, size).
+    """Convert any image to uint8 (channels, size, size).
 
-    Turned upright as its camera says, laid on white where it is transparent, its shorter side resized to `size`, the
-    middle of its longer side kept.
+    The EXIF orientation is applied, transparency is composited on white, the shorter side is resized to `size`, and
+    the longer side is cropped at its center.
     """
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip
+    if image.mode.startswith("I"):  # 16 bits per pixel, which convert() would clip to 255
         image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.LANCZOS)
-    pixels = np.asarray(image)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+    array = np.asarray(image)
+    return array[None] if channels == 1 else array.transpose(2, 0, 1)
 
 
-def resized(images: Tensor, size: int) -> Tensor:
-    """uint8 (N, C, H, W) to (N, C, size, size), resampled unless they are of that size."""
-    if images.shape[2:] == (size, size):
-        return images
+def resize(images_u8: Tensor, size: int) -> Tensor:
+    """Resample uint8 (N, C, H, W) to (N, C, size, size). Images of that size are returned as they are."""
+    if images_u8.shape[2:] == (size, size):
+        return images_u8
 
     def resample(part: Tensor) -> Tensor:
         part = functional.interpolate(part.float(), (size, size), mode="bicubic", antialias=True, align_corners=False)
         return part.round_().clamp_(0, 255)
 
-    return in_chunks(resample, images, (images.shape[1], size, size))
+    return map_chunks(resample, images_u8, (images_u8.shape[1], size, size))
 
 
-def gray(images: Tensor) -> Tensor:
-    """uint8 (N, 3, H, W) to (N, 1, H, W): luma of ITU-R BT.601."""
+def to_grayscale(images_u8: Tensor) -> Tensor:
+    """Convert uint8 (N, 3, H, W) to (N, 1, H, W), the luma of ITU-R BT.601."""
     weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
-    return in_chunks(lambda part: (part * weights).sum(1, keepdim=True).round_(), images, (1, *images.shape[2:]))
+    shape = (1, *images_u8.shape[2:])
+    return map_chunks(lambda part: (part * weights).sum(1, keepdim=True).round_(), images_u8, shape)
 
 
-def in_chunks(change: Callable[[Tensor], Tensor], images: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """uint8 images (N, ...) to uint8 (N, *shape), `change` taking some, (B, ...), to whole numbers (B, *shape)."""
-    result = images.new_empty((len(images), *shape))
-    for part, place in zip(images.split(CHUNK), result.split(CHUNK), strict=True):
-        place.copy_(change(part))
+def map_chunks(function: Callable[[Tensor], Tensor], images_u8: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Apply a function from (B, ...) to integer values (B, *shape) to chunks of uint8 (N, ...); returns (N, *shape)."""
+    result = images_u8.new_empty((len(images_u8), *shape))
+    for source, target in zip(images_u8.split(CHUNK), result.split(CHUNK), strict=True):
+        target.copy_(function(source))
     return result

@@ -1,4 +1,4 @@
-"""mnist and fashion_mnist: from IDX files where they lie, else downloaded by torchvision."""
+"""mnist and fashion_mnist: read from IDX files, which torchvision downloads if needed."""
 
 from __future__ import annotations
 
@@ -8,59 +8,68 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 from torch.nn import functional
 
-from nvae.data.images import HOW_TO_SAY, Data, resized
+from nvae.data.images import Data, resize
+from nvae.data.paths import dataset_folder
 from nvae.errors import UserError
 from nvae.schema import ModelConfig
 
 SIDE = 28
 IMAGES_MAGIC = 2051
-_SETS = {"mnist": torchvision.datasets.MNIST, "fashion_mnist": torchvision.datasets.FashionMNIST}
-_FILES = {"training": "train-images-idx3-ubyte", "validation": "t10k-images-idx3-ubyte"}
+TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
+FILES = {"training": "train-images-idx3-ubyte", "validation": "t10k-images-idx3-ubyte"}
 
 
-def load_mnist(config: ModelConfig) -> Data:
-    """The 60,000 images for training, and the set's own 10,000 test images for validation. Raises UserError."""
-    name, folder = config.dataset.name, Path(config.dataset.path).expanduser()
-    dataset = _SETS[name]
-    places = [folder, folder / dataset.__name__ / "raw"]  # as they come, or where torchvision puts them
-    found = {part: _find(places, file) for part, file in _FILES.items()}
-    if not all(found.values()):
-        try:
-            dataset(folder, download=True)
-        except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"{name} is not in '{folder}' and cannot be downloaded ({error}); put {' and '.join(_FILES.values())} "
-                f"there (.gz or not), or say where they are {HOW_TO_SAY}."
-            ) from error
-        found = {part: _find(places, file) for part, file in _FILES.items()}
-    size, channels = config.input_dimension, config.image_channels
-    return Data(
-        **{part: _fitted(_read_images(file), size).expand(-1, channels, -1, -1) for part, file in found.items()}
-    )
+def load_mnist(config: ModelConfig, progress: bool = False) -> Data:
+    """Load the 60,000 training images, and the 10,000 test images as the validation part. Raises UserError."""
+    name, folder = config.dataset.name, dataset_folder(config.dataset)
+    class_name = TORCHVISION_CLASSES[name]
+    folders = [folder, folder / class_name / "raw"]  # torchvision downloads to the second one
+    files = _find_files(folders)
+    if None in files.values():
+        _download(name, class_name, folder)
+        files = _find_files(folders)
+    images = {part: _fit(_read_images(file), config.input_dimension) for part, file in files.items()}
+    return Data(**{part: images_u8.expand(-1, config.image_channels, -1, -1) for part, images_u8 in images.items()})
 
 
-def _find(places: list[Path], name: str) -> Path | None:
-    candidates = [place / (name + ending) for place in places for ending in ("", ".gz")]
-    return next((file for file in candidates if file.is_file()), None)
+def _find_files(folders: list[Path]) -> dict[str, Path | None]:
+    """Map each part to its file."""
+
+    def find(name: str) -> Path | None:
+        candidates = [folder / (name + suffix) for folder in folders for suffix in ("", ".gz")]
+        return next((file for file in candidates if file.is_file()), None)
+
+    return {part: find(name) for part, name in FILES.items()}
+
+
+def _download(name: str, class_name: str, folder: Path) -> None:
+    from torchvision import datasets  # takes a second
+
+    try:
+        getattr(datasets, class_name)(folder, download=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{name} is not in '{folder}' and cannot be downloaded ({error}). Copy {' and '.join(FILES.values())} "
+            "there (.gz or not), or set dataset.path to the folder that contains them."
+        ) from error
 
 
 def _read_images(file: Path) -> Tensor:
-    """uint8 (N, 1, 28, 28) from an IDX file: magic number, count, rows, columns, all big-endian, then the pixels."""
+    """Read uint8 (N, 1, 28, 28) from an IDX file: magic number, count, rows, columns (big-endian), pixels."""
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:  # what gzip makes of a damaged file
-        raise UserError(f"{file} cannot be read ({error}); delete it and it is downloaded again.") from error
+    except (OSError, EOFError, zlib.error) as error:  # gzip raises any of them for a damaged file
+        raise UserError(f"{file} cannot be read ({error}). Delete the file to download it again.") from error
     header = np.frombuffer(content[:16] if len(content) >= 16 else bytes(16), ">u4")
     if header[0] != IMAGES_MAGIC or len(content) != 16 + int(np.prod(header[1:], dtype=np.int64)):
-        raise UserError(f"{file} is not a whole IDX file of images; delete it and it is downloaded again.")
+        raise UserError(f"{file} is not a complete IDX file of images. Delete the file to download it again.")
     count, rows, columns = (int(value) for value in header[1:])
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=16).reshape(count, 1, rows, columns).copy())
 
 
-def _fitted(images: Tensor, size: int) -> Tensor:
-    """To size x size. 32 is 28 with a black margin of 2, as networks that halve need it; others are resampled."""
-    return functional.pad(images, (2, 2, 2, 2)) if size == SIDE + 4 else resized(images, size)
+def _fit(images_u8: Tensor, size: int) -> Tensor:
+    """Bring images to size x size: pad to 32 (two black pixels on each side), resample to any other size."""
+    return functional.pad(images_u8, (2, 2, 2, 2)) if size == SIDE + 4 else resize(images_u8, size)

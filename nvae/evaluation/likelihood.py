@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nvae.data.images import to_network
-from nvae.models.hierarchy import FromPosterior, HierarchicalVAE, Pass
-from nvae.objective import bound
+from nvae.data.images import to_float
+from nvae.models.hierarchy import FromPosterior, HierarchicalVAE, TopDownOutput
+from nvae.objective import elbo_terms
 from nvae.seeds import seeded
 
 ACTIVE_VARIANCE = 0.01
@@ -82,7 +82,7 @@ def evaluate(
     device.
     Returns with the model in the mode it came in.
     """
-    device, bits = model.constant.device, model.config.pixel_bits
+    device, bits = model.device, model.config.pixel_bits
     training = model.training
     model.eval()
     images_at_once = max(1, batch_size // samples)  # in a top-down pass
@@ -92,7 +92,7 @@ def evaluate(
     activity = Activity(model) if count_active else None
     with tqdm(total=len(pixels) * samples, unit="sample", disable=None if progress else True, leave=False) as bar:
         for first in range(0, len(pixels), batch_size):
-            batch = to_network(pixels[first : first + batch_size], device, bits)
+            batch = to_float(pixels[first : first + batch_size], device, bits)
             features = model.bottom_up(batch)  # of as many images as passes go at once
             if activity is not None:
                 activity.add(features)
@@ -141,7 +141,7 @@ class Draw(NamedTuple):
     kl: Tensor  # (n, G)
 
 
-def log_importance_weight(result: Pass, log_likelihood: Tensor) -> Tensor:
+def log_importance_weight(result: TopDownOutput, log_likelihood: Tensor) -> Tensor:
     """log p(x, z) - log q(z | x) of a posterior pass, (B,), from its log p(x | z), (B,). Float64, on the CPU."""
     ratios = [group.log_p.cpu().double() - group.log_q.cpu().double() for group in result.groups.values()]
     return log_likelihood.cpu().double() + sum(ratios)
@@ -162,8 +162,10 @@ def _draw(
     def per_image(x: Tensor) -> Tensor:
         return x.cpu().double().unflatten(0, (len(images), samples))
 
-    result = model.top_down(FromPosterior([repeated(f) for f in features], generator), len(images) * samples)
-    terms = bound(result, repeated(images))
+    count = len(images) * samples
+    noise = model.draw_posterior_noise(count, generator)
+    result = model.top_down(FromPosterior([repeated(f) for f in features], noise), count)
+    terms = elbo_terms(result, repeated(images))
     log_weight = per_image(log_importance_weight(result, terms.log_likelihood))
     return Draw(log_weight, per_image(terms.log_likelihood).sum(1), per_image(terms.kl).sum(1))
 
@@ -181,10 +183,10 @@ class Activity:
     def add(self, features: list[Tensor]) -> None:
         """Some images' bottom-up features."""
         images = len(features[0])
-        result = self.model.top_down(FromPosterior(features, noise=self.model.no_noise(images)), images)
+        result = self.model.top_down(FromPosterior(features, noise=self.model.no_posterior_noise(images)), images)
         self.count += images
         for index, group in result.groups.items():
-            shift = ((group.posterior.mu - group.prior.mu) / group.prior.sigma).cpu().double()  # (n, L, H, W)
+            shift = group.prior.to_noise(group.z).cpu().double()  # (n, L, H, W)
             self.sums[index] += shift.sum(0)
             self.squares[index] += shift.square().sum(0)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nvae.inference.sampling import PASS_IMAGES, Noise, Pixels, Temperature, images_of
-from nvae.models.hierarchy import FromNoise, HierarchicalVAE, Start, group_value
+from nvae.models.hierarchy import DecoderState, FromNoise, HierarchicalVAE, group_value
 from nvae.seeds import seeded
 
 Strength = float | Sequence[float]  # a factor on new noise, for all latent groups or one per group
@@ -28,7 +28,7 @@ class BasePoint:
     noise: Noise  # (1, L, H, W) per latent group
     temperature: Temperature
     image: Tensor  # (C, H, W) in [0, 1]
-    starts: dict[int, Start]  # at each group
+    states: dict[int, DecoderState]  # at each group
     pixels: Pixels  # what images show of p(x | z)
     pixel_seed: int  # of drawn pixels: the same for all images, so that they differ only by their parameters
 
@@ -45,7 +45,7 @@ def base_point(
     mean_only = pixels != "sample"
     result = model.top_down(FromNoise(noise, temperature), 1, return_states=True, mean_only=mean_only)
     image = images_of(model, result, pixels, [pixel_seed])[0]
-    return BasePoint(noise, temperature, image, result.starts, pixels, pixel_seed)
+    return BasePoint(noise, temperature, image, result.states, pixels, pixel_seed)
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def jammed(model: HierarchicalVAE, view: BasePoint, group: int, noise: Tensor) -
         count = len(part)
         everywhere = [kept.expand(count, -1, -1, -1) for kept in view.noise]
         everywhere[group] = part
-        start = view.starts[group].repeated(count)
+        start = view.states[group].repeated(count)
         source, mean_only = FromNoise(everywhere, view.temperature), view.pixels != "sample"
         result = model.top_down(source, start=start, mean_only=mean_only)
         images.append(images_of(model, result, view.pixels, [view.pixel_seed] * count))
@@ -67,7 +67,7 @@ def fresh_noise(model: HierarchicalVAE, group: int, count: int, seed: int, stren
     """Other noise for a group, (K, L, H, W), `strength` times a standard Normal's: 0 is what the prior expects."""
     purpose, shape = f"jam of group {group}", model.noise_shapes[group]
     noise = torch.stack([torch.randn(shape, generator=seeded(seed, purpose, jam)) for jam in range(count)])
-    return group_value(strength, group) * noise.to(model.constant.device)
+    return group_value(strength, group) * noise.to(model.device)
 
 
 def explore(

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from nvae.checkpoint import CheckpointError, read_whole, weights_digest, write_whole
 from nvae.errors import UserError
 from nvae.inference.sampling import Temperature
-from nvae.models.hierarchy import FromPrior, HierarchicalVAE
+from nvae.models.hierarchy import FromNoise, HierarchicalVAE
 from nvae.seeds import seeded
 
 PASS_IMAGES = 16
@@ -78,7 +78,7 @@ def recalibrated(
 ) -> Iterator[Statistics | None]:
     """Within it, a model in eval mode has the decoder's statistics for this temperature; then its own again.
 
-    temperature: as `FromPrior` takes it. iterations: passes of 16 images; 0 leaves the statistics as they are, and
+    temperature: as `FromNoise` takes it. iterations: passes of 16 images; 0 leaves the statistics as they are, and
     yields None, as does a model without batch norms. cache: where statistics measured before are found, and these are
     kept. The passes are averaged exactly and in float32, the mean of all images by the mean of the passes' means, their
     variance by the mean of the variances plus the variance of the means. Always the same draws: a temperature has its
@@ -113,7 +113,7 @@ def measure(
 ) -> Statistics:
     """The decoder's statistics at a temperature, as `recalibrated` sets them; the model is as before afterwards."""
     norms = decoder_norms(model)
-    generator = seeded(0, "batch-norm recalibration")
+    generator = seeded(0, "batch-norm readjustment")
     moments = [_Moments(norm) for norm in norms]
     before = [(norm.training, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     own = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
@@ -123,7 +123,7 @@ def measure(
     try:
         bar = tqdm(range(iterations), "recalibrating batch norms", leave=False, disable=None if progress else True)
         for iteration in bar:
-            model.top_down(FromPrior(temperature, generator), PASS_IMAGES)
+            model.top_down(FromNoise(model.draw_noise(PASS_IMAGES, generator), temperature), PASS_IMAGES)
             for norm, moment in zip(norms, moments, strict=True):
                 moment.add(norm)
             if not all(moment.finite() for moment in moments):
@@ -204,7 +204,7 @@ class StatisticsCache:
             whole = [t.shape for t in means] == shapes == [t.shape for t in variances]
             if not (whole and isinstance(uncertainty, float) and all(t.isfinite().all() for t in (*means, *variances))):
                 return None
-            device = self.model.constant.device
+            device = self.model.device
             return Statistics([t.to(device) for t in means], [t.to(device) for t in variances], uncertainty)
         except (KeyError, TypeError, AttributeError):
             return None

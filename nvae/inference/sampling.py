@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nvae.errors import UserError
-from nvae.models.hierarchy import FromNoise, FromPosterior, HierarchicalVAE, LatentSource, Pass, PerGroup
+from nvae.models.hierarchy import FromNoise, FromPosterior, HierarchicalVAE, LatentSource, PerGroup, TopDownOutput
 from nvae.seeds import seeded
 
 PASS_IMAGES = 32
@@ -54,9 +54,8 @@ def noise_of(model: HierarchicalVAE, seeds: Sequence[int]) -> Noise:
     The noise of an image depends on its seed alone: not on the others, the device or the temperature.
     """
     generators = [seeded(seed, "sample") for seed in seeds]
-    device = model.constant.device
     return [
-        torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+        torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(model.device)
         for shape in model.noise_shapes
     ]
 
@@ -82,17 +81,17 @@ def decode(
 
 
 def images_of(
-    model: HierarchicalVAE, result: Pass, pixels: Pixels = "mean", seeds: Sequence[int] | None = None
+    model: HierarchicalVAE, result: TopDownOutput, pixels: Pixels = "mean", seeds: Sequence[int] | None = None
 ) -> Tensor:
     """The images (B, C, H, W) in [0, 1] of a top-down pass; `pixels` and `seeds` as in `decode`."""
     if pixels == "sample":
         if seeds is None:
             raise ValueError("drawn pixels need the images' seeds")
-        outputs = zip(result.output.split(1), seeds, strict=True)
+        outputs = zip(result.parameters.split(1), seeds, strict=True)
         drawn = [model.likelihood(output).sample(seeded(seed, "pixels")) for output, seed in outputs]
         images = torch.cat(drawn)
     elif pixels in ("mean", "most_likely"):
-        images = getattr(result.pixels, pixels)()
+        images = getattr(result.px_z, pixels)()
     else:
         raise ValueError(f"pixels is {pixels!r}, and can be {', '.join(get_args(Pixels))}")
     if not images.isfinite().all():
@@ -139,12 +138,7 @@ def encode(model: HierarchicalVAE, images: Tensor) -> Noise:
     passes = []
     for part in images.split(PASS_IMAGES):
         result = model.top_down(_posterior_means(model, part), len(part), mean_only=True)
-        noise = []
-        for index, group in enumerate(model.groups):
-            found = result.groups[index]
-            before_flow = found.posterior.mu if group.same_flow else found.z
-            noise.append((before_flow - found.prior.mu) / found.prior.sigma)
-        passes.append(noise)
+        passes.append([group.prior.to_noise(group.z) for group in result.groups.values()])
     return [torch.cat(group_value) for group_value in zip(*passes, strict=True)]
 
 
@@ -181,4 +175,4 @@ def is_random(temperature: Temperature) -> bool:
 
 
 def _posterior_means(model: HierarchicalVAE, images: Tensor) -> FromPosterior:
-    return FromPosterior(model.bottom_up(images), noise=model.no_noise(len(images)))
+    return FromPosterior(model.bottom_up(images), noise=model.no_posterior_noise(len(images)))

@@ -1,1 +1,1 @@
-"""Other projects' weights: their names, and where they go in our models."""
+"""Import checkpoints of other projects: one file per project, one shared walk through our network, strict loading."""

@@ -1,4 +1,4 @@
-"""Other projects' checkpoints as our models, without running anything that is in them."""
+"""Import checkpoints of other projects without running any code that a file may contain."""
 
 from __future__ import annotations
 
@@ -6,86 +6,106 @@ import argparse
 import pickle
 import re
 import struct
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 from nvae.interop import mgp123, nvlabs
-from nvae.interop.key_mapping import InteropError, check_state_dict, load_with_key_map
+from nvae.interop.key_mapping import InteropError, KeyMap, check_state_dict, load_with_key_map
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.models.nvae.config import NVAEConfig, groups_per_scale
 
-WANTED = "import reads checkpoints of the original NVAE (checkpoint.pt) and of the seed project (*.checkpoint)"
+
+class Project(Protocol):
+    """A module for the checkpoints of one project. A new project is one such module and one entry in PROJECTS."""
+
+    NAME: str
+
+    def matches(self, state: Mapping[str, Tensor]) -> bool:
+        """Return whether the names of the weights are those of this project."""
+
+    def latent_groups(self, state: Mapping[str, Tensor]) -> int:
+        """Count the latent groups whose weights are there."""
+
+    def config_of(
+        self, content: Mapping[str, Any], state: Mapping[str, Tensor], source: str
+    ) -> tuple[NVAEConfig, list[str]]:
+        """Return the config of a checkpoint, and warnings about assumptions and losses. Raises UserError."""
+
+    def weights_of(self, state: Mapping[str, Tensor], config: NVAEConfig) -> Mapping[str, Tensor]:
+        """Return the weights that our network has, in our shapes, under the project's names."""
+
+    def key_map(self, model: HierarchicalVAE) -> KeyMap:
+        """Return the project's name of every tensor of our network."""
 
 
-# What unpickling makes of files that are cut off, or are something else.
-_DAMAGE = (RuntimeError, EOFError, ValueError, LookupError, OSError, AttributeError, TypeError, struct.error)
+PROJECTS: tuple[Project, ...] = (nvlabs, mgp123)
+
+_EXPECTED = "expected a checkpoint of " + " or of ".join(project.NAME for project in PROJECTS)
+# What torch.load raises for damaged files and for files of another format. RecursionError is a RuntimeError.
+_READ_ERRORS = (
+    *(RuntimeError, EOFError, ValueError, LookupError, OSError, AttributeError, TypeError, AssertionError),
+    *(OverflowError, MemoryError, struct.error, zlib.error),
+)
 
 
 class Imported(NamedTuple):
-    """A model in eval mode, where it comes from, and what a person should know about it."""
+    """A model in eval mode, the name of the project it comes from, and warnings for the user."""
 
     model: HierarchicalVAE
     origin: str
-    notices: list[str]
+    warnings: list[str]
 
 
 def import_checkpoint(path: str | Path, config: NVAEConfig | None = None) -> Imported:
-    """The model in a checkpoint of the original NVAE or of the seed project.
+    """Import a checkpoint of the original NVAE or of the seed project.
 
-    config: what the model is, where the file does not say it, or says it wrong.
-    Every weight must find its place and every place its weight. Only tensors, plain values and the one class in which
-    the original keeps its settings are ever unpickled. Raises UserError.
+    config: the architecture, if the file does not describe it or describes it wrongly.
+    Every tensor of the file must match one of the model, and the other way round. Only tensors, plain values and the
+    class that holds the original's settings are unpickled. Raises UserError.
     """
     source, content = str(path), _read(Path(path))
     state = check_state_dict(content.get("state_dict"), source)
-    if any(name.startswith("mixer.encoder_sampler.") for name in state):
-        origin, notices = "the seed project (mgp123)", []
-        if config is None:
-            config, notices = mgp123.config_of(state, str(content.get("model_arch", "")), source)
-        return Imported(load_with_key_map(config, state, mgp123.key_map, source), origin, notices)
-    held = len({name.split(".")[1] for name in state if name.startswith("enc_sampler.")})
-    if held == 0:
-        raise InteropError(f"{source} holds the weights of another kind of network; {WANTED}.")
-    notices = []
+    project = next((project for project in PROJECTS if project.matches(state)), None)
+    if project is None:
+        raise InteropError(f"{source}: got the weights of an unknown network, {_EXPECTED}.")
+    warnings: list[str] = []
     if config is None:
-        config, notices = nvlabs.config_of(_settings(content, source), source)
-    groups = groups_per_scale(config)
-    if sum(groups) != held:
+        config, warnings = project.config_of(content, state, source)
+    if not isinstance(config, NVAEConfig):
+        raise InteropError(f"{source} is an NVAE: got a config of family {config.family}.", needs_config=True)
+    groups, held = groups_per_scale(config), project.latent_groups(state)
+    if sum(groups) != held:  # before a network of any size is built
         raise InteropError(
-            f"{source} holds {held} latent groups, but its settings, or --config, describe {sum(groups)}: "
-            f"{', '.join(map(str, groups))}, finest scale first."
+            f"{source} does not fit its config: got weights of {held} latent groups, expected {sum(groups)} "
+            f"({', '.join(map(str, groups))}, finest scale first).",
+            needs_config=True,
         )
-    model = load_with_key_map(config, nvlabs.weights_of(state, config), nvlabs.key_map, source)
-    return Imported(model, "the original NVAE (nvlabs)", notices)
-
-
-def _settings(content: dict[str, Any], source: str) -> dict[str, Any]:
-    settings = content.get("args")
-    if isinstance(settings, argparse.Namespace):
-        return vars(settings)
-    if isinstance(settings, dict):
-        return settings
-    raise InteropError(f"{source} holds no settings ('args'); give its architecture with --config.")
+    model = load_with_key_map(config, project.weights_of(state, config), project.key_map, source)
+    return Imported(model, project.NAME, warnings)
 
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise InteropError(f"there is no file '{path}'.")
+        raise InteropError(f"{path} is not a file.")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        if found is None:
-            raise InteropError(f"{path} is damaged or is not a checkpoint; {WANTED}.") from error
+        unsafe = re.search(r"GLOBAL (\S+)", str(error))
+        if unsafe is None:
+            raise InteropError(f"{path} is damaged or no checkpoint; {_EXPECTED}.") from error
         raise InteropError(
-            f"{path} holds an object of {found[1]}, which could run code; only tensors, plain values and the "
-            "original's settings are read, and nothing was loaded."
+            f"{path} contains an object of {unsafe[1][:200]!r}, which could run code. Nothing was loaded; expected "
+            "only tensors, plain values and argparse.Namespace."
         ) from error
-    except _DAMAGE as error:
-        raise InteropError(f"{path} is damaged or is not a checkpoint ({error}); {WANTED}.") from error
+    except _READ_ERRORS as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InteropError(f"{path} is damaged or no checkpoint ({reason}); {_EXPECTED}.") from error
     if not isinstance(content, dict):
-        raise InteropError(f"{path} holds no checkpoint; {WANTED}.")
+        raise InteropError(f"{path}: got {type(content).__name__}, {_EXPECTED}.")
     return content

@@ -1,89 +1,191 @@
-"""Other projects' weights in our model: every weight finds its place and every place its weight, or none is loaded."""
+"""Strict loading of other projects' weights through a key map: every source key and every target key must match."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from nvae.errors import UserError
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.models.nvae.config import NVAEConfig
 
-Names = dict[str, str]  # our name of a tensor to theirs
-# Both projects call the layers of squeeze-and-excitation by their number.
-SE_KEYS = {
-    f"{ours}.{part}": f"{n}.{part}" for ours, n in (("squeeze", 0), ("excite", 2)) for part in ("weight", "bias")
-}
+KeyMap = dict[str, str]  # our name of a tensor to the other project's name
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
+_LAYERS = (nn.Conv2d, nn.Linear, _BatchNorm)
 
 
 class InteropError(UserError):
-    """A file of another project that cannot be read, or does not fit the model that it says it holds."""
+    """A file of another project that cannot be read or does not fit its config.
+
+    needs_config: True if the import may succeed with a config from the caller.
+    """
+
+    def __init__(self, message: str, *, needs_config: bool = False) -> None:
+        super().__init__(message)
+        self.needs_config = needs_config
 
 
-def tensors_of(ours: str, theirs: str, module: nn.Module, renamed: Mapping[str, str] | None = None) -> Names:
-    """The tensors of a module at `ours` that is called `theirs`; their names inside it are ours but for `renamed`."""
-    renamed = renamed or {}
+# ---------------------------------------------------------------------------------------------------- key maps
+
+
+class Place(NamedTuple):
+    """The position of a cell, a convolution or a flow cell in our network. All counts but `number` start at 0."""
+
+    part: str  # stem, top, head, preprocess, postprocess, tower, cells, encoder_combiner, ..., flow
+    position: int = 0  # among the modules of this part; among cells and combiners together in the two towers
+    number: int = 0  # of a cell in its group: 0 resamples, ordinary cells count from 1
+    group: int = 0  # top group first
+    scale: int = 0  # finest scale first
+    split: int = 0  # group within its scale, bottom-up
+
+
+class Layout(NamedTuple):
+    """The names of one project."""
+
+    constant: str  # the learned constant at the top
+    module_name: Callable[[Place], str]
+    layer_names: Callable[[nn.Module], Mapping[str, str]]  # layers inside a cell or a flow cell: our name to theirs
+    weights: Mapping[str, str]  # parameters of a normalized or masked weight: our name to theirs
+
+
+def places(model: HierarchicalVAE) -> Iterator[tuple[str, Place]]:
+    """Yield our name and the place of every module of an NVAE that holds weights."""
+    encoder, groups = model.encoder, model.groups
+    yield "encoder.stem", Place("stem")
+    yield "encoder.top.1", Place("top")
+    yield "output.head", Place("head")
+    for part, owner, stack in (
+        ("preprocess", "encoder", encoder.preprocess),
+        ("postprocess", "output", model.output.postprocess),
+    ):
+        for i in range(len(stack)):
+            yield f"{owner}.{part}.{i}", Place(part, i)
+
+    bottom_up = itertools.count()
+    splits = [(scale, split) for scale, level in enumerate(reversed(model.levels)) for split in range(level.groups)]
+    for i, (stack, (scale, split)) in enumerate(zip(encoder.tower, splits, strict=True)):
+        g = len(groups) - 1 - i
+        for c, number in _numbered(stack):
+            yield f"encoder.tower.{i}.{c}", Place("tower", next(bottom_up), number, g, scale, split)
+        if g > 0:
+            yield f"groups.{g}.encoder_combiner", Place("encoder_combiner", next(bottom_up), group=g)
+
+    top_down = itertools.count()
+    for g, group in enumerate(groups):
+        for c, number in _numbered(group.cells):
+            yield f"groups.{g}.cells.{c}", Place("cells", next(top_down), number, g)
+        combiner = "plain_combiner" if model.config.plain_vae else "decoder_combiner"
+        yield f"groups.{g}.decoder_combiner", Place(combiner, next(top_down), group=g)
+        yield f"groups.{g}.posterior_head", Place("posterior_head", group=g)
+        if g > 0:
+            yield f"groups.{g}.prior_head", Place("prior_head", group=g)
+        for i in range(len(group.flow)):
+            yield f"groups.{g}.flow.{i}", Place("flow", g * len(group.flow) + i, i, g)
+
+
+def _numbered(stack: nn.Sequential) -> Iterator[tuple[int, int]]:
+    """Yield the index of every cell and its number: 0 for a resampling cell, which is the first."""
+    resamples = len(stack) > 0 and stack[0].resample is not None
+    return ((c, c if resamples else c + 1) for c in range(len(stack)))
+
+
+def build_key_map(model: HierarchicalVAE, layout: Layout) -> KeyMap:
+    """Return a project's name of every tensor of an NVAE."""
+    names: KeyMap = {} if model.config.plain_vae else {"constant": layout.constant}
+    for ours, place in places(model):
+        module, theirs = model.get_submodule(ours), layout.module_name(place)
+        inside = {"": ""} if isinstance(module, nn.Conv2d) else layout.layer_names(module)
+        for path, layer in module.named_modules():
+            if isinstance(layer, _LAYERS):
+                names |= tensor_keys(f"{ours}.{path}", f"{theirs}.{inside[path]}", layer, layout.weights)
+    return names
+
+
+def tensor_keys(ours: str, theirs: str, module: nn.Module, renamed: Mapping[str, str]) -> KeyMap:
+    """Map the tensors of a module from our prefix to the project's. `renamed`: tensors with another name there."""
+    ours, theirs = ours.rstrip("."), theirs.rstrip(".")
     return {f"{ours}.{name}": f"{theirs}.{renamed.get(name, name)}" for name in module.state_dict()}
 
 
+# ----------------------------------------------------------------------------------------------------- loading
+
+
 def check_state_dict(state: object, source: str) -> dict[str, Tensor]:
-    """A state dictionary of which nothing but plain tensors of finite numbers is expected. Raises InteropError."""
+    """Return `state` if it is a dictionary of named, dense, real and finite tensors. Raises InteropError."""
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise InteropError(f"{source} holds no 'state_dict' of named weights.")
+        raise InteropError(f"{source}: 'state_dict' is missing or is no dictionary of named tensors.")
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
-            raise InteropError(f"{source}: '{name}' is not a tensor.")
-        plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-        if not plain or tensor.is_complex():
-            raise InteropError(f"{source}: '{name}' is not a tensor of plain numbers.")
+            raise InteropError(f"{source}: {_quoted(name)}: got {type(tensor).__name__}, expected a tensor.")
+        if tensor.dtype not in _DTYPES:
+            raise InteropError(f"{source}: {_quoted(name)}: got dtype {tensor.dtype}, expected floating point.")
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+            raise InteropError(f"{source}: {_quoted(name)} is not a dense tensor.")
+        # Zero strides declare more elements than the file holds: refuse these before computing with them.
+        held = tensor.untyped_storage().nbytes()
+        if tensor.numel() * tensor.element_size() > held:
+            raise InteropError(
+                f"{source}: {_quoted(name)} declares {tensor.numel()} elements of {tensor.element_size()} bytes, "
+                f"but its storage has {held} bytes."
+            )
         if not tensor.isfinite().all():
-            raise InteropError(f"{source}: '{name}' holds numbers that are not finite; its training had failed.")
+            raise InteropError(f"{source}: {_quoted(name)} has values that are not finite.")
     return state
 
 
 def load_with_key_map(
-    config: NVAEConfig, state: Mapping[str, Tensor], key_map: Callable, source: str
+    config: NVAEConfig, state: Mapping[str, Tensor], key_map: Callable[[HierarchicalVAE], KeyMap], source: str
 ) -> HierarchicalVAE:
-    """The model of a config with the weights of a state dictionary. Raises InteropError, naming what does not fit.
+    """Return the model of a config, in eval mode, with the weights of a state dictionary.
 
-    key_map: a function from our model to their name of each of its tensors that is not empty.
+    key_map: a function from our model to the project's name of each of its tensors that has elements.
+    Raises InteropError, naming the first tensor that does not fit.
     """
-    with torch.device("meta"):  # before memory is asked for, whatever the config says
+    with torch.device("meta"):  # compare shapes before allocating memory
         blank = build_model(config)
-        places = {name: tensor for name, tensor in blank.state_dict().items() if tensor.numel()}
-        names: Names = key_map(blank)
-    if places.keys() != names.keys():
-        odd = _some(sorted(places.keys() ^ names.keys()))
-        raise InteropError(f"{source}: no network of that project has {odd}; the --config describes another network.")
-    missing = [theirs for theirs in names.values() if theirs not in state]
-    if missing:
-        raise InteropError(f"{source} lacks {_some(missing)}, which {_NETWORK} has.")
-    left = sorted(state.keys() - set(names.values()))
-    if left:
-        raise InteropError(f"{source} holds {_some(left)}, which {_NETWORK} does not have.")
+        targets = {name: tensor for name, tensor in blank.state_dict().items() if tensor.numel()}
+        names = key_map(blank)
+
+    def refuse(what: str) -> InteropError:
+        return InteropError(f"{source} does not fit its config: {what}.", needs_config=True)
+
+    if targets.keys() != names.keys():
+        raise refuse(f"networks of this project have no {_some(targets.keys() ^ names.keys())}")
+    if missing := set(names.values()) - state.keys():
+        raise refuse(f"the file lacks {_some(missing)}")
+    if extra := state.keys() - set(names.values()):
+        raise refuse(f"the config has no {_some(extra)}")
+    weights: dict[str, Tensor] = {}
     for ours, theirs in names.items():
-        found, place = state[theirs], places[ours]
-        if found.shape != place.shape:
-            raise InteropError(
-                f"{source}: '{theirs}' is of shape {_shape(found)}, but in {_NETWORK} of shape {_shape(place)}."
-            )
-        if found.is_floating_point() != place.is_floating_point():
-            raise InteropError(f"{source}: '{theirs}' is of {found.dtype}, but in {_NETWORK} of {place.dtype}.")
+        tensor, target = state[theirs], targets[ours]
+        if tensor.shape != target.shape:
+            raise refuse(f"{_quoted(theirs)}: got shape {_shape(tensor)}, expected {_shape(target)}")
+        if tensor.is_floating_point() != target.is_floating_point():
+            raise refuse(f"{_quoted(theirs)}: got dtype {tensor.dtype}, expected {target.dtype}")
+        weights[ours] = tensor.to(target.dtype)
+        if not weights[ours].isfinite().all():
+            raise InteropError(f"{source}: {_quoted(theirs)} has values beyond the range of {target.dtype}.")
     model = build_model(config)
-    empty = {name: tensor for name, tensor in model.state_dict().items() if name not in places}
-    model.load_state_dict(empty | {ours: state[theirs].to(places[ours].dtype) for ours, theirs in names.items()})
+    empty = {name: tensor for name, tensor in model.state_dict().items() if name not in targets}
+    model.load_state_dict(empty | weights)
     return model.eval().requires_grad_(False)
 
 
-_NETWORK = "the network of its settings, or of --config,"
+def _quoted(name: str) -> str:
+    return repr(name if len(name) <= 200 else name[:200] + "...")
 
 
 def _shape(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "()"
 
 
-def _some(names: list[str]) -> str:
-    return f"'{names[0]}'" + (f" and {len(names) - 1} more tensors" if len(names) > 1 else "")
+def _some(names: set[str]) -> str:
+    first, more = min(names), len(names) - 1
+    return _quoted(first) + (f" and {more} more tensors" if more else "")

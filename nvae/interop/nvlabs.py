@@ -1,23 +1,28 @@
-"""The original NVAE's checkpoints: its settings as our config, its names of our model's tensors."""
+"""Checkpoints of the original NVAE: its settings as our config, and its names of our network's tensors."""
 
 from __future__ import annotations
 
+import argparse
 import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from nvae.config import ConfigError, config_from_dict
-from nvae.interop.key_mapping import SE_KEYS, InteropError, Names, tensors_of
+from nvae.interop.key_mapping import InteropError, KeyMap, Layout, Place, build_key_map
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.models.nvae.cells import Cell, InvertedResidualCell, ResidualCell
+from nvae.models.nvae.cells import InvertedResidualCell, ResidualCell
 from nvae.models.nvae.config import NVAEConfig
+from nvae.objective import MIN_KL_COEFFICIENT
 
-_WEIGHT_NORM = {"parametrizations.weight.original0": "log_weight_norm", "parametrizations.weight.original1": "weight"}
-_OLD = {"ada_groups": False, "min_groups_per_scale": 1, "num_mixture_dec": 10, "num_x_bits": 8, "num_nf": 0}
-_KINDS = {int: "a whole number", bool: "True or False", str: "a text"}
+NAME = "the original NVAE (nvlabs)"
+
+# Values of settings that older checkpoints lack.
+_DEFAULTS = {"ada_groups": False, "min_groups_per_scale": 1, "num_mixture_dec": 10, "num_x_bits": 8, "num_nf": 0}
+_KINDS = {int: "a whole number", bool: "True or False", str: "text"}
+_MAX_BITS = 63  # of whole numbers in settings; larger ones are no setting, and cannot always be printed
 _SCHEDULE = {
     "epochs": "epochs",
     "batch_size": "batch_size",
@@ -31,20 +36,46 @@ _SCHEDULE = {
 }
 
 
-def config_of(args: Mapping[str, Any], source: str) -> tuple[NVAEConfig, list[str]]:
-    """The config of a model that the original was told to build with these settings, and notices. Raises UserError."""
+def matches(state: Mapping[str, Tensor]) -> bool:
+    """Return whether the names of the weights are those of the original NVAE."""
+    return latent_groups(state) > 0
+
+
+def latent_groups(state: Mapping[str, Tensor]) -> int:
+    """Count the latent groups whose weights are there."""
+    return len({match[1] for name in state if (match := re.match(r"enc_sampler\.(\d+)\.", name))})
+
+
+def config_of(content: Mapping[str, Any], state: Mapping[str, Tensor], source: str) -> tuple[NVAEConfig, list[str]]:
+    """Return the config of the settings in a checkpoint, and warnings. Raises UserError."""
+    args = content.get("args")
+    if isinstance(args, argparse.Namespace):
+        args = vars(args)
+    if not isinstance(args, dict):
+        raise InteropError(f"{source}: the settings ('args') are missing; give the config.", needs_config=True)
+    return config_of_settings(args, source)
+
+
+def config_of_settings(args: Mapping[str, Any], source: str) -> tuple[NVAEConfig, list[str]]:
+    """Return the config of the original's command-line settings, and warnings. Raises UserError."""
 
     def value(key: str, kind: type) -> Any:
-        found = args.get(key, _OLD.get(key))
-        if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
-            what = f"is {found!r}, which is not {_KINDS[kind]}" if key in args else "is missing"
-            raise InteropError(f"{source}: the setting {key} {what}; give the architecture with --config.")
-        return found
+        setting = args.get(key, _DEFAULTS.get(key))
+        valid = type(setting) is kind and (kind is not int or setting.bit_length() <= _MAX_BITS)
+        if not valid or (kind is str and not setting.isprintable()):
+            got = "nothing" if key not in args else _shown(setting)
+            raise InteropError(
+                f"{source}: setting {key}: got {got}, expected {_KINDS[kind]}; give the config.", needs_config=True
+            )
+        return setting
 
-    components = value("num_mixture_dec", int)
-    blocks = value("num_preprocess_blocks", int)
+    components, blocks = value("num_mixture_dec", int), value("num_preprocess_blocks", int)
     if value("num_postprocess_blocks", int) != blocks:
-        raise InteropError(f"{source}: num_preprocess_blocks and num_postprocess_blocks differ; no image comes out.")
+        raise InteropError(
+            f"{source}: settings num_preprocess_blocks and num_postprocess_blocks: got {blocks} and "
+            f"{args['num_postprocess_blocks']}, expected equal numbers."
+        )
+    adaptive, least = value("ada_groups", bool), value("min_groups_per_scale", int)
     images = _images(value("dataset", str), source)
     color = {"sampling_method": "gaussian"} if components == 1 else {"n_mix": components}
     data = {
@@ -52,8 +83,8 @@ def config_of(args: Mapping[str, Any], source: str) -> tuple[NVAEConfig, list[st
         "channel_towers": {"encoder": value("num_channels_enc", int), "decoder": value("num_channels_dec", int)},
         "number_of_scales": value("num_latent_scales", int),
         "initial_splits_per_scale": value("num_groups_per_scale", int),
-        "exponential_scaling": 2 if value("ada_groups", bool) else 1,
-        "min_splits": value("min_groups_per_scale", int),
+        "exponential_scaling": 2 if adaptive else 1,
+        "min_splits": least if adaptive else 1,  # the original ignores the minimum without ada_groups
         "latent_size": value("num_latent_per_group", int),
         "pixel_bits": value("num_x_bits", int),
         "num_flows": value("num_nf", int),
@@ -70,27 +101,50 @@ def config_of(args: Mapping[str, Any], source: str) -> tuple[NVAEConfig, list[st
         **(color if images.get("image_channels", 3) == 3 else {}),
         **images,
     }
-    where = f"{source}: the settings in it"
-    config = config_from_dict(data, where)
+    where = f"{source}: settings"
+    config, warnings = config_from_dict(data, where), []
+    coefficient = _number(args, "kl_const_coeff")
+    if coefficient is not None and coefficient != MIN_KL_COEFFICIENT:
+        warnings.append(
+            f"setting kl_const_coeff: got {coefficient:g}, but training here starts the KL warm-up at "
+            f"{MIN_KL_COEFFICIENT:g}"
+        )
     try:
-        return config_from_dict(data | {"training_parameters": _schedule(args)}, where), []
-    except ConfigError as error:  # no reason to refuse a trained model
-        return config, [f"its training schedule is left out: {error}"]
+        config = config_from_dict(data | {"training_parameters": _schedule(args)}, where)
+    except ConfigError as error:  # a trained model is useful without its schedule
+        warnings.append(f"the training schedule is left out: {error}")
+    return config, warnings
+
+
+def _shown(value: Any) -> str:
+    """Return a short text for any value, however large or deeply nested."""
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        return f"a whole number of {value.bit_length()} bits"
+    return repr(value)[:80] if value is None or type(value) in (bool, int, float, str) else type(value).__name__
+
+
+def _number(args: Mapping[str, Any], key: str) -> float | None:
+    value = args.get(key)
+    if type(value) is float or (type(value) is int and value.bit_length() <= _MAX_BITS):
+        return value
+    return None
 
 
 def _schedule(args: Mapping[str, Any]) -> dict[str, Any]:
-    """What of their training schedule the settings tell."""
-    schedule = {ours: args[theirs] for theirs, ours in _SCHEDULE.items() if isinstance(args.get(theirs), int | float)}
-    if args.get("weight_decay_norm_anneal") and isinstance(args.get("weight_decay_norm_init"), int | float):
-        schedule["regularization_constant_initial"] = args["weight_decay_norm_init"]
-    processes = [args.get(key) for key in ("num_process_per_node", "num_proc_node")]
-    if "batch_size" in schedule:  # theirs is that of one GPU
-        schedule["batch_size"] *= math.prod(n for n in processes if isinstance(n, int))
+    """Return the keys of training_parameters that the settings contain."""
+    numbers = {ours: _number(args, theirs) for theirs, ours in _SCHEDULE.items()}
+    schedule = {ours: number for ours, number in numbers.items() if number is not None}
+    initial = _number(args, "weight_decay_norm_init")
+    if args.get("weight_decay_norm_anneal") is True and initial is not None:
+        schedule["regularization_constant_initial"] = initial
+    processes = [_number(args, key) for key in ("num_process_per_node", "num_proc_node")]
+    if "batch_size" in schedule:  # the original's is that of one GPU
+        schedule["batch_size"] *= math.prod(n for n in processes if n is not None)
     return schedule
 
 
 def _images(dataset: str, source: str) -> dict[str, Any]:
-    """What the name of a data set says about its images."""
+    """Return the keys that the name of a data set determines."""
     if dataset in ("mnist", "omniglot"):
         return {
             "input_dimension": 28,
@@ -103,10 +157,13 @@ def _images(dataset: str, source: str) -> dict[str, Any]:
                 "binarize": True,
             },
         }
-    named = re.fullmatch(r"\w+_(\d{1,4})", dataset, re.ASCII)
+    named = re.fullmatch(r"\w{1,100}_(\d{1,4})", dataset, re.ASCII)
     side = {"cifar10": 32, "ffhq": 256}.get(dataset) or (int(named[1]) if named else None)
     if side is None:
-        raise InteropError(f"{source}: its data set '{dataset}' is none whose image size is known; give a --config.")
+        raise InteropError(
+            f"{source}: setting dataset: got {_shown(dataset)}, whose image size is unknown; give the config.",
+            needs_config=True,
+        )
     flip = not dataset.startswith("imagenet")
     return {
         "input_dimension": side,
@@ -118,102 +175,91 @@ def _images(dataset: str, source: str) -> dict[str, Any]:
     }
 
 
-def weights_of(state: Mapping[str, Any], config: NVAEConfig) -> dict[str, Any]:
-    """Their state dictionary as our model has it.
+def weights_of(state: Mapping[str, Tensor], config: NVAEConfig) -> dict[str, Tensor]:
+    """Return the weights that our network has, in our shapes, under the original's names.
 
-    Without the copies of normalized weights that some of their files carry too, and without the constant that their
-    plain VAE has and never uses; the constant at the top gets a dimension for the images of a batch.
+    Some files also hold copies of normalized weights, and plain VAEs hold an unused constant: both are left out. The
+    constant at the top gets a batch dimension.
     """
     copies = {
         name for name in state if name.endswith(".weight_normalized") and name.removesuffix("_normalized") in state
     }
     weights = {name: tensor for name, tensor in state.items() if name not in copies}
     constant = weights.pop("prior_ftr0", None)
-    if config.plain_vae:
-        return weights
-    return weights if constant is None else weights | {"prior_ftr0": constant[None]}
+    if constant is not None and not config.plain_vae:
+        weights["prior_ftr0"] = constant[None]
+    return weights
 
 
-def key_map(model: HierarchicalVAE) -> Names:
-    """Their name of every tensor of a model."""
-    encoder, output, groups = model.encoder, model.output, model.groups
-    plain = model.config.plain_vae
-    names: Names = {} if plain else {"constant": "prior_ftr0"}
-    names |= _convolution("encoder.stem", "stem", encoder.stem)
-    names |= _convolution("encoder.top.1", "enc0.1", encoder.top[1])
-    names |= _convolution("output.head", "image_conditional.1", output.head)
-    for i, cell in enumerate(encoder.preprocess):
-        names |= _cell(f"encoder.preprocess.{i}", f"pre_process.{i}", cell)
-    for i, cell in enumerate(output.postprocess):
-        names |= _cell(f"output.postprocess.{i}", f"post_process.{i}", cell)
-    # One flat list of cells and combiners, bottom to top; the deepest group has no combiner.
-    position = 0
-    for i, stack in enumerate(encoder.tower):
-        for c, cell in enumerate(stack):
-            names |= _cell(f"encoder.tower.{i}.{c}", f"enc_tower.{position}", cell)
-            position += 1
-        g = len(groups) - 1 - i
-        if g > 0:
-            combiner = groups[g].encoder_combiner
-            names |= _convolution(f"groups.{g}.encoder_combiner", f"enc_tower.{position}.conv", combiner)
-            position += 1
-    # And one top to bottom.
-    position = 0
-    for g, group in enumerate(groups):
-        for c, cell in enumerate(group.cells):
-            names |= _cell(f"groups.{g}.cells.{c}", f"dec_tower.{position}", cell)
-            position += 1
-        theirs = "stem_decoder" if plain else f"dec_tower.{position}.conv"
-        names |= _convolution(f"groups.{g}.decoder_combiner", theirs, group.decoder_combiner)
-        position += 1
-        names |= _convolution(f"groups.{g}.posterior_head", f"enc_sampler.{g}", group.posterior_head)
-        if g > 0:
-            names |= _convolution(f"groups.{g}.prior_head", f"dec_sampler.{g - 1}.1", group.prior_head)
-        for i, cell in enumerate(group.flow):
-            pair = g * (len(group.flow) // 2) + i // 2
-            theirs = f"nf_cells.{pair}.cell{i % 2 + 1}"
-            for ours, part in (("expand", "conv.convz.0"), ("depthwise", "conv.convz.2"), ("project", "mu.conv_0")):
-                names |= _convolution(f"groups.{g}.flow.{i}.{ours}", f"{theirs}.{part}", getattr(cell, ours))
-    return names
+def key_map(model: HierarchicalVAE) -> KeyMap:
+    """Return the original's name of every tensor of our network."""
+    return build_key_map(model, _LAYOUT)
 
 
-def _convolution(ours: str, theirs: str, convolution: nn.Module) -> Names:
-    return tensors_of(ours, theirs, convolution, _WEIGHT_NORM)
+def _module_name(place: Place) -> str:
+    match place.part:
+        case "stem":
+            return "stem"
+        case "top":
+            return "enc0.1"
+        case "head":
+            return "image_conditional.1"
+        case "preprocess" | "postprocess":
+            return f"{place.part.removesuffix('process')}_process.{place.position}"
+        case "tower":
+            return f"enc_tower.{place.position}"
+        case "encoder_combiner":
+            return f"enc_tower.{place.position}.conv"
+        case "cells":
+            return f"dec_tower.{place.position}"
+        case "decoder_combiner":
+            return f"dec_tower.{place.position}.conv"
+        case "plain_combiner":
+            return "stem_decoder"
+        case "posterior_head":
+            return f"enc_sampler.{place.group}"
+        case "prior_head":
+            return f"dec_sampler.{place.group - 1}.1"
+        case "flow":  # numbered in pairs over all groups
+            return f"nf_cells.{place.position // 2}.cell{place.position % 2 + 1}"
+    raise ValueError(place.part)
 
 
-def _cell(ours: str, theirs: str, cell: Cell) -> Names:
-    names: Names = {}
-    if cell.se is not None:
-        names |= tensors_of(f"{ours}.se", f"{theirs}.se.se", cell.se, SE_KEYS)
-    if cell.resample == "downsample":
-        for i, convolution in enumerate(cell.skip.convolutions):
-            names |= _convolution(f"{ours}.skip.convolutions.{i}", f"{theirs}.skip.conv_{i + 1}", convolution)
-    if cell.resample == "upsample":
-        names |= _convolution(f"{ours}.skip.convolution", f"{theirs}.skip.1", cell.skip.convolution)
-    return names | (_residual(ours, theirs, cell) if isinstance(cell, ResidualCell) else _inverted(ours, theirs, cell))
+_FLOW = {"expand": "conv.convz.0", "depthwise": "conv.convz.2", "project": "mu.conv_0"}
+_SHARED = {
+    "se.squeeze": "se.se.0",
+    "se.excite": "se.se.2",
+    "skip.convolution": "skip.1",
+    **{f"skip.convolutions.{i}": f"skip.conv_{i + 1}" for i in range(4)},
+}
 
 
-def _residual(ours: str, theirs: str, cell: ResidualCell) -> Names:
-    norm = {"bnswish": "bn_act", "bnelu": "bn", "elu": ""}[cell.activation]
-    names: Names = {}
-    for i in (1, 2):
-        names |= tensors_of(f"{ours}.norm{i}", f"{theirs}._ops.{i - 1}.{norm}", getattr(cell, f"norm{i}"))
-        names |= _convolution(f"{ours}.conv{i}", f"{theirs}._ops.{i - 1}.conv_0", getattr(cell, f"conv{i}"))
-    return names
+def _layer_names(module: nn.Module) -> dict[str, str]:
+    if isinstance(module, ResidualCell):
+        norm = "bn.bn" if module.activation == "bnelu" else "bn_act"
+        return _SHARED | {
+            f"{ours}{i}": f"_ops.{i - 1}.{theirs}"
+            for i in (1, 2)
+            for ours, theirs in (("norm", norm), ("conv", "conv_0"))
+        }
+    if isinstance(module, InvertedResidualCell):
+        first = 1 if module.resample == "upsample" else 0  # the upsampling takes number 0
+        inside = {
+            "norm1": f"{first}.bn",
+            "expand": f"{first + 1}.conv.0",
+            "norm2": f"{first + 1}.conv.1",
+            "depthwise": f"{first + 2}.conv.0",
+            "norm3": f"{first + 2}.conv.1",
+            "project": f"{first + 3}",
+            "norm4": f"{first + 4}.bn",
+        }
+        return _SHARED | {ours: f"_ops.0.conv.{theirs}" for ours, theirs in inside.items()}
+    return _FLOW
 
 
-def _inverted(ours: str, theirs: str, cell: InvertedResidualCell) -> Names:
-    first = 1 if cell.resample == "upsample" else 0  # after the doubling
-    parts = {
-        "norm1": f"{first}.bn",
-        "expand": f"{first + 1}.conv.0",
-        "norm2": f"{first + 1}.conv.1",
-        "depthwise": f"{first + 2}.conv.0",
-        "norm3": f"{first + 2}.conv.1",
-        "project": f"{first + 3}",
-        "norm4": f"{first + 4}.bn",
-    }
-    names: Names = {}
-    for part, place in parts.items():
-        names |= tensors_of(f"{ours}.{part}", f"{theirs}._ops.0.conv.{place}", getattr(cell, part))
-    return names
+_LAYOUT = Layout(
+    constant="prior_ftr0",
+    module_name=_module_name,
+    layer_names=_layer_names,
+    weights={"parametrizations.weight.original0": "log_weight_norm", "parametrizations.weight.original1": "weight"},
+)

@@ -1,30 +1,48 @@
-"""The diagonal Normal of a latent group: soft clamp, temperature, KL."""
+"""Distributions over the z of a latent group: sampling from noise, log densities, KL divergences.
+
+A distribution turns noise into z and z back into noise; it owns the effect of a temperature and its flow, if any.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 SOFT_CLAMP = 5.0
-SIGMA_FLOOR = 0.01
+MIN_SIGMA = 0.01
+
+Noise = list[Tensor]  # one (B, ...) per latent group, top group first
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half-precision tensors as float32, others as they are: densities are never computed in half precision."""
+    """Half-precision tensors as float32, others unchanged: densities are never computed in half precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def draw_noise(
+    shapes: Sequence[tuple[int, ...]], batch_size: int, generator: torch.Generator | None, device: torch.device | str
+) -> Noise:
+    """Standard normal noise (B, *shape) for every shape, in order.
+
+    Drawn on the generator's device, so that a CPU generator gives the same numbers on any device.
+    """
+    source = generator.device if generator is not None else device
+    return [torch.randn((batch_size, *shape), generator=generator, device=source).to(device) for shape in shapes]
+
+
 def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Noise of a tensor's shape, drawn on the generator's device: a CPU generator gives one image on any device."""
+    """Standard normal noise of a tensor's shape, drawn on the generator's device."""
     device = generator.device if generator is not None else like.device
     return torch.randn(like.shape, generator=generator, device=device, dtype=torch.float32).to(like.device, like.dtype)
 
 
 def standard_uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Uniform noise strictly inside (0, 1), drawn like `standard_normal`."""
+    """Uniform noise strictly inside (0, 1) of a tensor's shape, drawn on the generator's device."""
     device = generator.device if generator is not None else like.device
     noise = torch.rand(like.shape, generator=generator, device=device, dtype=torch.float32)
     return noise.clamp(1e-7, 1 - 1e-7).to(like.device, like.dtype)
@@ -35,33 +53,138 @@ def soft_clamp(x: Tensor) -> Tensor:
     return SOFT_CLAMP * torch.tanh(x / SOFT_CLAMP)
 
 
-class DiagonalNormal(NamedTuple):
-    """Independent Normals, mu and sigma of one shape, here (B, L, H, W)."""
+def sum_per_image(x: Tensor) -> Tensor:
+    """(B, ...) to (B,)."""
+    return x.flatten(1).sum(1)
+
+
+class Flow(Protocol):
+    """An invertible map of z (B, ...) to the same shape, whose log-determinant is 0."""
+
+    def __call__(self, z: Tensor) -> Tensor: ...
+
+    def inverse(self, z: Tensor) -> Tensor: ...
+
+
+class Distribution:
+    """A distribution over the z (B, ...) of one latent group. Noise is standard normal, of the group's noise shape."""
+
+    def sample(self, noise: Tensor, temperature: float = 1.0) -> Tensor:
+        """z from noise. A temperature below 1 makes samples more typical; 0 gives the center."""
+        raise NotImplementedError
+
+    def log_prob(self, z: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Log density at z, (B,), in nats.
+
+        noise: what the group's posterior was sampled with, for a prior whose log density is a Monte Carlo bound.
+        """
+        raise NotImplementedError
+
+    def to_noise(self, z: Tensor) -> Tensor:
+        """The noise from which `sample` makes z at temperature 1."""
+        raise NotImplementedError
+
+    def sample_and_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """z and its log density (B,); a flow is cheaper sampled than inverted."""
+        z = self.sample(noise)
+        return z, self.log_prob(z)
+
+
+TemperatureRule = Literal["sigma", "sigma_above_minimum", "variance"]
+
+
+@dataclass(frozen=True, eq=False)
+class DiagonalNormal(Distribution):
+    """Independent Normals, mu and sigma of one shape (B, ...).
+
+    temperature_rule: what a temperature multiplies: sigma, the part of sigma above MIN_SIGMA, or the variance.
+    """
 
     mu: Tensor
     sigma: Tensor
+    temperature_rule: TemperatureRule = "sigma"
 
-    @classmethod
-    def from_raw(cls, raw: Tensor, temperature: float = 1.0, *, on_floor: bool = False) -> DiagonalNormal:
-        """From the network's (B, 2L, H, W): both halves softly clamped, sigma = exp(log_sigma) * temperature + 0.01.
+    def sample(self, noise: Tensor, temperature: float = 1.0) -> Tensor:
+        return torch.addcmul(self.mu, self._tempered_sigma(temperature), noise.to(self.mu.dtype))
 
-        on_floor: the temperature scales the 0.01 too.
-        """
-        mu, log_sigma = soft_clamp(at_least_float32(raw)).chunk(2, dim=1)
-        if on_floor:
-            return cls(mu, (log_sigma.exp() + SIGMA_FLOOR) * temperature)
-        return cls(mu, log_sigma.exp() * temperature + SIGMA_FLOOR)
+    def _tempered_sigma(self, temperature: float) -> Tensor:
+        if temperature == 1.0:
+            return self.sigma
+        if self.temperature_rule == "sigma":
+            return self.sigma * temperature
+        if self.temperature_rule == "variance":
+            return self.sigma * math.sqrt(temperature)
+        return (self.sigma - MIN_SIGMA) * temperature + MIN_SIGMA
 
-    def rsample(self, eps: Tensor) -> Tensor:
-        """mu + sigma * eps."""
-        return torch.addcmul(self.mu, self.sigma, eps)
-
-    def log_prob(self, z: Tensor) -> Tensor:
+    def log_density(self, z: Tensor) -> Tensor:
         """Log density in nats, elementwise."""
         return -0.5 * ((z - self.mu) / self.sigma).square() - self.sigma.log() - 0.5 * math.log(2 * math.pi)
+
+    def log_prob(self, z: Tensor, noise: Tensor | None = None) -> Tensor:
+        return sum_per_image(self.log_density(z))
+
+    def to_noise(self, z: Tensor) -> Tensor:
+        return (z - self.mu) / self.sigma
 
     def kl(self, other: DiagonalNormal) -> Tensor:
         """KL(self || other) in nats, elementwise, in closed form."""
         ratio = self.sigma / other.sigma
         distance = (self.mu - other.mu) / other.sigma
         return 0.5 * (ratio.square() + distance.square() - 1) - ratio.log()
+
+
+@dataclass(frozen=True, eq=False)
+class SoftClampedNormal(DiagonalNormal):
+    """The Normal of NVAE: mu and log sigma through the soft clamp, sigma = exp(log sigma) + 0.01."""
+
+    raw: Tensor = field(kw_only=True)  # (B, 2L, H, W), before the clamp: residual posteriors add to it
+
+    @classmethod
+    def from_raw(cls, raw: Tensor, temperature_rule: TemperatureRule = "sigma_above_minimum") -> SoftClampedNormal:
+        """From the network's (B, 2L, H, W): the channels of mu, then those of log sigma."""
+        mu, log_sigma = soft_clamp(at_least_float32(raw)).chunk(2, dim=1)
+        return cls(mu, log_sigma.exp() + MIN_SIGMA, temperature_rule, raw=raw)
+
+
+@dataclass(frozen=True, eq=False)
+class FlowDistribution(Distribution):
+    """A distribution followed by an invertible map whose log-determinant is 0 (Kingma et al. 2016)."""
+
+    base: Distribution
+    flow: Flow
+
+    def sample(self, noise: Tensor, temperature: float = 1.0) -> Tensor:
+        return self.flow(self.base.sample(noise, temperature))
+
+    def log_prob(self, z: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.base.log_prob(self.flow.inverse(z), noise)
+
+    def to_noise(self, z: Tensor) -> Tensor:
+        return self.base.to_noise(self.flow.inverse(z))
+
+    def sample_and_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        before, log_prob = self.base.sample_and_log_prob(noise)
+        return self.flow(before), log_prob
+
+
+def kl_divergence(posterior: Distribution, prior: Distribution, log_q: Tensor, log_p: Tensor) -> Tensor:
+    """KL(posterior || prior), (B,), in nats.
+
+    In closed form for two diagonal Normals; otherwise the sample's log q(z) - log p(z), which has the same expectation,
+    or a larger one where log p is a lower bound.
+    """
+    if isinstance(posterior, DiagonalNormal) and isinstance(prior, DiagonalNormal):
+        return sum_per_image(posterior.kl(prior))
+    return log_q - log_p
+
+
+def map_tensors(value: object, function: Callable[[Tensor], Tensor]) -> object:
+    """A state or a distribution with `function` applied to every tensor inside; modules stay the same objects."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple):
+        return tuple(map_tensors(part, function) for part in value)
+    if isinstance(value, Distribution):
+        parts = {name: map_tensors(part, function) for name, part in vars(value).items()}
+        return type(value)(**parts)
+    return value

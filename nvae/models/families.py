@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nvae.errors import InvalidValueError
 from nvae.schema import ModelConfig
 
 if TYPE_CHECKING:
@@ -23,10 +25,15 @@ FAMILIES = {"nvae": Family("nvae.models.nvae", "NVAEConfig", "NVAE")}
 DEFAULT_FAMILY = "nvae"  # the seed's files name no family
 
 
-def config_class(data: Any) -> type[ModelConfig]:
-    """The class that validates a config's dictionary: that of its `family`, or of the default where none is named."""
-    name = data.get("family", DEFAULT_FAMILY) if isinstance(data, dict) else DEFAULT_FAMILY
-    family = FAMILIES.get(name if isinstance(name, str) else "", FAMILIES[DEFAULT_FAMILY])
+def config_class(data: Mapping[str, Any]) -> type[ModelConfig]:
+    """The class that validates a config's dictionary: that of its `family`, or of the default where none is named.
+
+    Raises InvalidValueError for an unknown family.
+    """
+    name = data.get("family", DEFAULT_FAMILY)
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise InvalidValueError("family", name, " or ".join(map(repr, FAMILIES)))
+    family = FAMILIES[name]
     return getattr(import_module(f"{family.package}.config"), family.config)
 
 

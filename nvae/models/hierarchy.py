@@ -1,29 +1,29 @@
-"""HierarchicalVAE: bottom-up features, the one top-down pass, and the ways of choosing z.
+"""HierarchicalVAE: the base class of every family, and the one top-down pass.
 
-A family of models gives this class its parts: an encoder, a module per latent group, and an output. The walk from
-the learned constant at the top to the pixels is the same for all of them and for every use; what differs is only how
-the z of each group is chosen, which is a chooser's business.
+A family gives this class an encoder, one module per latent group, and a decoder of the last state. The pass from the
+initial state to the likelihood's parameters is the same for every family and every use. Training, sampling, exploration
+and interpolation differ only in where the z of each group comes from: a `LatentSource`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from nvae.models.distributions import DiagonalNormal, standard_normal
+from nvae.models.distributions import Distribution, Noise, draw_noise, kl_divergence, map_tensors
 from nvae.models.likelihoods import Likelihood, PixelDistribution
-from nvae.models.nvae.cells import CellStack
 from nvae.schema import ModelConfig
+
+State = Tensor | tuple[Tensor, ...]  # batch first
 
 
 @dataclass(frozen=True)
 class Level:
-    """One scale of the hierarchy: how many groups of latents live there, and what they look like."""
+    """One scale of the hierarchy: the number of latent groups and their shape."""
 
     groups: int
     resolution: int  # pixels per side
@@ -37,66 +37,70 @@ class Level:
 
 
 class LatentGroup(nn.Module):
-    """What a family defines for one group. `state` is what comes down from the groups above, usually one tensor."""
+    """What a family defines for one latent group. `state` is what the groups above pass down."""
 
     level: Level
-    same_flow: bool  # whether the posterior's flow, if any, follows the prior too
-    temperature_scales_min_sigma: bool  # whether a temperature scales the least sigma too
 
     @property
-    def heads(self) -> list[nn.Module]:
-        """The modules that give the parameters of prior and posterior."""
-        return []
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape, without the batch, of the noise that the prior turns into z."""
+        return self.level.latent_shape
 
-    def descend(self, state: Tensor) -> Tensor:
-        """The cells between the group above and this one."""
+    @property
+    def posterior_noise_shape(self) -> tuple[int, ...]:
+        """Shape, without the batch, of the noise of a posterior pass: for z, and for a prior that is a bound."""
+        return self.noise_shape
+
+    def prior(self, state: State) -> tuple[State, Distribution]:
+        """p(z | z above), and the state that posterior and merge continue with."""
         raise NotImplementedError
 
-    def prior(self, state: Tensor) -> Tensor:
-        """Raw parameters (B, 2L, H, W) of p(z | z above)."""
+    def posterior(self, state: State, features: Any, prior: Distribution) -> Distribution:
+        """q(z | x, z above); features: the group's part of `bottom_up`."""
         raise NotImplementedError
 
-    def posterior(self, state: Tensor, features: Tensor, raw_prior: Tensor) -> Tensor:
-        """Raw parameters (B, 2L, H, W) of q(z | x, z above)."""
-        raise NotImplementedError
-
-    def posterior_flow(self, z: Tensor) -> Tensor:
-        """The invertible map from a draw of the posterior's Normal to z; its log-determinant is 0."""
-        raise NotImplementedError
-
-    def prior_flow(self, z: Tensor) -> Tensor:
-        """The same for the prior."""
-        raise NotImplementedError
-
-    def join(self, state: Tensor, z: Tensor) -> Tensor:
+    def merge(self, state: State, z: Tensor) -> State:
         """The state after this group."""
         raise NotImplementedError
 
-    def normal(self, raw: Tensor, temperature: float = 1.0) -> DiagonalNormal:
-        """The Normal that raw parameters stand for."""
-        return DiagonalNormal.from_raw(raw, temperature, on_floor=self.temperature_scales_min_sigma)
-
 
 @dataclass(frozen=True)
-class GroupResult:
-    """What happened at one group. `posterior` and `kl` are there where an image was encoded."""
+class GroupOutput:
+    """The results of one group. posterior, kl, log_q and log_p exist where an image was encoded."""
 
-    z: Tensor  # (B, L, H, W)
-    prior: DiagonalNormal
-    posterior: DiagonalNormal | None = None
+    z: Tensor
+    prior: Distribution
+    posterior: Distribution | None = None
     kl: Tensor | None = None  # (B,), nats
     log_q: Tensor | None = None  # (B,), nats, at z
     log_p: Tensor | None = None  # (B,), nats, at z
 
 
 @dataclass(frozen=True)
-class Pass:
+class DecoderState:
+    """The state of a pass right before a group's z is sampled; a later pass can start here."""
+
+    group: int
+    state: State
+    prior: Distribution
+
+    def repeated(self, count: int) -> DecoderState:
+        """The same state for `count` images, from a pass with one image."""
+
+        def expand(x: Tensor) -> Tensor:
+            return x.expand(count, *x.shape[1:])
+
+        return DecoderState(self.group, map_tensors(self.state, expand), map_tensors(self.prior, expand))
+
+
+@dataclass(frozen=True)
+class TopDownOutput:
     """Result of a top-down pass. A pass that started at group k has no results for the groups before k."""
 
-    output: Tensor  # (B, P, H, W), the parameters of `pixels`
-    pixels: PixelDistribution
-    groups: dict[int, GroupResult]
-    starts: dict[int, Start] = field(default_factory=dict)  # right before each group's choice, if asked for
+    parameters: Tensor  # (B, P, H, W), of p(x | z)
+    px_z: PixelDistribution
+    groups: dict[int, GroupOutput]
+    states: dict[int, DecoderState] = field(default_factory=dict)  # before each group, if asked for
 
     @property
     def kl(self) -> Tensor:
@@ -104,207 +108,178 @@ class Pass:
         return torch.stack([group.kl for group in self.groups.values()], dim=1)
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a pass begins: at the choice of `group`'s z, with what an earlier pass had come to until then."""
-
-    group: int
-    state: Tensor  # what came down to the group, (B, C, H, W)
-    raw_prior: Tensor  # (B, 2L, H, W)
-
-    def repeated(self, count: int) -> Start:
-        """For `count` images, from that of one."""
-        return Start(self.group, self.state.expand(count, -1, -1, -1), self.raw_prior.expand(count, -1, -1, -1))
-
-
-# --------------------------------------------------------------------------------------------- choosing z
+# ------------------------------------------------------------------------------------------- where z comes from
 
 
 class LatentSource(Protocol):
-    """Chooses the z of one group, given the state that has come down to it and the prior's raw parameters."""
+    """Gives the z of one group, from the state that reached the group and the group's prior."""
 
-    def __call__(self, index: int, group: LatentGroup, state: Tensor, raw_prior: Tensor) -> GroupResult: ...
-
-
-def _sum(x: Tensor) -> Tensor:
-    return x.flatten(1).sum(1)
+    def __call__(self, index: int, group: LatentGroup, state: State, prior: Distribution) -> GroupOutput: ...
 
 
 def group_value(value: float | Sequence[float], index: int) -> float:
-    """A group's number, where there is one number for all groups or one per group."""
+    """The value of one group, where there is one value for all groups or one per group."""
     return value if isinstance(value, int | float) else value[index]
 
 
 @dataclass(frozen=True)
 class FromPosterior:
-    """z ~ q(z | x, z above): training, likelihood, reconstruction. Noise is given per group, or drawn.
+    """z ~ q(z | x, z above), from noise (B, *posterior_noise_shape) per group: training, likelihood, reconstruction."""
 
-    The KL is that of the two Normals in closed form where the same flow follows both; where a flow follows only the
-    posterior it is the sample's log q - log p.
-    """
+    features: Sequence[Any]
+    noise: Noise
 
-    features: Sequence[Tensor]
-    generator: torch.Generator | None = None
-    noise: Sequence[Tensor] | None = None
-    temperature: float = 1.0
-
-    def __call__(self, index: int, group: LatentGroup, state: Tensor, raw_prior: Tensor) -> GroupResult:
-        prior = group.normal(raw_prior)
-        raw_posterior = group.posterior(state, self.features[index], raw_prior)
-        posterior = group.normal(raw_posterior, self.temperature)
-        eps = standard_normal(posterior.mu, self.generator) if self.noise is None else self.noise[index]
-        z0 = posterior.rsample(eps)
-        z = group.posterior_flow(z0)
-        log_q = _sum(posterior.log_prob(z0))
-        if group.same_flow:
-            log_p = _sum(prior.log_prob(z0))
-            kl = _sum(posterior.kl(prior))
-        else:
-            log_p = _sum(prior.log_prob(z))
-            kl = log_q - log_p
-        return GroupResult(z, prior, posterior, kl, log_q, log_p)
-
-
-@dataclass(frozen=True)
-class FromPrior:
-    """z ~ p(z | z above) at a temperature, one number or one per group: sampling."""
-
-    temperature: float | Sequence[float] = 1.0
-    generator: torch.Generator | None = None
-
-    def __call__(self, index: int, group: LatentGroup, state: Tensor, raw_prior: Tensor) -> GroupResult:
-        prior = group.normal(raw_prior, group_value(self.temperature, index))
-        eps = standard_normal(prior.mu, self.generator)
-        return GroupResult(group.prior_flow(prior.rsample(eps)), prior)
+    def __call__(self, index: int, group: LatentGroup, state: State, prior: Distribution) -> GroupOutput:
+        posterior = group.posterior(state, self.features[index], prior)
+        noise = self.noise[index]
+        z, log_q = posterior.sample_and_log_prob(noise)
+        log_p = prior.log_prob(z, noise)
+        return GroupOutput(z, prior, posterior, kl_divergence(posterior, prior, log_q, log_p), log_q, log_p)
 
 
 @dataclass(frozen=True)
 class FromNoise:
-    """z from given noise (one (B, L, H, W) per group) at a temperature: exploring, reproducing a sample."""
+    """z ~ p(z | z above), from noise (B, *noise_shape) per group, at a temperature for all groups or one per group."""
 
-    noise: Sequence[Tensor]
+    noise: Noise
     temperature: float | Sequence[float] = 1.0
 
-    def __call__(self, index: int, group: LatentGroup, state: Tensor, raw_prior: Tensor) -> GroupResult:
-        prior = group.normal(raw_prior, group_value(self.temperature, index))
-        return GroupResult(group.prior_flow(prior.rsample(self.noise[index])), prior)
+    def __call__(self, index: int, group: LatentGroup, state: State, prior: Distribution) -> GroupOutput:
+        return GroupOutput(prior.sample(self.noise[index], group_value(self.temperature, index)), prior)
 
 
 @dataclass(frozen=True)
 class FromLatents:
-    """The z themselves are given: interpolation, decoding."""
+    """The z of every group, given: decoding, interpolation."""
 
     latents: Sequence[Tensor]
 
-    def __call__(self, index: int, group: LatentGroup, state: Tensor, raw_prior: Tensor) -> GroupResult:
-        return GroupResult(self.latents[index], group.normal(raw_prior))
+    def __call__(self, index: int, group: LatentGroup, state: State, prior: Distribution) -> GroupOutput:
+        return GroupOutput(self.latents[index], prior)
 
 
 @dataclass(frozen=True)
 class PerGroup:
-    """A chooser for each group: the first k groups of one image, the rest free."""
+    """One source per group: for example the first groups from an image, the others from the prior."""
 
-    choosers: Sequence[LatentSource]
+    sources: Sequence[LatentSource]
 
-    def __call__(self, index: int, group: LatentGroup, state: Tensor, raw_prior: Tensor) -> GroupResult:
-        return self.choosers[index](index, group, state, raw_prior)
+    def __call__(self, index: int, group: LatentGroup, state: State, prior: Distribution) -> GroupOutput:
+        return self.sources[index](index, group, state, prior)
 
 
-# --------------------------------------------------------------------------------------------- the model
+# ----------------------------------------------------------------------------------------------------- the model
 
 
 class HierarchicalVAE(nn.Module):
-    """A hierarchical VAE of any family.
+    """A hierarchical VAE. A family overrides bottom_up, initial_state and decode, and the hooks below that it needs.
 
-    encoder: images (B, C, H, W) in [0, 1], with their padding, to one feature map per latent group, top group first.
-    groups: the latent groups, top group first.
-    output: the last state to the likelihood's parameters (B, P, H, W), padding included.
-    constant: the learned state at the top, (1, C, h, w).
-    kl_per_group: nats per validation image of every group, top group first, once a training run has measured it.
+    config: what built the model. levels: top first. groups: top first. likelihood: what the decoder's output means.
+    padding: pixels by which the latents' area exceeds the image on each side.
     """
 
-    kl_per_group: list[float] | None = None
+    padding = 0
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        levels: Sequence[Level],
-        encoder: nn.Module,
-        constant: Tensor,
-        groups: Sequence[LatentGroup],
-        output: nn.Module,
-        likelihood: Likelihood,
-    ) -> None:
+    def __init__(self, config: ModelConfig, levels: Sequence[Level], likelihood: Likelihood) -> None:
         super().__init__()
         self.config = config
         self.levels = tuple(levels)
         self.likelihood = likelihood
-        self.encoder = encoder
-        self.constant = nn.Parameter(constant)
-        self.groups = nn.ModuleList(groups)
-        self.output = output
+        self.groups: nn.ModuleList  # of LatentGroup; set by the family
 
-    @property
-    def noise_shapes(self) -> list[tuple[int, int, int]]:
-        """Shape of the noise of every group without the batch dimension, top group first."""
-        return [level.latent_shape for level in self.levels for _ in range(level.groups)]
+    def bottom_up(self, images: Tensor) -> list[Any]:
+        """Images (B, C, H, W) in [0, 1] to the features of every latent group, top group first."""
+        raise NotImplementedError
 
-    def no_noise(self, batch_size: int) -> list[Tensor]:
-        """Zeros in place of noise, with which every z is its Normal's mean."""
-        return [self.constant.new_zeros(batch_size, *shape) for shape in self.noise_shapes]
+    def initial_state(self, batch_size: int) -> State:
+        """The state at the top, before any z."""
+        raise NotImplementedError
+
+    def decode(self, state: State, channels: Sequence[int] | None = None) -> Tensor:
+        """The likelihood's parameters (B, P, H, W) from the last state.
+
+        channels: compute only these; the other channels are NaN.
+        """
+        raise NotImplementedError
+
+    # Hooks with a default that suits most families.
+
+    def calibrate(self, images_u8: Tensor) -> None:
+        """Fill buffers that depend on the data, from training images (N, C, S, S); called once, before training."""
+
+    def regularization_terms(self) -> dict[str, nn.Module]:
+        """Modules whose forward() is a scalar that training may add to the loss, by name."""
+        return {}
 
     def recompute_activations(self, recompute: bool) -> None:
-        """Activation checkpointing: keep only what goes into each cell and compute the rest again for the gradient."""
-        for module in self.modules():
-            if isinstance(module, CellStack):
-                module.recompute = recompute
+        """Activation checkpointing, for a family that has it: compute activations again in the backward pass."""
 
-    def bottom_up(self, images: Tensor) -> list[Tensor]:
-        """Images (B, C, H, W) in [0, 1] to the features of every latent group, top group first."""
-        padding = self.config.padding
-        return self.encoder(functional.pad(images, 4 * (padding,)) if padding else images)
+    # What every family has.
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def noise_shapes(self) -> list[tuple[int, ...]]:
+        """Shape of every group's noise in a pass from the prior, without the batch, top group first."""
+        return [group.noise_shape for group in self.groups]
+
+    @property
+    def posterior_noise_shapes(self) -> list[tuple[int, ...]]:
+        """Shape of every group's noise in a posterior pass, without the batch, top group first."""
+        return [group.posterior_noise_shape for group in self.groups]
+
+    def draw_noise(self, batch_size: int, generator: torch.Generator | None = None) -> Noise:
+        """Noise for a pass from the prior, on the model's device, drawn on the generator's."""
+        return draw_noise(self.noise_shapes, batch_size, generator, self.device)
+
+    def draw_posterior_noise(self, batch_size: int, generator: torch.Generator | None = None) -> Noise:
+        """Noise for a posterior pass, on the model's device, drawn on the generator's."""
+        return draw_noise(self.posterior_noise_shapes, batch_size, generator, self.device)
+
+    def no_noise(self, batch_size: int) -> Noise:
+        """Zeros in place of noise for a pass from the prior: every z is the center of its distribution."""
+        return [torch.zeros(batch_size, *shape, device=self.device) for shape in self.noise_shapes]
+
+    def no_posterior_noise(self, batch_size: int) -> Noise:
+        """Zeros in place of noise for a posterior pass."""
+        return [torch.zeros(batch_size, *shape, device=self.device) for shape in self.posterior_noise_shapes]
 
     def top_down(
         self,
-        choose: LatentSource,
+        source: LatentSource,
         batch_size: int | None = None,
         *,
-        start: Start | None = None,
+        start: DecoderState | None = None,
         return_states: bool = False,
         mean_only: bool = False,
-    ) -> Pass:
-        """Walk from the top, or from `start`, to the pixels.
+    ) -> TopDownOutput:
+        """Pass from the initial state, or from `start`, to the likelihood's parameters.
 
-        choose: the way of choosing z.
-        batch_size: how many images at once; not needed with `start`, which knows it.
-        mean_only: do not compute what the mean and the most likely image do not need; all else of the pixels is NaN.
-        return_states: return what stands before the choice of every z, from where a later pass can start.
+        source: where the z of each group comes from. batch_size: not needed with `start`.
+        return_states: keep the state before every group. mean_only: compute only the channels of the output that the
+        mean and the most likely image need; the others are NaN, so log_prob and sample are not valid.
         """
         if start is None:
             if batch_size is None:
                 raise ValueError("top_down needs a batch_size or a start")
-            start = self._start_of(0, self.constant.expand(batch_size, -1, -1, -1))
-        results, starts = {}, {}
+            start = self._before(0, self.initial_state(batch_size))
+        outputs, states = {}, {}
         for index in range(start.group, len(self.groups)):
             if return_states:
-                starts[index] = start
+                states[index] = start
             group = self.groups[index]
-            result = results[index] = choose(index, group, start.state, start.raw_prior)
-            state = group.join(start.state, result.z.to(start.state.dtype))
+            outputs[index] = source(index, group, start.state, start.prior)
+            state = group.merge(start.state, outputs[index].z)
             if index + 1 < len(self.groups):
-                start = self._start_of(index + 1, state)
-        output = self.output(state, self.likelihood.mean_channels) if mean_only else self.output(state)  # (B, P, H, W)
-        padding = self.config.padding
-        if padding:  # what the network says about the margin is not looked at
-            output = output[:, :, padding:-padding, padding:-padding]
-        return Pass(output, self.likelihood(output), results, starts)
+                start = self._before(index + 1, state)
+        parameters = self.decode(state, self.likelihood.mean_channels if mean_only else None)  # (B, P, H, W)
+        return TopDownOutput(parameters, self.likelihood(parameters), outputs, states)
 
-    def _start_of(self, index: int, state: Tensor) -> Start:
-        """A group's, from the state after the group above."""
-        group = self.groups[index]
-        state = group.descend(state)
-        return Start(index, state, group.prior(state))
+    def _before(self, index: int, state: State) -> DecoderState:
+        return DecoderState(index, *self.groups[index].prior(state))
 
-    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Pass:
-        """The posterior pass of training: encode images (B, C, H, W) in [0, 1], walk down with z ~ q."""
-        return self.top_down(FromPosterior(self.bottom_up(images), generator), len(images))
+    def forward(self, images: Tensor, noise: Noise) -> TopDownOutput:
+        """The posterior pass of training: encode images (B, C, H, W) in [0, 1], z ~ q from noise drawn outside."""
+        return self.top_down(FromPosterior(self.bottom_up(images), noise), len(images))

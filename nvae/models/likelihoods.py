@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from nvae.models.distributions import (
-    SIGMA_FLOOR,
+    MIN_SIGMA,
     DiagonalNormal,
+    SoftClampedNormal,
     at_least_float32,
     soft_clamp,
     standard_normal,
@@ -30,7 +31,7 @@ from nvae.schema import ModelConfig
 MIN_LOG_SCALE = -7.0
 MAX_LOG_SCALE = 60.0  # changes no probability; beyond 85 the gradient is not finite in float32
 MIN_LOG_MASS = math.log(1e-10)
-THIN_LOG_MASS = math.log(1e-5)  # below this the coupled mixture takes the density for the mass
+SMALL_LOG_MASS = math.log(1e-5)  # below this the coupled mixture takes the density for the mass
 LOWER_TAIL = 5e-4
 UPPER_TAIL = 1 - 5e-3
 
@@ -53,13 +54,13 @@ class PixelDistribution(Protocol):
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What the network's output means.
+    """What the decoder's output (B, P, H, W) means.
 
-    parameters: its channels. density_bits: what turns -log2 p into bits per dimension. mean_channels: the channels that
-    the mean and the most likely image depend on.
+    num_parameters: P. distribution: from the output to p(x | z). density_bits: what turns -log2 of a density into bits
+    per dimension. mean_channels: the channels of the output that the mean and the most likely image depend on.
     """
 
-    parameters: int
+    num_parameters: int
     distribution: Callable[[Tensor], PixelDistribution]
     density_bits: float
     mean_channels: Sequence[int]
@@ -74,28 +75,25 @@ class Likelihood:
 
 def build_likelihood(config: ModelConfig) -> Likelihood:
     """The likelihood that a config names: sampling_method, n_mix, likelihood_tails, pixel_bits, pixel_range."""
-    channels, method, last = config.image_channels, config.sampling_method, 2**config.pixel_bits - 1
-    centered = config.pixel_range == "centered"
+    return LIKELIHOODS[config.sampling_method](config)
+
+
+def last_value(config: ModelConfig) -> int:
+    """The number of the brightest value that a subpixel can have: 255 for 8 bits."""
+    return 2**config.pixel_bits - 1
+
+
+def _density_bits(config: ModelConfig) -> float:
     # A density times the distance of two neighboring values is a probability.
-    density_bits = math.log2(last / 2 if centered else last)
-    components = {"gaussian": 1, "logistic": 1}.get(method, config.n_mix)
-    upper_tail = {"original": UPPER_TAIL, "exact": 1 - 0.5 / last}[config.likelihood_tails]
-    if method == "bernoulli":
-        return Likelihood(channels, Bernoulli, 0.0, range(channels))
-    if method == "gaussian":
-        return Likelihood(2 * channels, partial(Gaussian, centered=centered), density_bits, range(channels))
-    # Channels of the output by image channel, kind of parameter and component, as `_split` reads them.
-    kinds = torch.arange(3 * components * channels, device="cpu").view(channels, 3, components)
-    selectors_and_means = kinds[:, :2].flatten().tolist()
-    if method == "gaussian_mixture":
-        mixture = partial(GaussianMixture, channels=channels, components=components, centered=centered)
-        return Likelihood(3 * components * channels, mixture, density_bits, selectors_and_means)
-    if method == "coupled_logistic_mixture":
-        mixture = partial(CoupledLogisticMixture, components=components, last=last, upper_tail=upper_tail)
-        all_but_scales = [*range(components), *(components + kinds[:, [0, 2]].flatten()).tolist()]
-        return Likelihood(10 * components, mixture, 0.0, all_but_scales)
-    mixture = partial(LogisticMixture, channels=channels, components=components, last=last, upper_tail=upper_tail)
-    return Likelihood(3 * components * channels, mixture, 0.0, selectors_and_means)
+    return math.log2(last_value(config) / (2 if config.pixel_range == "centered" else 1))
+
+
+def _upper_tail(config: ModelConfig) -> float:
+    return UPPER_TAIL if config.likelihood_tails == "original" else 1 - 0.5 / last_value(config)
+
+
+def _num_components(config: ModelConfig) -> int:
+    return 1 if config.sampling_method == "logistic" else config.n_mix
 
 
 def _split(output: Tensor, channels: int, components: int, kinds: int) -> tuple[Tensor, ...]:
@@ -115,7 +113,12 @@ def _to_unit(images: Tensor) -> Tensor:
 
 
 class Bernoulli:
-    """A coin per subpixel, for black and white images. Output per subpixel: the logit."""
+    """Binary subpixels. Output per subpixel: the logit."""
+
+    @classmethod
+    def likelihood(cls, config: ModelConfig) -> Likelihood:
+        channels = config.image_channels
+        return Likelihood(channels, cls, 0.0, range(channels))
 
     def __init__(self, output: Tensor) -> None:
         self.logits = output  # (B, C, H, W)
@@ -139,12 +142,18 @@ class Gaussian:
     Output per subpixel: mu, log sigma, softly clamped.
     """
 
+    @classmethod
+    def likelihood(cls, config: ModelConfig) -> Likelihood:
+        channels = config.image_channels
+        distribution = partial(cls, centered=config.pixel_range == "centered")
+        return Likelihood(2 * channels, distribution, _density_bits(config), range(channels))
+
     def __init__(self, output: Tensor, centered: bool = False) -> None:
-        self.normal = DiagonalNormal.from_raw(output)  # mu and sigma (B, C, H, W)
+        self.normal = SoftClampedNormal.from_raw(output)  # mu and sigma (B, C, H, W)
         self.centered = centered
 
     def log_prob(self, images: Tensor) -> Tensor:
-        return self.normal.log_prob(_to_centered(images) if self.centered else images)
+        return self.normal.log_density(_to_centered(images) if self.centered else images)
 
     def mean(self) -> Tensor:
         return _to_unit(self.normal.mu) if self.centered else self.normal.mu
@@ -153,12 +162,18 @@ class Gaussian:
         return self.mean()
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        drawn = self.normal.rsample(standard_normal(self.normal.mu, generator))
+        drawn = self.normal.sample(standard_normal(self.normal.mu, generator))
         return _to_unit(drawn) if self.centered else drawn
 
 
 class Mixture:
     """A mixture per subpixel, each with its own selectors. Tensors are (B, C, M, H, W); means are on [0, 1]."""
+
+    @staticmethod
+    def channels_by_kind(config: ModelConfig) -> Tensor:
+        """Numbers of the output's channels by image channel, kind of parameter and component, (C, 3, M)."""
+        channels, components = config.image_channels, _num_components(config)
+        return torch.arange(3 * components * channels, device="cpu").view(channels, 3, components)
 
     def __init__(self, logits: Tensor, means: Tensor) -> None:
         self.logits = logits
@@ -183,8 +198,7 @@ class Mixture:
         return self.means.gather(2, self.logits.argmax(2, keepdim=True))[:, :, 0]
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        gumbel = -torch.log(-torch.log(standard_uniform(self.logits, generator)))
-        index = (self.logits + gumbel).argmax(2, keepdim=True)  # a draw from the categorical: the Gumbel-max trick
+        index = _draw_component(self.logits, 2, generator)
         return self.sample_component(index, generator)[:, :, 0]
 
 
@@ -194,18 +208,26 @@ class GaussianMixture(Mixture):
     Output per component: logit, mu, log sigma, softly clamped.
     """
 
+    @classmethod
+    def likelihood(cls, config: ModelConfig) -> Likelihood:
+        kinds = cls.channels_by_kind(config)
+        distribution = partial(
+            cls, channels=config.image_channels, components=config.n_mix, centered=config.pixel_range == "centered"
+        )
+        return Likelihood(kinds.numel(), distribution, _density_bits(config), kinds[:, :2].flatten().tolist())
+
     def __init__(self, output: Tensor, channels: int, components: int, centered: bool = False) -> None:
         logits, mu, log_sigma = _split(soft_clamp(output), channels, components, 3)
         super().__init__(logits, _to_unit(mu) if centered else mu)
-        self.normal = DiagonalNormal(mu, log_sigma.exp() + SIGMA_FLOOR)
+        self.normal = DiagonalNormal(mu, log_sigma.exp() + MIN_SIGMA)
         self.centered = centered
 
     def component_log_prob(self, images: Tensor) -> Tensor:
-        return self.normal.log_prob(_to_centered(images) if self.centered else images)
+        return self.normal.log_density(_to_centered(images) if self.centered else images)
 
     def sample_component(self, index: Tensor, generator: torch.Generator | None) -> Tensor:
         mu, sigma = self.normal.mu.gather(2, index), self.normal.sigma.gather(2, index)
-        drawn = DiagonalNormal(mu, sigma).rsample(standard_normal(mu, generator))
+        drawn = DiagonalNormal(mu, sigma).sample(standard_normal(mu, generator))
         return _to_unit(drawn) if self.centered else drawn
 
 
@@ -240,6 +262,18 @@ class LogisticMixture(Mixture):
     `last` the number of the last value.
     """
 
+    @classmethod
+    def likelihood(cls, config: ModelConfig) -> Likelihood:
+        kinds = cls.channels_by_kind(config)
+        distribution = partial(
+            cls,
+            channels=config.image_channels,
+            components=_num_components(config),
+            last=last_value(config),
+            upper_tail=_upper_tail(config),
+        )
+        return Likelihood(kinds.numel(), distribution, 0.0, kinds[:, :2].flatten().tolist())
+
     def __init__(self, output: Tensor, channels: int, components: int, last: int, upper_tail: float) -> None:
         logits, mu, log_scale = _split(output, channels, components, 3)
         mu = mu.clamp(-5, 5)
@@ -269,11 +303,26 @@ class CoupledLogisticMixture:
     density at its center times its width stands for it. Tails as in `LogisticMixture`.
     """
 
+    log_scale_range = (MIN_LOG_SCALE, MAX_LOG_SCALE)
+
+    @classmethod
+    def likelihood(cls, config: ModelConfig) -> Likelihood:
+        components = config.n_mix
+        distribution = partial(cls, components=components, last=last_value(config), upper_tail=_upper_tail(config))
+        kinds = cls.channels_by_kind(components)
+        mean_channels = [*range(components), *kinds[:, [0, 2]].flatten().tolist()]  # all but the scales
+        return Likelihood(10 * components, distribution, 0.0, mean_channels)
+
+    @staticmethod
+    def channels_by_kind(components: int) -> Tensor:
+        """Numbers of the output's channels by image channel, kind of parameter and component, (3, 3, M)."""
+        return components + torch.arange(9 * components, device="cpu").view(3, 3, components)
+
     def __init__(self, output: Tensor, components: int, last: int, upper_tail: float) -> None:
         self.logits = output[:, :components]  # (B, M, H, W)
         # (B, 3, M, H, W) each
         self.means, log_scales, coefficients = _split(output[:, components:], 3, components, 3)
-        self.log_scales = log_scales.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
+        self.log_scales = log_scales.clamp(*self.log_scale_range)
         self.coefficients = coefficients.tanh()
         self.last = last
         self.upper_tail = upper_tail
@@ -284,12 +333,15 @@ class CoupledLogisticMixture:
         c = self.coefficients
         shift = torch.stack([torch.zeros_like(c[:, 0]), c[:, 0] * red, c[:, 1] * red + c[:, 2] * green], dim=1)
         masses = discretized_logistic(value - self.means - shift, self.log_scales, self.last)
-        log_density = functional.logsigmoid(masses.centered) + functional.logsigmoid(-masses.centered) - self.log_scales
-        thin = log_density + math.log(2 / self.last)
-        inner = torch.where(masses.bin > THIN_LOG_MASS, masses.bin, thin)
+        inner = self.bin_log_mass(masses)
         inner = torch.where(images[:, :, None] > self.upper_tail, masses.above_lower, inner)
         log_mass = torch.where(images[:, :, None] < LOWER_TAIL, masses.below_upper, inner)
         return torch.logsumexp(log_mass.sum(1) + functional.log_softmax(self.logits, dim=1), dim=1, keepdim=True)
+
+    def bin_log_mass(self, masses: LogMasses) -> Tensor:
+        """Log mass of bins that are not at the ends; where the mass is small, from the density at the center."""
+        log_density = functional.logsigmoid(masses.centered) + functional.logsigmoid(-masses.centered) - self.log_scales
+        return torch.where(masses.bin > SMALL_LOG_MASS, masses.bin, log_density + math.log(2 / self.last))
 
     def mean(self) -> Tensor:
         weights = self.logits.softmax(1)[:, None]  # (B, 1, M, H, W)
@@ -300,25 +352,30 @@ class CoupledLogisticMixture:
         return self._coupled(_of_component(self.means, index), _of_component(self.coefficients, index))
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        gumbel = -torch.log(-torch.log(standard_uniform(self.logits, generator)))
-        index = (self.logits + gumbel).argmax(1, keepdim=True)
+        index = _draw_component(self.logits, 1, generator)
         scales = _of_component(self.log_scales, index).exp()
         drawn = _of_component(self.means, index) + scales * standard_logistic(scales, generator)
         # Rounded one after the other: what shifts a channel's mean is the value that the channels before it have.
         return self._coupled(drawn, _of_component(self.coefficients, index), partial(_nearest_value, last=self.last))
 
     @staticmethod
-    def _coupled(values: Tensor, coefficients: Tensor, settle: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
-        """Red, green and blue (B, 3, H, W) on [0, 1] from values before the coupling, each settled before the next."""
+    def _coupled(values: Tensor, coefficients: Tensor, quantize: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+        """(B, 3, H, W) on [0, 1] from values before the coupling, each channel quantized before the next."""
 
-        def settled(x: Tensor) -> Tensor:
-            return _to_centered(settle(_to_unit(x.clamp(-1, 1))))
+        def finished(x: Tensor) -> Tensor:
+            return _to_centered(quantize(_to_unit(x.clamp(-1, 1))))
 
         c = coefficients
-        red = settled(values[:, 0])
-        green = settled(values[:, 1] + c[:, 0] * red)
-        blue = settled(values[:, 2] + c[:, 1] * red + c[:, 2] * green)
+        red = finished(values[:, 0])
+        green = finished(values[:, 1] + c[:, 0] * red)
+        blue = finished(values[:, 2] + c[:, 1] * red + c[:, 2] * green)
         return _to_unit(torch.stack([red, green, blue], dim=1))
+
+
+def _draw_component(logits: Tensor, dim: int, generator: torch.Generator | None) -> Tensor:
+    """A draw from the categorical along `dim`, which is kept with size 1 (the Gumbel-max trick)."""
+    gumbel = -torch.log(-torch.log(standard_uniform(logits, generator)))
+    return (logits + gumbel).argmax(dim, keepdim=True)
 
 
 def _of_component(x: Tensor, index: Tensor) -> Tensor:
@@ -334,3 +391,14 @@ def standard_logistic(like: Tensor, generator: torch.Generator | None) -> Tensor
 
 def _nearest_value(images: Tensor, last: int) -> Tensor:
     return (images * last).round() / last
+
+
+# Adding a likelihood: a class like those above, a line here, and its name in schema.SamplingMethod.
+LIKELIHOODS: dict[str, Callable[[ModelConfig], Likelihood]] = {
+    "bernoulli": Bernoulli.likelihood,
+    "gaussian": Gaussian.likelihood,
+    "gaussian_mixture": GaussianMixture.likelihood,
+    "logistic": LogisticMixture.likelihood,
+    "logistic_mixture": LogisticMixture.likelihood,
+    "coupled_logistic_mixture": CoupledLogisticMixture.likelihood,
+}

@@ -17,7 +17,7 @@ from nvae.evaluation.likelihood import evaluate
 from nvae.evaluation.report import already_saved, report, save_report
 from nvae.schema import ModelConfig
 from nvae.signals import stop_requests
-from nvae.summary import parameters
+from nvae.summary import num_parameters
 from nvae.training.loggers import FOLDER as RUNS
 from nvae.training.loggers import Records
 from nvae.training.previews import draw_curves, draw_reconstructions, draw_samples
@@ -48,13 +48,13 @@ def train(config: ModelConfig, name: str, device: str | None = None, fresh: bool
     continues = checkpoint.exists()
     if continues:
         run.resume(checkpoint)
-    for notice in data.notices:
-        print(notice)
+    for warning in data.warnings:
+        print(warning)
     _introduce(run, name, checkpoint if continues else None)
     records = Records(name, config, run.position.step)
     try:
         _train(run, name, records)
-        save(run.model, model_path(name))
+        save(run.model, model_path(name), metadata=run.metadata)
         _evaluate(run, records)
     finally:
         records.close()
@@ -151,7 +151,7 @@ def _averages(run: Run, clock: Clock) -> dict[str, Any]:
 def _validation(run: Run) -> dict[str, Any]:
     schedule = run.schedule
     found = evaluate(run.model, run.data.validation, schedule.batch_size, seed=schedule.seed, count_active=False)
-    run.model.kl_per_group = found.kl_per_group
+    run.metadata["kl_per_group"] = found.kl_per_group
     return {
         "validation_elbo": found.elbo.mean,
         "validation_bits_per_dimension": found.elbo_bits.mean,
@@ -229,7 +229,7 @@ def _line(run: Run, entry: dict[str, Any]) -> str:
 def _introduce(run: Run, name: str, checkpoint: Path | None) -> None:
     precision = f" in {str(run.half).removeprefix('torch.')}" if run.half else ""
     print(
-        f"{name}: {parameters(run.model):,} parameters, {len(run.model.groups)} latent groups; "
+        f"{name}: {num_parameters(run.model):,} parameters, {len(run.model.groups)} latent groups; "
         f"{len(run.data.training):,} images for training, {len(run.data.validation):,} for validation; "
         f"on {run.device}{precision}"
     )

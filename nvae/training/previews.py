@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from nvae.data.images import Data, to_network
+from nvae.data.images import Data, to_float
 from nvae.inference.recalibration import recalibrated
 from nvae.inference.sampling import reconstruct, sample
 from nvae.models.hierarchy import HierarchicalVAE
@@ -32,7 +32,7 @@ def draw_samples(model: HierarchicalVAE, path: Path, step: int) -> None:
 
 def draw_reconstructions(model: HierarchicalVAE, data: Data, path: Path, step: int) -> None:
     """Eight validation images above what the model makes of their posteriors' means, twice."""
-    originals = to_network(data.validation[: 2 * COLUMNS], model.constant.device, model.config.pixel_bits)
+    originals = to_float(data.validation[: 2 * COLUMNS], model.device, model.config.pixel_bits)
     again = reconstruct(model, originals)
     pairs = [part for row in zip(originals.split(COLUMNS), again.split(COLUMNS), strict=True) for part in row]
     labels = ["image", "model"] * (len(pairs) // 2)

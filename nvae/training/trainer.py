@@ -12,19 +12,11 @@ from torch import Tensor
 
 from nvae.checkpoint import CheckpointError, load, restore, save
 from nvae.config import flat
-from nvae.data.images import Data, binarized, flipped, to_network
+from nvae.data.images import Data, binarize, flip, to_float
 from nvae.devices import half_dtype
 from nvae.errors import UserError
 from nvae.models.families import build_model
-from nvae.objective import (
-    SpectralRegularization,
-    balanced_kl,
-    batch_norm_regularization,
-    bound,
-    kl_coefficient,
-    regularization_coefficient,
-    regularized_convolutions,
-)
+from nvae.objective import balanced_kl, elbo_terms, kl_coefficient, regularization_coefficient
 from nvae.schema import ModelConfig
 from nvae.seeds import seeded
 from nvae.training.schedules import kl_warmup, learning_rate
@@ -85,9 +77,7 @@ class Run:
                 "image; choose a batch_size of at least 2, and have as many images, or fewer halvings."
             )
         self.model.recompute_activations(self.schedule.use_tensor_checkpoints)
-        self.spectral = SpectralRegularization(
-            regularized_convolutions(self.model, self.schedule.spectral_scope), self.schedule.spectral_exponent
-        )
+        self.regularizers = torch.nn.ModuleDict(self.model.regularization_terms())
         self.optimizer = torch.optim.Adamax(
             self.model.parameters(),
             self.schedule.learning_rate,
@@ -99,6 +89,7 @@ class Run:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)
         self.position = Position()
         self.averages = Averages()
+        self.metadata: dict[str, Any] = {}  # facts about the model that are saved with the weights
 
     @property
     def batch_size(self) -> int:
@@ -137,12 +128,12 @@ class Run:
 
     def images_of(self, pixels: Tensor) -> Tensor:
         """What the network is shown of uint8 pixels (B, C, S, S) at this step: turned round, binarized, in [0, 1]."""
-        images, dataset = to_network(pixels, self.device, self.config.pixel_bits), self.config.dataset
+        images, dataset = to_float(pixels, self.device, self.config.pixel_bits), self.config.dataset
         if dataset.horizontal_flip:
             flips = seeded(self.schedule.seed, "flips", self.position.step, self.device)
-            images = flipped(images, flips)
+            images = flip(images, flips)
         if dataset.binarize:
-            images = binarized(images, seeded(self.schedule.seed, "binarization", self.position.step, self.device))
+            images = binarize(images, seeded(self.schedule.seed, "binarization", self.position.step, self.device))
         return images
 
     def step(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -150,20 +141,21 @@ class Run:
         schedule, model = self.schedule, self.model
         model.train()
         images = self.images_of(pixels)
-        noise = seeded(schedule.seed, "training noise", self.position.step, self.device)
+        generator = seeded(schedule.seed, "training noise", self.position.step, self.device)
+        noise = model.draw_posterior_noise(len(images), generator)
         for group in self.optimizer.param_groups:
             group["lr"], group["weight_decay"] = self.learning_rate, schedule.weight_decay
 
         with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
             result = model(images, noise)
-        terms = bound(result, images)
+        terms = elbo_terms(result, images)
         if schedule.kl_balancing:
             kl = balanced_kl(terms.kl, model.levels, self.kl_coefficient)
         else:
             kl = self.kl_coefficient * terms.kl.sum(1)
         loss = (schedule.kl_constant * kl - terms.log_likelihood).mean()
         if schedule.regularization_constant:
-            regularization = self.spectral() + batch_norm_regularization(model)
+            regularization = sum(term() for term in self.regularizers.values())
             loss = loss + self.regularization_coefficient * regularization
 
         self.optimizer.zero_grad(set_to_none=True)
@@ -203,11 +195,11 @@ class Run:
             "position": vars(self.position).copy(),
             "averages": vars(self.averages).copy(),
             "optimizer": self.optimizer.state_dict(),
-            "spectral": self.spectral.state_dict(),
+            "regularizers": self.regularizers.state_dict(),
             "scaler": self.scaler.state_dict(),
             "data": self.data.fingerprint,
         }
-        save(self.model, path, training)
+        save(self.model, path, training, self.metadata)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint. Raises CheckpointError or UserError, saying what does not fit."""
@@ -218,12 +210,13 @@ class Run:
         training = content["training"]
         if training.get("data") != self.data.fingerprint:
             raise UserError(
-                f"the images of {self.config.dataset.name} ({self.config.dataset.path}) are not those that {path} was "
+                f"the images of the data set {self.config.dataset.name} are not those that {path} was "
                 "trained on; bring the old ones back, or start over with --fresh."
             )
         restore(self.model, content, path)
+        self.metadata = content["metadata"]
         try:
-            self.spectral.load_state_dict(training["spectral"])
+            self.regularizers.load_state_dict(training["regularizers"])
             self.optimizer.load_state_dict(training["optimizer"])
             if training["scaler"] and self.scaler.is_enabled():
                 self.scaler.load_state_dict(training["scaler"])
@@ -251,9 +244,10 @@ def how_to_go_on(path: Path) -> str:
 def refuse_changes(config: ModelConfig, saved: ModelConfig, path: Path) -> None:
     """Raise UserError when a config differs from a checkpoint's in more than the schedule, naming the keys."""
     now, then = flat(config.model_dump()), flat(saved.model_dump())
-    changed = [key for key in now if now[key] != then[key] and not is_changeable(key)]
+    keys = now | then  # those of two data sets differ
+    changed = [key for key in keys if now.get(key) != then.get(key) and not is_changeable(key)]
     if changed:
-        keys = ", ".join(f"{key} (was {then[key]}, is {now[key]})" for key in changed)
+        keys = ", ".join(f"{key} (was {then.get(key)}, is {now.get(key)})" for key in changed)
         raise UserError(
             f"the config has changed since {path} was made: {keys}; only dataset.path and the keys of "
             "training_parameters other than seed and spectral_scope may change in a run: change these back, or start "

@@ -44,9 +44,7 @@ def test_explore_draws_and_measures_every_group(command, files):
 
 
 def test_explore_table_has_the_kl_of_the_file(command):
-    model = load_model("saved_weights/tiny.checkpoint")
-    model.kl_per_group = [0.25, 1.5, 3.0, 12.75]
-    save(model, "known.model")
+    save(load_model("saved_weights/tiny.checkpoint"), "known.model", metadata={"kl_per_group": [0.25, 1.5, 3.0, 12.75]})
     _, out, _ = command(EXPLORE, "known.model", "0.7", "0", "--seed", "5")
     assert [kl for _, _, kl in table_rows(out)] == ["0.25", "1.50", "3.00", "12.75"]
 

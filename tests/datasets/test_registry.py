@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from typing import get_args
 
 import pytest
@@ -5,39 +7,59 @@ import torch
 
 from nvae.data import images as images_module
 from nvae.data.images import Data
-from nvae.data.registry import LOADERS, load_data
+from nvae.data.registry import LOADERS, evaluation_images, load_data
 from nvae.schema import DatasetName
 
 FACES = {"name": "toy_faces", "training_images": 30, "validation_images": 40}
+PARTS = ("training", "validation")
 
 
 @pytest.fixture
 def load(make_config):
+    """A function: a data set, and the images of both parts for an evaluation."""
+
     def load(binarize=True, **changes):
-        return load_data(make_config(sampling_method="bernoulli", dataset=FACES | {"binarize": binarize}, **changes))
+        config = make_config(sampling_method="bernoulli", dataset=FACES | {"binarize": binarize}, **changes)
+        data = load_data(config)
+        return data, {part: evaluation_images(data, part, config) for part in PARTS}
 
     return load
 
 
-def test_every_name_that_a_config_may_give_has_a_loader():
+def test_loaders_cover_every_dataset_name():
     assert set(get_args(DatasetName)) == set(LOADERS)
 
 
-def test_binarized_validation_images_are_the_same_on_every_load_and_the_rest_stays_grey(load):
-    original, first = load(binarize=False), load()
-    torch.manual_seed(1)  # whatever else is drawn
-    second = load()
-    assert first.validation.dtype == torch.uint8
-    assert set(first.validation.unique().tolist()) == {0, 255}
-    assert torch.equal(first.validation, second.validation)
+def test_registry_does_not_import_torchvision(root):
+    """Importing torchvision takes a second; only a download needs it (fault 23)."""
+    program = "import sys, nvae.data.registry; sys.exit('torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=root).returncode == 0
+
+
+def test_evaluation_images_are_the_data_without_binarize(load):
+    data, images = load(binarize=False)
+    assert torch.equal(images["training"], data.training) and torch.equal(images["validation"], data.validation)
+
+
+def test_binarized_data_is_the_same_on_every_load(load):
+    (original, _), (first, images) = load(binarize=False), load()
+    torch.manual_seed(1)  # the global random state has no influence
+    second, again = load()
     assert first.fingerprint == second.fingerprint != original.fingerprint
-    assert torch.equal(first.training, original.training)
+    assert torch.equal(first.training, original.training)  # training binarizes anew at every step
+    assert images["validation"] is first.validation
+    for part in PARTS:
+        assert images[part].dtype == torch.uint8
+        assert set(images[part].unique().tolist()) == {0, 255}
+        assert torch.equal(images[part], again[part])
 
 
-def test_validation_images_are_drawn_from_their_grey_values(load):
-    p = load(binarize=False).validation.double() / 255
-    drawn = load().validation.double() / 255
-    # Both sums of independent draws have a known variance; within five standard deviations of their means:
+@pytest.mark.parametrize("part", PARTS)
+def test_evaluation_images_are_drawn_with_the_gray_values_as_means(load, part):
+    """Both parts hold only 0 and 255 (fault 6), and both sums of independent draws have a known variance."""
+    p = getattr(load(binarize=False)[0], part).double() / 255
+    drawn = load()[1][part].double() / 255
+    assert set(drawn.unique().tolist()) == {0, 1}
     variance = p * (1 - p)
     assert abs((drawn - p).sum()) < 5 * variance.sum().sqrt()
     assert abs(((drawn - p) * (p - p.mean())).sum()) < 5 * (variance * (p - p.mean()).square()).sum().sqrt()
@@ -45,19 +67,22 @@ def test_validation_images_are_drawn_from_their_grey_values(load):
     assert torch.equal(drawn[p == 1], p[p == 1])
 
 
-def test_validation_images_are_drawn_at_the_depth_that_training_sees(load):
-    """With one bit the values are 0 and 1 already, and nothing is left to chance."""
-    gray = load(binarize=False, pixel_bits=1).validation
-    assert torch.equal(load(pixel_bits=1).validation, (gray >= 128) * torch.tensor(255, dtype=torch.uint8))
+@pytest.mark.parametrize("part", PARTS)
+def test_evaluation_images_have_the_bits_of_the_model(load, part):
+    """With one bit, the values are 0 and 1 already, and the draw is deterministic."""
+    gray = getattr(load(binarize=False, pixel_bits=1)[0], part)
+    assert torch.equal(load(pixel_bits=1)[1][part], (gray >= 128) * torch.tensor(255, dtype=torch.uint8))
 
 
-def test_every_chunk_of_the_validation_images_is_drawn_anew(load, monkeypatch):
+def test_binarized_chunks_are_drawn_independently(load, monkeypatch):
     gray = torch.full((30, 1, 8, 8), 128, dtype=torch.uint8).expand(-1, 3, -1, -1)  # as mnist in three channels
-    monkeypatch.setitem(LOADERS, "toy_faces", lambda config: Data(gray, gray, ("a notice",)))
-    at_once = load()
+    monkeypatch.setitem(LOADERS, "toy_faces", lambda config, progress: Data(gray, gray, ("a warning",)))
+    _, at_once = load()
     monkeypatch.setattr(images_module, "CHUNK", 7)
-    chunked = load()
-    assert torch.equal(chunked.validation, at_once.validation)
-    assert len(chunked.validation.flatten(1).unique(dim=0)) == 30
-    assert chunked.notices == ("a notice",)
+    data, chunked = load()
+    for part in PARTS:
+        assert torch.equal(chunked[part], at_once[part])
+        assert len(chunked[part].flatten(1).unique(dim=0)) == 30
+    assert not torch.equal(chunked["training"], chunked["validation"])
+    assert data.warnings == ("a warning",)
     assert (gray == 128).all()

@@ -1,5 +1,3 @@
-"""Faces drawn from an index: the same on every machine, whatever else is drawn."""
-
 from __future__ import annotations
 
 import dataclasses
@@ -12,18 +10,9 @@ import numpy as np
 import pytest
 
 from nvae.config import ConfigError
-from nvae.data.toy_faces import (
-    ATTRIBUTES,
-    EYES,
-    HAIR_COLORS,
-    HAIR_STYLES,
-    MOODS,
-    SKINS,
-    draw,
-    draw_faces,
-    face,
-    load_toy_faces,
-)
+from nvae.data.toy_face_attributes import ATTRIBUTES, EYES, HAIR_COLORS, HAIR_STYLES, MOODS, SKINS, face
+from nvae.data.toy_face_drawing import draw
+from nvae.data.toy_faces import FIRST_VALIDATION, draw_faces, load_toy_faces
 
 FACE_7 = {
     "skin": (98, 62, 44),
@@ -55,14 +44,14 @@ FACE_7 = {
 }
 
 
-def test_a_face_is_a_function_of_its_index():
-    found = dataclasses.asdict(face(7))
+def test_face_attributes_are_a_function_of_the_index():
+    attributes = dataclasses.asdict(face(7))
     for name, value in FACE_7.items():
-        assert found[name] == (pytest.approx(value) if isinstance(value, float) else value), name
+        assert attributes[name] == (pytest.approx(value) if isinstance(value, float) else value), name
     assert tuple(FACE_7) == ATTRIBUTES
 
 
-def test_a_face_is_the_same_picture_whatever_was_drawn_before_it():
+def test_draw_faces_does_not_depend_on_the_order():
     forward, backward = draw_faces([3, 1, 2], 16), draw_faces([2, 1, 3, 3], 16)
     assert forward.dtype == np.uint8
     assert forward.shape == (3, 3, 16, 16)
@@ -71,7 +60,7 @@ def test_a_face_is_the_same_picture_whatever_was_drawn_before_it():
     assert not np.array_equal(forward[0], forward[1])
 
 
-def test_a_face_is_the_same_picture_in_another_process(root):
+def test_draw_faces_is_the_same_in_another_process(root):
     program = (
         "import hashlib; from nvae.data.toy_faces import draw_faces;"
         "print(hashlib.sha256(draw_faces([5, 1_000_000_000], 32).tobytes()).hexdigest())"
@@ -82,7 +71,7 @@ def test_a_face_is_the_same_picture_in_another_process(root):
 
 
 @pytest.mark.parametrize("index", [0, 11, 23])
-def test_the_size_changes_how_finely_a_face_is_drawn_and_not_the_face(index):
+def test_draw_at_another_size_shows_the_same_face(index):
     large = np.asarray(draw(face(index), 128), dtype=float)
     for size in (64, 32, 16):
         small = np.asarray(draw(face(index), size), dtype=float)
@@ -93,7 +82,7 @@ def test_the_size_changes_how_finely_a_face_is_drawn_and_not_the_face(index):
         assert np.abs(others - shrunk).mean() > 20, size
 
 
-def test_every_attribute_takes_all_its_values_about_equally_often():
+def test_face_attributes_are_uniform():
     faces = [face(index) for index in range(2000)]
     for name, choices in (("skin", SKINS), ("hair_style", HAIR_STYLES), ("eyes", EYES), ("mood", MOODS)):
         counts = Counter(getattr(f, name) for f in faces)
@@ -103,7 +92,7 @@ def test_every_attribute_takes_all_its_values_about_equally_often():
         assert chi_squared < 30, name  # at most 8 degrees of freedom: exceeded 2 times in 10,000
 
 
-def test_attributes_are_independent_of_each_other():
+def test_face_attributes_are_independent():
     """Hair color given skin, as a table of counts; and two continuous attributes by their correlation."""
     faces = [face(index) for index in range(4000)]
     table = np.zeros((len(SKINS), len(HAIR_COLORS)))
@@ -115,23 +104,24 @@ def test_attributes_are_independent_of_each_other():
     assert np.abs(correlation - np.eye(4)).max() < 4 / len(faces) ** 0.5
 
 
-def test_different_indices_are_different_pictures():
+def test_faces_of_different_indices_differ():
     indices = [*range(60), *range(1_000_000_000, 1_000_000_060)]
-    pictures = {picture.tobytes() for picture in draw_faces(indices, 16)}
-    assert len(pictures) == len(indices)
+    images = {image.tobytes() for image in draw_faces(indices, 16)}
+    assert len(images) == len(indices)
 
 
-def test_no_validation_face_is_a_training_face(make_config):
+def test_toy_faces_parts_are_disjoint(make_config):
     config = make_config(dataset={"name": "toy_faces", "training_images": 40, "validation_images": 20})
     data = load_toy_faces(config)
-    training = {picture.numpy().tobytes() for picture in data.training}
-    validation = {picture.numpy().tobytes() for picture in data.validation}
+    training = {image.numpy().tobytes() for image in data.training}
+    validation = {image.numpy().tobytes() for image in data.validation}
     assert (len(training), len(validation)) == (40, 20)
     assert not training & validation
     np.testing.assert_array_equal(data.training[:3], draw_faces([0, 1, 2], config.input_dimension))
 
 
-def test_training_cannot_reach_the_indices_of_validation(make_config):
-    make_config(dataset={"name": "toy_faces", "training_images": 1_000_000_000})
+def test_toy_faces_training_images_are_bounded(make_config):
+    make_config(dataset={"name": "toy_faces", "training_images": 10_000_000})
     with pytest.raises(ConfigError, match="training_images"):
-        make_config(dataset={"name": "toy_faces", "training_images": 1_000_000_001})
+        make_config(dataset={"name": "toy_faces", "training_images": 10_000_001})
+    assert FIRST_VALIDATION > 10_000_000

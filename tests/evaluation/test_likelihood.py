@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from nvae.data.images import to_network
+from nvae.data.images import to_float
 from nvae.evaluation.likelihood import Estimate, evaluate, log_importance_weight
 from nvae.models.distributions import DiagonalNormal
 from nvae.models.hierarchy import FromPosterior, HierarchicalVAE, LatentGroup, Level
 from nvae.models.likelihoods import Likelihood
-from nvae.objective import bound
+from nvae.objective import elbo_terms
 from nvae.seeds import seeded
 
 
@@ -33,39 +33,25 @@ NOISE = 0.15
 class LinearGroup(LatentGroup):
     """One number per group; the state is all numbers so far, (B, groups, 1, 1); no clamps, so that all is Gaussian."""
 
-    same_flow = True
-    temperature_scales_min_sigma = False
     level = Level(1, resolution=1, encoder_channels=2, decoder_channels=1, latent_size=1)
 
     def __init__(self, index: int, posterior: torch.Tensor, log_sigma: float) -> None:
         super().__init__()
         self.index, self.gains, self.log_sigma = index, posterior, log_sigma
 
-    def descend(self, state):
-        return state
-
     def prior(self, state):
         if self.index == 0:
-            return state.new_zeros(len(state), 2, 1, 1)
-        return torch.cat([SLOPE * state, torch.full_like(state, math.log(SPREAD))], 1)
+            zeros = state.new_zeros(len(state), 1, 1, 1)
+            return state, DiagonalNormal(zeros, torch.ones_like(zeros))
+        return state, DiagonalNormal(SLOPE * state, torch.full_like(state, SPREAD))
 
-    def posterior(self, state, features, raw_prior):
+    def posterior(self, state, features, prior):
         given = torch.cat([features, state], 1)  # x, then z above
         mu = (given * self.gains.view(1, -1, 1, 1)).sum(1, keepdim=True)
-        return torch.cat([mu, torch.full_like(mu, self.log_sigma)], 1)
+        return DiagonalNormal(mu, torch.full_like(mu, math.exp(self.log_sigma)))
 
-    def posterior_flow(self, z):
-        return z
-
-    def prior_flow(self, z):
-        return z
-
-    def join(self, state, z):
+    def merge(self, state, z):
         return torch.cat([state, z], 1)
-
-    def normal(self, raw, temperature=1.0):
-        mu, log_sigma = raw.chunk(2, 1)
-        return DiagonalNormal(mu, log_sigma.exp() * temperature)
 
 
 class Linear:
@@ -73,14 +59,25 @@ class Linear:
         self.normal = DiagonalNormal(0.5 + (z.flatten(1) @ WEIGHT.T)[:, None, None], torch.tensor(NOISE, dtype=z.dtype))
 
     def log_prob(self, images):
-        return self.normal.log_prob(images)
+        return self.normal.log_density(images)
 
 
-class Center(nn.Module):
-    """Features: the image's two numbers less their mean, for both groups."""
+class LinearModel(HierarchicalVAE):
+    """Features: the image's two numbers less their mean, for both groups; the decoder gives z itself."""
 
-    def forward(self, images):
+    def __init__(self, config, levels, groups):
+        super().__init__(config, levels, Likelihood(2, Linear, 0.0, range(2)))
+        self.groups = nn.ModuleList(groups)
+        self.anchor = nn.Parameter(torch.zeros(0, dtype=torch.float64))
+
+    def bottom_up(self, images):
         return 2 * [(images - 0.5).view(-1, 2, 1, 1)]
+
+    def initial_state(self, batch_size):
+        return torch.zeros(batch_size, 0, 1, 1, dtype=torch.float64)
+
+    def decode(self, state, channels=None):
+        return state
 
 
 def linear_gaussian(config, exact: bool) -> HierarchicalVAE:
@@ -90,9 +87,7 @@ def linear_gaussian(config, exact: bool) -> HierarchicalVAE:
         posterior = [(0.6 * gains + 0.1, sigma * 1.4) for gains, sigma in posterior]
     groups = [LinearGroup(i, gains, math.log(sigma)) for i, (gains, sigma) in enumerate(posterior)]
     level = Level(2, resolution=1, encoder_channels=2, decoder_channels=1, latent_size=1)
-    likelihood = Likelihood(2, Linear, 0.0, range(2))
-    constant = torch.zeros(1, 0, 1, 1, dtype=torch.float64)
-    return HierarchicalVAE(config, [level], Center(), constant, groups, nn.Identity(), likelihood).eval()
+    return LinearModel(config, [level], groups).eval()
 
 
 def joint():
@@ -123,20 +118,20 @@ def few():
 
 @torch.no_grad()
 def test_with_the_true_posterior_every_weight_is_the_marginal_likelihood(config, few, generator):
-    model, images = linear_gaussian(config, exact=True), to_network(few, "cpu").double()
+    model, images = linear_gaussian(config, exact=True), to_float(few, "cpu").double()
     for _ in range(3):
-        result = model(images, generator)
-        weights = log_importance_weight(result, bound(result, images).log_likelihood)
+        result = model(images, model.draw_posterior_noise(len(images), generator))
+        weights = log_importance_weight(result, elbo_terms(result, images).log_likelihood)
         torch.testing.assert_close(weights, true_log_likelihood(images))
 
 
 @torch.no_grad()
 def test_a_weight_is_an_unbiased_estimate_of_the_likelihood_whatever_the_posterior(config, few, generator):
     model, count = linear_gaussian(config, exact=False), 200_000
-    for image in to_network(few, "cpu").double():
+    for image in to_float(few, "cpu").double():
         images = image.expand(count, -1, -1, -1)
-        result = model(images, generator)
-        weights = log_importance_weight(result, bound(result, images).log_likelihood).exp()
+        result = model(images, model.draw_posterior_noise(len(images), generator))
+        weights = log_importance_weight(result, elbo_terms(result, images).log_likelihood).exp()
         truth = true_log_likelihood(image[None]).exp().item()
         error = weights.std().item() / math.sqrt(count)
         assert error < 0.05 * truth
@@ -145,7 +140,7 @@ def test_a_weight_is_an_unbiased_estimate_of_the_likelihood_whatever_the_posteri
 
 def test_the_importance_weighted_bound_rises_from_the_elbo_to_the_likelihood(config, few):
     model = linear_gaussian(config, exact=False)
-    truth = true_log_likelihood(to_network(few, "cpu")).mean().item()
+    truth = true_log_likelihood(to_float(few, "cpu")).mean().item()
     many = few.repeat(200, 1, 1, 1)  # means over 200 draws of each
     found = [evaluate(model, many, 5000, k).log_likelihood.mean for k in (1, 10, 100)]
     elbo = evaluate(model, many, 5000, 100).elbo.mean
@@ -164,7 +159,7 @@ def test_the_elbo_is_that_of_the_closed_form_kl(config, few):
     assert found.elbo.mean == pytest.approx(found.reconstruction - sum(found.kl_per_group))
     assert found.elbo.mean < found.log_likelihood.mean
     (gains, sigma), _ = joint()[1]
-    x = to_network(few, "cpu").double().flatten(1) - 0.5
+    x = to_float(few, "cpu").double().flatten(1) - 0.5
     mu, spread = x @ (0.6 * gains + 0.1), 1.4 * sigma
     kl = 0.5 * (spread**2 + mu.square() - 1) - math.log(spread)
     assert found.kl_per_group[0] == pytest.approx(kl.mean().item(), rel=1e-6)
@@ -176,10 +171,10 @@ def test_the_elbo_is_that_of_the_closed_form_kl(config, few):
 def test_one_sample_gives_the_average_of_every_images_bound(make_model, pixels):
     model = make_model()
     found = evaluate(model, pixels, batch_size=10)
-    images = to_network(pixels, "cpu")
+    images = to_float(pixels, "cpu")
     with torch.no_grad():
-        result = model(images, seeded(0, "validation", 0))
-        terms = bound(result, images)
+        result = model(images, model.draw_posterior_noise(10, seeded(0, "validation", 0)))
+        terms = elbo_terms(result, images)
     assert found.elbo.mean == pytest.approx(terms.elbo.mean().item(), rel=1e-5)
     assert found.elbo.standard_error == pytest.approx(terms.elbo.std().item() / math.sqrt(10), rel=1e-5)
     assert found.kl_per_group == pytest.approx(terms.kl.mean(0).tolist(), rel=1e-5)
@@ -219,10 +214,10 @@ def test_every_sample_of_an_image_belongs_to_that_image(make_model, pixels):
     alone = [evaluate(model, image[None], 8, 4).kl_per_group[0] for image in pixels[:3]]
     together = evaluate(model, pixels[:3], 12, 4)
     assert together.kl_per_group[0] == pytest.approx(sum(alone) / 3, rel=1e-5)
-    images = to_network(pixels[:3], "cpu").repeat_interleave(4, 0)
+    images = to_float(pixels[:3], "cpu").repeat_interleave(4, 0)
     with torch.no_grad():
-        result = model.top_down(FromPosterior(model.bottom_up(images), seeded(0, "validation", 0)), 12)
-        terms = bound(result, images)
+        result = model(images, model.draw_posterior_noise(12, seeded(0, "validation", 0)))
+        terms = elbo_terms(result, images)
     weights = log_importance_weight(result, terms.log_likelihood).view(3, 4)
     assert together.log_likelihood.mean == pytest.approx((weights.logsumexp(1) - math.log(4)).mean().item(), rel=1e-6)
 
@@ -258,12 +253,13 @@ class Moving(LinearGroup):
     """Three latents: one follows the image, one the z above alone, one is far from its prior, always equally."""
 
     def prior(self, state):
-        return state.new_zeros(len(state), 6, 1, 1)
+        zeros = state.new_zeros(len(state), 3, 1, 1)
+        return state, DiagonalNormal(zeros, torch.ones_like(zeros))
 
-    def posterior(self, state, features, raw_prior):
+    def posterior(self, state, features, prior):
         above = state[:, :1] if state.shape[1] else torch.zeros_like(features[:, :1])
         mu = torch.cat([self.gains * features[:, :1], 0.8 * above, torch.full_like(above, 3.0)], 1)
-        return torch.cat([mu, torch.zeros_like(mu)], 1)
+        return DiagonalNormal(mu, torch.ones_like(mu))
 
 
 @pytest.mark.parametrize(("gain", "active"), [(2.0, [1, 2]), (0.05, [0, 0])])
@@ -273,17 +269,16 @@ def test_a_unit_is_active_when_its_posterior_moves_with_the_image(config, gain, 
     for group in groups:
         group.level = Level(1, 1, 2, 1, latent_size=3)
     level = Level(2, resolution=1, encoder_channels=2, decoder_channels=1, latent_size=3)
-    constant = torch.zeros(1, 0, 1, 1, dtype=torch.float64)
 
     class Anything:
         def __init__(self, z):
             self.normal = DiagonalNormal(z.new_zeros(len(z), 1, 1, 2), z.new_ones(()))
 
         def log_prob(self, images):
-            return self.normal.log_prob(images)
+            return self.normal.log_density(images)
 
-    likelihood = Likelihood(2, Anything, 0.0, range(2))
-    model = HierarchicalVAE(config, [level], Center(), constant, groups, nn.Identity(), likelihood)
+    model = LinearModel(config, [level], groups)
+    model.likelihood = Likelihood(2, Anything, 0.0, range(2))
     pixels = torch.randint(0, 256, (300, 1, 1, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for samples in (1, 5):
         found = evaluate(model.eval(), pixels, 100, samples)
@@ -304,15 +299,15 @@ def test_an_evaluation_that_is_not_finite_is_still_json(make_model, pixels):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["nvlabs_bernoulli", "nvlabs_logistic_mixture_flows"])
-def test_the_importance_weight_is_the_recorded_one(reference, name):
+def test_the_importance_weight_is_the_recorded_one(recording, name):
     from nvae.interop.key_mapping import load_with_key_map
-    from nvae.interop.nvlabs import config_of, key_map, weights_of
+    from nvae.interop.nvlabs import config_of_settings, key_map, weights_of
 
-    recording = torch.load(reference / f"{name}.pt", weights_only=True)
-    config, _ = config_of(recording["args"], name)
-    model = load_with_key_map(config, weights_of(recording["state_dict"], config), key_map, name)
-    images, expected = recording["x"], recording["eval"]
-    result = model.top_down(FromPosterior(model.encoder(images), noise=expected["noise"]), len(images))
+    recorded = recording(name)
+    config, _ = config_of_settings(recorded["args"], name)
+    model = load_with_key_map(config, weights_of(recorded["state_dict"], config), key_map, name)
+    images, expected = recorded["x"], recorded["eval"]
+    result = model.top_down(FromPosterior(model.encoder(images), noise=recorded["noise"]), len(images))
     inner = slice(config.padding, 32 - config.padding)
-    weights = log_importance_weight(result, bound(result, images[..., inner, inner]).log_likelihood)
+    weights = log_importance_weight(result, elbo_terms(result, images[..., inner, inner]).log_likelihood)
     torch.testing.assert_close(weights.float(), expected["log_importance_weight"], rtol=1e-5, atol=0)

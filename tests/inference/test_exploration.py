@@ -62,7 +62,7 @@ def jams(monkeypatch):
 
 def test_the_view_is_the_image_of_its_noise(model, view):
     assert_close(view.image, decode(model, view.noise, TEMPERATURE)[0])
-    assert list(view.starts) == list(range(GROUPS))
+    assert list(view.states) == list(range(GROUPS))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -137,7 +137,7 @@ def test_a_jam_of_no_strength_is_the_priors_mean_for_its_group(model, view):
         chosen = FromNoise(with_noise_at(view, group, torch.zeros(1, *model.noise_shapes[group])), TEMPERATURE)
         whole = model.top_down(chosen, 1)
         assert torch.equal(whole.groups[group].z, whole.groups[group].prior.mu)
-        assert_close(found[group], whole.pixels.mean().expand(2, -1, -1, -1))
+        assert_close(found[group], whole.px_z.mean().expand(2, -1, -1, -1))
         assert mean_change(found[group], view.image) > 1e-6
 
 

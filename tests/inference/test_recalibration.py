@@ -16,7 +16,7 @@ from nvae.inference.recalibration import (
     measure,
     recalibrated,
 )
-from nvae.models.hierarchy import FromPrior
+from nvae.models.hierarchy import FromNoise
 from nvae.seeds import seeded
 
 
@@ -31,13 +31,13 @@ def test_the_statistics_are_the_exact_averages_of_the_passes(make_model):
     inputs = []
     hook = norm.register_forward_pre_hook(lambda module, args: inputs.append(args[0].double()))
     model.train()
-    generator = seeded(0, "batch-norm recalibration")
+    generator = seeded(0, "batch-norm readjustment")
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.0  # so that looking changes nothing
     with torch.no_grad():
         for _ in range(iterations):
-            model.top_down(FromPrior(0.7, generator), PASS_IMAGES)
+            model.top_down(FromNoise(model.draw_noise(PASS_IMAGES, generator), 0.7), PASS_IMAGES)
     hook.remove()
     model.eval()
     means = torch.stack([x.mean((0, 2, 3)) for x in inputs])

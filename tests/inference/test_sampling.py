@@ -88,7 +88,7 @@ def test_reconstructions_need_no_luck(make_model):
 def test_a_temperature_per_group_is_that_of_its_groups(model):
     noise = noise_of(model, [3, 4])
     per_scale = sample(model, [3, 4], per_group(model, [0.4, 0.9], "temperature"))
-    expected = model.top_down(FromNoise(noise, [0.4, 0.4, 0.9, 0.9]), 2).pixels.mean().clamp(0, 1)
+    expected = model.top_down(FromNoise(noise, [0.4, 0.4, 0.9, 0.9]), 2).px_z.mean().clamp(0, 1)
     assert_close(per_scale, expected, 1e-6)
     assert (per_scale - sample(model, [3, 4], 0.4)).abs().max() > 1e-3
 
@@ -97,7 +97,7 @@ def test_a_temperature_per_group_is_that_of_its_groups(model):
 def test_the_mean_and_the_most_likely_image_are_those_of_the_distribution(make_model):
     model = make_model(sampling_method="logistic_mixture", n_mix=3)
     noise = noise_of(model, [3, 4])
-    pixels = model.top_down(FromNoise(noise), 2).pixels
+    pixels = model.top_down(FromNoise(noise), 2).px_z
     assert_close(decode(model, noise), (pixels.logits.softmax(2) * pixels.means).sum(2).clamp(0, 1), 1e-6)
     chosen = torch.nn.functional.one_hot(pixels.logits.argmax(2), 3).movedim(-1, 2)
     most_likely = decode(model, noise, pixels="most_likely")
@@ -111,8 +111,12 @@ def test_drawn_pixels_depend_on_the_seed_alone(make_model, method):
     model = make_model(sampling_method=method, n_mix=2)
     result = model.top_down(FromNoise(noise_of(model, [5, 6, 7])), 3)
     together = images_of(model, result, "sample", [5, 6, 7])
-    assert torch.equal(together[1:2], images_of(model, replace(result, output=result.output[1:2]), "sample", [6]))
-    assert not torch.equal(together[1:2], images_of(model, replace(result, output=result.output[1:2]), "sample", [5]))
+    assert torch.equal(
+        together[1:2], images_of(model, replace(result, parameters=result.parameters[1:2]), "sample", [6])
+    )
+    assert not torch.equal(
+        together[1:2], images_of(model, replace(result, parameters=result.parameters[1:2]), "sample", [5])
+    )
     assert (together - images_of(model, result)).abs().mean() > 0.01
     assert together.min() >= 0
     assert together.max() <= 1
@@ -220,7 +224,7 @@ def test_an_image_that_is_what_the_prior_expects_needs_no_noise(make_model, imag
 @torch.no_grad()
 def test_a_reconstruction_is_the_mean_image_of_the_posteriors_means(model, images):
     posterior = model.top_down(FromPosterior(model.bottom_up(images), noise=model.no_noise(3)), 3)
-    assert_close(reconstruct(model, images), posterior.pixels.mean().clamp(0, 1), 1e-6)
+    assert_close(reconstruct(model, images), posterior.px_z.mean().clamp(0, 1), 1e-6)
     assert torch.equal(reconstruct(model, images, keep_groups=GROUPS), reconstruct(model, images))
     assert torch.equal(reconstruct(model, images, GROUPS, 1.0, seed=7), reconstruct(model, images))
 

@@ -1,182 +1,116 @@
-"""The original NVAE's own weights, loaded under our names, give what the original program recorded."""
+"""The original NVAE's own weights give what its program computed, and its settings become our config."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
 
 import pytest
 import torch
-from torch import nn
 
-from nvae.config import config_to_yaml, parse_config
+from nvae.config import config_to_yaml, flat, parse_config
 from nvae.errors import UserError
-from nvae.interop.key_mapping import load_with_key_map
-from nvae.interop.nvlabs import config_of, key_map, weights_of
+from nvae.interop.nvlabs import config_of_settings, key_map
 from nvae.models.families import build_model
-from nvae.models.hierarchy import FromNoise, FromPosterior, HierarchicalVAE, Pass
 from nvae.models.nvae.cells import InvertedResidualCell, ResidualCell
 from nvae.models.nvae.config import groups_per_scale
-from nvae.objective import (
-    Bound,
+from nvae.models.nvae.regularization import (
+    BatchNormRegularization,
     SpectralRegularization,
-    balance_alphas,
-    balanced_kl,
-    balancing_weights,
-    batch_norm_regularization,
-    bound,
     regularized_convolutions,
 )
+from nvae.objective import balance_alphas, balanced_kl, balancing_weights
 
-RECORDINGS = ["nvlabs_bernoulli", "nvlabs_logistic_mixture_flows"]
-TOLERANCE = 1e-4
-
-
-@pytest.fixture(scope="module", params=RECORDINGS)
-def recording(request, reference):
-    return torch.load(reference / f"{request.param}.pt", weights_only=True)
-
-
-@pytest.fixture(scope="module")
-def build(recording):
-    """A function: a fresh model with the recorded weights."""
-
-    def build(dtype: torch.dtype = torch.float32) -> HierarchicalVAE:
-        config, _ = config_of(recording["args"], "the recording")
-        model = load_with_key_map(config, weights_of(recording["state_dict"], config), key_map, "the recording")
-        return model.requires_grad_(True).to(dtype)
-
-    return build
+WITH_PARAMETER_COUNTS = ["nvlabs_bernoulli", "nvlabs_logistic_mixture_flows"]
+RECORDINGS = [
+    *WITH_PARAMETER_COUNTS,
+    *(f"nvlabs_{name}" for name in ("res53_mbconv", "res35_mbconv", "res55_mbconv", "res_bnelu", "not_ada_min3")),
+]
+EVERY_RECORDING = pytest.mark.parametrize("name", RECORDINGS)
+PRECISIONS = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-5)], ids=str)
 
 
-def inside(model: HierarchicalVAE, images: torch.Tensor) -> torch.Tensor:
-    """Without the margin that the network sees and the likelihood does not."""
-    padding, side = model.config.padding, images.shape[-1]
-    return images[..., padding : side - padding, padding : side - padding]
+@pytest.mark.parametrize("name", WITH_PARAMETER_COUNTS)
+def test_weights_fill_the_model(imported, recording, name):
+    model = imported(name)
+    assert sum(p.numel() for p in model.parameters()) == recording(name)["parameters"]
+    assert list(groups_per_scale(model.config)) == recording(name)["groups_per_scale"]
 
 
-class Walk(NamedTuple):
-    result: Pass
-    terms: Bound
-    logits: torch.Tensor  # the network's raw output, margin included
-
-
-def posterior_walk(model: HierarchicalVAE, recording: dict) -> Walk:
-    """The recorded images are as large as the network's input, and not black in the margin: past our own padding."""
-    dtype = model.constant.dtype
-    images, outputs = recording["x"].to(dtype), []
-    hook = model.output.register_forward_hook(lambda module, inputs, output: outputs.append(output))
-    noise = [eps.to(dtype) for eps in recording["eval"]["noise"]]
-    result = model.top_down(FromPosterior(model.encoder(images), noise=noise), len(images))
-    hook.remove()
-    return Walk(result, bound(result, inside(model, images)), outputs[0])
-
-
-def assert_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLERANCE) -> None:
-    """To 1e-4 of the recording's own size, which is its largest value: sums of terms that cancel have no more."""
-    assert found.shape == expected.shape
-    assert found.isfinite().all()
-    atol = tolerance * expected.abs().max().item()
-    torch.testing.assert_close(found.to(expected.dtype), expected, rtol=tolerance, atol=atol)
-    assert expected.abs().max() > 0
-
-
-def assert_close_and_varied(found: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLERANCE) -> None:
-    assert_close(found, expected, tolerance)
-    assert expected.std() > 100 * tolerance * expected.abs().max(), "the recording is too flat to compare with"
-
-
-# ----------------------------------------------------------------------------------------------- evaluation mode
-
-
-def test_the_weights_fill_the_model_exactly(recording, build):
-    """Filling it says that no name is missing or left over."""
-    model = build()
-    assert sum(p.numel() for p in model.parameters()) == recording["parameters"]
-    assert list(groups_per_scale(model.config)) == recording["groups_per_scale"]
-
-
+@EVERY_RECORDING
+@PRECISIONS
 @torch.no_grad()
-def test_the_posterior_pass_is_the_recorded_one(recording, build):
-    expected = recording["eval"]
-    result, terms, logits = posterior_walk(build().eval(), recording)
-    assert_close_and_varied(logits, expected["logits"])
-    assert_close_and_varied(result.kl, expected["kl_per_group"])
-    assert_close(-terms.log_likelihood, expected["reconstruction_loss"])
+def test_passes_match_recordings(passes, recording, assert_close, name, dtype, tolerance):
+    walk, recorded = passes(name, dtype), recording(name)
+    actual = walk.posterior()
+    for key, expected in recorded["eval"].items():
+        assert actual[key].dtype == dtype, key
+        assert_close(actual[key], expected, tolerance)
+    assert recorded["prior"]["temperature"] < 1
+    sample = walk.prior(recorded["prior"])
+    for key in recorded["prior"].keys() & sample.keys():
+        assert_close(sample[key], recorded["prior"][key], tolerance)
 
 
+@EVERY_RECORDING
+@PRECISIONS
 @torch.no_grad()
-def test_the_evidence_of_the_posterior_pass_is_the_recorded_one(recording, build):
-    expected = recording["eval"]
-    result, terms, _ = posterior_walk(build().eval(), recording)
-    log_q, log_p = (sum(getattr(group, key) for group in result.groups.values()) for key in ("log_q", "log_p"))
-    assert_close(log_q, expected["log_q"])
-    assert_close(log_p, expected["log_p"])
-    assert_close(terms.log_likelihood + log_p - log_q, expected["log_importance_weight"])
-
-
-@torch.no_grad()
-def test_the_prior_pass_at_a_temperature_is_the_recorded_one(recording, build):
-    expected, outputs, model = recording["sample"], [], build().eval()
-    model.output.register_forward_hook(lambda module, inputs, output: outputs.append(output))
-    assert expected["temperature"] < 1
-    result = model.top_down(FromNoise(expected["noise"], expected["temperature"]), len(recording["x"]))
-    assert_close_and_varied(outputs[0], expected["logits"])
-    assert_close_and_varied(result.pixels.mean(), inside(model, expected["mean"]), 1e-5)
-
-
-@torch.no_grad()
-def test_in_double_precision_only_the_recordings_own_rounding_is_left(recording, build):
-    result, terms, logits = posterior_walk(build(torch.float64).eval(), recording)
-    expected = recording["eval"]
-    for found, theirs in (
-        (result.kl, expected["kl_per_group"]),
-        (logits, expected["logits"]),
-        (-terms.log_likelihood, expected["reconstruction_loss"]),
-    ):
-        assert found.dtype == torch.float64
-        assert (found - theirs).abs().max() < 1e-5 * theirs.abs().max()
-
-
-# ------------------------------------------------------------------------------------------------- training mode
-
-
-@torch.no_grad()
-def test_the_pass_of_training_is_the_recorded_one(recording, build):
-    expected, model = recording["train"], build().train()
-    result, terms, logits = posterior_walk(model, recording)
-    assert_close_and_varied(logits, expected["logits"])
-    assert_close_and_varied(result.kl, expected["kl_per_group"])
-    assert_close(-terms.log_likelihood, expected["reconstruction_loss"])
-    assert (expected["logits"] - recording["eval"]["logits"]).abs().max() > 0.01, "batch norms were still"
-
-
-@torch.no_grad()
-def test_the_loss_of_training_is_the_recorded_one(recording, build):
-    expected, model = recording["train"], build().train()
-    coefficient = expected["kl_coefficient"]
+def test_training_pass_matches_recordings(passes, recording, assert_close, name, dtype, tolerance):
+    walk, expected = passes(name, dtype), recording(name)["train"]
+    levels, coefficient = walk.model.train().levels, expected["kl_coefficient"]
+    actual = walk.posterior()
+    for key in expected.keys() & actual.keys():
+        assert_close(actual[key], expected[key], tolerance)
+    assert (expected["kl"] - recording(name)["eval"]["kl"]).abs().max() > 0.01, "batch norms used running statistics"
     assert 0 < coefficient < 1
-    result, terms, _ = posterior_walk(model, recording)
-    assert_close(torch.tensor(balance_alphas(model.levels)), expected["balance_alpha"])
-    assert_close_and_varied(balancing_weights(result.kl, model.levels), expected["kl_group_coefficients"])
-    loss = (balanced_kl(result.kl, model.levels, coefficient) - terms.log_likelihood).mean()
-    assert_close(loss, expected["loss"], 1e-6)
-    # The KL is a small part of it, so by itself too:
-    reconstruction = expected["reconstruction_loss"].mean()
-    assert_close(loss + terms.log_likelihood.mean(), expected["loss"] - reconstruction, 1e-3)
+    kl, reconstruction = balanced_kl(actual["kl"], levels, coefficient), expected["reconstruction"].mean()
+    assert_close((kl + actual["reconstruction"]).mean(), expected["loss"], 1e-6)
+    assert_close(kl.mean(), expected["loss"] - reconstruction, 1e-3)  # a small part of the loss: by itself too
+    if "balance_alpha" in expected:
+        assert_close(torch.tensor(balance_alphas(levels)), expected["balance_alpha"])
+        assert_close(balancing_weights(actual["kl"], levels), expected["kl_group_coefficients"])
 
 
+@EVERY_RECORDING
 @torch.no_grad()
-def test_the_regularization_is_the_recorded_one(recording, build):
-    expected, model = recording["train"], build()
-    assert_close(batch_norm_regularization(model), expected["batchnorm_loss"])
-    convolutions = regularized_convolutions(model, model.config.training_parameters.spectral_scope)
-    spectral = SpectralRegularization(convolutions, model.config.training_parameters.spectral_exponent)
+def test_running_statistics_match_recordings(passes, recording, assert_close, name):
+    walk, expected = passes(name), recording(name)["train"]["running_stats"]
+    before = {ours: tensor.clone() for ours, tensor in walk.model.state_dict().items()}
+    walk.model.train()
+    walk.posterior()
+    after, theirs = walk.model.state_dict(), key_map(walk.model)
+    ours = [our_name for our_name in after if theirs[our_name] in expected]
+    assert len(ours) == len(expected)
+    assert {our_name for our_name in after if our_name.endswith(("running_mean", "running_var"))} <= set(ours)
+    for our_name in ours:
+        assert_close(after[our_name], expected[theirs[our_name]])
+        assert not torch.equal(after[our_name], before[our_name])
+
+
+@EVERY_RECORDING
+@torch.no_grad()
+def test_regularization_matches_recordings(imported, recording, name):
+    model, expected = imported(name), recording(name)["regularization"]
+    schedule = model.config.training_parameters
+    spectral = SpectralRegularization(
+        regularized_convolutions(model, schedule.spectral_scope), schedule.spectral_exponent
+    )
     spectral.singular_values(300)
-    assert_close(spectral(), expected["spectral_loss_exact"])
+    assert spectral().item() == pytest.approx(expected["spectral"], rel=1e-4)
+    assert BatchNormRegularization(model)().item() == pytest.approx(expected["batch_norm"], rel=1e-4)
 
 
-def zero_in_exact_arithmetic(model: HierarchicalVAE) -> set[str]:
-    """Names of biases whose only effect a batch norm takes away again."""
+def gradient_norms(walk, recorded) -> dict[str, float]:
+    """The norm of the gradient of the balanced loss for every parameter, by the original's names."""
+    walk.model.train().requires_grad_(True)
+    results = walk.posterior()
+    kl = balanced_kl(results["kl"], walk.model.levels, recorded["train"]["kl_coefficient"])
+    (kl + results["reconstruction"]).mean().backward()
+    theirs = key_map(walk.model)
+    return {theirs[name]: p.grad.norm().item() for name, p in walk.model.named_parameters()}
+
+
+def zero_in_exact_arithmetic(model) -> set[str]:
+    """Names of biases whose only effect is taken back by a batch norm."""
     names: set[str] = set()
     for name, module in model.named_modules():
         if isinstance(module, ResidualCell):
@@ -186,243 +120,194 @@ def zero_in_exact_arithmetic(model: HierarchicalVAE) -> set[str]:
     return names
 
 
-def test_the_gradient_of_every_parameter_is_the_recorded_one(recording, build):
-    """Its norm, to 1e-3, in double precision.
+@EVERY_RECORDING
+@pytest.mark.parametrize(("dtype", "floor"), [(torch.float64, 1e-8), (torch.float32, 1e-6)], ids=str)
+def test_gradient_norms_match_recordings(passes, recording, name, dtype, floor):
+    """Every norm to 1e-3, or to `floor` of the largest.
 
     Some gradients are zero, or nearly so, because a batch norm takes back what their parameter does: biases before it,
-    and lengths of the weights before it, whose gradient is what its epsilon leaves. What the original recorded of these
-    is float32's rounding of terms that cancel. So 1e-8 of the largest norm, a sixth of what float32 can tell apart next
-    to it, counts as nothing. Our own single precision has such roundings too, up to 6e-3 of these norms; in double
-    precision only those of the recording are left.
+    and lengths of the weights before it, whose gradient is what its epsilon leaves. Their recorded norms are float32's
+    rounding of canceling terms. 1e-8 of the largest norm is a sixth of what float32 can resolve next to that norm.
     """
-    expected, model = recording["train"], build(torch.float64).train()
-    result, terms, _ = posterior_walk(model, recording)
-    (balanced_kl(result.kl, model.levels, expected["kl_coefficient"]) - terms.log_likelihood).mean().backward()
-    names = key_map(model)
-    found = {names[ours]: p.grad.norm().item() for ours, p in model.named_parameters()}
-    theirs = {name: norm.item() for name, norm in expected["grad_norms"].items()}
-    assert found.keys() == theirs.keys()
-    nothing = 1e-8 * max(theirs.values())
-    different = {
-        name: (found[name], norm) for name, norm in theirs.items() if abs(found[name] - norm) > 1e-3 * norm + nothing
-    }
-    assert different == {}
-    silent = {names[name] for name in zero_in_exact_arithmetic(model)}
-    assert {name for name, norm in found.items() if norm < 1e-12} == silent
-    # Next to the largest norm the others are small, but few are so small that the criterion says nothing of them.
-    assert sum(norm < 100 * nothing for name, norm in theirs.items() if name not in silent) < 0.05 * len(theirs)
-
-
-def test_in_single_precision_the_gradients_that_are_there_are_the_recorded_ones(recording, build):
-    """To 1e-3 of every norm, and 1e-6 of the largest."""
-    expected, model = recording["train"], build().train()
-    result, terms, _ = posterior_walk(model, recording)
-    (balanced_kl(result.kl, model.levels, expected["kl_coefficient"]) - terms.log_likelihood).mean().backward()
-    names = key_map(model)
-    largest = max(norm.item() for norm in expected["grad_norms"].values())
-    for ours, parameter in model.named_parameters():
-        norm = expected["grad_norms"][names[ours]].item()
-        assert parameter.grad.norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-6 * largest), ours
-
-
-@torch.no_grad()
-def test_the_running_statistics_after_one_step_are_the_recorded_ones(recording, build):
-    model = build().train()
-    before = {name: buffer.clone() for name, buffer in model.state_dict().items()}
-    posterior_walk(model, recording)
-    names, after = key_map(model), model.state_dict()
-    expected = recording["train"]["running_stats_after_one_step"]
-    ours = {theirs: name for name, theirs in names.items() if theirs in expected}
-    statistics = [f"running_{kind}" for kind in ("mean", "var")]
-    assert ours.keys() == expected.keys()
-    assert {name for name in after if name.endswith(tuple(statistics))} <= set(ours.values())
-    for theirs, tensor in expected.items():
-        assert_close(after[ours[theirs]], tensor)
-        assert not torch.equal(after[ours[theirs]], before[ours[theirs]])
+    walk, expected = passes(name, dtype), recording(name)["train"]["grad_norms"]
+    actual = gradient_norms(walk, recording(name))
+    assert actual.keys() == expected.keys()
+    nothing = floor * max(expected.values())
+    assert {key: norm for key, norm in expected.items() if abs(actual[key] - norm) > 1e-3 * norm + nothing} == {}
+    if dtype is torch.float64:
+        theirs = key_map(walk.model)
+        silent = {theirs[ours] for ours in zero_in_exact_arithmetic(walk.model)}
+        silent |= {key for key, norm in expected.items() if norm == 0}  # hidden units that are zero on all images
+        assert {key for key, norm in actual.items() if norm < 1e-12} == silent
+        # Few of the other norms are so small that the criterion above says nothing about them.
+        assert sum(norm < 100 * nothing for key, norm in expected.items() if key not in silent) < 0.05 * len(expected)
 
 
 # ------------------------------------------------------------------------------------------------------ settings
 
-SETTINGS = {
-    "dataset": "celeba_64",
-    "num_latent_scales": 3,
-    "num_groups_per_scale": 20,
-    "num_latent_per_group": 20,
-    "ada_groups": True,
-    "min_groups_per_scale": 1,
-    "num_channels_enc": 64,
-    "num_channels_dec": 48,
-    "num_preprocess_blocks": 1,
-    "num_preprocess_cells": 2,
-    "num_cell_per_cond_enc": 2,
-    "num_postprocess_blocks": 1,
-    "num_postprocess_cells": 3,
-    "num_cell_per_cond_dec": 4,
-    "num_mixture_dec": 10,
-    "use_se": True,
-    "res_dist": True,
-    "num_x_bits": 8,
-    "num_nf": 1,
-    "arch_instance": "res_mbconv",
-}
+
+@pytest.fixture(scope="module")
+def config_with(settings):
+    return lambda **changes: config_of_settings(settings | changes, "a.pt")[0]
 
 
-def config_with(**changes):
-    return config_of(SETTINGS | changes, "a.pt")[0]
-
-
-def test_settings_become_the_config_that_says_the_same():
+def test_settings_become_an_equal_config(config_with):
     written = """
 style: nvlabs
-channel_towers: {encoder: 64, decoder: 48}
+channel_towers: {encoder: 4, decoder: 6}
 number_of_scales: 3
 initial_splits_per_scale: 20
 exponential_scaling: 2
-latent_size: 20
+min_splits: 8
+latent_size: 2
 input_dimension: 64
-num_flows: 1
 num_blocks_prepost: 1
 num_cells_per_block_prepost: {encoder: 2, decoder: 3}
-cells_per_split_enc: 2
+cells_per_split_enc: 5
 cells_per_input_dec: 4
+residual_posterior: False
+n_mix: 2
 dataset: {name: folder, path: dataset/celeba_64, horizontal_flip: True}
 """
-    assert config_with() == parse_config(written)
-    assert groups_per_scale(config_with()) == (20, 10, 5)
-    assert parse_config(config_to_yaml(config_with())) == config_with()
+    groups = {"num_latent_scales": 3, "num_groups_per_scale": 20, "min_groups_per_scale": 8}
+    cells = {"num_preprocess_cells": 2, "num_postprocess_cells": 3}
+    towers = {"num_cell_per_cond_enc": 5, "num_cell_per_cond_dec": 4}
+    config = config_with(**groups, **cells, **towers)
+    assert config == parse_config(written)
+    assert groups_per_scale(config) == (20, 10, 8)
+    assert parse_config(config_to_yaml(config)) == config
+
+
+SCHEDULE = {  # ours: value and the original's name
+    "epochs": (45, "epochs"),
+    "learning_rate": (8e-3, "learning_rate"),
+    "learning_rate_min": (2e-4, "learning_rate_min"),
+    "weight_decay": (1e-4, "weight_decay"),
+    "regularization_constant": (0.1, "weight_decay_norm"),
+    "regularization_constant_initial": (10.0, "weight_decay_norm_init"),
+    "learning_rate_warmup_epochs": (1, "warmup_epochs"),
+    "warmup_portion": (0.4, "kl_anneal_portion"),
+    "warmup_delay_portion": (1e-3, "kl_const_portion"),
+}
+THREE_SCALES = {"num_latent_scales": 3, "num_groups_per_scale": 20}
 
 
 @pytest.mark.parametrize(
-    ("settings", "key", "value"),
+    ("changes", "expected"),
     [
-        ({"use_se": False}, "squeeze_excitation", "none"),
-        ({"res_dist": False}, "residual_posterior", False),
-        ({"num_x_bits": 5}, "pixel_bits", 5),
-        ({"num_nf": 0}, "num_flows", 0),
-        ({"num_mixture_dec": 3}, "n_mix", 3),
-        ({"num_mixture_dec": 1}, "sampling_method", "gaussian"),
-        ({"arch_instance": "res_bnelu"}, "arch_instance", "res_bnelu"),
-        ({"num_latent_scales": 1, "num_groups_per_scale": 1}, "plain_vae", True),
-        ({"dataset": "celeba_256"}, "input_dimension", 256),
-        ({"dataset": "lsun_bedroom_128"}, "input_dimension", 128),
-        ({"dataset": "ffhq"}, "input_dimension", 256),
-        ({"dataset": "imagenet_32"}, "input_dimension", 32),
-        ({"dataset": "cifar10"}, "input_dimension", 32),
+        ({"use_se": False}, {"squeeze_excitation": "none"}),
+        ({"res_dist": True}, {"residual_posterior": True}),
+        ({"num_x_bits": 5}, {"pixel_bits": 5}),
+        ({"num_nf": 2}, {"num_flows": 2}),
+        ({"num_mixture_dec": 3}, {"n_mix": 3}),
+        ({"num_mixture_dec": 1}, {"sampling_method": "gaussian"}),
+        ({"arch_instance": "res_bnelu"}, {"arch_instance": "res_bnelu"}),
+        ({"num_latent_scales": 1, "num_groups_per_scale": 1}, {"plain_vae": True}),
+        (THREE_SCALES, {"groups": (20, 10, 5)}),
+        # The original ignores the minimum without ada_groups.
+        (THREE_SCALES | {"ada_groups": False, "min_groups_per_scale": 30}, {"groups": (20, 20, 20)}),
+        ({"dataset": "celeba_256"}, {"input_dimension": 256}),
+        ({"dataset": "lsun_bedroom_128"}, {"input_dimension": 128}),
+        ({"dataset": "ffhq"}, {"input_dimension": 256}),
+        ({"dataset": "imagenet_32"}, {"input_dimension": 32, "dataset.horizontal_flip": False}),
+        ({"dataset": "cifar10"}, {"input_dimension": 32, "dataset.name": "cifar10", "dataset.path": "dataset/cifar10"}),
+        ({"dataset": "mnist"}, {"input_dimension": 28, "padding": 2, "image_channels": 1, "dataset.binarize": True}),
+        ({"dataset": "mnist"}, {"sampling_method": "bernoulli", "dataset.name": "mnist"}),
+        ({"dataset": "omniglot"}, {"padding": 2, "dataset.path": "dataset/omniglot", "dataset.horizontal_flip": False}),
+        (
+            {name: value for value, name in SCHEDULE.values()} | {"weight_decay_norm_anneal": True},
+            {f"training_parameters.{key}": value for key, (value, _) in SCHEDULE.items()},
+        ),
+        (
+            {"batch_size": 24, "num_process_per_node": 8, "num_proc_node": 3},
+            {"training_parameters.batch_size": 576},  # of all GPUs together
+        ),
     ],
     ids=str,
 )
-def test_a_setting_becomes_its_key(settings, key, value):
-    assert getattr(config_with(**settings), key) == value
-    assert settings.keys() <= {"dataset"} or getattr(config_with(), key) != value, "it is so without the setting"
+def test_settings_become_keys(config_with, changes, expected):
+    def values(config):
+        all_values = flat(config.model_dump()) | {"groups": groups_per_scale(config)}
+        return {key: all_values.get(key) for key in expected}
+
+    assert values(config_with(**changes)) == expected
+    assert values(config_with()) != expected
 
 
-def test_groups_are_adaptive_or_all_alike():
-    assert groups_per_scale(config_with(ada_groups=False)) == (20, 20, 20)
-    assert groups_per_scale(config_with(min_groups_per_scale=8)) == (20, 10, 8)
-
-
-def test_the_name_of_the_data_set_says_what_the_images_are():
-    for name in ("mnist", "omniglot"):
-        config = config_with(dataset=name, num_latent_scales=2)
-        assert (config.input_dimension, config.padding, config.image_channels) == (28, 2, 1)
-        assert config.sampling_method == "bernoulli"
-        assert config.dataset.binarize
-        assert not config.dataset.horizontal_flip
-    assert config_with(dataset="mnist").dataset.name == "mnist"
-    assert config_with(dataset="cifar10").dataset.name == "cifar10"
-    assert config_with(dataset="cifar10").dataset.horizontal_flip
-    assert not config_with(dataset="imagenet_32").dataset.horizontal_flip
-
-
-def test_settings_of_the_schedule_are_taken_over():
-    assert config_with().training_parameters == parse_config(config_to_yaml(config_with())).training_parameters
-    schedule = config_with(
-        epochs=45,
-        batch_size=24,
-        learning_rate=8e-3,
-        learning_rate_min=2e-4,
-        weight_decay=1e-4,
-        weight_decay_norm=0.1,
-        weight_decay_norm_init=10.0,
-        weight_decay_norm_anneal=True,
-        warmup_epochs=1,
-        kl_anneal_portion=0.4,
-        kl_const_portion=1e-3,
-    ).training_parameters
-    assert (schedule.epochs, schedule.batch_size, schedule.weight_decay) == (45, 24, 1e-4)
-    assert (schedule.learning_rate, schedule.learning_rate_min) == (8e-3, 2e-4)
-    assert (schedule.regularization_constant, schedule.regularization_constant_initial) == (0.1, 10.0)
-    assert (schedule.learning_rate_warmup_epochs, schedule.warmup_portion) == (1, 0.4)
-    assert schedule.warmup_delay_portion == 1e-3
-    steady = config_with(weight_decay_norm=0.1, weight_decay_norm_init=10.0, weight_decay_norm_anneal=False)
-    assert steady.training_parameters.regularization_constant_initial is None
-
-
-NEWER = {"ada_groups", "min_groups_per_scale", "num_mixture_dec"}
-WITH_A_VALUE = NEWER | {"num_x_bits", "num_nf"}
-
-
-def test_older_settings_lack_what_came_later():
-    """Files from before groups were adaptive and mixtures had a choosable number of components."""
-    config, _ = config_of({key: value for key, value in SETTINGS.items() if key not in NEWER}, "old.pt")
-    assert config == config_with(ada_groups=False)
-    assert config.n_mix == 10
-    assert groups_per_scale(config) == (20, 20, 20)
-
-
-def test_flows_and_depth_have_a_value_when_they_are_missing():
-    config, _ = config_of({key: value for key, value in SETTINGS.items() if key not in WITH_A_VALUE}, "old.pt")
-    assert (config.num_flows, config.pixel_bits) == (0, 8)
-
-
-@pytest.mark.parametrize("key", sorted(SETTINGS.keys() - WITH_A_VALUE))
-def test_a_missing_setting_is_named(key):
-    with pytest.raises(UserError, match=rf"^a\.pt: the setting {key} is missing"):
-        config_of({name: value for name, value in SETTINGS.items() if name != key}, "a.pt")
+def test_weight_decay_norm_init_counts_only_with_annealing(config_with):
+    schedule = config_with(weight_decay_norm_init=10.0, weight_decay_norm_anneal=False).training_parameters
+    assert schedule.regularization_constant_initial is None
 
 
 @pytest.mark.parametrize(
-    ("settings", "shown"),
+    ("changes", "shown"),
     [
-        ({"num_nf": "two"}, "the setting num_nf is 'two'"),
-        ({"num_nf": 1.0}, "the setting num_nf is 1.0"),
-        ({"num_latent_scales": True}, "the setting num_latent_scales is True"),
-        ({"num_channels_enc": None}, "the setting num_channels_enc is None"),
-        ({"use_se": 1}, "the setting use_se is 1"),
-        ({"dataset": 3}, "the setting dataset is 3"),
-        ({"arch_instance": ["res_mbconv"]}, r"the setting arch_instance is \['res_mbconv'\]"),
+        ({"kl_const_coeff": 0.002}, ["0.002"]),
+        ({"kl_const_coeff": 0}, ["got 0,"]),
+        ({"kl_const_coeff": 1e-4}, []),  # what training here uses
+        ({"learning_rate": 1e-9}, ["learning_rate"]),
     ],
     ids=str,
 )
-def test_a_setting_of_another_kind_is_shown(settings, shown):
-    with pytest.raises(UserError, match=rf"^a\.pt: {shown}"):
-        config_with(**settings)
+def test_settings_that_are_dropped_give_a_warning(settings, config_with, changes, shown):
+    config, warnings = config_of_settings(settings | changes, "a.pt")
+    assert len(warnings) == len(shown)
+    assert all(part in warning for part, warning in zip(shown, warnings, strict=True))
+    assert config == config_with()
 
 
-@pytest.mark.parametrize("name", ["faces", "celeba_large", "_64", ""])
-def test_an_unknown_data_set_is_told_and_how_to_help(name):
-    with pytest.raises(UserError, match=rf"^a\.pt: its data set '{name}' is none whose image size is known.*--config"):
-        config_with(dataset=name)
+def test_missing_settings_have_a_value_in_older_files_or_are_refused(settings, config_with):
+    older = {"ada_groups": False, "min_groups_per_scale": 1, "num_mixture_dec": 10, "num_x_bits": 8, "num_nf": 0}
+    for key in settings:
+        fewer = {name: value for name, value in settings.items() if name != key}
+        if key in older:
+            assert config_of_settings(fewer, "a.pt")[0] == config_with(**{key: older[key]})
+        else:
+            with pytest.raises(UserError, match=rf"a\.pt.*\b{key}\b"):
+                config_of_settings(fewer, "a.pt")
 
 
-def test_ends_of_different_sizes_are_refused():
-    with pytest.raises(UserError, match="num_preprocess_blocks and num_postprocess_blocks differ"):
-        config_with(num_postprocess_blocks=2)
+OUR_KEYS = {"num_nf": "num_flows", "num_channels_enc": "channel_towers", "num_x_bits": "pixel_bits"}
 
 
-def test_settings_that_describe_no_network_are_refused_in_the_configs_words():
-    with pytest.raises(UserError, match=r"^a\.pt: the settings in it: arch_instance is the text 'res_net'; allowed: "):
-        config_with(arch_instance="res_net")
-    with pytest.raises(UserError, match="pixel_bits is 9; allowed: "):
-        config_with(num_x_bits=9)
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("num_nf", ["two", 1.0, 10**9, 10**5000, torch.zeros(2), {}, math.nan]),
+        ("num_latent_scales", [True]),
+        ("num_channels_enc", [None, 10**9, -1]),
+        ("use_se", [1]),
+        ("dataset", [3, "faces", "celeba_large", "_64", "", "celeba_" + 5000 * "6", "\0\n_64"]),
+        ("arch_instance", [["res_mbconv"], "res_net", "\x1b[2J"]),
+        ("num_x_bits", [9]),
+        ("num_postprocess_blocks", [2]),
+    ],
+)
+def test_impossible_settings_are_one_sentence(config_with, key, values):
+    for value in values:
+        with pytest.raises(UserError, match=rf"a\.pt.*({key}|{OUR_KEYS.get(key, key)})") as error:
+            config_with(**{key: value})
+        assert str(error.value).isprintable()
+        assert len(str(error.value)) < 500
 
 
-def test_every_parameter_and_buffer_of_any_network_has_one_name_of_theirs():
-    small = {"num_channels_enc": 8, "num_channels_dec": 8, "num_groups_per_scale": 2, "num_latent_scales": 2}
-    for changes in ({}, {"arch_instance": "res_elu", "use_se": False}, {"arch_instance": "mbconv_sep"}):
-        with torch.device("meta"):
-            model = build_model(config_with(**small, **changes))
-        names = key_map(model)
-        assert names.keys() == model.state_dict().keys()
-        assert len(set(names.values())) == len(names)
-        assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules()) != ("use_se" in changes)
+def test_impossible_schedules_are_ignored(settings, config_with):
+    strange = ["x\n", 10**5000, -1, math.nan, math.inf, torch.zeros(2), None, [[]], True]
+    names = ["kl_const_coeff", "batch_size", "num_proc_node", *(name for _, name in SCHEDULE.values())]
+    for changes in ({name: value} for name in names for value in strange):
+        config, warnings = config_of_settings(
+            settings | {"batch_size": 8, "weight_decay_norm_anneal": True} | changes, "a"
+        )
+        assert config.channel_towers == config_with().channel_towers
+        assert all(warning.isprintable() for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"arch_instance": "res_elu", "use_se": False}, {"arch_instance": "mbconv_sep"}], ids=str
+)
+def test_every_tensor_has_one_name(config_with, changes):
+    with torch.device("meta"):
+        model = build_model(config_with(**changes))
+    names = key_map(model)
+    assert names.keys() == model.state_dict().keys()
+    assert len(set(names.values())) == len(names)

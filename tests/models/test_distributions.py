@@ -10,6 +10,7 @@ from torch.distributions import Normal, kl_divergence
 
 from nvae.models.distributions import (
     DiagonalNormal,
+    SoftClampedNormal,
     at_least_float32,
     soft_clamp,
     standard_normal,
@@ -41,14 +42,14 @@ def test_soft_clamp_is_the_identity_near_zero_and_never_beyond_five():
 def test_log_prob_is_the_density_of_a_normal(two_normals, generator):
     normal, _ = two_normals
     z = 3 * torch.randn(20, 6, generator=generator, dtype=torch.float64)
-    torch.testing.assert_close(normal.log_prob(z), Normal(normal.mu, normal.sigma).log_prob(z))
+    torch.testing.assert_close(normal.log_density(z), Normal(normal.mu, normal.sigma).log_prob(z))
 
 
 def test_kl_is_the_mean_of_the_log_ratio(two_normals, generator):
     q, p = two_normals
     draws = 200_000
-    z = q.rsample(torch.randn(draws, 6, generator=generator, dtype=torch.float64))
-    ratio = q.log_prob(z) - p.log_prob(z)  # (draws, 6)
+    z = q.sample(torch.randn(draws, 6, generator=generator, dtype=torch.float64))
+    ratio = q.log_density(z) - p.log_density(z)  # (draws, 6)
     standard_error = ratio.std(0) / draws**0.5
     assert ((ratio.mean(0) - q.kl(p)).abs() < 5 * standard_error).all()
     assert (standard_error < 0.02 * q.kl(p).max()).all(), "the test would accept anything"
@@ -56,7 +57,7 @@ def test_kl_is_the_mean_of_the_log_ratio(two_normals, generator):
 
 def test_kl_agrees_with_torch_and_is_not_symmetric(two_normals):
     q, p = two_normals
-    torch.testing.assert_close(q.kl(p), kl_divergence(Normal(*q), Normal(*p)))
+    torch.testing.assert_close(q.kl(p), kl_divergence(Normal(q.mu, q.sigma), Normal(p.mu, p.sigma)))
     assert (q.kl(p) - p.kl(q)).abs().max() > 0.1
 
 
@@ -66,23 +67,23 @@ def test_kl_of_equal_normals_is_zero_and_of_others_positive(two_normals):
     assert (q.kl(p) > 0).all()
 
 
-def test_rsample_is_mu_plus_sigma_eps(two_normals):
+def test_sample_is_mu_plus_sigma_eps(two_normals):
     normal, _ = two_normals
     eps = torch.arange(6, dtype=torch.float64) - 3
-    torch.testing.assert_close(normal.rsample(eps), normal.mu + normal.sigma * eps)
+    torch.testing.assert_close(normal.sample(eps), normal.mu + normal.sigma * eps)
 
 
-def test_rsample_carries_the_gradient_of_its_parameters(two_normals):
-    mu, sigma = (t.clone().requires_grad_() for t in two_normals[0])
+def test_sample_carries_the_gradient_of_its_parameters(two_normals):
+    mu, sigma = (t.clone().requires_grad_() for t in (two_normals[0].mu, two_normals[0].sigma))
     eps = torch.arange(6, dtype=torch.float64) - 3
-    DiagonalNormal(mu, sigma).rsample(eps).sum().backward()
+    DiagonalNormal(mu, sigma).sample(eps).sum().backward()
     assert torch.equal(mu.grad, torch.ones_like(eps))
     assert torch.equal(sigma.grad, eps)
 
 
 def test_raw_parameters_are_mu_then_log_sigma_both_clamped():
     raw = torch.tensor([1.0, -20.0, 0.5, 20.0], dtype=torch.float64).view(1, 4, 1, 1)  # two latents
-    normal = DiagonalNormal.from_raw(raw)
+    normal = SoftClampedNormal.from_raw(raw)
     clamped = [5 * math.tanh(v / 5) for v in (1.0, -20.0, 0.5, 20.0)]
     torch.testing.assert_close(normal.mu.flatten(), torch.tensor(clamped[:2], dtype=torch.float64))
     expected = torch.tensor([math.exp(clamped[2]) + 0.01, math.exp(clamped[3]) + 0.01], dtype=torch.float64)
@@ -90,32 +91,32 @@ def test_raw_parameters_are_mu_then_log_sigma_both_clamped():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0, 2.0])
-def test_temperature_scales_sigma_down_to_a_floor_and_leaves_mu(temperature, generator):
-    """The seed's treatment: sigma = exp(log_sigma) * t + 0.01, so temperature 0 leaves a sigma of 0.01."""
+@pytest.mark.parametrize(
+    ("rule", "tempered"),
+    [
+        ("sigma", lambda sigma, t: sigma * t),  # NVAE's program: all of sigma
+        ("sigma_above_minimum", lambda sigma, t: (sigma - 0.01) * t + 0.01),  # the seed: temperature 0 leaves 0.01
+        ("variance", lambda sigma, t: sigma * t**0.5),  # Ladder VAE and DVP-VAE
+    ],
+)
+def test_temperature_scales_what_its_rule_says_and_leaves_mu(rule, tempered, temperature, generator):
     raw = torch.randn(2, 6, 3, 3, generator=generator, dtype=torch.float64)
-    warm, cool = DiagonalNormal.from_raw(raw), DiagonalNormal.from_raw(raw, temperature)
-    assert torch.equal(cool.mu, warm.mu)
-    torch.testing.assert_close(cool.sigma, (warm.sigma - 0.01) * temperature + 0.01)
+    normal, noise = SoftClampedNormal.from_raw(raw, rule), torch.randn(2, 3, 3, 3, generator=generator).double()
+    expected = normal.mu + tempered(normal.sigma, temperature) * noise
+    torch.testing.assert_close(normal.sample(noise, temperature), expected)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0, 2.0])
-def test_temperature_on_the_floor_scales_all_of_sigma(temperature, generator):
-    """The original's treatment: sigma = (exp(log_sigma) + 0.01) * t."""
-    raw = torch.randn(2, 6, 3, 3, generator=generator, dtype=torch.float64)
-    mu, log_sigma = (5 * torch.tanh(half / 5) for half in raw.chunk(2, dim=1))
-    found = DiagonalNormal.from_raw(raw, temperature, on_floor=True)
-    torch.testing.assert_close(found.mu, mu)
-    torch.testing.assert_close(found.sigma, (log_sigma.exp() + 0.01) * temperature)
-    if temperature == 1:
-        torch.testing.assert_close(found.sigma, DiagonalNormal.from_raw(raw).sigma)
+def test_to_noise_inverts_sample(two_normals):
+    noise = torch.arange(6, dtype=torch.float64) - 3
+    torch.testing.assert_close(two_normals[0].to_noise(two_normals[0].sample(noise)), noise)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_densities_are_never_computed_in_half_precision(dtype):
     raw = torch.linspace(-3, 3, 8).to(dtype).view(1, 8, 1, 1)
-    normal = DiagonalNormal.from_raw(raw)
+    normal = SoftClampedNormal.from_raw(raw)
     assert normal.mu.dtype == normal.sigma.dtype == torch.float32
-    torch.testing.assert_close(normal.mu, DiagonalNormal.from_raw(raw.float()).mu, rtol=0, atol=0)
+    torch.testing.assert_close(normal.mu, SoftClampedNormal.from_raw(raw.float()).mu, rtol=0, atol=0)
     assert at_least_float32(raw.double()).dtype == torch.float64
 
 

@@ -52,7 +52,7 @@ def test_the_probabilities_of_the_256_values_sum_to_one_with_exact_tails(
     method, dtype, tolerance, likelihood, generator
 ):
     likely = likelihood(method, image_channels=1, likelihood_tails="exact")
-    images, output = everywhere(VALUES, outputs(method, likely.parameters, generator).to(dtype))
+    images, output = everywhere(VALUES, outputs(method, likely.num_parameters, generator).to(dtype))
     total = likely(output).log_prob(images).exp().sum(0)
     assert (total - 1).abs().max() < tolerance
 
@@ -63,7 +63,7 @@ def test_the_probabilities_of_the_256_values_sum_to_one_and_the_last_ones_with_o
 ):
     """The originals open the upper tail at 0.995, below the value 254, so the mass of 255 counts twice."""
     likely = likelihood(method, image_channels=1, likelihood_tails="original")
-    images, output = everywhere(VALUES, outputs(method, likely.parameters, generator))
+    images, output = everywhere(VALUES, outputs(method, likely.num_parameters, generator))
     probability = likely(output).log_prob(images).exp()
     torch.testing.assert_close(probability.sum(0), 1 + probability[255], rtol=0, atol=1e-7)
     assert probability[255].max() > 0.1, "the tail was empty everywhere"
@@ -72,7 +72,7 @@ def test_the_probabilities_of_the_256_values_sum_to_one_and_the_last_ones_with_o
 def test_the_two_treatments_of_the_tails_differ_at_the_value_254_only(likelihood, generator):
     original = likelihood("logistic_mixture", image_channels=1, likelihood_tails="original")
     exact = likelihood("logistic_mixture", image_channels=1, likelihood_tails="exact")
-    images, output = everywhere(VALUES, outputs("logistic_mixture", original.parameters, generator))
+    images, output = everywhere(VALUES, outputs("logistic_mixture", original.num_parameters, generator))
     difference = (original(output).log_prob(images) - exact(output).log_prob(images)).abs().amax((1, 2, 3))
     assert difference.nonzero().flatten().tolist() == [254]
 
@@ -82,7 +82,7 @@ def test_the_two_treatments_of_the_tails_differ_at_the_value_254_only(likelihood
 def test_the_probabilities_of_fewer_values_sum_to_one_with_exact_tails(method, bits, likelihood, generator):
     likely = likelihood(method, image_channels=1, likelihood_tails="exact", pixel_bits=bits)
     values = torch.arange(2**bits, dtype=torch.float64) / (2**bits - 1)
-    images, output = everywhere(values, outputs(method, likely.parameters, generator))
+    images, output = everywhere(values, outputs(method, likely.num_parameters, generator))
     probability = likely(output).log_prob(images).exp()
     assert (probability.sum(0) - 1).abs().max() < 1e-7
     assert probability.amax((1, 2, 3)).min() > 1e-4, "some value never was likely"
@@ -96,7 +96,7 @@ def test_with_fewer_values_the_originals_tails_are_exact(bits, likelihood, gener
         for t in ("original", "exact")
     ]
     values = torch.arange(2**bits, dtype=torch.float64) / (2**bits - 1)
-    images, output = everywhere(values, outputs("logistic_mixture", tails[0].parameters, generator))
+    images, output = everywhere(values, outputs("logistic_mixture", tails[0].num_parameters, generator))
     assert torch.equal(tails[0](output).log_prob(images), tails[1](output).log_prob(images))
 
 
@@ -106,8 +106,8 @@ def test_a_density_integrates_to_one(method, pixel_range, likelihood, generator)
     """Over images on [0, 1], or over 2x - 1, where the density is."""
     likely = likelihood(method, image_channels=1, pixel_range=pixel_range)
     grid = torch.linspace(-60, 60, 60_001, dtype=torch.float64)
-    output = outputs(method, likely.parameters, generator, places=6)
-    assert output.shape[1] == likely.parameters
+    output = outputs(method, likely.num_parameters, generator, places=6)
+    assert output.shape[1] == likely.num_parameters
     images, output = everywhere(grid, output)
     density = likely(output).log_prob(images).exp()
     where = 2 * grid - 1 if pixel_range == "centered" else grid
@@ -138,7 +138,7 @@ def test_samples_have_the_frequencies_that_log_prob_says(method, pixel_range, li
     """The largest distance of the two cumulative distributions (Kolmogorov and Smirnov)."""
     likely = likelihood(method, image_channels=1, likelihood_tails="exact", pixel_range=pixel_range)
     draws, places = 20_000, 4
-    output = outputs(method, likely.parameters, generator, places)
+    output = outputs(method, likely.num_parameters, generator, places)
     samples = likely(output.expand(draws, -1, -1, -1)).sample(generator)[:, 0, 0]  # (draws, places)
     if method in DISCRETE:
         points = VALUES
@@ -157,7 +157,7 @@ def test_samples_have_the_frequencies_that_log_prob_says(method, pixel_range, li
 def test_the_mean_of_samples_is_the_mean(method, pixel_range, likelihood, generator):
     likely = likelihood(method, image_channels=3, pixel_range=pixel_range)
     draws = 20_000
-    output = 0.7 * torch.randn(1, likely.parameters, 1, 2, generator=generator, dtype=torch.float64)
+    output = 0.7 * torch.randn(1, likely.num_parameters, 1, 2, generator=generator, dtype=torch.float64)
     pixels = likely(output.expand(draws, -1, -1, -1))
     samples = pixels.sample(generator)
     assert ((samples.mean(0) - pixels.mean()[0]).abs() < 5 * samples.std(0) / draws**0.5).all()
@@ -168,7 +168,7 @@ def test_the_mean_of_samples_is_the_mean(method, pixel_range, likelihood, genera
 @pytest.mark.parametrize("method", [*DISCRETE, "coupled_logistic_mixture"])
 def test_samples_of_a_discrete_likelihood_are_among_its_values(method, bits, likelihood, generator):
     likely, last = likelihood(method, pixel_bits=bits), 2**bits - 1
-    output = torch.randn(20, likely.parameters, 4, 4, generator=generator)
+    output = torch.randn(20, likely.num_parameters, 4, 4, generator=generator)
     steps = likely(output).sample(generator) * last
     assert (steps - steps.round()).abs().max() < 1e-3
     assert len(steps.round().unique()) >= min(51, 2**bits)
@@ -177,7 +177,7 @@ def test_samples_of_a_discrete_likelihood_are_among_its_values(method, bits, lik
 @pytest.mark.parametrize("method", [*DISCRETE, *DENSITIES, "bernoulli", "coupled_logistic_mixture"])
 def test_one_seed_is_one_sample(method, likelihood, generator):
     likely = likelihood(method)
-    pixels = likely(torch.randn(2, likely.parameters, 4, 4, generator=generator))
+    pixels = likely(torch.randn(2, likely.num_parameters, 4, 4, generator=generator))
     first, second, third = (pixels.sample(torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
@@ -208,7 +208,7 @@ def by_subpixel(output: torch.Tensor, components: int) -> tuple[torch.Tensor, ..
 
 def test_a_gaussian_mixtures_channels_are_channel_then_kind_then_component(likelihood, generator):
     likely = likelihood("gaussian_mixture", 4)
-    assert likely.parameters == 36
+    assert likely.num_parameters == 36
     output = torch.randn(2, 36, 4, 4, generator=generator, dtype=torch.float64)
     images = torch.rand(2, 3, 4, 4, generator=generator, dtype=torch.float64)
     logits, mu, log_sigma = (5 * torch.tanh(t / 5) for t in by_subpixel(output, 4))
@@ -225,7 +225,7 @@ def test_a_logistic_mixture_is_the_mass_of_each_bin_weighed_by_the_selectors(upp
     """Written out with sigmoids, which float64 can afford, on [-1, 1]; the channels as in the test above."""
     tails, open_above = upper
     likely = likelihood("logistic_mixture", 4, likelihood_tails=tails)
-    assert likely.parameters == 36
+    assert likely.num_parameters == 36
     output = torch.randn(2, 36, 8, 8, generator=generator, dtype=torch.float64)
     images = (255 * torch.rand(2, 3, 8, 8, generator=generator, dtype=torch.float64)).round() / 255
     images[0, 0, 0], images[0, 1, 0], images[1, 2, 0] = 0, 1, 254 / 255
@@ -253,7 +253,7 @@ def test_the_most_likely_value_is_the_mean_of_the_component_with_the_largest_wei
 
 def test_logistic_is_the_mixture_with_one_component(likelihood, generator):
     one, mixture = likelihood("logistic", 5), likelihood("logistic_mixture", 1)
-    assert one.parameters == mixture.parameters == 9
+    assert one.num_parameters == mixture.num_parameters == 9
     output = torch.randn(2, 9, 4, 4, generator=generator)
     images = torch.rand(2, 3, 4, 4, generator=generator)
     assert torch.equal(one(output).log_prob(images), mixture(output).log_prob(images))
@@ -264,8 +264,8 @@ def test_logistic_is_the_mixture_with_one_component(likelihood, generator):
     [("gaussian", 6, 2), ("logistic", 9, 3), ("gaussian_mixture", 36, 12), ("bernoulli", 3, 1)],
 )
 def test_the_number_of_output_channels_follows_the_images_channels(method, color, gray, likelihood):
-    assert likelihood(method, 4).parameters == color
-    assert likelihood(method, 4, image_channels=1).parameters == gray
+    assert likelihood(method, 4).num_parameters == color
+    assert likelihood(method, 4, image_channels=1).num_parameters == gray
 
 
 # ------------------------------------------------------------------------------------------ bits per dimension
@@ -400,7 +400,7 @@ def test_the_probabilities_of_all_colors_sum_to_one_with_exact_tails(bits, likel
     """Without thin bins exactly. Where the density stands for less than 1e-5 it is below the mass, for the logistic's
     flanks are convex, so that every channel loses at most 1e-5 in each of its inner bins."""
     likely = likelihood("coupled_logistic_mixture", 3, likelihood_tails="exact", pixel_bits=bits)
-    assert likely.parameters == 30
+    assert likely.num_parameters == 30
     wide = coupled_outputs(3, generator, 40, log_scale=0.5)
     total = at_every_color(likely, wide, bits).exp().sum(0)
     torch.testing.assert_close(total, torch.ones(40, dtype=torch.float64), rtol=0, atol=1e-9)
@@ -638,7 +638,7 @@ def test_far_from_the_mean_values_and_gradients_are_finite(method, dtype, likeli
     images, _ = everywhere(VALUES[[0, 1, 128, 253, 254, 255]], torch.zeros(1, 1, 1, 1, dtype=dtype))
     for mu in (-1e4, -5.0, 0.0, 5.0, 1e4):
         for spread in (-1e4, -7.0, 0.0, 20.0, 60.0):
-            output = torch.zeros(6, likely.parameters, 1, 1, dtype=dtype)
+            output = torch.zeros(6, likely.num_parameters, 1, 1, dtype=dtype)
             if method == "gaussian":
                 output[:, 0], output[:, 1] = mu, spread
             else:
@@ -704,7 +704,7 @@ def test_gradients_of_a_coupled_mixture_pass_gradcheck(likelihood, generator):
 def test_gradients_pass_gradcheck(method, pixel_range, likelihood, generator):
     """At values whose mass is above the floor, where value and gradient belong together."""
     likely = likelihood(method, components=2, image_channels=1, pixel_range=pixel_range)
-    output = 0.5 * torch.randn(2, likely.parameters, 2, 2, generator=generator, dtype=torch.float64)
+    output = 0.5 * torch.randn(2, likely.num_parameters, 2, 2, generator=generator, dtype=torch.float64)
     images = torch.tensor([0, 3, 100, 128, 200, 253, 254, 255], dtype=torch.float64).view(2, 1, 2, 2) / 255
     assert torch.autograd.gradcheck(lambda o: likely(o).log_prob(images), output.requires_grad_())
     assert torch.autograd.gradcheck(lambda o: likely(o).mean(), output)
@@ -713,7 +713,7 @@ def test_gradients_pass_gradcheck(method, pixel_range, likelihood, generator):
 @pytest.mark.parametrize("method", [*DISCRETE, *DENSITIES, "bernoulli", "coupled_logistic_mixture"])
 def test_outputs_in_half_precision_are_judged_in_single_precision(method, likelihood, generator):
     likely = likelihood(method)
-    output = torch.randn(2, likely.parameters, 4, 4, generator=generator).bfloat16()
+    output = torch.randn(2, likely.num_parameters, 4, 4, generator=generator).bfloat16()
     images = torch.rand(2, 3, 4, 4, generator=generator)
     log_prob = likely(output).log_prob(images)
     assert log_prob.dtype == torch.float32

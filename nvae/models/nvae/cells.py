@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from nvae.models.nvae.config import ArchInstance
@@ -24,7 +25,7 @@ Resample = Literal["downsample", "upsample"] | None
 
 @dataclass(frozen=True)
 class CellOptions:
-    """The details in which the cells of one model are alike."""
+    """The options in which the cells of one model are alike."""
 
     normalization: Normalization = "none"  # of the convolutions of residual cells and of skips
     inverted_normalization: Normalization = "none"  # of those of inverted residual cells
@@ -33,52 +34,35 @@ class CellOptions:
     upsample_skip_bias: bool = True
 
 
-class BatchNorm(nn.BatchNorm2d):
-    """Batch normalization of (B, C, H, W).
+def batch_norm(channels: int) -> nn.BatchNorm2d:
+    """Batch normalization of (B, C, H, W)."""
+    return nn.BatchNorm2d(channels, momentum=BATCH_NORM_MOMENTUM)
 
-    repeats: how often each value of the input stands for. A cell that doubles the resolution normalizes before it
-    doubles, which gives the same numbers at a quarter of the cost; only the unbiased variance that goes into the
-    running statistics depends on the count, and is corrected here.
+
+def normalize_before_upsampling(norm: nn.Module, x: Tensor, repeats: int) -> Tensor:
+    """norm(x), where x will be upsampled so that each pixel becomes `repeats` pixels.
+
+    Normalizing before a nearest-neighbor upsampling gives the same numbers at a fraction of the cost. Only the unbiased
+    variance that enters the running statistics depends on the number of pixels; it is corrected here.
     """
-
-    def __init__(self, channels: int, repeats: int = 1) -> None:
-        super().__init__(channels, momentum=BATCH_NORM_MOMENTUM)
-        self.repeats = repeats
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.repeats == 1 or not (self.training and self.track_running_stats):
-            return super().forward(x)
-        running_var = self.running_var.clone()
-        y = functional.batch_norm(
-            x, self.running_mean, running_var, self.weight, self.bias, True, self.momentum, self.eps
-        )
-        count = x.numel() // x.shape[1]
-        correction = self.repeats * (count - 1) / (self.repeats * count - 1)
-        kept = self.running_var * (1 - self.momentum)
-        self.running_var.copy_(kept + (running_var - kept) * correction)
-        return y
+    if repeats == 1 or not isinstance(norm, _BatchNorm) or not norm.training or not norm.track_running_stats:
+        return norm(x)
+    running_var = norm.running_var
+    norm.running_var = running_var.clone()  # autograd keeps what the norm updates, so the correction needs a copy
+    y = norm(x)
+    count = x.numel() // x.shape[1]
+    correction = repeats * (count - 1) / (repeats * count - 1)
+    kept = running_var * (1 - norm.momentum)
+    running_var.copy_(kept + (norm.running_var - kept) * correction)
+    norm.running_var = running_var
+    return y
 
 
-class BatchNormSwish(BatchNorm):
-    """Batch normalization followed by swish, x * sigmoid(x)."""
+class Swish(nn.Module):
+    """x * sigmoid(x), in place where no gradient needs the input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        # In place unless the gradient needs what goes into the swish.
-        return functional.silu(super().forward(x), inplace=not torch.is_grad_enabled())
-
-
-class BatchNormELU(BatchNorm):
-    """Batch normalization followed by ELU."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.elu(super().forward(x))
-
-
-class ELU(nn.ELU):
-    """ELU alone, made like the two above."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
+        return functional.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class SqueezeExcitation(nn.Module):
@@ -94,12 +78,12 @@ class SqueezeExcitation(nn.Module):
         return torch.sigmoid(gate)[:, :, None, None]
 
 
-def squeeze_excitation(channels: int, details: CellOptions) -> SqueezeExcitation | None:
+def squeeze_excitation(channels: int, options: CellOptions) -> SqueezeExcitation | None:
     """The squeeze-and-excitation of a cell with so many channels."""
-    if details.squeeze_excitation == "none":
+    if options.squeeze_excitation == "none":
         return None
     return SqueezeExcitation(
-        channels, channels // 2 if details.squeeze_excitation == "half" else max(channels // 16, 4)
+        channels, channels // 2 if options.squeeze_excitation == "half" else max(channels // 16, 4)
     )
 
 
@@ -112,11 +96,11 @@ class FactorizedReduce(nn.Module):
 
     SHIFTS = {"aligned": ((0, 0), (0, 0), (0, 0), (0, 0)), "shifted": ((0, 0), (1, 1), (0, 1), (1, 0))}
 
-    def __init__(self, in_channels: int, out_channels: int, details: CellOptions) -> None:
+    def __init__(self, in_channels: int, out_channels: int, options: CellOptions) -> None:
         super().__init__()
-        self.shifts = self.SHIFTS[details.downsample_skip]
+        self.shifts = self.SHIFTS[options.downsample_skip]
         self.convolutions = nn.ModuleList(
-            normalized(nn.Conv2d(in_channels, out_channels // 4, 1), details.normalization) for _ in range(4)
+            normalized(nn.Conv2d(in_channels, out_channels // 4, 1), options.normalization) for _ in range(4)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -140,33 +124,33 @@ class UpsampleSkip(nn.Module):
     The interpolation's weights sum to one, so it commutes with the convolution, which is cheaper done first.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, details: CellOptions) -> None:
+    def __init__(self, in_channels: int, out_channels: int, options: CellOptions) -> None:
         super().__init__()
-        convolution = nn.Conv2d(in_channels, out_channels, 1, bias=details.upsample_skip_bias)
-        self.convolution = normalized(convolution, details.normalization)
+        convolution = nn.Conv2d(in_channels, out_channels, 1, bias=options.upsample_skip_bias)
+        self.convolution = normalized(convolution, options.normalization)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.interpolate(self.convolution(x), scale_factor=2, mode="bilinear", align_corners=True)
 
 
-def skip(in_channels: int, out_channels: int, details: CellOptions, resample: Resample) -> nn.Module:
+def skip(in_channels: int, out_channels: int, options: CellOptions, resample: Resample) -> nn.Module:
     """The path around a cell."""
     if resample == "downsample":
-        return FactorizedReduce(in_channels, out_channels, details)
+        return FactorizedReduce(in_channels, out_channels, options)
     if resample == "upsample":
-        return UpsampleSkip(in_channels, out_channels, details)
+        return UpsampleSkip(in_channels, out_channels, options)
     return nn.Identity()
 
 
 class Cell(nn.Module):
-    """skip(x) + 0.1 * SE(f(x)): what all cells have in common. `branch` is f, `gate` is SE, or None."""
+    """skip(x) + 0.1 * SE(f(x)): what all cells have in common. `branch` is f, `se` is SE, or None."""
 
     se: SqueezeExcitation | None
 
-    def __init__(self, in_channels: int, out_channels: int, details: CellOptions, resample: Resample) -> None:
+    def __init__(self, in_channels: int, out_channels: int, options: CellOptions, resample: Resample) -> None:
         super().__init__()
         self.resample = resample
-        self.skip = skip(in_channels, out_channels, details, resample)
+        self.skip = skip(in_channels, out_channels, options, resample)
 
     def branch(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -180,46 +164,46 @@ class Cell(nn.Module):
 class ResidualCell(Cell):
     """f: twice (batch norm, activation, 3x3 convolution), resampling before or with the first convolution.
 
-    activation: what comes before a convolution. dilations: of the two convolutions.
+    activation: what precedes each convolution, with a batch norm ("bn...") or without one. dilations: of the two
+    convolutions.
     """
-
-    ACTIVATIONS = {"bnswish": BatchNormSwish, "bnelu": BatchNormELU, "elu": ELU}
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        details: CellOptions,
+        options: CellOptions,
         resample: Resample = None,
         *,
         activation: Literal["bnswish", "bnelu", "elu"] = "bnswish",
         dilations: tuple[int, int] = (1, 1),
     ) -> None:
-        super().__init__(in_channels, out_channels, details, resample)
+        super().__init__(in_channels, out_channels, options, resample)
         self.activation = activation
-        activate, stride = self.ACTIVATIONS[activation], 2 if resample == "downsample" else 1
+        has_norm, stride = activation.startswith("bn"), 2 if resample == "downsample" else 1
         first, second = dilations
-        self.norm1 = activate(in_channels)
+        self.act = Swish() if activation.endswith("swish") else nn.ELU()
+        self.norm1 = batch_norm(in_channels) if has_norm else nn.Identity()
         self.conv1 = normalized(
-            nn.Conv2d(in_channels, out_channels, 3, stride, padding=first, dilation=first), details.normalization
+            nn.Conv2d(in_channels, out_channels, 3, stride, padding=first, dilation=first), options.normalization
         )
-        self.norm2 = activate(out_channels)
+        self.norm2 = batch_norm(out_channels) if has_norm else nn.Identity()
         self.conv2 = normalized(
-            nn.Conv2d(out_channels, out_channels, 3, padding=second, dilation=second), details.normalization
+            nn.Conv2d(out_channels, out_channels, 3, padding=second, dilation=second), options.normalization
         )
-        self.se = squeeze_excitation(out_channels, details)
+        self.se = squeeze_excitation(out_channels, options)
 
     def branch(self, x: Tensor) -> Tensor:
-        h = self.norm1(x)
+        h = self.act(self.norm1(x))
         if self.resample == "upsample":
             h = functional.interpolate(h, scale_factor=2, mode="nearest")
-        return self.conv2(self.norm2(self.conv1(h)))
+        return self.conv2(self.act(self.norm2(self.conv1(h))))
 
 
 class InvertedResidualCell(Cell):
     """f: 1x1 to `expansion` times the channels, 5x5 depthwise, 1x1.
 
-    Every convolution has a batch norm before and after, those inside the wide part with swish, and no bias.
+    Every convolution has a batch norm before and after, those inside the expansion with swish, and no bias.
     groups: of the convolution in the middle; None for depthwise.
     """
 
@@ -227,40 +211,42 @@ class InvertedResidualCell(Cell):
         self,
         in_channels: int,
         out_channels: int,
-        details: CellOptions,
+        options: CellOptions,
         resample: Resample = None,
         *,
         expansion: int,
         kernel_size: int = 5,
         groups: int | None = None,
     ) -> None:
-        super().__init__(in_channels, out_channels, details, resample)
-        wide, stride = expansion * in_channels, 2 if resample == "downsample" else 1
-        repeats = 4 if resample == "upsample" else 1
+        super().__init__(in_channels, out_channels, options, resample)
+        expanded, stride = expansion * in_channels, 2 if resample == "downsample" else 1
         if groups is None:
-            depthwise = DepthwiseConv2d(wide, kernel_size, stride)
+            middle = DepthwiseConv2d(expanded, kernel_size, stride)
         else:
-            depthwise = nn.Conv2d(wide, wide, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
-        self.norm1 = BatchNorm(in_channels, repeats)
-        self.expand = normalized(nn.Conv2d(in_channels, wide, 1, bias=False), details.inverted_normalization)
-        self.norm2 = BatchNormSwish(wide, repeats)
-        self.depthwise = normalized(depthwise, details.inverted_normalization)
-        self.norm3 = BatchNormSwish(wide)
-        self.project = normalized(nn.Conv2d(wide, out_channels, 1, bias=False), details.inverted_normalization)
-        self.norm4 = BatchNorm(out_channels)
-        self.se = squeeze_excitation(out_channels, details)
+            middle = nn.Conv2d(expanded, expanded, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
+        self.act = Swish()
+        self.norm1 = batch_norm(in_channels)
+        self.expand = normalized(nn.Conv2d(in_channels, expanded, 1, bias=False), options.inverted_normalization)
+        self.norm2 = batch_norm(expanded)
+        self.depthwise = normalized(middle, options.inverted_normalization)
+        self.norm3 = batch_norm(expanded)
+        self.project = normalized(nn.Conv2d(expanded, out_channels, 1, bias=False), options.inverted_normalization)
+        self.norm4 = batch_norm(out_channels)
+        self.se = squeeze_excitation(out_channels, options)
 
     def branch(self, x: Tensor) -> Tensor:
-        h = self.norm2(self.expand(self.norm1(x)))  # (B, wide, H, W)
-        if self.resample == "upsample":  # all before works on single pixels, so it may come before the doubling
+        repeats = 4 if self.resample == "upsample" else 1
+        h = self.expand(normalize_before_upsampling(self.norm1, x, repeats))  # (B, expanded, H, W)
+        h = self.act(normalize_before_upsampling(self.norm2, h, repeats))
+        if self.resample == "upsample":  # everything before works on single pixels, so it may precede the upsampling
             h = functional.interpolate(h, scale_factor=2, mode="nearest")
-        h = self.norm3(self.depthwise(h))
+        h = self.act(self.norm3(self.depthwise(h)))
         return self.norm4(self.project(h))  # (B, out_channels, H, W)
 
 
 @dataclass(frozen=True)
 class CellTypes:
-    """Which cell a model has in each of its four places: functions (in, out, details, resample) -> Cell."""
+    """Which cell a model has in each of its four places: functions (in, out, options, resample) -> Cell."""
 
     preprocess: Callable[..., Cell]
     encoder: Callable[..., Cell]
@@ -271,19 +257,20 @@ class CellTypes:
 def cell_types(arch_instance: ArchInstance) -> CellTypes:
     """The cells that the original NVAE knows by one name."""
     residual = ResidualCell
-    wide, narrow = (partial(InvertedResidualCell, expansion=expansion) for expansion in (6, 3))
+    inverted6, inverted3 = (partial(InvertedResidualCell, expansion=expansion) for expansion in (6, 3))
     if arch_instance in ("res_elu", "res_bnelu", "res_bnswish"):
         cell = partial(ResidualCell, activation=arch_instance.removeprefix("res_"))
         return CellTypes(cell, cell, cell, cell)
-    if arch_instance in _DILATIONS:
-        return CellTypes(residual, partial(residual, dilations=_DILATIONS[arch_instance]), wide, narrow)
-    large, grouped = partial(wide, kernel_size=11), partial(narrow, groups=8)
+    if arch_instance in _DILATIONS:  # every convolution of the bottom-up network's cells, pre-processing included
+        dilated = partial(residual, dilations=_DILATIONS[arch_instance])
+        return CellTypes(dilated, dilated, inverted6, inverted3)
+    large, grouped = partial(inverted6, kernel_size=11), partial(inverted3, groups=8)
     return {
-        "res_mbconv": CellTypes(residual, residual, wide, narrow),
-        "mbconv_res": CellTypes(narrow, wide, residual, residual),
-        "mbconv_sep": CellTypes(narrow, wide, wide, narrow),
-        "mbconv_sep11": CellTypes(narrow, large, large, narrow),
-        "mbconv_den": CellTypes(grouped, wide, wide, grouped),
+        "res_mbconv": CellTypes(residual, residual, inverted6, inverted3),
+        "mbconv_res": CellTypes(inverted3, inverted6, residual, residual),
+        "mbconv_sep": CellTypes(inverted3, inverted6, inverted6, inverted3),
+        "mbconv_sep11": CellTypes(inverted3, large, large, inverted3),
+        "mbconv_den": CellTypes(grouped, inverted6, inverted6, grouped),
     }[arch_instance]
 
 
@@ -320,7 +307,7 @@ def _still_statistics(module: nn.Module) -> Iterator[None]:
     would do as well, but for what autograd saves, and checkpointing counts that. Spectral norms leave out the step of
     power iteration that the first computation took.
     """
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     kept = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers(recurse=False)]
     iterating = [m for m in module.modules() if isinstance(m, SpectralNorm) and m.training]
     for norm, name, buffer in kept:

@@ -6,22 +6,17 @@ behavior, or, with `style: nvlabs`, to that of the original NVAE (`STYLES`).
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from nvae.migrations import migrate_config
-from nvae.schema import (
-    WARMUPS,
-    Few,
-    FewOrNone,
-    Many,
-    ModelConfig,
-    NaturalFloat,
-    PositiveInt,
-    Section,
-    TrainingParameters,
-)
+from nvae.errors import InvalidValueError
+from nvae.schema import WARMUPS, Channels, ModelConfig, Rate, Section, TrainingParameters
+
+MAX_CELLS = 2000  # of a whole network; the largest published one has about 200
+MAX_WIDTH = 2**17  # channels of the widest layer
+Cells = Annotated[int, Field(ge=1, le=100)]
+Groups = Annotated[int, Field(ge=1, le=1000)]
 
 ArchInstance = Literal[
     "res_mbconv",
@@ -41,6 +36,7 @@ ArchInstance = Literal[
 STYLES: dict[str, dict[str, Any]] = {
     "mgp123": {},
     "nvlabs": {
+        "cells_per_input_dec": 2,
         "pixel_range": "centered",
         "weight_normalization": "exponential",
         "normalize_cells": True,
@@ -70,11 +66,14 @@ STYLES: dict[str, dict[str, Any]] = {
 class Towers(Section):
     """A number for the bottom-up (encoder) and one for the top-down (decoder) network."""
 
-    encoder: Many
-    decoder: Many
+    ALLOWED: ClassVar[str] = "a whole number for both towers, or a section with encoder and decoder"
+
+    encoder: Channels = Field(description="The number in the bottom-up network.")
+    decoder: Channels = Field(description="The number in the top-down network.")
 
 
 TOWER_KEYS = ("channel_towers", "num_cells_per_block_prepost")
+CELLS_PER_BLOCK = Towers(encoder=2, decoder=2)
 
 
 def _same_towers(value: Any) -> Any:
@@ -90,57 +89,105 @@ def _cells_of_both(value: Any) -> Any:
     return CELLS_PER_BLOCK.model_dump() | value if isinstance(value, dict) else value
 
 
-BothTowers = Annotated[Towers, BeforeValidator(_same_towers)]
-CELLS_PER_BLOCK = Towers(encoder=2, decoder=2)
-
-
 class NVAETrainingParameters(TrainingParameters):
     """The training schedule of an NVAE, with the regularization of Vahdat and Kautz 2020, appendix A."""
 
-    regularization_constant: NaturalFloat = 5e-2
-    spectral_exponent: Literal[1, 2] = 2
-    spectral_scope: Literal["cells_and_heads", "all"] = "cells_and_heads"
+    regularization_constant: Rate = Field(
+        5e-2, description="Weight of the spectral and of the batch-norm regularization; 0 for none."
+    )
+    spectral_exponent: Literal[1, 2] = Field(
+        2, description="Power of the largest singular values in the spectral regularization."
+    )
+    spectral_scope: Literal["cells_and_heads", "all"] = Field(
+        "cells_and_heads",
+        description="Convolutions in the spectral regularization: those of cells and of the heads that give priors and "
+        "posteriors, or all.",
+    )
 
 
 class NVAEConfig(ModelConfig):
-    """A whole model. Field names are the YAML keys; see the README's reference for what each one means."""
+    """The keys of the family nvae."""
 
-    family: Literal["nvae"] = "nvae"
-    style: Literal["mgp123", "nvlabs"] = "mgp123"
-    channel_towers: BothTowers
-    number_of_scales: Annotated[int, Field(gt=0, le=12)]
-    initial_splits_per_scale: Annotated[int, Field(gt=0, le=1000)]
-    exponential_scaling: PositiveInt = 1
-    min_splits: Annotated[int, Field(gt=0, le=1000)] = 1
-    latent_size: Many
-    padding: Annotated[int, Field(ge=0, le=1000)] = 0
-    num_flows: FewOrNone = 0
-    fixed_flows: bool = False
-    flow_columns: Literal["left", "right"] = "right"
-    num_blocks_prepost: Annotated[int, Field(ge=0, le=12)] = 1
-    num_cells_per_block_prepost: Annotated[Towers, BeforeValidator(_cells_of_both)] = CELLS_PER_BLOCK
-    cells_per_split_enc: Few = 2
-    cells_per_input_dec: Few = 2
-    channel_multiplier: Annotated[int, Field(gt=0, le=16)] = 2
-    arch_instance: ArchInstance = "res_mbconv"
-    plain_vae: bool = False
-    residual_posterior: bool = True
-    squeeze_excitation: Literal["none", "half", "sixteenth"] = "half"
-    weight_normalization: Literal["linear", "exponential"] = "linear"
-    normalize_cells: bool = False
-    spectral_normalization: bool = False
-    downsample_skip: Literal["aligned", "shifted"] = "aligned"
-    upsample_skip_bias: bool = True
-    postprocess_upsample: Literal["first", "last"] = "last"
-    initial_constant: Literal["normal", "uniform"] = "normal"
-    temperature_scales_min_sigma: bool = False
-    training_parameters: NVAETrainingParameters = NVAETrainingParameters()
+    PRESETS: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {"style": STYLES}
+
+    family: Literal["nvae"] = Field("nvae", description="NVAE (Vahdat and Kautz 2020).")
+    style: Literal["mgp123", "nvlabs"] = Field(
+        "mgp123", description="Whose defaults: of the seed project (mgp123), or of the original NVAE (nvlabs)."
+    )
+    channel_towers: Annotated[Towers, BeforeValidator(_same_towers)] = Field(description="Channels at full resolution.")
+    number_of_scales: Annotated[int, Field(ge=1, le=12)] = Field(description="Resolutions that have latent groups.")
+    initial_splits_per_scale: Groups = Field(description="Latent groups at the finest scale.")
+    exponential_scaling: Groups = Field(
+        1, description="Divisor of the number of groups from one scale to the next coarser scale."
+    )
+    min_splits: Groups = Field(1, description="Smallest number of groups of a coarser scale.")
+    latent_size: Channels = Field(description="Channels of z in every latent group.")
+    padding: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0,
+        description="Black margin in pixels around the images, which the likelihood leaves out, such as 2 for images "
+        "of 28x28 on a network of 32x32.",
+    )
+    num_flows: Annotated[int, Field(ge=0, le=100)] = Field(
+        0, description="Pairs of autoregressive flow cells on the posterior of every group."
+    )
+    fixed_flows: bool = Field(False, description="Put the same flows on the prior too.")
+    flow_columns: Literal["left", "right"] = Field(
+        "right", description="The side of its own row that a flow cell sees first."
+    )
+    num_blocks_prepost: Annotated[int, Field(ge=0, le=12)] = Field(
+        1, description="Blocks that downsample before the first latents, and that upsample after the last."
+    )
+    num_cells_per_block_prepost: Annotated[Towers, BeforeValidator(_cells_of_both)] = Field(
+        CELLS_PER_BLOCK, description="Cells in each of these blocks."
+    )
+    cells_per_split_enc: Cells = Field(2, description="Cells per latent group in the bottom-up network.")
+    cells_per_input_dec: Cells = Field(1, description="Cells per latent group in the top-down network.")
+    channel_multiplier: Annotated[int, Field(ge=1, le=16)] = Field(
+        2, description="Factor on the channels at every downsampling."
+    )
+    arch_instance: ArchInstance = Field(
+        "res_mbconv",
+        description="The kinds of cells, named as in the original NVAE: res_mbconv has residual cells in the encoder "
+        "and inverted residual cells in the decoder.",
+    )
+    plain_vae: bool = Field(
+        False,
+        description="A single group of latents between encoder and decoder, without towers and learned constant. "
+        "Style nvlabs: True for a model of one group.",
+    )
+    residual_posterior: bool = Field(
+        True, description="The network gives the posterior's parameters relative to the prior's."
+    )
+    squeeze_excitation: Literal["none", "half", "sixteenth"] = Field(
+        "half", description="Hidden width of squeeze-and-excitation, relative to the channels (at least 4)."
+    )
+    weight_normalization: Literal["linear", "exponential"] = Field(
+        "linear", description="The learned norm of a weight: the norm itself, or its logarithm."
+    )
+    normalize_cells: bool = Field(False, description="Weight normalization in residual cells, skips and flows too.")
+    spectral_normalization: bool = Field(
+        False, description="Divide the weight of every convolution outside flows by its largest singular value."
+    )
+    downsample_skip: Literal["aligned", "shifted"] = Field(
+        "aligned",
+        description="The four convolutions of a downsampling skip see the same pixel of each square, or one each.",
+    )
+    upsample_skip_bias: bool = Field(True, description="A bias in the convolution of an upsampling skip.")
+    postprocess_upsample: Literal["first", "last"] = Field(
+        "last", description="Which cell of a post-processing block upsamples."
+    )
+    initial_constant: Literal["normal", "uniform"] = Field(
+        "normal", description="Initial distribution of the learned constant at the top."
+    )
+    temperature_scales_min_sigma: bool = Field(
+        False, description="The temperature scales the smallest sigma, 0.01, too."
+    )
+    training_parameters: NVAETrainingParameters = Field(NVAETrainingParameters(), description="The training schedule.")
 
     @model_validator(mode="before")
     @classmethod
-    def _style(cls, data: Any) -> Any:
-        """Put the style's values where the file says nothing."""
-        data = migrate_config(data)
+    def _style_defaults(cls, data: Any) -> Any:
+        """Put the style's values where the file has none."""
         if not isinstance(data, dict) or not isinstance(data.get("style", "mgp123"), str):
             return data
         style = STYLES.get(data.get("style", "mgp123"), {})
@@ -153,61 +200,65 @@ class NVAEConfig(ModelConfig):
         return filled
 
     @model_validator(mode="after")
-    def _possible(self) -> NVAEConfig:
-        halvings = self.num_blocks_prepost + self.number_of_scales - 1
-        side = self.input_dimension + 2 * self.padding
-        if side % 2**halvings:
-            padded = f" plus {2 * self.padding} of padding" if self.padding else ""
-            raise ValueError(
-                f"input_dimension|is {self.input_dimension}{padded}, which num_blocks_prepost "
-                f"{self.num_blocks_prepost} and number_of_scales {self.number_of_scales} halve {halvings} times|a "
-                f"multiple of {2**halvings} in all"
-            )
+    def _consistent_network(self) -> NVAEConfig:
+        self._check_resolution()
+        self._check_channels()
         if self.plain_vae and (self.number_of_scales, self.initial_splits_per_scale) != (1, 1):
-            raise ValueError(
-                f"plain_vae|is True with {self.number_of_scales} scales of {self.initial_splits_per_scale} groups|one "
-                "scale of one group, or False"
-            )
-        if self.arch_instance == "mbconv_den":
-            # Where its grouped cells are, counted in halvings.
-            blocks, first = self.num_blocks_prepost, 1
-            if self.postprocess_upsample == "first" and self.num_cells_per_block_prepost.decoder > 1:
-                first = 0
-            for tower, places in (("encoder", range(blocks)), ("decoder", range(first, blocks + 1))):
-                channels = getattr(self.channel_towers, tower)
-                if blocks and any(3 * channels * self.channel_multiplier**i % 8 for i in places):
-                    raise ValueError(
-                        f"channel_towers|has {channels} channels in the {tower}, which mbconv_den puts into 8 groups|a "
-                        "multiple of 8"
-                    )
-        if self.sampling_method == "coupled_logistic_mixture" and self.image_channels != 3:
-            raise ValueError(
-                f"sampling_method|is coupled_logistic_mixture with image_channels {self.image_channels}|3 channels, or "
-                "bernoulli or logistic_mixture for gray images"
-            )
-        if self.dataset.binarize and self.sampling_method != "bernoulli":
-            raise ValueError(
-                f"dataset.binarize|is True with sampling_method {self.sampling_method}|bernoulli, or False"
-            )
-        channels = self.channel_towers.encoder
-        # Every halving cell's skip gives a quarter of its channels to each of four convolutions.
-        if halvings and (channels * self.channel_multiplier) % 4:
-            raise ValueError(
-                f"channel_towers|has {channels} channels in the encoder, times channel_multiplier "
-                f"{self.channel_multiplier} at each halving|a product that divides by 4"
-            )
-        schedule = self.training_parameters
-        if schedule.learning_rate_min > schedule.learning_rate:
-            raise ValueError(
-                f"training_parameters.learning_rate_min|is {schedule.learning_rate_min:g}|at most learning_rate, "
-                f"which is {schedule.learning_rate:g}"
-            )
-        if schedule.warmup_steps is not None and schedule.warmup_portion is not None:
-            raise ValueError(
-                f"training_parameters.warmup_steps|is {schedule.warmup_steps} beside warmup_portion "
-                f"{schedule.warmup_portion:g}|one of the two"
+            raise InvalidValueError("plain_vae", True, "False for a model of several latent groups")
+        cells, blocks = self.num_cells_per_block_prepost, self.num_blocks_prepost
+        per_group = self.cells_per_split_enc + self.cells_per_input_dec + 2 * self.num_flows
+        total = sum(groups_per_scale(self)) * per_group + blocks * (cells.encoder + cells.decoder)
+        if total > MAX_CELLS:
+            raise InvalidValueError(
+                "initial_splits_per_scale",
+                self.initial_splits_per_scale,
+                f"a network of at most {MAX_CELLS} cells; these groups, flows and blocks have {total}",
             )
         return self
+
+    def _check_resolution(self) -> None:
+        side, halvings = self.input_dimension + 2 * self.padding, self.num_blocks_prepost + self.number_of_scales - 1
+        if side % 2**halvings:
+            raise InvalidValueError(
+                "input_dimension",
+                self.input_dimension,
+                f"a multiple of {2**halvings}{', with the padding' if self.padding else ''}: num_blocks_prepost "
+                f"{self.num_blocks_prepost} and number_of_scales {self.number_of_scales} downsample {halvings} times",
+            )
+
+    def _check_channels(self) -> None:
+        towers, multiplier, blocks = self.channel_towers, self.channel_multiplier, self.num_blocks_prepost
+        halvings = blocks + self.number_of_scales - 1
+        if (widest := max(towers.encoder, towers.decoder) * multiplier**halvings) > MAX_WIDTH:
+            raise InvalidValueError(
+                "channel_multiplier",
+                multiplier,
+                f"at most {MAX_WIDTH} channels at the coarsest scale; these settings give {widest}",
+            )
+        # Every downsampling skip gives a quarter of its channels to each of four convolutions.
+        if halvings and (towers.encoder * multiplier) % 4:
+            raise InvalidValueError(
+                "channel_towers.encoder",
+                towers.encoder,
+                f"a number that divides by 4 when multiplied by channel_multiplier {multiplier}",
+            )
+        if self.arch_instance == "mbconv_den":
+            # The blocks that have cells with grouped convolutions, counted in downsamplings.
+            first = 0 if self.postprocess_upsample == "first" and self.num_cells_per_block_prepost.decoder > 1 else 1
+            for tower, places in (("encoder", range(blocks)), ("decoder", range(first, blocks + 1))):
+                channels = getattr(towers, tower)
+                if blocks and any(3 * channels * multiplier**i % 8 for i in places):
+                    raise InvalidValueError(
+                        f"channel_towers.{tower}", channels, "a multiple of 8, for the 8 groups of mbconv_den"
+                    )
+
+    @classmethod
+    def prepare_override(cls, data: dict[str, Any], key: str, value: Any) -> None:
+        """Expand `channel_towers: 32` before one tower is set."""
+        super().prepare_override(data, key, value)
+        section, dot, _ = key.partition(".")
+        if dot and section in data and section in TOWER_KEYS:
+            data[section] = _same_towers(data[section])
 
 
 def _filled(data: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

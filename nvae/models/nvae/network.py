@@ -9,12 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nvae.models.distributions import Distribution, FlowDistribution, SoftClampedNormal
 from nvae.models.hierarchy import HierarchicalVAE, LatentGroup, Level
 from nvae.models.likelihoods import build_likelihood
 from nvae.models.nvae.cells import CellOptions, CellStack, CellTypes, cell_types
 from nvae.models.nvae.config import NVAEConfig, groups_per_scale
 from nvae.models.nvae.convolutions import Normalization, normalized
 from nvae.models.nvae.flows import Flow
+from nvae.models.nvae.regularization import (
+    BatchNormRegularization,
+    SpectralRegularization,
+    regularized_convolutions,
+)
 
 
 def nvae_levels(config: NVAEConfig) -> list[Level]:
@@ -35,24 +41,49 @@ def nvae_levels(config: NVAEConfig) -> list[Level]:
     return finest_first[::-1]
 
 
-def build_nvae(config: NVAEConfig) -> HierarchicalVAE:
-    """The network that a config describes, with fresh weights from torch's default generator."""
-    levels = nvae_levels(config)
-    likelihood = build_likelihood(config)
-    groups: list[LatentGroup] = []
-    above: Level | None = None
-    for level in levels:
-        for _ in range(level.groups):
-            groups.append(NVAEGroup(config, level, above))
-            above = level
-    draw = {"normal": torch.randn, "uniform": torch.rand}[config.initial_constant]
-    constant = draw(1, state_channels(config, levels[0]), levels[0].resolution, levels[0].resolution)
-    return HierarchicalVAE(
-        config, levels, Encoder(config, levels), constant, groups, Output(config, likelihood.parameters), likelihood
-    )
+class NVAE(HierarchicalVAE):
+    """The NVAE of Vahdat and Kautz (2020): residual cells, a learned constant at the top, diagonal Normals."""
 
+    def __init__(self, config: NVAEConfig) -> None:
+        levels = nvae_levels(config)
+        super().__init__(config, levels, build_likelihood(config))
+        self.padding = config.padding
+        groups: list[NVAEGroup] = []
+        above: Level | None = None
+        for level in levels:
+            for _ in range(level.groups):
+                groups.append(NVAEGroup(config, level, above))
+                above = level
+        draw = {"normal": torch.randn, "uniform": torch.rand}[config.initial_constant]
+        constant = draw(1, state_channels(config, levels[0]), levels[0].resolution, levels[0].resolution)
+        self.encoder = Encoder(config, levels)
+        self.constant = nn.Parameter(constant)  # (1, C, h, w)
+        self.groups = nn.ModuleList(groups)
+        self.output = Output(config, self.likelihood.num_parameters)
 
-NVAE = build_nvae
+    def bottom_up(self, images: Tensor) -> list[Tensor]:
+        return self.encoder(functional.pad(images, 4 * (self.padding,)) if self.padding else images)
+
+    def initial_state(self, batch_size: int) -> Tensor:
+        return self.constant.expand(batch_size, -1, -1, -1)
+
+    def decode(self, state: Tensor, channels: Sequence[int] | None = None) -> Tensor:
+        output = self.output(state, channels)
+        p = self.padding  # the margin is not part of the likelihood
+        return output[:, :, p:-p, p:-p] if p else output
+
+    def regularization_terms(self) -> dict[str, nn.Module]:
+        schedule = self.config.training_parameters
+        convolutions = regularized_convolutions(self, schedule.spectral_scope)
+        return {
+            "spectral": SpectralRegularization(convolutions, schedule.spectral_exponent),
+            "batch_norm": BatchNormRegularization(self),
+        }
+
+    def recompute_activations(self, recompute: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, CellStack):
+                module.recompute = recompute
 
 
 def state_channels(config: NVAEConfig, top: Level) -> int:
@@ -60,20 +91,20 @@ def state_channels(config: NVAEConfig, top: Level) -> int:
     return 0 if config.plain_vae else top.decoder_channels
 
 
-class Ingredients(NamedTuple):
-    """What the parts of a network are made of: normalizations outside cells and of flows, cells and their details."""
+class BuildingBlocks(NamedTuple):
+    """What the parts of a network are made of: normalizations outside cells and of flows, cells and their options."""
 
     normalization: Normalization
     flow_normalization: Literal["none", "linear", "exponential"]
-    details: CellOptions
-    kinds: CellTypes
+    options: CellOptions
+    types: CellTypes
 
 
-def ingredients(config: NVAEConfig) -> Ingredients:
+def building_blocks(config: NVAEConfig) -> BuildingBlocks:
     """From the keys of a config. Spectral normalization takes the place of every other one but that of flows."""
     inside = config.weight_normalization if config.normalize_cells else "none"
     spectral = config.spectral_normalization
-    details = CellOptions(
+    options = CellOptions(
         normalization="spectral" if spectral else inside,
         inverted_normalization="spectral" if spectral else "none",
         squeeze_excitation=config.squeeze_excitation,
@@ -81,7 +112,7 @@ def ingredients(config: NVAEConfig) -> Ingredients:
         upsample_skip_bias=config.upsample_skip_bias,
     )
     outside = "spectral" if spectral else config.weight_normalization
-    return Ingredients(outside, inside, details, cell_types(config.arch_instance))
+    return BuildingBlocks(outside, inside, options, cell_types(config.arch_instance))
 
 
 class Encoder(nn.Module):
@@ -90,14 +121,14 @@ class Encoder(nn.Module):
     def __init__(self, config: NVAEConfig, levels: Sequence[Level]) -> None:
         super().__init__()
         self.centered = config.pixel_range == "centered"
-        normalization, _, details, kinds = ingredients(config)
+        normalization, _, options, types = building_blocks(config)
         channels, multiplier = config.channel_towers.encoder, config.channel_multiplier
         self.stem = normalized(nn.Conv2d(config.image_channels, channels, 3, padding=1), normalization)
         preprocess: list[nn.Module] = []
         for _ in range(config.num_blocks_prepost):
             for _ in range(config.num_cells_per_block_prepost.encoder - 1):
-                preprocess.append(kinds.preprocess(channels, channels, details))
-            preprocess.append(kinds.preprocess(channels, channels * multiplier, details, "downsample"))
+                preprocess.append(types.preprocess(channels, channels, options))
+            preprocess.append(types.preprocess(channels, channels * multiplier, options, "downsample"))
             channels *= multiplier
         self.preprocess = CellStack(*preprocess)
         self.tower = nn.ModuleList()  # one stack per latent group, bottom to top
@@ -106,9 +137,9 @@ class Encoder(nn.Module):
             for group in range(level.groups):
                 cells: list[nn.Module] = []
                 if group == 0 and level is not levels[-1]:
-                    cells.append(kinds.encoder(channels, level.encoder_channels, details, "downsample"))
+                    cells.append(types.encoder(channels, level.encoder_channels, options, "downsample"))
                     channels = level.encoder_channels
-                cells += [kinds.encoder(channels, channels, details) for _ in range(cells_per_group)]
+                cells += [types.encoder(channels, channels, options) for _ in range(cells_per_group)]
                 self.tower.append(CellStack(*cells))
         self.top = nn.Sequential(nn.ELU(), normalized(nn.Conv2d(channels, channels, 1), normalization), nn.ELU())
 
@@ -128,16 +159,16 @@ class NVAEGroup(LatentGroup):
     def __init__(self, config: NVAEConfig, level: Level, above: Level | None) -> None:
         super().__init__()
         self.level = level
-        self.same_flow = config.num_flows == 0 or config.fixed_flows
-        self.temperature_scales_min_sigma = config.temperature_scales_min_sigma
+        self.fixed_flow = config.fixed_flows
+        self.temperature_rule = "sigma" if config.temperature_scales_min_sigma else "sigma_above_minimum"
         self.residual_posterior = config.residual_posterior
-        normalization, flow_normalization, details, kinds = ingredients(config)
+        normalization, flow_normalization, options, types = building_blocks(config)
         channels, latents = level.decoder_channels, level.latent_size
         cells: list[nn.Module] = []
         if above is not None and above is not level:
-            cells.append(kinds.decoder(above.decoder_channels, channels, details, "upsample"))
+            cells.append(types.decoder(above.decoder_channels, channels, options, "upsample"))
         if above is not None:
-            cells += [kinds.decoder(channels, channels, details) for _ in range(config.cells_per_input_dec)]
+            cells += [types.decoder(channels, channels, options) for _ in range(config.cells_per_input_dec)]
         self.cells = CellStack(*cells)
         if above is None:
             self.prior_head = None
@@ -152,30 +183,31 @@ class NVAEGroup(LatentGroup):
 
     @property
     def heads(self) -> list[nn.Module]:
+        """The convolutions that give the parameters of prior and posterior."""
         return [head for head in (self.prior_head, self.posterior_head) if head is not None]
 
-    def descend(self, state: Tensor) -> Tensor:
-        return self.cells(state)
-
-    def prior(self, state: Tensor) -> Tensor:
+    def prior(self, state: Tensor) -> tuple[Tensor, SoftClampedNormal]:
+        state = self.cells(state)
         if self.prior_head is None:
             size, resolution = 2 * self.level.latent_size, self.level.resolution
-            return state.new_zeros(1, 1, 1, 1).expand(len(state), size, resolution, resolution)
-        return self.prior_head(functional.elu(state))
+            raw = state.new_zeros(1, 1, 1, 1).expand(len(state), size, resolution, resolution)
+        else:
+            raw = self.prior_head(functional.elu(state))  # (B, 2L, H, W)
+        return state, SoftClampedNormal.from_raw(raw, self.temperature_rule)
 
-    def posterior(self, state: Tensor, features: Tensor, raw_prior: Tensor) -> Tensor:
+    def posterior(self, state: Tensor, features: Tensor, prior: SoftClampedNormal) -> Distribution:
         if self.encoder_combiner is not None:
             features = features + self.encoder_combiner(state)
-        raw = self.posterior_head(features)
-        return raw + raw_prior if self.residual_posterior else raw  # residual parameters: NVAE, section 3.2
+        raw = self.posterior_head(features)  # (B, 2L, H, W)
+        if self.residual_posterior:  # NVAE, section 3.2
+            raw = raw + prior.raw
+        normal = SoftClampedNormal.from_raw(raw, self.temperature_rule)
+        return normal if self.fixed_flow or len(self.flow) == 0 else FlowDistribution(normal, self.flow)
 
-    def posterior_flow(self, z: Tensor) -> Tensor:
-        return self.flow(z)
-
-    def prior_flow(self, z: Tensor) -> Tensor:
-        return self.flow(z) if self.same_flow else z
-
-    def join(self, state: Tensor, z: Tensor) -> Tensor:
+    def merge(self, state: Tensor, z: Tensor) -> Tensor:
+        z = z.to(state.dtype)
+        if self.fixed_flow:  # prior and posterior share the flow, so the KL is that of the Normals before the flow
+            z = self.flow(z)
         return self.decoder_combiner(torch.cat([state, z], dim=1))
 
 
@@ -185,19 +217,19 @@ class Output(nn.Module):
     def __init__(self, config: NVAEConfig, parameters: int) -> None:
         super().__init__()
         blocks, multiplier = config.num_blocks_prepost, config.channel_multiplier
-        normalization, _, details, kinds = ingredients(config)
-        cell = kinds.postprocess
+        normalization, _, options, types = building_blocks(config)
+        cell = types.postprocess
         channels = config.channel_towers.decoder * multiplier**blocks
         cells: list[nn.Module] = []
         for _ in range(blocks):
-            narrow, more = channels // multiplier, config.num_cells_per_block_prepost.decoder - 1
+            next_channels, more = channels // multiplier, config.num_cells_per_block_prepost.decoder - 1
             if config.postprocess_upsample == "first":
-                cells.append(cell(channels, narrow, details, "upsample"))
-                cells += [cell(narrow, narrow, details) for _ in range(more)]
+                cells.append(cell(channels, next_channels, options, "upsample"))
+                cells += [cell(next_channels, next_channels, options) for _ in range(more)]
             else:
-                cells += [cell(channels, channels, details) for _ in range(more)]
-                cells.append(cell(channels, narrow, details, "upsample"))
-            channels = narrow
+                cells += [cell(channels, channels, options) for _ in range(more)]
+                cells.append(cell(channels, next_channels, options, "upsample"))
+            channels = next_channels
         self.postprocess = CellStack(*cells)
         self.head = normalized(nn.Conv2d(channels, parameters, 3, padding=1), normalization)
 

@@ -12,11 +12,11 @@ from torch.nn.utils import parametrize
 
 from nvae.config import load_config
 from nvae.models.families import build_model
-from nvae.models.hierarchy import FromNoise, FromPosterior, FromPrior
+from nvae.models.hierarchy import FromNoise
 from nvae.models.nvae.cells import InvertedResidualCell, ResidualCell
 from nvae.models.nvae.config import ArchInstance, groups_per_scale
 from nvae.models.nvae.convolutions import ExponentialWeightNorm, SpectralNorm, WeightNorm, is_spectrally_normalized
-from nvae.models.nvae.network import build_nvae, nvae_levels
+from nvae.models.nvae.network import NVAE, nvae_levels
 
 SEEDS = {
     "big_logistic_mixture20latentnoflows": (18_584_772, 9),
@@ -40,7 +40,7 @@ NVLABS = {"style": "nvlabs", "n_mix": 2}
 @pytest.mark.parametrize("name", SEEDS)
 def test_the_seeds_configs_build_the_seeds_networks(name):
     with torch.device("meta"):
-        model = build_nvae(load_config(name))
+        model = NVAE(load_config(name))
     assert (sum(p.numel() for p in model.parameters()), len(model.groups)) == SEEDS[name]
 
 
@@ -112,9 +112,9 @@ def test_a_model_of_any_shape_encodes_and_decodes(make_model, make_config, chang
         for _ in range(level.groups)
     ]
     assert [tuple(feature.shape[1:]) for feature in features] == expected
-    result = model(images)
-    assert result.pixels.mean().shape == images.shape
-    assert result.pixels.log_prob(images).isfinite().all()
+    result = model(images, model.draw_posterior_noise(len(images)))
+    assert result.px_z.mean().shape == images.shape
+    assert result.px_z.log_prob(images).isfinite().all()
     assert (result.kl > 0).all()
 
 
@@ -125,9 +125,9 @@ def test_a_model_of_any_cells_encodes_and_decodes(make_model, arch_instance, sty
     model = make_model(arch_instance=arch_instance, style=style, channel_towers=8)
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     for training in (True, False):
-        result = model.train(training)(images)
-        assert result.pixels.mean().shape == images.shape
-        assert result.pixels.log_prob(images).isfinite().all()
+        result = model.train(training)(images, model.draw_posterior_noise(2))
+        assert result.px_z.mean().shape == images.shape
+        assert result.px_z.log_prob(images).isfinite().all()
         assert (result.kl > 0).all()
 
 
@@ -189,8 +189,8 @@ def test_inverted_cells_are_six_times_as_wide_in_the_towers_and_three_times_in_p
 def test_every_parameter_takes_part_in_training(make_model, changes):
     model = make_model(num_flows=1, number_of_scales=3, input_dimension=16, **changes).train()
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    result = model(images, torch.Generator().manual_seed(2))
-    (result.kl.sum() - result.pixels.log_prob(images).sum()).backward()
+    result = model(images, model.draw_posterior_noise(len(images), torch.Generator().manual_seed(2)))
+    (result.kl.sum() - result.px_z.log_prob(images).sum()).backward()
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert without == []
     still = [name for name, p in model.named_parameters() if p.ndim == 4 and not p.grad.any()]
@@ -199,7 +199,7 @@ def test_every_parameter_takes_part_in_training(make_model, changes):
 
 def test_sampling_does_not_touch_the_encoder(make_model):
     model = make_model()
-    model.top_down(FromPrior(), 2).pixels.mean().sum().backward()
+    model.top_down(FromNoise(model.draw_noise(2)), 2).px_z.mean().sum().backward()
     assert all(parameter.grad is None for parameter in model.encoder.parameters())
     assert model.constant.grad.abs().max() > 0
 
@@ -207,7 +207,7 @@ def test_sampling_does_not_touch_the_encoder(make_model):
 def test_the_learned_constant_starts_as_a_standard_normal(make_config):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        constant = torch.cat([build_nvae(make_config(channel_towers=4, latent_size=1)).constant for _ in range(50)])
+        constant = torch.cat([NVAE(make_config(channel_towers=4, latent_size=1)).constant for _ in range(50)])
     count = constant.numel()
     assert constant.mean().abs() < 5 / count**0.5
     assert (constant.var() - 1).abs() < 5 * (2 / count) ** 0.5
@@ -217,7 +217,7 @@ def test_the_learned_constant_starts_as_a_standard_normal(make_config):
 def test_the_learned_constant_may_start_uniform(make_config, changes):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        constant = build_nvae(make_config(input_dimension=64, **changes)).constant
+        constant = NVAE(make_config(input_dimension=64, **changes)).constant
     count = constant.numel()
     assert count == 16 * 16 * 16
     assert 0 <= constant.min() < 0.01
@@ -283,7 +283,7 @@ def test_without_residual_parameters_the_posteriors_head_says_all(make_model):
         for group in model.groups:
             group.posterior_head.parametrizations.weight.original0.zero_()
             group.posterior_head.bias.zero_()
-        for index, group in model(images).groups.items():
+        for index, group in model(images, model.draw_posterior_noise(2)).groups.items():
             if residual:
                 assert torch.equal(group.posterior.mu, group.prior.mu)
                 continue
@@ -296,14 +296,12 @@ def test_without_residual_parameters_the_posteriors_head_says_all(make_model):
 def test_the_prior_of_the_top_group_has_a_sigma_of_1_01_times_the_temperature_in_the_originals_style(make_model):
     model = make_model(**NVLABS)
     for temperature in (1.0, 0.6):
-        groups = model.top_down(FromPrior(temperature), 2).groups
-        torch.testing.assert_close(groups[0].prior.sigma, torch.full((2, 2, 2, 2), 1.01 * temperature))
+        noise = model.draw_noise(2)
+        groups = model.top_down(FromNoise(noise, temperature), 2).groups
+        torch.testing.assert_close(groups[0].z, 1.01 * temperature * noise[0])
     noise = [torch.ones(2, *shape) for shape in model.noise_shapes]
     for group in model.top_down(FromNoise(noise, 0.0), 2).groups.values():
         assert torch.equal(group.z, group.prior.mu), "at temperature 0 nothing is left to chance"
-    features = model.bottom_up(torch.rand(2, 3, 8, 8))
-    for group in model.top_down(FromPosterior(features, noise=noise, temperature=0.0), 2).groups.values():
-        assert torch.equal(group.z, group.posterior.mu)
 
 
 # ---------------------------------------------------------------------------------------------------- plain VAE
@@ -325,11 +323,11 @@ def test_a_plain_vae_has_no_towers_and_no_constant(make_model, style):
     assert model.constant.numel() == 0
     assert (group.decoder_combiner.in_channels, group.decoder_combiner.out_channels) == (2, 16)
     z = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(1))
-    state = group.join(model.constant.expand(3, -1, -1, -1), z)
+    state = group.merge(model.constant.expand(3, -1, -1, -1), z)
     torch.testing.assert_close(state, group.decoder_combiner(z))
     with torch.no_grad():
         result = model.top_down(FromNoise([z]), 3)
-    assert result.pixels.mean().shape == (3, 3, 8, 8)
+    assert result.px_z.mean().shape == (3, 3, 8, 8)
     torch.testing.assert_close(result.groups[0].z, 1.01 * z)
 
 
@@ -361,12 +359,13 @@ def test_a_padded_model_is_the_model_of_the_images_with_a_black_margin_looked_at
     assert with_margin.shape == (2, 3, 8, 8)
     for ours, theirs in zip(padded.bottom_up(images), whole.bottom_up(with_margin), strict=True):
         assert torch.equal(ours, theirs)
-    ours, theirs = (model(x, torch.Generator().manual_seed(2)) for model, x in ((padded, images), (whole, with_margin)))
+    noise = padded.draw_posterior_noise(2, torch.Generator().manual_seed(2))
+    ours, theirs = padded(images, noise), whole(with_margin, noise)
     assert torch.equal(ours.kl, theirs.kl)
     inside = (..., slice(2, -2), slice(2, -2))
-    assert ours.pixels.mean().shape == ours.pixels.most_likely().shape == ours.pixels.sample().shape == images.shape
-    torch.testing.assert_close(ours.pixels.mean(), theirs.pixels.mean()[inside])
-    torch.testing.assert_close(ours.pixels.log_prob(images), theirs.pixels.log_prob(with_margin)[inside])
+    assert ours.px_z.mean().shape == ours.px_z.most_likely().shape == ours.px_z.sample().shape == images.shape
+    torch.testing.assert_close(ours.px_z.mean(), theirs.px_z.mean()[inside])
+    torch.testing.assert_close(ours.px_z.log_prob(images), theirs.px_z.log_prob(with_margin)[inside])
     assert padded.noise_shapes == whole.noise_shapes == [(2, 2, 2), (2, 2, 2), (2, 4, 4), (2, 4, 4)]
 
 
@@ -384,8 +383,8 @@ def test_what_the_network_says_about_the_margin_changes_nothing(make_model, chan
 
     model.output.register_forward_hook(disturbed)
     for _ in range(2):
-        result = model(images, torch.Generator().manual_seed(2))
-        found.append((result.pixels.log_prob(images), result.pixels.mean(), result.kl))
+        result = model(images, model.draw_posterior_noise(len(images), torch.Generator().manual_seed(2)))
+        found.append((result.px_z.log_prob(images), result.px_z.mean(), result.kl))
     for quiet, loud in zip(*found, strict=True):
         assert torch.equal(quiet, loud)
     (gradient,) = torch.autograd.grad(found[0][0].sum(), outputs[0])

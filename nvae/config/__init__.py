@@ -1,0 +1,201 @@
+"""Find, read, override and validate the YAML file of a model.
+
+One YAML file defines a model completely: architecture, data and training schedule. `family` selects the class that
+validates the file. Whatever is wrong is raised as `ConfigError`, with file, line and key, before anything is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from nvae.config.errors import ConfigError, Place, config_error, invalid_choice, nearest, place_of
+from nvae.config.fields import annotation_of, sections_of
+from nvae.config.yaml_file import read_value, read_yaml
+from nvae.errors import InvalidValueError
+from nvae.migrations import NEW_KEYS, RENAMED_KEYS, migrate_config, migrate_key
+from nvae.models.families import FAMILIES, config_class
+from nvae.schema import SELECTING_KEYS, ModelConfig, Section, dataset_class
+
+CONFIG_FOLDER = "model_configs"
+# The first key of a config that holds every key: a key that is missing there is newer than the file.
+RESOLVED = "resolved"
+
+# ---------------------------------------------------------------------------------------------------- finding
+
+
+def available_configs() -> list[str]:
+    """Names of the configs in `model_configs/` of the working directory, and of those that come with the program."""
+    return sorted({file.stem for folder in _config_folders() for file in folder.glob("*.yaml")})
+
+
+def is_yaml(path: str | Path) -> bool:
+    """Whether a file's ending is that of a config."""
+    return Path(path).suffix.lower() in (".yaml", ".yml")
+
+
+def config_path(name: str | Path) -> Path:
+    """The YAML file of a config given by name or by path. Raises ConfigError with the nearest name."""
+    as_path = Path(name)
+    if is_yaml(as_path) and _is_file(as_path):
+        return as_path
+    for folder in _config_folders():
+        if _is_file(file := folder / f"{name}.yaml"):
+            return file
+    names = available_configs()
+    suggestion = nearest(as_path.stem, names)
+    raise ConfigError("unknown_config", got=str(name), allowed=", ".join(names), suggestion=suggestion)
+
+
+def _config_folders() -> list[Path]:
+    """The working directory's folder, and that of the program: inside an installed package, or beside its source."""
+    package = Path(__file__).resolve().parent.parent
+    program = package / CONFIG_FOLDER if (package / CONFIG_FOLDER).is_dir() else package.parent / CONFIG_FOLDER
+    here = Path(CONFIG_FOLDER)
+    return [program] if here.resolve() == program else [here, program]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or has a zero character
+        return False
+
+
+# ---------------------------------------------------------------------------------------------------- loading
+
+
+def load_config(name: str | Path, overrides: Sequence[str] = ()) -> ModelConfig:
+    """Read and validate a config.
+
+    name: the name of a file in `model_configs/` or the path of a YAML file.
+    overrides: `key=value` texts, the key dotted (`training_parameters.epochs=3`), the value YAML.
+    Raises ConfigError.
+    """
+    path = config_path(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("unreadable_file", place=Place(str(path)), got=error) from error
+    return parse_config(text, overrides, source=str(path))
+
+
+def parse_config(text: str, overrides: Sequence[str] = (), source: str = "the config") -> ModelConfig:
+    """Validate the text of a YAML file; `source` names the text in messages. Raises ConfigError."""
+    data, places = read_yaml(text, source)
+    data, resolved = migrate_config(data), data.get(RESOLVED) is True
+    for old, new in RENAMED_KEYS.items():
+        if old in places and old not in data:
+            places = {new + key.removeprefix(old) if _within(key, old) else key: p for key, p in places.items()}
+    parsed = [_parse_override(override) for override in overrides]
+    for key, value, place in sorted(parsed, key=lambda override: override[0] not in SELECTING_KEYS):
+        _override(data, key, value, place, places, source)
+        places = {k: p for k, p in places.items() if not _within(k, key)} | {key: place}
+        for parent in _parents(key):
+            places.setdefault(parent, place)
+    return _validated(data, resolved, places, source)
+
+
+def config_from_dict(data: Mapping[str, Any], source: str, resolved: bool = False) -> ModelConfig:
+    """A config from a plain dictionary; `source` names the dictionary in messages. Raises ConfigError.
+
+    resolved: the dictionary is the whole config of an existing model, as in a checkpoint. Defaults, and those of a
+    style, do not apply to keys that are newer than the dictionary (`migrations.NEW_KEYS`).
+    """
+    return _validated(dict(data), resolved or data.get(RESOLVED) is True, {}, source)
+
+
+def config_to_yaml(config: ModelConfig) -> str:
+    """The resolved config as YAML, with every key and the mark `resolved`; the text loads as the same config."""
+    return yaml.safe_dump({RESOLVED: True} | config.model_dump(), sort_keys=False)
+
+
+def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionary to dotted keys: {'dataset': {'name': 'folder'}} becomes {'dataset.name': 'folder'}."""
+    result: dict[str, Any] = {}
+    for key, value in data.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------- details
+
+
+def _validated(data: dict[str, Any], resolved: bool, places: Mapping[str, Place], source: str) -> ModelConfig:
+    data = migrate_config(data)
+    model = _class_of(data, places, source)
+    if resolved:
+        data = _completed({key: value for key, value in data.items() if key != RESOLVED}, model)
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise config_error(error, model, places, source) from None
+
+
+def _class_of(data: Mapping[str, Any], places: Mapping[str, Place], source: str) -> type[ModelConfig]:
+    try:
+        return config_class(data)
+    except InvalidValueError as error:
+        fields = invalid_choice(error.key, error.got, FAMILIES)
+        raise ConfigError(**fields, place=place_of(error.key, places, source)) from None
+
+
+def _completed(data: dict[str, Any], section: type[Section], prefix: str = "") -> dict[str, Any]:
+    """A resolved config with the keys that are newer than itself, so that no style fills them in.
+
+    The value is the behavior of before the key existed (`NEW_KEYS`), or else the default of the class.
+    """
+    result = dict(data)
+    for key, field in section.model_fields.items():
+        value = data.get(key)
+        if isinstance(value, dict):
+            below = dataset_class(value) if key == "dataset" else next(iter(sections_of(annotation_of(field))), None)
+            result[key] = _completed(value, below, f"{prefix}{key}.") if below else value
+        elif key not in data and (prefix + key in NEW_KEYS or not field.is_required()):
+            default = NEW_KEYS.get(prefix + key, field.get_default())
+            result[key] = default.model_dump() if isinstance(default, Section) else default
+    return result
+
+
+def _parse_override(override: str) -> tuple[str, Any, Place]:
+    """The key, the value, and the place that messages name."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        allowed = "key=value, such as training_parameters.epochs=3"
+        raise ConfigError("invalid_override", got=override, allowed=allowed)
+    place, key = Place(f"override {override}"), migrate_key(key.strip())
+    try:
+        return key, read_value(text), place
+    except ValueError:
+        raise ConfigError("invalid_value", place=place, key=key, got=text, allowed="a value in YAML") from None
+
+
+def _override(
+    data: dict[str, Any], key: str, value: Any, place: Place, places: Mapping[str, Place], source: str
+) -> None:
+    if key != "family":
+        _class_of(data, places, source).prepare_override(data, key, value)
+    *parents, last = key.split(".")
+    section = data
+    for depth, parent in enumerate(parents):
+        below = section.get(parent)
+        if below is not None and not isinstance(below, dict):
+            path = ".".join(parents[: depth + 1])
+            raise ConfigError("invalid_value", place=place, key=path, got=below, allowed=Section.ALLOWED)
+        section[parent] = dict(below or {})  # a copy: aliases may share the section
+        section = section[parent]
+    section[last] = value
+
+
+def _within(key: str, section: str) -> bool:
+    return key == section or key.startswith(f"{section}.")
+
+
+def _parents(key: str) -> list[str]:
+    """Of `a.b.c`: `a.b` and `a`."""
+    parts = key.split(".")
+    return [".".join(parts[:depth]) for depth in range(len(parts) - 1, 0, -1)]

@@ -1,0 +1,171 @@
+"""What is wrong with a config: errors as data, and the one place that turns them into sentences."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from pydantic import ValidationError
+
+from nvae.config.fields import Located, choices, join, locate
+from nvae.errors import InvalidValueError, UserError
+from nvae.schema import DATASETS, ModelConfig
+
+ErrorKind = Literal[
+    "unknown_config",  # got: the name; allowed: the names of all configs
+    "unreadable_file",  # got: why
+    "invalid_yaml",  # got: the problem
+    "duplicate_key",  # got: the line of the first entry
+    "unknown_key",  # got: the value; allowed: the keys of the section
+    "missing_key",
+    "invalid_value",
+    "invalid_override",  # got: the text
+]
+MAX_SHOWN = 80  # characters of a value
+MAX_SHOWN_TEXT = 400  # characters of a key, a file name or a problem
+
+
+class Place(NamedTuple):
+    """Where a key was written: a file, or the text of an override."""
+
+    file: str
+    line: int | None = None
+
+
+class ConfigError(UserError):
+    """A config that cannot be read or does not describe a model.
+
+    kind: what is wrong, see ErrorKind. key: the dotted key. file, line: where it was written. got: the value, as read.
+    allowed: the allowed values, as a noun phrase. suggestion: the nearest allowed word. others: number of other
+    problems. A field that does not apply is None.
+    """
+
+    def __init__(
+        self,
+        kind: ErrorKind,
+        *,
+        key: str | None = None,
+        place: Place | None = None,
+        got: Any = None,
+        allowed: str | None = None,
+        suggestion: str | None = None,
+        others: int = 0,
+    ) -> None:
+        self.kind, self.key, self.got, self.allowed = kind, key, got, allowed
+        self.file, self.line = place or (None, None)
+        self.suggestion, self.others = suggestion, others
+        super().__init__(render(self))
+
+
+def render(error: ConfigError) -> str:
+    """The message of an error: file and line, what is wrong, what to do. Whatever comes from a file is escaped."""
+    place = "" if error.file is None else printable(error.file) + (f", line {error.line}: " if error.line else ": ")
+    more = f" ({error.others} more after this one)" if error.others else ""
+    return f"{place}{_sentence(error)}{more}"
+
+
+def _sentence(error: ConfigError) -> str:
+    key, got = printable(error.key or ""), error.got
+    suggestion = f"Did you mean {error.suggestion}?" if error.suggestion else ""
+    match error.kind:
+        case "unknown_config":
+            return f"unknown config {show(got)}. {suggestion or f'Use one of: {error.allowed}.'}"
+        case "unreadable_file":
+            return f"the file cannot be read: {printable(str(got))}."
+        case "invalid_yaml":
+            return f"invalid YAML: {printable(str(got))}."
+        case "duplicate_key":
+            return f"duplicate key {key}, first set on line {got}. Remove one of the two."
+        case "unknown_key":
+            return f"unknown key {key}. {suggestion or f'Use one of: {error.allowed}.'}"
+        case "missing_key":
+            return f"missing required key {key}. Add the key."
+        case "invalid_override" | "invalid_value":
+            return f"{key}{': ' if key else ''}got {show(got)}, expected {error.allowed}. {suggestion}".rstrip()
+
+
+def show(value: Any) -> str:
+    """A value of a file, in one short line without control characters."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return "a section"
+    if isinstance(value, list | tuple | set):
+        return "a list"
+    return _shortened(repr(value), MAX_SHOWN)  # repr escapes whatever is not printable
+
+
+def printable(text: str) -> str:
+    """The text, or its escaped form where it has line breaks or control characters."""
+    return _shortened(text if text.isprintable() else ascii(text), MAX_SHOWN_TEXT)
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def nearest(word: Any, words: Iterable[str]) -> str | None:
+    """The most similar of the words, if one is similar at all."""
+    similar = isinstance(word, str) and len(word) <= MAX_SHOWN  # comparing takes the product of the lengths
+    matches = difflib.get_close_matches(word, list(words), n=1, cutoff=0.65) if similar else []
+    return matches[0] if matches else None
+
+
+# ---------------------------------------------------------------------------------------- from pydantic's errors
+
+
+def config_error(
+    error: ValidationError, model: type[ModelConfig], places: Mapping[str, Place], source: str
+) -> ConfigError:
+    """The first of a config's problems as ConfigError: unknown keys before all others.
+
+    An unknown key that resembles a missing one explains the missing one, which is then not counted.
+    """
+    problems = error.errors(include_url=False)
+    located = [locate(model, problem["loc"]) for problem in problems]
+    missing = [where.key for problem, where in zip(problems, located, strict=True) if problem["type"] == "missing"]
+    unknown = [problem["type"] in ("extra_forbidden", "invalid_key") for problem in problems]
+    first = unknown.index(True) if any(unknown) else 0
+    fields = _fields_of(problems[first], located[first], missing)
+    explained = fields["kind"] == "unknown_key" and join(located[first].parent, fields["suggestion"]) in missing
+    others = len(problems) - 1 - explained
+    return ConfigError(**fields, place=place_of(fields["key"], places, source), others=others)
+
+
+def _fields_of(problem: Mapping[str, Any], where: Located, missing: list[str]) -> dict[str, Any]:
+    key, kind, got = where.key, problem["type"], problem["input"]
+    if kind == "missing":
+        return {"kind": "missing_key", "key": key}
+    if kind in ("extra_forbidden", "invalid_key"):
+        keys, parent, name = list(where.section.model_fields), where.parent, where.name
+        suggestion = nearest(name, [k for k in keys if join(parent, k) in missing]) or nearest(name, keys)
+        if parent == "dataset" and any(name in dataset.model_fields for dataset in DATASETS.values()):
+            suggestion = None  # no typing error, but a key of another data set
+        return {"kind": "unknown_key", "key": key, "got": got, "allowed": ", ".join(keys), "suggestion": suggestion}
+    fields = {"kind": "invalid_value", "key": key, "got": got, "allowed": where.allowed or problem["msg"]}
+    if kind == "value_error" and isinstance(cause := problem["ctx"]["error"], InvalidValueError):
+        return fields | {"key": join(key, cause.key), "got": cause.got, "allowed": cause.allowed}
+    if kind == "union_tag_invalid":  # the name of a data set
+        name = got["name"]
+        return fields | invalid_choice(f"{key}.name", name, DATASETS)
+    return fields | {"suggestion": nearest(got, where.words)}
+
+
+def invalid_choice(key: str, got: Any, words: Iterable[str]) -> dict[str, Any]:
+    """The fields of an error about a value that is none of the words."""
+    words = list(words)
+    return {
+        "kind": "invalid_value",
+        "key": key,
+        "got": got,
+        "allowed": choices(words),
+        "suggestion": nearest(got, words),
+    }
+
+
+def place_of(key: str, places: Mapping[str, Place], source: str) -> Place:
+    """Where a dotted key was written, or else the section that holds the key, or else the file."""
+    while key and key not in places:
+        key = key.rpartition(".")[0]
+    return places.get(key, Place(source))

@@ -1,0 +1,123 @@
+"""The reference of all keys, made of the schema: for `nvae config` and docs/config.md."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from nvae.config import flat
+from nvae.config.fields import allowed_values, annotation_of, sections_of, words_of
+from nvae.models.families import FAMILIES, config_class
+from nvae.schema import DATASETS, DatasetConfig, ModelConfig, Section, TrainingParameters
+
+INTRODUCTION = """\
+One YAML file defines a model completely. A file holds `key: value` lines; the keys of the data set are indented below
+`dataset:`, those of the training schedule below `training_parameters:`. Keys without a default are required.
+An override sets one key, with a dotted name: `training_parameters.epochs=3`.
+
+The config that a run saves holds every key and the line `resolved: True`. Defaults of later versions do not apply to
+such a file: a key that is newer than the file takes the behavior of before the key existed.
+
+Names that differ from other programs: `sampling_method` is the likelihood; `use_tensor_checkpoints` is activation
+checkpointing; `warmup_epochs` is the KL warm-up (the key `warmup_epochs` of the original NVAE is
+`learning_rate_warmup_epochs` here)."""
+WIDTH = 100
+
+
+class Row(NamedTuple):
+    """One key: its dotted name, allowed values, default ('' for a required key) and description."""
+
+    key: str
+    allowed: str
+    default: str
+    description: str
+
+
+class Table(NamedTuple):
+    """The keys of one section."""
+
+    title: str
+    rows: list[Row]
+
+
+def reference(families: Sequence[str] = tuple(FAMILIES)) -> list[Table]:
+    """The tables of all keys: of every family, of each given family, of each data set, of the training schedule.
+
+    A family's table holds its own keys, and those whose default the family or one of its presets changes.
+    """
+    models = {name: config_class({"family": name}) for name in families}
+    general = Table("Every family", [row for row in _rows(ModelConfig) if row.key != "family"])
+    schedule = Table("Training schedule", _rows(TrainingParameters, "training_parameters."))
+    own, own_schedules = [], []
+    for name, model in models.items():
+        presets = {preset: flat(values) for sets in model.PRESETS.values() for preset, values in sets.items()}
+        section = sections_of(model.model_fields["training_parameters"].annotation)[0]
+        own.append(_differing(f"Family {name}", _rows(model, "", presets), general))
+        rows = _rows(section, "training_parameters.", presets)
+        own_schedules.append(_differing(f"Training schedule of family {name}", rows, schedule))
+    shared = Table("Every data set", _rows(DatasetConfig, "dataset."))
+    datasets = [
+        _differing(f"Data set {_names(dataset)}", _rows(dataset, "dataset."), shared)
+        for dataset in dict.fromkeys(DATASETS.values())
+    ]
+    return [general, *own, shared, *datasets, schedule, *(table for table in own_schedules if table.rows)]
+
+
+def as_markdown(tables: Sequence[Table]) -> str:
+    """The page docs/config.md."""
+    lines = ["# The keys of a config", "", "Made by `python3 -m nvae config --markdown`.", "", INTRODUCTION, ""]
+    for title, rows in tables:
+        lines += [f"## {title}", "", "| key | default | allowed | meaning |", "| --- | --- | --- | --- |"]
+        for key, allowed, default, description in rows:
+            lines.append(f"| `{key}` | {default or 'required'} | {allowed} | {description} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def as_text(tables: Sequence[Table]) -> str:
+    """The same tables for a terminal."""
+    lines = [INTRODUCTION.replace("`", ""), ""]
+    for title, rows in tables:
+        lines += [title, "-" * len(title), ""]
+        for key, allowed, default, description in rows:
+            lines.append(f"{key}  (default: {default})" if default else f"{key}  (required)")
+            for text in (description, f"Allowed: {allowed}."):
+                lines += textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    ")
+            lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _names(dataset: type[DatasetConfig]) -> str:
+    return ", ".join(words_of(dataset.model_fields["name"].annotation))
+
+
+def _differing(title: str, rows: list[Row], general: Table) -> Table:
+    return Table(title, [row for row in rows if row not in general.rows])
+
+
+def _rows(
+    section: type[Section], prefix: str = "", presets: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Row]:
+    """The keys of a section, without `dataset` and `training_parameters`, which have their own tables."""
+    rows = []
+    for name, field in section.model_fields.items():
+        if name in ("dataset", "training_parameters"):
+            continue
+        key = prefix + name
+        default = "" if field.is_required() else _text(field.get_default())
+        special = [f"{preset}: {_text(values[key])}" for preset, values in (presets or {}).items() if key in values]
+        default += f" ({', '.join(special)})" if special else ""
+        rows.append(Row(key, allowed_values(annotation_of(field)), default, field.description or ""))
+    return rows
+
+
+def _text(value: Any) -> str:
+    """A default as a file would give it."""
+    if value is None:
+        return "null"
+    if isinstance(value, Section):
+        return "{" + ", ".join(f"{key}: {_text(part)}" for key, part in value) + "}"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_text, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,35 @@
+"""Find the folder of a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nvae.errors import UserError
+from nvae.schema import DownloadedDataset, FolderDataset
+
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+
+
+def dataset_folder(dataset: FolderDataset | DownloadedDataset) -> Path:
+    """Return `dataset.path`, ~ expanded. The folder may be missing. Raises UserError for anything but a folder."""
+    try:
+        folder = Path(dataset.path).expanduser()
+        is_file = folder.exists() and not folder.is_dir()
+    except RuntimeError as error:
+        raise UserError(
+            f"dataset.path '{dataset.path}' starts with the name of a user who does not exist. "
+            "Set dataset.path to the folder."
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"dataset.path '{dataset.path}' cannot be opened: {error.strerror}. Set dataset.path to the folder."
+        ) from error
+    if is_file:
+        archive = dataset.name == "folder" and folder.suffix.lower() in ARCHIVE_SUFFIXES
+        advice = (
+            "Extract the archive and set dataset.path to the extracted folder."
+            if archive
+            else "Set dataset.path to the folder that contains the file."
+        )
+        raise UserError(f"dataset.path '{folder}' is a file; expected a folder. {advice}")
+    return folder

@@ -1,0 +1,472 @@
+"""Configs: what loads, what a style fills in, overrides, and files of earlier versions."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from nvae import migrations
+from nvae.checkpoint import load
+from nvae.config import (
+    ConfigError,
+    available_configs,
+    config_from_dict,
+    config_path,
+    config_to_yaml,
+    flat,
+    load_config,
+    parse_config,
+)
+from nvae.models.nvae.config import STYLES, groups_per_scale
+from nvae.schema import DATASETS
+
+SMALL = """channel_towers: 8
+number_of_scales: 2
+initial_splits_per_scale: 1
+latent_size: 4
+"""
+
+# The seed's settings, those of most of its files first; each file's own below.
+COMMON = {
+    "channel_towers": 32,
+    "number_of_scales": 3,
+    "initial_splits_per_scale": 1,
+    "latent_size": 20,
+    "num_flows": 0,
+    "cells_per_split_enc": 2,
+    "cells_per_input_dec": 2,
+    "exponential_scaling": 1,
+    "num_blocks_prepost": 1,
+    "num_cells_per_block_prepost": 2,
+    "channel_multiplier": 2,
+    "input_dimension": 64,
+    "sampling_method": "gaussian",
+    "n_mix": 3,
+    "min_splits": 1,
+    "fixed_flows": False,
+    "learning_rate": 1e-2,
+    "regularization_constant": 5e-2,
+    "kl_constant": 1,
+    "warmup_epochs": 30,
+    "batch_size": 20,
+    "write_reconstruction": True,
+    "epochs_per_checkpoint": 2,
+    "epochs": 100,
+    "half_precision": False,
+    "use_tensor_checkpoints": False,
+    "gradient_clipping": None,
+}
+MIXTURE = {"sampling_method": "logistic_mixture", "n_mix": 10, "fixed_flows": True}
+LONG = {"regularization_constant": 0.1, "warmup_epochs": 50}
+SEEDS = {
+    "big_logistic_mixture20latentnoflows": MIXTURE
+    | LONG
+    | {"initial_splits_per_scale": 3, "batch_size": 40, "write_reconstruction": False, "epochs": 200},
+    "gaussian_mixture": {"latent_size": 2, "sampling_method": "gaussian_mixture"},
+    "gaussian_mixture5latent": {
+        "number_of_scales": 4,
+        "latent_size": 10,
+        "sampling_method": "gaussian_mixture",
+        "n_mix": 5,
+        "batch_size": 16,
+    },
+    "large_logistic_mixture20latentnoflows": MIXTURE
+    | LONG
+    | {
+        "initial_splits_per_scale": 10,
+        "exponential_scaling": 2,
+        "min_splits": 5,
+        "batch_size": 16,
+        "epochs_per_checkpoint": 1,
+    },
+    "logistic_mixture10latent": MIXTURE
+    | {
+        "number_of_scales": 4,
+        "latent_size": 10,
+        "warmup_epochs": 60,
+        "batch_size": 32,
+        "write_reconstruction": False,
+        "epochs": 400,
+    },
+    "penguin": MIXTURE
+    | LONG
+    | {
+        "initial_splits_per_scale": 6,
+        "fixed_flows": False,
+        "batch_size": 32,
+        "write_reconstruction": False,
+        "epochs_per_checkpoint": 1,
+        "epochs": 200,
+        "half_precision": True,
+    },
+    "tiny": {
+        "channel_towers": 64,
+        "latent_size": 1,
+        "num_flows": 1,
+        "cells_per_split_enc": 3,
+        "cells_per_input_dec": 3,
+        "fixed_flows": True,
+    },
+}
+
+
+def resolved(text: str, *overrides: str) -> dict:
+    return flat(parse_config(text, overrides).model_dump())
+
+
+# -------------------------------------------------------------------------------------------------- what loads
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_seed_configs_have_the_seeds_values(name):
+    config = load_config(name)
+    training = dict(config.training_parameters)
+    for key, expected in (COMMON | SEEDS[name]).items():
+        if key in ("channel_towers", "num_cells_per_block_prepost"):
+            assert dict(getattr(config, key)) == {"encoder": expected, "decoder": expected}
+        else:
+            assert (training[key] if key in training else getattr(config, key)) == expected, key
+    assert (config.style, config.image_channels, config.likelihood_tails) == ("mgp123", 3, "original")
+    assert (config.dataset.name, config.dataset.path) == ("folder", "dataset")
+    assert (training["optimizer"], training["optimizer_epsilon"]) == ("adamax", 1e-3)
+    assert training["optimizer_betas"] == (0.9, 0.999)
+
+
+def test_cells_per_input_dec_defaults_to_the_seeds_value():
+    assert parse_config(SMALL).cells_per_input_dec == 1
+    assert parse_config(SMALL, ["style=nvlabs"]).cells_per_input_dec == 2
+
+
+def test_every_file_in_model_configs_loads_and_is_listed(root):
+    files = sorted((root / "model_configs").glob("*.yaml"))
+    assert {file.stem for file in files} >= set(SEEDS)
+    assert {file.stem for file in files} <= set(available_configs())
+    for file in files:
+        assert load_config(file) == load_config(file.stem)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"initial_splits_per_scale": 3}, (3, 3)),
+        ({"number_of_scales": 1}, (2,)),
+        ({"initial_splits_per_scale": 10, "exponential_scaling": 2, "number_of_scales": 3}, (10, 5, 2)),
+        (
+            {"initial_splits_per_scale": 10, "exponential_scaling": 2, "number_of_scales": 3, "min_splits": 5},
+            (10, 5, 5),
+        ),
+        ({"initial_splits_per_scale": 1, "exponential_scaling": 3}, (1, 1)),
+        ({"initial_splits_per_scale": 2, "min_splits": 4}, (2, 4)),
+    ],
+    ids=str,
+)
+def test_groups_per_scale_divides_down_to_the_minimum(make_config, changes, expected):
+    assert groups_per_scale(make_config(**changes)) == expected
+
+
+def test_towers_take_one_number_or_two():
+    assert dict(parse_config(SMALL).channel_towers) == {"encoder": 8, "decoder": 8}
+    config = parse_config(SMALL, ["channel_towers.decoder=16", "num_cells_per_block_prepost.encoder=3"])
+    assert dict(config.channel_towers) == {"encoder": 8, "decoder": 16}
+    assert dict(config.num_cells_per_block_prepost) == {"encoder": 3, "decoder": 2}
+    four = parse_config(SMALL + "num_cells_per_block_prepost: 4\n", ["num_cells_per_block_prepost.encoder=3"])
+    assert dict(four.num_cells_per_block_prepost) == {"encoder": 3, "decoder": 4}
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("1e-2", 0.01), ("1.5E-3", 0.0015), ("2e+1", 20.0), ("1e1", 10.0), ("0.5", 0.5), ("3", 3.0)]
+)
+def test_numbers_may_have_an_exponent(text, number):
+    """YAML 1.1, which PyYAML reads, takes 1e-2 for a text."""
+    in_file = parse_config(SMALL + f"training_parameters:\n  learning_rate: {text}\n")
+    override = parse_config(SMALL, [f"training_parameters.learning_rate={text}"])
+    assert in_file.training_parameters.learning_rate == override.training_parameters.learning_rate == number
+    assert parse_config(SMALL + "dataset: {path: e5}\n").dataset.path == "e5"
+
+
+def test_validated_config_is_frozen(config):
+    with pytest.raises(ValueError, match="frozen"):
+        config.latent_size = 3
+
+
+def test_flat_gives_dotted_keys():
+    assert flat({"a": 1, "b": {"c": 2, "d": {"e": [3]}}}) == {"a": 1, "b.c": 2, "b.d.e": [3]}
+
+
+# -------------------------------------------------------------------------------------------------- data sets
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_dataset_has_only_its_own_keys(name):
+    every = {key for dataset in DATASETS.values() for key in dataset.model_fields}
+    own = set(DATASETS[name].model_fields)
+    defaults = {key: field.default for dataset in DATASETS.values() for key, field in dataset.model_fields.items()}
+    assert set(parse_config(SMALL, [f"dataset.name={name}"]).dataset.model_dump()) == own
+    for key in every - own:
+        with pytest.raises(ConfigError) as caught:
+            config_from_dict(yaml.safe_load(SMALL) | {"dataset": {"name": name, key: defaults[key]}}, "a config")
+        assert (caught.value.kind, caught.value.key) == ("unknown_key", f"dataset.{key}")
+        assert set(caught.value.allowed.split(", ")) == own
+
+
+def test_dataset_without_a_name_is_a_folder():
+    assert parse_config(SMALL).dataset.name == "folder"
+    assert parse_config(SMALL + "dataset: {path: x}\n").dataset.model_dump() == {
+        "name": "folder",
+        "path": "x",
+        "validation_fraction": 0.05,
+        "max_image_pixels": 64_000_000,
+        "horizontal_flip": False,
+        "binarize": False,
+    }
+
+
+def test_override_of_the_dataset_name_drops_the_other_sets_keys():
+    text = SMALL + "dataset: {name: toy_faces, training_images: 7, horizontal_flip: True}\n"
+    assert parse_config(text, ["dataset.name=toy_faces"]).dataset.training_images == 7
+    digits = parse_config(text, ["dataset.path=x", "dataset.name=mnist"]).dataset  # in either order
+    assert (digits.name, digits.path, digits.horizontal_flip) == ("mnist", "x", True)
+
+
+# --------------------------------------------------------------------------------------------------------- styles
+
+# What DESIGN.md and shared/reference/README.md say of the original NVAE, where it differs from the seed.
+NVLABS = {
+    "cells_per_input_dec": 2,
+    "pixel_range": "centered",
+    "weight_normalization": "exponential",
+    "normalize_cells": True,
+    "squeeze_excitation": "sixteenth",
+    "flow_columns": "left",
+    "downsample_skip": "shifted",
+    "upsample_skip_bias": False,
+    "postprocess_upsample": "first",
+    "initial_constant": "uniform",
+    "temperature_scales_min_sigma": True,
+    "sampling_method": "coupled_logistic_mixture",
+    "n_mix": 10,
+    "training_parameters.learning_rate_min": 1e-4,
+    "training_parameters.learning_rate_warmup_epochs": 5.0,
+    "training_parameters.learning_rate_decay": "after_its_warmup",
+    "training_parameters.warmup_portion": 0.3,
+    "training_parameters.warmup_delay_portion": 1e-4,
+    "training_parameters.regularization_constant": 1e-2,
+    "training_parameters.spectral_exponent": 1,
+    "training_parameters.spectral_scope": "all",
+}
+
+
+def test_style_fills_in_missing_keys():
+    seed, original = resolved(SMALL), resolved(SMALL + "style: nvlabs\n")
+    different = {key: value for key, value in original.items() if value != seed[key]}
+    assert different == {"style": "nvlabs"} | NVLABS
+    assert resolved(SMALL + "style: mgp123\n") == seed
+    assert resolved(SMALL, "style=nvlabs") == original
+    epochs = resolved(SMALL + "style: nvlabs\ntraining_parameters: {epochs: 7}\n")
+    assert epochs == original | {"training_parameters.epochs": 7}
+
+
+@pytest.mark.parametrize("key", NVLABS)
+def test_given_keys_win_over_the_style(key):
+    """Every one of the keys, with the seed's value for it, in the file and as an override."""
+    seed, original = resolved(SMALL), resolved(SMALL + "style: nvlabs\n")
+    value = yaml.safe_dump(seed[key], default_flow_style=True).removesuffix("...\n").strip()
+    section, _, name = key.rpartition(".")
+    line = f"{section}: {{{name}: {value}}}\n" if section else f"{name}: {value}\n"
+    assert seed[key] != original[key]
+    expected = original | {key: seed[key]}
+    assert resolved(SMALL + "style: nvlabs\n" + line) == expected
+    assert resolved(SMALL + "style: nvlabs\n", f"{key}={value}") == expected
+
+
+@pytest.mark.parametrize("warm_up", ["warmup_epochs: 12.0", "warmup_steps: 500"])
+def test_given_warmup_replaces_the_styles_portion(warm_up):
+    key, _, value = warm_up.partition(": ")
+    schedule = parse_config(SMALL + f"style: nvlabs\ntraining_parameters: {{{warm_up}}}\n").training_parameters
+    assert schedule.warmup_portion is None
+    assert getattr(schedule, key) == float(value)
+    assert schedule.warmup_delay_portion == 1e-4, "the rest of the style stays"
+    assert schedule == parse_config(SMALL, ["style=nvlabs", f"training_parameters.{key}={value}"]).training_parameters
+
+
+def test_last_given_warmup_counts():
+    """A file, such as that of an earlier run, gives the warm-up in one way; an override in another."""
+    text = "style: nvlabs\n" + SMALL + "training_parameters: {warmup_epochs: 30.0, warmup_portion: 0.3}\n"
+    assert parse_config(text).training_parameters.warmup_portion == 0.3, "both, as in a resolved config"
+    for key, value in (("warmup_epochs", 5.0), ("warmup_steps", 7), ("warmup_portion", 0.1)):
+        schedule = parse_config(text, [f"training_parameters.{key}={value}"]).training_parameters
+        assert getattr(schedule, key) == value
+        assert schedule.warmup_steps is None or key == "warmup_steps"
+        assert schedule.warmup_portion is None or key == "warmup_portion"
+    empty = "style: nvlabs\n" + SMALL + "training_parameters: {warmup_steps: }\n"
+    assert parse_config(empty).training_parameters.warmup_portion == 0.3
+
+
+def test_single_group_of_nvlabs_is_a_plain_vae_by_default():
+    single = SMALL.replace("number_of_scales: 2", "number_of_scales: 1")
+    assert parse_config(single, ["style=nvlabs"]).plain_vae
+    assert not parse_config(single, ["style=nvlabs", "plain_vae=False"]).plain_vae
+    assert not parse_config(SMALL, ["style=nvlabs"]).plain_vae
+    assert not parse_config(single, ["style=nvlabs", "initial_splits_per_scale=2"]).plain_vae
+    assert not parse_config(single).plain_vae
+
+
+def test_styles_are_not_changed_by_loading():
+    before = repr(STYLES)
+    parse_config(SMALL + "style: nvlabs\ntraining_parameters: {warmup_steps: 3}\n", ["n_mix=3"])
+    parse_config(SMALL + "style: nvlabs\n", ["number_of_scales=1"])
+    assert repr(STYLES) == before
+
+
+# ----------------------------------------------------------------------------------------------------- overrides
+
+
+def test_override_sets_any_key():
+    overrides = [
+        "latent_size=6",
+        "latent_size=7",  # the last one counts
+        "training_parameters.epochs=3",
+        "training_parameters.gradient_clipping=",
+        "training_parameters.optimizer_betas=[0.5, 0.9]",
+        "dataset.path=a=b",
+        "fixed_flows=True",
+    ]
+    config = parse_config(SMALL + "training_parameters: {epochs: 9, batch_size: 5}\n", overrides)
+    assert (config.latent_size, config.dataset.path, config.fixed_flows) == (7, "a=b", True)
+    schedule = config.training_parameters
+    assert (schedule.epochs, schedule.batch_size, schedule.optimizer_betas) == (3, 5, (0.5, 0.9))
+    assert parse_config(SMALL, ["training_parameters={epochs: 3}"]).training_parameters.epochs == 3
+
+
+def test_override_does_not_reach_other_aliases_of_a_section():
+    text = SMALL + "channel_towers: &a {encoder: 8, decoder: 8}\nnum_cells_per_block_prepost: *a\n"
+    config = parse_config(text.removeprefix("channel_towers: 8\n"), ["channel_towers.encoder=4"])
+    assert (config.channel_towers.encoder, config.num_cells_per_block_prepost.encoder) == (4, 8)
+
+
+def test_override_of_the_family_wins_over_a_wrong_one_in_the_file():
+    assert parse_config("family: x\n" + SMALL, ["latent_size=3", "family=nvae"]).latent_size == 3
+
+
+# ------------------------------------------------------------------------------------- resolved and earlier files
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["training_parameters.warmup_steps=500"],
+        ["training_parameters.warmup_epochs=5"],
+        ["training_parameters.warmup_portion="],
+        ["number_of_scales=1"],
+        ["number_of_scales=1", "plain_vae=False"],
+        ["num_cells_per_block_prepost={encoder: 3, decoder: 2}", "padding=2", "pixel_bits=5"],
+        ["training_parameters.regularization_constant_initial=1", "sampling_method=gaussian"],
+        ["dataset.name=toy_faces", "training_parameters.optimizer=adamw"],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("style", STYLES)
+def test_resolved_config_loads_as_the_same_config(style, overrides):
+    config = parse_config(SMALL, [f"style={style}", *overrides])
+    text = config_to_yaml(config)
+    assert parse_config(text) == config
+    assert config_from_dict(config.model_dump(), "a checkpoint", resolved=True) == config
+    assert set(yaml.safe_load(text)) == {"resolved", *type(config).model_fields}
+
+
+@pytest.mark.parametrize("before", ["left", "right"])
+def test_key_newer_than_a_resolved_config_takes_the_behavior_of_before(monkeypatch, before):
+    """A file of a version that did not know `flow_columns`: neither the style nor a later default decides."""
+    config = parse_config(SMALL, ["style=nvlabs"])
+    old = {key: value for key, value in config.model_dump().items() if key != "flow_columns"}
+    monkeypatch.setitem(migrations.NEW_KEYS, "flow_columns", before)
+    monkeypatch.setitem(STYLES["nvlabs"], "flow_columns", {"left": "right", "right": "left"}[before])
+    expected = config.model_copy(update={"flow_columns": before})
+    assert config_from_dict(old, "a checkpoint", resolved=True) == expected
+    assert parse_config(yaml.safe_dump({"resolved": True} | old)) == expected
+    assert config_from_dict(old, "a new file").flow_columns != before
+
+
+def test_key_newer_than_a_resolved_config_does_not_take_the_styles_default():
+    """Without an entry in NEW_KEYS; in a section too."""
+    old = parse_config(SMALL, ["style=nvlabs"]).model_dump()
+    del old["flow_columns"], old["training_parameters"]["spectral_exponent"]
+    config = config_from_dict(old, "a checkpoint", resolved=True)
+    assert (config.flow_columns, config.training_parameters.spectral_exponent) == ("right", 2)
+
+
+@pytest.mark.parametrize("style", ["seed", "nvlabs"])
+@pytest.mark.parametrize("ending", ["checkpoint", "model"])
+def test_config_of_a_version_1_checkpoint_keeps_its_meaning(root, style, ending):
+    """Its keys are renamed, those of other data sets dropped, and every newer key is listed in NEW_KEYS."""
+    path = root / "tests" / "data" / f"version1_{style}_style.{ending}"
+    old = flat(migrations.migrate_config(torch.load(path, weights_only=True)["config"]))
+    config = flat(load(path)["config"].model_dump())
+    assert {key: config[key] for key in old} == old
+    newer = {key: value for key, value in migrations.NEW_KEYS.items() if key in config}
+    assert config.keys() - old.keys() == newer.keys()
+    for key, value in newer.items():
+        assert config[key] == (tuple(value) if isinstance(value, list) else value)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_dataset_section_with_the_keys_of_all_sets_is_migrated(name):
+    section = {"name": name, "path": "x", "validation_fraction": 0.1, "training_images": 7, "validation_images": 8}
+    dataset = config_from_dict(yaml.safe_load(SMALL) | {"dataset": section}, "an old config").dataset
+    expected = {key: value for key, value in section.items() if key in DATASETS[name].model_fields}
+    assert expected.items() <= dataset.model_dump().items()
+
+
+def test_renamed_keys_are_read_in_files_and_overrides():
+    config = parse_config(SMALL + "halving_skip: shifted\npixel_range: centred\n")
+    assert (config.downsample_skip, config.pixel_range) == ("shifted", "centered")
+    assert parse_config(SMALL + "downsample_skip: aligned\n", ["halving_skip=shifted"]).downsample_skip == "shifted"
+    with pytest.raises(ConfigError) as caught:
+        parse_config(SMALL + "\nhalving_skip: x\n")
+    assert (caught.value.key, caught.value.line, caught.value.got) == ("downsample_skip", 6, "x")
+    with pytest.raises(ConfigError) as caught:
+        parse_config(SMALL + "halving_skip: shifted\ndownsample_skip: shifted\n")
+    assert (caught.value.kind, caught.value.key, caught.value.line) == ("unknown_key", "halving_skip", 5)
+
+
+# ---------------------------------------------------------------------------------------------- finding the file
+
+
+@pytest.mark.parametrize("ending", ["yml", "YAML", "Yml"])
+def test_config_is_found_by_path(tmp_path, ending):
+    file = tmp_path / f"elsewhere.{ending}"
+    file.write_text(SMALL)
+    assert config_path(str(file)) == file
+    assert load_config(file, ["latent_size=9"]).latent_size == 9
+    assert file.read_text() == SMALL
+
+
+def test_working_directory_comes_before_the_package(tmp_path, monkeypatch):
+    folder = tmp_path / "model_configs"
+    folder.mkdir()
+    (folder / "own.yaml").write_text(SMALL)
+    (folder / "tiny.yaml").write_text(SMALL)
+    monkeypatch.chdir(tmp_path)
+    assert {"own", "penguin"} <= set(available_configs())
+    assert load_config("own").latent_size == load_config("tiny").latent_size == 4
+    assert load_config("penguin").latent_size == 20
+
+
+def test_configs_travel_in_the_package(root, tmp_path):
+    """What setuptools puts into a wheel, used in an empty folder; torch stays unloaded."""
+    pytest.importorskip("setuptools")
+    setup = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path), "build_py", "--build-lib"]
+    subprocess.run([*setup, str(tmp_path / "installed")], cwd=root, check=True, capture_output=True)
+    code = "import sys, nvae; print(nvae.load_config('quickstart').latent_size, 'torch' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+    (tmp_path / "elsewhere").mkdir()
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True
+    )
+    assert result.stdout.split() == ["10", "False"], result.stderr

@@ -1,0 +1,29 @@
+import pytest
+
+from nvae.data.paths import dataset_folder
+from nvae.data.registry import load_data
+from nvae.errors import UserError
+from nvae.schema import FolderDataset
+
+
+def test_dataset_folder_expands_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert dataset_folder(FolderDataset(path="~/missing")) == tmp_path / "missing"
+
+
+@pytest.mark.parametrize("name", ["folder", "mnist", "cifar10"])
+@pytest.mark.parametrize(
+    ("file", "advice"), [("a.zip", "Extract"), ("a.tar.gz", "Extract"), ("a.TGZ", "Extract"), ("a.png", "contains")]
+)
+def test_dataset_path_of_a_file_is_refused(tmp_path, make_config, name, file, advice):
+    (tmp_path / file).touch()
+    with pytest.raises(UserError, match=f"{file}' is a file") as raised:
+        load_data(make_config(dataset={"name": name, "path": str(tmp_path / file)}))
+    assert (advice if name == "folder" else "contains") in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["folder", "mnist", "cifar10"])
+@pytest.mark.parametrize("path", ["~nosuchuser/images", "x" * 5000])
+def test_dataset_path_that_cannot_be_opened_is_refused(make_config, name, path):
+    with pytest.raises(UserError, match=r"dataset\.path"):
+        load_data(make_config(dataset={"name": name, "path": path}))

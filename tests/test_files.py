@@ -1,0 +1,123 @@
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from nvae.errors import UserError
+from nvae.files import WriteError, atomic_write, previous_path, unused_path
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_atomic_write_replaces_only_at_the_end(tmp_path):
+    path = tmp_path / "folder" / "a.txt"
+    with atomic_write(path) as temporary:
+        temporary.write_text("one")
+        assert temporary.parent == path.parent and not path.exists()
+    with atomic_write(str(path)) as temporary:
+        temporary.write_text("two")
+        assert path.read_text() == "one"
+    assert path.read_text() == "two" and names(path.parent) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_atomic_write_keeps_the_old_file_on_errors(tmp_path, error):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(error), atomic_write(path, keep_previous=True) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert path.read_text() == "old" and names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
+def test_atomic_write_keeps_the_previous_file(tmp_path, monkeypatch, links):
+    def no_links(*paths):
+        raise OSError(errno.EPERM, "no hard links")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    path = tmp_path / "a.txt"
+    for text in ("one", "two", "three"):
+        with atomic_write(path, keep_previous=True) as temporary:
+            temporary.write_text(text)
+    assert path.read_text() == "three" and previous_path(path).read_text() == "two"
+    assert names(tmp_path) == ["a.txt", "a.txt.previous"]
+
+
+def test_atomic_write_with_racing_writers_shows_only_whole_files(tmp_path):
+    path, contents = tmp_path / "a.txt", {letter * 50_000 for letter in "xyz"}
+    path.write_text("x" * 50_000)
+    previous_path(path).write_text("x" * 50_000)
+    errors = []
+
+    def save(text):
+        try:
+            for _ in range(60):
+                with atomic_write(path, keep_previous=True) as temporary:
+                    temporary.write_text(text)
+        except BaseException as error:
+            errors.append(error)
+
+    writers = [threading.Thread(target=save, args=(letter * 50_000,)) for letter in "yz"]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        assert {path.read_text(), previous_path(path).read_text()} <= contents
+    assert not errors and names(tmp_path) == ["a.txt", "a.txt.previous"]
+
+
+def test_atomic_write_does_not_damage_the_file_of_a_second_writer(tmp_path, monkeypatch):
+    """The second writer saves at the instant at which the first one links the previous file (fault 27)."""
+    path, link = tmp_path / "a.txt", os.link
+    path.write_text("old")
+
+    def overtaken(source, target):
+        monkeypatch.setattr(os, "link", link)
+        with atomic_write(path, keep_previous=True) as temporary:
+            temporary.write_text("second")
+        readers.append(open(path))  # noqa: SIM115
+        raise FileExistsError(errno.EEXIST, "exists")
+
+    readers = []
+    monkeypatch.setattr(os, "link", overtaken)
+    with atomic_write(path, keep_previous=True) as temporary:
+        temporary.write_text("first")
+    with readers[0] as reader:
+        assert reader.read() == "second"
+    assert path.read_text() == "first" and previous_path(path).read_text() == "second"
+
+
+@pytest.mark.parametrize(("number", "full"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EACCES, False)])
+def test_write_error_holds_path_and_cause(tmp_path, number, full):
+    path = tmp_path / "a.txt"
+    with pytest.raises(WriteError, match=r"a\.txt") as raised, atomic_write(path):
+        raise OSError(number, os.strerror(number))
+    assert isinstance(raised.value, UserError) and raised.value.path == path and raised.value.disk_full is full
+
+
+def test_atomic_write_below_a_file_raises_write_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteError), atomic_write(tmp_path / "file" / "a.txt") as temporary:
+        temporary.touch()
+
+
+def test_unused_path_counts_from_two(tmp_path):
+    expected = ["a.png", "a_2.png", "a_3.png"]
+    for name in expected:
+        path = unused_path(tmp_path, "a", ".png")
+        assert path == tmp_path / name
+        path.touch()
+    (tmp_path / "a_4.png").symlink_to(tmp_path / "missing")
+    assert unused_path(tmp_path, "a", ".png").name == "a_5.png"
+
+
+def test_unused_path_asks_is_free(tmp_path):
+    (tmp_path / "a.json").write_text("other")
+    (tmp_path / "a_2.json").write_text("same")
+    same = unused_path(tmp_path, "a", ".json", lambda path: not path.exists() or path.read_text() == "same")
+    assert same == Path(tmp_path, "a_2.json")
