@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TextIO
@@ -17,6 +18,14 @@ MEMORY_HINTS = {
     "train": "Set a smaller training_parameters.batch_size, or training_parameters.use_tensor_checkpoints=True, with "
     "--set KEY=VALUE.",
     "evaluate": "Use a smaller --batch-size, or --device cpu.",
+}
+# What the library's advice, which names no flags, is called on the command line: a pattern in the message, and a hint.
+HINTS = {
+    "train": (
+        (r"start over", "Add --fresh to start over."),
+        (r"[Ss]et (a smaller )?(dataset|training_parameters)\.", "Use --set KEY=VALUE, or change the YAML file."),
+    ),
+    "evaluate": ((r"[Ss]et dataset\.", "Use --dataset NAME and --path FOLDER."),),
 }
 SAMPLING_MEMORY_HINT = "Ask for fewer images at once, or use --device cpu."
 
@@ -86,7 +95,8 @@ def _exit_code(main: Callable[[], int | None], command: str) -> int:
         _drop_unusable_backend()
         return main() or 0
     except UserError as error:
-        problem = str(error)
+        hints = [hint for pattern, hint in HINTS.get(command, ()) if re.search(pattern, str(error))]
+        problem = " ".join([str(error), *hints])
     except KeyboardInterrupt:
         print("interrupted.", file=sys.stderr)
         return INTERRUPTED

@@ -101,6 +101,21 @@ def test_run_turns_errors_into_one_line_and_a_code(error, code, hint, capsys):
     assert hint in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("command", "message", "flag"),
+    [
+        ("train", "Undo the change, or start over.", "--fresh"),
+        ("train", "Set dataset.path to the folder of your images.", "--set"),
+        ("evaluate", "Set dataset.path to the folder of your images.", "--path"),
+        ("sample", "Set dataset.path to the folder of your images.", None),
+    ],
+)
+def test_run_hints_name_the_flags_of_the_command(command, message, flag, capsys):
+    exit_code(raising(UserError(message)), command)
+    words = capsys.readouterr().err.split(message)[1].split()
+    assert (flag in words) if flag else not words
+
+
 def test_run_memory_hint_names_what_the_command_has(capsys):
     exit_code(raising(MemoryError()), "sample")
     assert "batch_size" not in capsys.readouterr().err
