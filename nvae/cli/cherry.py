@@ -29,9 +29,11 @@ from nvae.cli.arguments import (
 )
 from nvae.cli.errors import INTERRUPTED
 from nvae.cli.models import find_model, open_model
+from nvae.cli.progress import progress_bar
 from nvae.errors import UserError
 
 if TYPE_CHECKING:
+    from nvae.models.hierarchy import HierarchicalVAE
     from nvae.tools.picking.session import PickingSession
 
 
@@ -104,7 +106,11 @@ def _redo(options: argparse.Namespace) -> int:
     changes = (model, options.redo_temperature, options.redo_iterations, options.pixels, options.scale_noise)
     selection = load_selection(options.redo).changed(*changes)
     name = f"{options.redo.name.removesuffix(options.redo.suffix)}_redo"
-    _print_result(*redo(selection, options.out, name, lambda path: load_model(path, device), options.show_seeds))
+
+    def open_file(path: str) -> HierarchicalVAE:
+        return load_model(path, device)
+
+    _print_result(*redo(selection, options.out, name, open_file, options.show_seeds, progress_bar))
     return 0
 
 
@@ -118,11 +124,13 @@ def _pick(options: argparse.Namespace) -> int:
     settings = Selection(pixels=options.pixels or "mean", scale_noise=options.scale_noise or [1.0])
     iterations = ITERATIONS if options.iterations is None else options.iterations
     model = open_model(options)
-    session = PickingSession(model, options.model, options.temperature, iterations, picking, settings, options.out)
+    session = PickingSession(
+        model, options.model, options.temperature, iterations, picking, settings, options.out, progress_bar
+    )
     preview = session.record.with_name(f"batch_of_{picture_path(session.record).name}")
     with hangups(interrupt=False):  # a signal ends the picking; the result is drawn all the same
         try:
-            finished = session.run(lambda warning: _play(session, options, preview, warning))
+            finished = session.run(lambda warnings: _play(session, options, preview, warnings))
         finally:
             preview.unlink(missing_ok=True)
         result = session.save_result(options.show_seeds)
@@ -133,12 +141,11 @@ def _pick(options: argparse.Namespace) -> int:
     return 0 if finished else INTERRUPTED
 
 
-def _play(session: PickingSession, options: argparse.Namespace, preview: Path, warning: str | None) -> None:
+def _play(session: PickingSession, options: argparse.Namespace, preview: Path, warnings: list[str]) -> None:
     from nvae.tools.display import can_open_window, inline_protocol
     from nvae.tools.picking.views import PickingWindow, pick_at_prompt
 
-    if warning:
-        print(warning)
+    print_warnings(warnings)
     if not options.no_window and can_open_window():
         PickingWindow(session.picking, session.draw, session.save, session.record.stem).run()
         return

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from nvae.cli.arguments import add_device, add_model, natural, positive, print_warnings
 from nvae.cli.models import open_model
+from nvae.cli.progress import progress_bar
 from nvae.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
     from nvae.data.registry import evaluation_images, load_data
     from nvae.devices import set_fast_defaults
     from nvae.evaluation.likelihood import evaluate
-    from nvae.evaluation.report import report, save_report, stem_for
+    from nvae.evaluation.report import report, report_name, report_stem, save_report
 
     set_fast_defaults()
     model = open_model(options)
@@ -79,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
     data = load_data(config, progress=sys.stderr.isatty())
     print_warnings(data.warnings)
     images_u8 = evaluation_images(data, options.part, config)[: options.images]
-    evaluation = evaluate(model, images_u8, options.batch_size, samples, options.seed, progress=True)
+    evaluation = evaluate(model, images_u8, options.batch_size, samples, options.seed, progress=progress_bar)
     if not math.isfinite(evaluation.elbo.mean):
         raise UserError(f"the ELBO of {options.model} on these images is {evaluation.elbo.mean}: damaged weights?")
     print(report(evaluation, model, f"{options.part} images of {config.dataset.name}"))
@@ -92,10 +93,8 @@ def run(options: argparse.Namespace) -> None:
         "images": evaluation.images,
         "samples": samples,
     }
-    name = f"evaluation_{plain_name(options.model)}_{config.dataset.name}_{options.part}"
-    name += f"_first{options.images}" if options.images else ""
-    name += f"_nll_{samples}samples" if options.nll else "_elbo"
-    stem = stem_for(options.out, name, metadata)
+    name = report_name(plain_name(options.model), config.dataset.name, options.part, evaluation.images, samples)
+    stem = report_stem(options.out, name, metadata)
     save_report(evaluation, model, stem, metadata)
     print(f"saved as {stem}.json and {stem}.png")
 

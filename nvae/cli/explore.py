@@ -28,7 +28,7 @@ from nvae.cli.arguments import (
     reproduce_with_seed,
     up_to,
 )
-from nvae.cli.models import open_model_and_metadata, recalibrated_for
+from nvae.cli.models import open_model_and_metadata, open_sampler
 from nvae.cli.progress import with_progress
 from nvae.errors import UserError
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nvae.inference.exploration import BasePoint
-    from nvae.models.hierarchy import HierarchicalVAE
+    from nvae.inference.sampling import Sampler
 
 ANIMATION_SECONDS = 4
 POSITION_JAMS = 4
@@ -89,11 +89,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     _check(options)
+    from nvae.arguments import format_values
     from nvae.checkpoint import plain_name
     from nvae.data.image_files import read_image_files
     from nvae.inference.exploration import base_point
-    from nvae.inference.recalibration import StatisticsCache
-    from nvae.inference.sampling import encode, joined, noise_of, per_group
+    from nvae.inference.reconstruction import encode
+    from nvae.inference.sampling import seed_noise
     from nvae.tools.display import show
     from nvae.tools.grids import is_file_name, result_name
     from nvae.tools.picking.selection import load_pick
@@ -110,32 +111,28 @@ def run(options: argparse.Namespace) -> None:
     model, file_metadata = open_model_and_metadata(options)
     if options.group is not None and options.group > len(model.groups):
         raise UserError(f"--group is {options.group}, expected 1 to {len(model.groups)}: 1 is the top group.")
-    cache, seed = StatisticsCache(model, options.model), chosen_seed(options)
-    pixels, strength, original = options.pixels or "mean", options.strength, None
+    seed, pixels, strength, original = chosen_seed(options), options.pixels or "mean", [options.strength], None
     temperature = options.temperature
     iterations = ITERATIONS if options.iterations is None else options.iterations
     if options.image:  # the latents of pictures have the statistics of training, and their noise is of temperature 1
         images, warnings = read_image_files([options.image], model.config, model.device)
         print_warnings(warnings)
         noise, iterations, original = encode(model, images), 0, images[0]
-        scales = per_group(model, temperature, "temperature")
-        strength = [strength * t for t in (scales if isinstance(scales, list) else [scales] * len(model.groups))]
+        strength = [options.strength * t for t in temperature]
         temperature, start = [1.0], options.image.stem
     else:
         sample_seed = pick.seed if options.pick else seed
-        factors = per_group(model, scale_noise, "scale of the noise")
-        factors = factors if isinstance(factors, list) else [factors] * len(model.groups)
-        noise = [group * factor for group, factor in zip(noise_of(model, [sample_seed]), factors, strict=True)]
+        noise = seed_noise(model, [sample_seed], scale_noise)
         start = f"pick{sample_seed}" if options.pick else ""
-    metadata = {"model": options.model, "weights": cache.weights, "temperature": options.temperature, "seed": seed}
+    sampler, weights = open_sampler(model, options.model, temperature, iterations)
+    metadata = {"model": options.model, "weights": weights, "temperature": options.temperature, "seed": seed}
     metadata |= {"strength": options.strength, "image": str(options.image or ""), "from": options.pick or ""}
     metadata |= {"iterations": iterations, "pixels": pixels}
-    parts = [plain_name(options.model), f"temperature{joined(options.temperature, '-')}", start, f"seed{seed}"]
+    parts = [plain_name(options.model), f"temperature{format_values(options.temperature, '-')}", start, f"seed{seed}"]
     parts += [f"strength{options.strength:g}" if options.strength != 1 else "", pixels if pixels != "mean" else ""]
-    with recalibrated_for(model, temperature, iterations, cache) as group_temperatures:
-        view = base_point(model, noise, group_temperatures, pixels, seed)
-        name, kl_per_group = result_name("exploration", *parts), file_metadata.get("kl_per_group")
-        saved, picture = _draw(options, model, view, original, strength, seed, name, metadata, kl_per_group)
+    view = base_point(sampler, noise, pixels, seed)
+    name, kl_per_group = result_name("exploration", *parts), file_metadata.get("kl_per_group")
+    saved, picture = _draw(options, sampler, view, original, strength, seed, name, metadata, kl_per_group)
     print(saved)
     print(reproduce_with_seed(seed))
     if picture is not None and not options.no_window:
@@ -157,10 +154,10 @@ def _check(options: argparse.Namespace) -> None:
 
 def _draw(
     options: argparse.Namespace,
-    model: HierarchicalVAE,
+    sampler: Sampler,
     view: BasePoint,
     original: Tensor | None,
-    strength: float | list[float],
+    strength: list[float],
     seed: int,
     name: str,
     metadata: dict[str, Any],
@@ -178,17 +175,18 @@ def _draw(
     )
     from nvae.tools.grids import result_name, save_result
 
+    model = sampler.model
     group = options.group and options.group - 1
     jams = options.jams or 1
     if group is None:
-        images = explore(model, view, jams, strength, seed, progress=True)
+        images = explore(sampler, view, jams, strength, seed)
         print(change_table(model, view, images, kl_per_group))
     if options.animate is not None:
         if group is None:
             group = max(range(len(images)), key=lambda index: mean_change(images[index], view.image))
         frames = max(2, round((options.seconds or ANIMATION_SECONDS) * FRAMES_PER_SECOND))
         metadata |= {"group": group + 1, "frames": frames}
-        batches = with_progress(sweep(model, view, group, frames, strength, seed), frames, "animating")
+        batches = with_progress(sweep(sampler, view, group, frames, strength, seed), frames, "animating")
         name = result_name(name, f"group{group + 1}")
         return save_animation(batches, options.out, name, animation_format(options), metadata), None
     if group is None:
@@ -198,7 +196,7 @@ def _draw(
         jams = options.jams or POSITION_JAMS
         _, height, width = model.noise_shapes[group]
         shown = shown_positions(height * width, original is not None)
-        positions = explore_positions(model, view, group, jams, strength, seed, shown, progress=True)
+        positions = explore_positions(sampler, view, group, jams, strength, seed, shown)
         print(f"group {group_name(model, group)}: the mean change of a position is {positions.influence.mean():.4f}")
         picture = positions_picture(view, positions, model.padding, original)
         name = result_name(name, f"group{group + 1}", f"jams{jams}")

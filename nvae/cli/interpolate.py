@@ -28,14 +28,14 @@ from nvae.cli.arguments import (
     temperatures,
     up_to,
 )
-from nvae.cli.models import open_model, recalibrated_for
+from nvae.cli.models import open_model, open_sampler
 from nvae.cli.progress import with_progress
 from nvae.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nvae.inference.sampling import Noise
+    from nvae.models.distributions import Noise
     from nvae.models.hierarchy import HierarchicalVAE
 
 CELL = 128  # pixels of an image in the result
@@ -148,7 +148,7 @@ def _ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
 
 def _picture_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
     from nvae.data.image_files import read_image_files
-    from nvae.inference.sampling import encode
+    from nvae.inference.reconstruction import encode
 
     if options.temperature or options.iterations is not None:
         raise UserError("--temperature and --iterations need samples: pictures have latents of their own.")
@@ -160,7 +160,7 @@ def _picture_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
 
 
 def _sample_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
-    from nvae.inference.sampling import noise_of, per_group
+    from nvae.inference.sampling import seed_noise
     from nvae.tools.picking.selection import load_pick
 
     noise, picks, names = [], [], []
@@ -174,9 +174,7 @@ def _sample_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
             options.pixels = options.pixels or selection.pixels
             picks.append(pick)
             names.append(f"pick{seed}")
-        factors = per_group(model, scale_noise, "scale of the noise")
-        factors = factors if isinstance(factors, list) else [factors] * len(model.groups)
-        noise.append([group * f for group, f in zip(noise_of(model, [int(seed)]), factors, strict=True)])
+        noise.append(seed_noise(model, [int(seed)], scale_noise))
     if len({tuple(pick.temperature) for pick in picks}) > 1 and not options.temperature:
         raise UserError("the picks have different temperatures: give one with --temperature.")
     temperature = options.temperature or (picks[0].temperature if picks else [TEMPERATURE])
@@ -188,10 +186,9 @@ def _sample_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
 def _between(options: argparse.Namespace, mixing: str | None) -> None:
     import torch
 
+    from nvae.arguments import format_values
     from nvae.checkpoint import plain_name
     from nvae.inference.interpolation import interpolate, mix
-    from nvae.inference.recalibration import StatisticsCache
-    from nvae.inference.sampling import joined
     from nvae.tools.animation import FRAMES_PER_SECOND, save_animation
     from nvae.tools.display import show
     from nvae.tools.grids import grid, is_file_name, near_square, result_name, save_result
@@ -199,45 +196,43 @@ def _between(options: argparse.Namespace, mixing: str | None) -> None:
     animated = options.animate is not None
     is_file_name(options.out, f".{animation_format(options)}" if animated else ".png")
     model = open_model(options)
-    cache = StatisticsCache(model, options.model)
     ends = _ends(options, model)
+    sampler, weights = open_sampler(model, options.model, ends.temperature, ends.iterations)
     pixels = options.pixels or "mean"
-    metadata: dict[str, Any] = {"model": options.model, "weights": cache.weights, "from": options.ends[0]}
+    metadata: dict[str, Any] = {"model": options.model, "weights": weights, "from": options.ends[0]}
     metadata |= {"to": options.ends[1], "pixels": pixels}
     parts = [plain_name(options.model), *ends.names]
     if ends.originals is None:
         metadata |= {"temperature": ends.temperature, "iterations": ends.iterations}
-        parts.append(f"temperature{joined(ends.temperature, '-')}")
+        parts.append(f"temperature{format_values(ends.temperature, '-')}")
     parts.append(pixels if pixels != "mean" else "")
     before, after = [], []  # pictures are drawn beside their reconstructions
     if ends.originals is not None and not animated:
         before, after = [ends.originals[:1]], [ends.originals[1:]]
-    with recalibrated_for(model, ends.temperature, ends.iterations, cache) as temperature:
-        settings = {"temperature": temperature, "pixels": pixels}
-        if animated:
-            frames = max(2, round((options.seconds or ANIMATION_SECONDS) * FRAMES_PER_SECOND))
-            there = interpolate(model, *ends.noise, torch.linspace(0, 1, frames // 2 + 1), **settings)
-            back = there.flip(0)[1:-1]
-            batches, count = [there, back] if len(back) else [there], len(there) + len(back)
-            name = result_name("interpolation", *parts)
-            metadata["frames"] = count
-            print(save_animation(batches, options.out, name, animation_format(options), metadata))
-            return
-        if mixing:
-            coarse, fine = ends.noise if mixing == "AB" else ends.noise[::-1]
-            if mixing == "BA":
-                before, after = after, before
-            groups = len(model.groups)
-            images = mix(model, coarse, fine, **settings).flip(0)
-            captions = [f"{k} of {groups}" for k in range(groups, -1, -1)]
-            name, metadata = result_name("mixture", *parts, mixing), metadata | {"coarse": mixing[0], "fine": mixing[1]}
-        else:
-            times = torch.linspace(0, 1, options.steps or STEPS)
-            images, captions = interpolate(model, *ends.noise, times, **settings), [f"{t:.2f}" for t in times.tolist()]
-            name, metadata = (
-                result_name("interpolation", *parts, f"steps{len(times)}"),
-                metadata | {"steps": len(times)},
-            )
+    if animated:
+        frames = max(2, round((options.seconds or ANIMATION_SECONDS) * FRAMES_PER_SECOND))
+        there = interpolate(sampler, *ends.noise, frames // 2 + 1, pixels)
+        back = there.flip(0)[1:-1]
+        batches, count = [there, back] if len(back) else [there], len(there) + len(back)
+        name = result_name("interpolation", *parts)
+        metadata["frames"] = count
+        print(save_animation(batches, options.out, name, animation_format(options), metadata))
+        return
+    if mixing:
+        coarse, fine = ends.noise if mixing == "AB" else ends.noise[::-1]
+        if mixing == "BA":
+            before, after = after, before
+        groups = len(model.groups)
+        images = mix(sampler, coarse, fine, pixels).flip(0)
+        captions = [f"{k} of {groups}" for k in range(groups, -1, -1)]
+        name, metadata = result_name("mixture", *parts, mixing), metadata | {"coarse": mixing[0], "fine": mixing[1]}
+    else:
+        times = torch.linspace(0, 1, options.steps or STEPS)
+        images, captions = interpolate(sampler, *ends.noise, times, pixels), [f"{t:.2f}" for t in times.tolist()]
+        name, metadata = (
+            result_name("interpolation", *parts, f"steps{len(times)}"),
+            metadata | {"steps": len(times)},
+        )
     cells = torch.cat([*before, images, *after])
     if before:
         captions = [(mixing or "AB")[0], *captions, (mixing or "AB")[1]]
@@ -250,29 +245,28 @@ def _between(options: argparse.Namespace, mixing: str | None) -> None:
 
 
 def _walk(options: argparse.Namespace) -> None:
+    from nvae.arguments import format_values
     from nvae.checkpoint import plain_name
     from nvae.inference.interpolation import walk
-    from nvae.inference.recalibration import StatisticsCache
-    from nvae.inference.sampling import joined
     from nvae.tools.animation import FRAMES_PER_SECOND, save_animation
     from nvae.tools.grids import is_file_name, result_name
 
     file_format = animation_format(options)
     is_file_name(options.out, f".{file_format}")
     model = open_model(options)
-    cache, seed = StatisticsCache(model, options.model), chosen_seed(options)
+    seed = chosen_seed(options)
     temperature = options.temperature or [TEMPERATURE]
     iterations = ITERATIONS if options.iterations is None else options.iterations
     pixels = options.pixels or "mean"
+    sampler, weights = open_sampler(model, options.model, temperature, iterations)
     seeds = range(seed, seed + options.walk)
     duration = options.seconds or min(2 * options.walk, MAX_SECONDS)
     frames = max(options.walk, round(duration * FRAMES_PER_SECOND))
-    metadata = {"model": options.model, "weights": cache.weights, "temperature": temperature, "iterations": iterations}
+    metadata = {"model": options.model, "weights": weights, "temperature": temperature, "iterations": iterations}
     metadata |= {"seeds": list(seeds), "frames": frames, "pixels": pixels}
-    parts = [plain_name(options.model), f"temperature{joined(temperature, '-')}", f"samples{options.walk}"]
+    parts = [plain_name(options.model), f"temperature{format_values(temperature, '-')}", f"samples{options.walk}"]
     name = result_name("walk", *parts, pixels if pixels != "mean" else "", f"seed{seed}")
-    with recalibrated_for(model, temperature, iterations, cache) as group_temperatures:
-        images = with_progress(walk(model, seeds, frames, group_temperatures, pixels), frames, "animating")
-        saved = save_animation(images, options.out, name, file_format, metadata)
+    images = with_progress(walk(sampler, seeds, frames, pixels, seed), frames, "animating")
+    saved = save_animation(images, options.out, name, file_format, metadata)
     print(f"{saved}: seeds {seed} to {seeds[-1]} and back, {frames / FRAMES_PER_SECOND:g} seconds")
     print(reproduce_with_seed(seed))

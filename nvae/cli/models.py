@@ -1,16 +1,17 @@
-"""Find and open the model that a command names, and recalibrate the model for sampling."""
+"""Find and open the model that a command names, and make its sampler."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nvae.cli.arguments import print_warnings
+from nvae.cli.progress import progress_bar
+
 if TYPE_CHECKING:
-    from nvae.inference.recalibration import StatisticsCache
-    from nvae.inference.sampling import Temperature
+    from nvae.inference.sampling import Sampler
     from nvae.models.hierarchy import HierarchicalVAE
 
 
@@ -43,19 +44,17 @@ def open_model_and_metadata(options: argparse.Namespace) -> tuple[HierarchicalVA
     return load_model_and_metadata(options.model, choose_device(options.device))
 
 
-@contextmanager
-def recalibrated_for(
-    model: HierarchicalVAE, temperature: Sequence[float], iterations: int, cache: StatisticsCache
-) -> Iterator[Temperature]:
-    """Recalibrate the model within a `with` block, print a warning if needed, and yield the temperature per group.
+def open_sampler(
+    model: HierarchicalVAE, path: str, temperature: Sequence[float], iterations: int
+) -> tuple[Sampler, str]:
+    """Make a sampler whose statistics are kept beside the model file, and print its warnings.
 
-    temperature: one number, or one per scale.
+    temperature: one number, or one per scale. Also returns the digest of the model's weights.
     """
-    from nvae.inference.recalibration import recalibrated
-    from nvae.inference.sampling import per_group
+    from nvae.inference.sampling import Sampler
+    from nvae.inference.statistics_cache import StatisticsCache
 
-    group_temperatures = per_group(model, temperature, "temperature")
-    with recalibrated(model, group_temperatures, iterations, progress=True, cache=cache) as statistics:
-        if statistics and statistics.notice:
-            print(statistics.notice)
-        yield group_temperatures
+    cache = StatisticsCache(model, path)
+    sampler = Sampler(model, temperature, iterations, cache, progress=progress_bar)
+    print_warnings(sampler.warnings)
+    return sampler, cache.weights

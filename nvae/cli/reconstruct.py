@@ -22,7 +22,7 @@ from nvae.cli.arguments import (
     temperatures,
 )
 from nvae.cli.models import open_model
-from nvae.cli.progress import with_progress
+from nvae.cli.progress import progress_bar
 from nvae.errors import UserError
 
 CELL = 128  # pixels of an image in the result
@@ -55,10 +55,11 @@ def run(options: argparse.Namespace) -> None:
         raise UserError("--temperature needs --keep-groups: all groups are taken from the picture.")
     import torch
 
+    from nvae.arguments import format_values
     from nvae.checkpoint import plain_name, weights_digest
     from nvae.data.image_files import read_image_files
     from nvae.inference.exploration import mean_change
-    from nvae.inference.sampling import is_random, joined, per_group, reconstruct
+    from nvae.inference.reconstruction import reconstruct
     from nvae.summary import table
     from nvae.tools.display import show
     from nvae.tools.grids import grid, is_file_name, result_name, save_result
@@ -69,14 +70,15 @@ def run(options: argparse.Namespace) -> None:
     kept = options.keep_groups or [groups]
     if wrong := [k for k in kept if k > groups]:
         raise UserError(f"--keep-groups is {wrong[0]}, expected at most {groups}, the number of latent groups.")
-    temperature = per_group(model, options.temperature or [0.0], "temperature")
+    temperature = options.temperature or [0.0]
     pixels = options.pixels or "mean"
-    random = (is_random(temperature) and min(kept) < groups) or pixels == "sample"
+    random = (any(temperature) and min(kept) < groups) or pixels == "sample"
     seed = chosen_seed(options) if random else 0
     images, warnings = read_image_files(options.pictures, model.config, model.device)
     print_warnings(warnings)
-    each = (reconstruct(model, images, keep, temperature, seed, pixels) for keep in kept)
-    reconstructions = list(with_progress(each, len(kept) * len(images), "reconstructing"))
+    reconstructions = [
+        reconstruct(model, images, keep, temperature, seed, pixels, progress=progress_bar) for keep in kept
+    ]
     rows = [("picture", *(f"{keep} of {groups} groups" for keep in kept))]
     for index, path in enumerate(options.pictures):
         errors = (mean_change(images_of_k[index][None], images[index]) for images_of_k in reconstructions)
@@ -90,9 +92,9 @@ def run(options: argparse.Namespace) -> None:
     picture = grid(cells, per_picture * _pictures_per_row(len(images), per_picture), cell=CELL, captions=captions)
     metadata = {"model": options.model, "weights": weights_digest(model), "seed": seed, "pixels": pixels}
     metadata |= {"pictures": [str(path) for path in options.pictures], "keep_groups": kept}
-    metadata |= {"temperature": options.temperature or [0.0]}
+    metadata |= {"temperature": temperature}
     parts = ["groups" + "-".join(map(str, kept)) if options.keep_groups else ""]
-    parts += [f"temperature{joined(options.temperature, '-')}" if options.temperature else ""]
+    parts += [f"temperature{format_values(options.temperature, '-')}" if options.temperature else ""]
     parts += [f"seed{seed}" if random else "", pixels if pixels != "mean" else ""]
     name = result_name("reconstruction", plain_name(options.model), *parts)
     saved = save_result(picture, options.out, name, metadata)

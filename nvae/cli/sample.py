@@ -21,12 +21,11 @@ from nvae.cli.arguments import (
     temperatures,
     up_to,
 )
-from nvae.cli.models import open_model, recalibrated_for
-from nvae.cli.progress import with_progress
+from nvae.cli.models import open_model, open_sampler
 from nvae.errors import UserError
 
 ROWS, COLUMNS, SWEEP_COLUMNS = 3, 3, 8
-IMAGES_PER_STEP = 32  # of the progress bar
+IMAGES_PER_STEP = 256  # that are held before they are saved one by one
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,37 +70,35 @@ def run(options: argparse.Namespace) -> None:
     _resolve(options)
     import torch
 
-    from nvae.checkpoint import plain_name
-    from nvae.inference.recalibration import StatisticsCache
-    from nvae.inference.sampling import joined, sample
+    from nvae.arguments import format_values
+    from nvae.checkpoint import plain_name, weights_digest
     from nvae.tools.display import show
     from nvae.tools.grids import grid, is_file_name, result_name, save_result, single
 
     if is_file_name(options.out, ".png") and options.count:
         raise UserError(f"--count saves several files: got --out {options.out}, expected a folder.")
     model = open_model(options)
-    cache = StatisticsCache(model, options.model)
     first_seed = chosen_seed(options)
-    metadata = {"model": options.model, "weights": cache.weights, "temperature": options.sweep or options.temperature}
+    metadata = {
+        "model": options.model,
+        "weights": weights_digest(model),
+        "temperature": options.sweep or options.temperature,
+    }
     metadata |= {"iterations": options.iterations, "pixels": options.pixels}
     kind = "sweep" if options.sweep else "temperature"
-    settings = [f"{kind}{joined(metadata['temperature'], '-')}", f"iterations{options.iterations}"]
+    settings = [f"{kind}{format_values(metadata['temperature'], '-')}", f"iterations{options.iterations}"]
     settings += [options.pixels] if options.pixels != "mean" else []
 
     def name(seed: object) -> str:
         return result_name("sample", plain_name(options.model), *settings, f"seed{seed}")
 
-    def batches(temperature: list[float], seeds: range):
-        with recalibrated_for(model, temperature, options.iterations, cache) as group_temperatures:
-            parts = [seeds[start : start + IMAGES_PER_STEP] for start in range(0, len(seeds), IMAGES_PER_STEP)]
-            for batch in with_progress(parts, len(seeds), "sampling"):
-                yield batch, sample(model, batch, group_temperatures, options.pixels).cpu()
-
     if options.count:
         seeds = range(first_seed, first_seed + options.count)
         digits = len(str(seeds[-1]))
-        for batch, images in batches(options.temperature, seeds):
-            for seed, image in zip(batch, images, strict=True):
+        sampler, _ = open_sampler(model, options.model, options.temperature, options.iterations)
+        for start in range(0, len(seeds), IMAGES_PER_STEP):
+            batch = seeds[start : start + IMAGES_PER_STEP]
+            for seed, image in zip(batch, sampler.sample(batch, options.pixels).cpu(), strict=True):
                 saved = save_result(single(image), options.out, name(f"{seed:0{digits}}"), metadata | {"seed": seed})
         print(f"{len(seeds)} images in {options.out}, the last one {saved.name}: seeds {first_seed} to {seeds[-1]}")
         print(reproduce_with_seed(first_seed))
@@ -109,7 +106,8 @@ def run(options: argparse.Namespace) -> None:
     columns = options.columns or (SWEEP_COLUMNS if options.sweep else COLUMNS)
     seeds = range(first_seed, first_seed + columns * (1 if options.sweep else options.rows or ROWS))
     rows = [[temperature] for temperature in options.sweep] if options.sweep else [options.temperature]
-    images = torch.cat([images for temperature in rows for _, images in batches(temperature, seeds)])
+    samplers = (open_sampler(model, options.model, temperature, options.iterations)[0] for temperature in rows)
+    images = torch.cat([sampler.sample(seeds, options.pixels).cpu() for sampler in samplers])
     labels = [f"t = {temperature:g}" for temperature in options.sweep or []]
     captions = [str(seed) for seed in seeds] * len(rows) if options.show_seeds else []
     picture = grid(images, columns, cell=160 if columns < 8 else 96, labels=labels, captions=captions)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nvae.inference.exploration import BasePoint, Positions, mean_change
+from nvae.inference.exploration import BasePoint, PositionEffects, mean_change
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.summary import table
 from nvae.tools.grids import color_bar, enlarged, grid, heat_maps, near_square, stacked
@@ -33,7 +33,7 @@ def overview(
     anything else as a row per group.
     """
     names = [group_name(model, group) for group in range(len(images))]
-    base = {"unchanged": view.image} if original is None else {"picture": original, "reconstruction": view.image}
+    base = {"unchanged": view.image[0]} if original is None else {"picture": original, "reconstruction": view.image[0]}
     start = torch.stack([image.cpu() for image in base.values()])
     start_label = "unchanged" if original is None else "picture, model"
     if len(images[0]) == 1 and not difference:
@@ -63,7 +63,7 @@ def shown_positions(positions: int, with_original: bool) -> int:
 
 
 def positions_picture(
-    view: BasePoint, positions: Positions, padding: int, original: Tensor | None = None
+    view: BasePoint, positions: PositionEffects, padding: int, original: Tensor | None = None
 ) -> Image.Image:
     """Draw the image, where in it the group matters, and the influence of each position; below, the strongest ones.
 
@@ -73,7 +73,7 @@ def positions_picture(
     size = view.image.shape[-1]
     where, influence = positions.where[None], enlarged(positions.influence[None], size + 2 * padding)
     influence = influence[:, padding : padding + size, padding : padding + size]
-    base = {"unchanged": view.image} if original is None else {"picture": original, "reconstruction": view.image}
+    base = {"unchanged": view.image[0]} if original is None else {"picture": original, "reconstruction": view.image[0]}
     above = [*(_color(image[None]) for image in base.values())]
     above += [heat_maps(values, values.max().item()) for values in (where, influence)]
     maximum, strongest = positions.changes.max().item(), _color(positions.images)

@@ -14,7 +14,7 @@ from nvae.data.registry import load_data
 from nvae.devices import choose_device
 from nvae.errors import UserError
 from nvae.evaluation.likelihood import evaluate
-from nvae.evaluation.report import already_saved, report, save_report
+from nvae.evaluation.report import is_saved, report, save_report
 from nvae.schema import ModelConfig
 from nvae.signals import stop_requests
 from nvae.summary import num_parameters
@@ -163,7 +163,7 @@ def _evaluate(run: Run, records: Records) -> None:
     """What the validation images say about the result: evaluation.json and .png, once for a trained model."""
     samples, stem = run.schedule.evaluation_samples, records.folder / "evaluation"
     about = {"step": run.position.step, "seed": run.schedule.seed}
-    if samples == 0 or already_saved(stem, about | {"samples": samples}):
+    if samples == 0 or is_saved(stem, about | {"samples": samples}):
         return
     print(
         f"evaluating on {len(run.data.validation):,} validation images, {samples} importance samples each", flush=True

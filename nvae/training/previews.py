@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from nvae.data.images import Data, to_float
-from nvae.inference.recalibration import recalibrated
-from nvae.inference.sampling import reconstruct, sample
+from nvae.inference.reconstruction import reconstruct
+from nvae.inference.sampling import Sampler
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.picture_files import save_picture
 from nvae.tools.grids import grid
@@ -21,10 +21,7 @@ RECALIBRATION_PASSES = 4  # fewer than sample.py's: this is a look in passing
 
 def draw_samples(model: HierarchicalVAE, path: Path, step: int) -> None:
     """The same eight seeds at several temperatures, one row each."""
-    rows = []
-    for temperature in TEMPERATURES:
-        with recalibrated(model, temperature, RECALIBRATION_PASSES):
-            rows.append(sample(model, range(COLUMNS), temperature))
+    rows = [Sampler(model, temperature, RECALIBRATION_PASSES).sample(COLUMNS) for temperature in TEMPERATURES]
     picture = grid(torch.cat(rows), COLUMNS, cell=96, labels=[f"t = {t:g}" for t in TEMPERATURES])
     about = {"step": step, "temperatures": TEMPERATURES, "seed": 0, "iterations": RECALIBRATION_PASSES}
     save_picture(picture, path, about)

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from nvae.checkpoint import load_model, weights_digest
-from nvae.inference import recalibration
-from nvae.inference.sampling import sample
+from nvae.inference import sampling
+from nvae.inference.sampling import Sampler
 from nvae.tools.grids import single
 
 pytestmark = pytest.mark.usefixtures("tools")
@@ -38,7 +38,7 @@ def test_sample_count_saves_single_images_with_padded_names(command, files):
     model = load_model(FILE)
     for seed, name in zip((8, 9, 10), files.names("many"), strict=True):
         assert files.texts(f"many/{name}")["seed"] == str(seed)
-        expected = np.asarray(single(sample(model, [seed], 0.7)[0]), int)
+        expected = np.asarray(single(Sampler(model, 0.7, iterations=0).sample([seed])[0]), int)
         np.testing.assert_allclose(files.pixels(f"many/{name}"), expected, atol=1)
 
 
@@ -107,7 +107,7 @@ def test_sample_statistics_are_measured_once(command, tools, files, monkeypatch)
     def measure(*_):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(recalibration, "measure", measure)
+    monkeypatch.setattr(sampling, "measure", measure)
     assert command("sample.py", "tiny", "0.7", "2", "--seed", "5", "--out", "second").code == 0
     assert files.all(tools / "first") == files.all(tools / "second")
     with pytest.raises(AssertionError, match="measured again"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nvae.inference.exploration import Positions
+from nvae.inference.exploration import PositionEffects
 from nvae.tools.exploration_pictures import CELL, overview, positions_picture, shown_positions
 from nvae.tools.grids import MARGIN, PAPER, color_bar, grid, heat_maps
 
@@ -18,7 +18,7 @@ def model(make_model):
 
 @pytest.fixture
 def view():
-    return SimpleNamespace(image=torch.full((3, 8, 8), 0.2))
+    return SimpleNamespace(image=torch.full((1, 3, 8, 8), 0.2))
 
 
 def cells_of(picture, rows, columns):
@@ -70,7 +70,7 @@ def test_positions_picture_has_no_empty_cell(view, side, original):
     assert shown % columns == 0
     images, changes = torch.full((shown, 3, 8, 8), 0.5), torch.ones(shown, 8, 8)
     strongest = [divmod(position, side) for position in range(shown)]
-    positions = Positions(torch.ones(side, side), torch.ones(8, 8), strongest, images, changes)
+    positions = PositionEffects(torch.ones(side, side), torch.ones(8, 8), strongest, images, changes)
     pixels = np.asarray(positions_picture(view, positions, 0, original))
     plain = np.asarray(grid(torch.zeros(columns * 3, 3, 8, 8), columns, CELL, captions=[""] * columns * 3))
     assert pixels.shape[1] == plain.shape[1]

@@ -91,7 +91,7 @@ def test_reconstructions_stand_below_their_images(make_model, data, tmp_path):
     from PIL import Image
 
     from nvae.data.images import to_float
-    from nvae.inference.sampling import reconstruct
+    from nvae.inference.reconstruction import reconstruct
     from nvae.tools.grids import grid
     from nvae.training.previews import draw_reconstructions
 

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from nvae.errors import UserError
 from nvae.files import WriteError, atomic_write, unused_path
-from nvae.inference.recalibration import StatisticsCache, recalibrated
-from nvae.inference.sampling import Pixels, per_group, sample
+from nvae.inference.sampling import Pixels, Sampler
+from nvae.inference.statistics_cache import StatisticsCache
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.picture_files import read_metadata, save_picture
+from nvae.progress import Progress
 from nvae.tools.grids import grid, is_file_name, near_square
 
 EXPECTED = "expected a .json or .png file of cherry.py"
@@ -114,7 +115,7 @@ def load_pick(reference: str) -> tuple[Selection, Pick]:
 
 
 def render(
-    selection: Selection, open_model: Callable[[str], HierarchicalVAE], progress: bool = False
+    selection: Selection, open_model: Callable[[str], HierarchicalVAE], progress: Progress = False
 ) -> tuple[Tensor, Selection, list[str]]:
     """Make the images (N, C, S, S) in [0, 1] of a selection, on the CPU.
 
@@ -130,12 +131,9 @@ def render(
     for (path, temperature, iterations), indices in batches.items():
         model = models[path] = models.get(path) or open_model(path)
         cache = StatisticsCache(model, path)
-        group_temperatures = per_group(model, temperature, "temperature")
-        scale_noise = per_group(model, selection.scale_noise, "scale of the noise")
-        with recalibrated(model, group_temperatures, iterations, progress, cache) as statistics:
-            seeds = [picks[index].seed for index in indices]
-            batch = sample(model, seeds, group_temperatures, selection.pixels, scale_noise, progress).cpu()
-        digest = statistics.digest if statistics else None
+        sampler = Sampler(model, temperature, iterations, cache, progress=progress)
+        batch = sampler.sample([picks[index].seed for index in indices], selection.pixels, selection.scale_noise).cpu()
+        digest = sampler.statistics.digest if sampler.statistics else None
         if any(picks[index].weights != cache.weights for index in indices):
             warnings.append(f"{path} holds other weights than the picks were made with: the images differ.")
         elif any(picks[index].statistics not in (digest, None) for index in indices):
@@ -150,10 +148,14 @@ def render(
 
 
 def save_result(
-    selection: Selection, record: Path, open_model: Callable[[str], HierarchicalVAE], show_seeds: bool = False
+    selection: Selection,
+    record: Path,
+    open_model: Callable[[str], HierarchicalVAE],
+    show_seeds: bool = False,
+    progress: Progress = False,
 ) -> tuple[Path, list[str]]:
     """Draw a selection and save it as .json and .png; return the picture's path and the warnings of `render`."""
-    images, selection, warnings = render(selection, open_model, progress=True)
+    images, selection, warnings = render(selection, open_model, progress)
     selection.save(record)
     captions = [str(pick.seed) for pick in selection.cells] if show_seeds else []
     picture = grid(images, near_square(len(images)), captions=captions)
@@ -176,11 +178,12 @@ def redo(
     name: str,
     open_model: Callable[[str], HierarchicalVAE],
     show_seeds: bool = False,
+    progress: Progress = False,
 ) -> tuple[Path, list[str]]:
     """Draw a selection as with `save_result`, under a new name."""
     record = reserve(out, name)
     try:
-        return save_result(selection, record, open_model, show_seeds)
+        return save_result(selection, record, open_model, show_seeds, progress)
     except BaseException:
         record.unlink(missing_ok=True)
         raise

@@ -10,13 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from nvae.arguments import format_values, per_group
 from nvae.checkpoint import plain_name
 from nvae.errors import UserError
 from nvae.files import WriteError
-from nvae.inference.recalibration import StatisticsCache, recalibrated
-from nvae.inference.sampling import joined, per_group, sample
+from nvae.inference.sampling import Sampler
+from nvae.inference.statistics_cache import StatisticsCache
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.picture_files import as_texts
+from nvae.progress import Progress
 from nvae.signals import hangups
 from nvae.tools.grids import Layout, grid, layout, near_square, result_name
 from nvae.tools.picking.game import Picking, View
@@ -27,7 +29,8 @@ class PickingSession:
     """Draws the views of a game, and keeps its picks in a JSON file.
 
     model_path, temperature (one number or one per scale), iterations: of the samples. settings: how they are shown, a
-    selection without picks. out: the folder of the JSON file and the result, or the name of the .png file.
+    selection without picks. out: the folder of the JSON file and the result, or the name of the .png file. progress: as
+    in nvae.progress.
     Raises UserError.
     """
 
@@ -40,37 +43,35 @@ class PickingSession:
         picking: Picking,
         settings: Selection,
         out: Path,
+        progress: Progress = False,
     ) -> None:
-        self.model, self.picking, self.settings = model, picking, settings
-        self.temperature = per_group(model, temperature, "temperature")
-        self.scale_noise = per_group(model, settings.scale_noise, "scale of the noise")
-        self.cache = StatisticsCache(model, model_path)
+        self.picking, self.settings, self.progress = picking, settings, progress
+        per_group(model, settings.scale_noise, "scale of the noise")  # refuse a wrong count before the work
+        cache = StatisticsCache(model, model_path)
+        self.sampler = Sampler(model, temperature, iterations, cache, progress=progress)
         self.pick = Pick(  # everything but the seed is the same for all picks
             model=as_texts({"model": model_path})["model"],
-            weights=self.cache.weights,
+            weights=cache.weights,
             seed=picking.first_seed,
             temperature=temperature,
             iterations=iterations,
             statistics=None,
         )
-        name = result_name("cherry", plain_name(model_path), f"temperature{joined(temperature, '-')}")
+        name = result_name("cherry", plain_name(model_path), f"temperature{format_values(temperature, '-')}")
         self.record = reserve(out, name)
         self.saved = settings
         self.images: dict[int, Tensor] = {}
 
-    def run(self, front_end: Callable[[str | None], None]) -> bool:
-        """Play through a front end, which is given a warning about statistics that did not converge, or None.
+    def run(self, front_end: Callable[[list[str]], None]) -> bool:
+        """Play through a front end, which is given the warnings about the recalibration.
 
         Returns whether the game came to its end, and False if it was interrupted.
         """
-        iterations = self.pick.iterations
         try:
-            with (
-                hangups(interrupt=True),
-                recalibrated(self.model, self.temperature, iterations, True, self.cache) as statistics,
-            ):
+            with hangups(interrupt=True):
+                statistics = self.sampler.statistics
                 self.pick = self.pick.model_copy(update={"statistics": statistics and statistics.digest})
-                front_end(statistics and statistics.notice)
+                front_end(self.sampler.warnings)
         except KeyboardInterrupt:
             return False
         except UserError as error:
@@ -93,7 +94,7 @@ class PickingSession:
         if not selection.cells:
             return None
         try:
-            return save_result(selection, self.record, lambda path: self.model, show_seeds)
+            return save_result(selection, self.record, lambda path: self.sampler.model, show_seeds, self.progress)
         except UserError as error:
             seeds = ", ".join(str(pick.seed) for pick in selection.cells)
             raise UserError(f"{error} The picked seeds are {seeds}.") from error
@@ -104,8 +105,7 @@ class PickingSession:
         if missing:
             self.images = {seed: image for seed, image in self.images.items() if seed in self.picking.picks}
             missing = [seed for seed in view.seeds if seed not in self.images]
-            pixels = self.settings.pixels
-            batch = sample(self.model, missing, self.temperature, pixels, self.scale_noise, progress=True).cpu()
+            batch = self.sampler.sample(missing, self.settings.pixels, self.settings.scale_noise).cpu()
             self.images |= dict(zip(missing, batch, strict=True))
         images = torch.stack([self.images[seed] for seed in view.seeds])
         shape = {"columns": near_square(len(images)), "captions": view.captions}

@@ -8,8 +8,7 @@ from PIL import Image
 
 from nvae.checkpoint import load_model, save, weights_digest
 from nvae.errors import UserError
-from nvae.inference.recalibration import recalibrated
-from nvae.inference.sampling import per_group, sample
+from nvae.inference.sampling import Sampler
 from nvae.picture_files import save_picture
 from nvae.tools.picking.selection import Pick, Selection, load_pick, load_selection, render, reserve, save_result
 
@@ -47,11 +46,9 @@ def pick(models, open_model):
 def image_of(models, open_model):
     """A function: the image of a seed by itself."""
 
-    def make(name, seed, temperature, iterations=0, scale_noise=(1.0,), **how):
+    def make(name, seed, temperature, iterations=0, scale_noise=(1.0,), pixels="mean"):
         model = open_model(str(models / name))
-        of_groups = per_group(model, temperature, "temperature")
-        with recalibrated(model, of_groups, iterations):
-            return sample(model, [seed], of_groups, scale_noise=per_group(model, scale_noise, "scale"), **how)[0]
+        return Sampler(model, temperature, iterations).sample([seed], pixels, scale_noise)[0]
 
     return make
 
