@@ -75,5 +75,12 @@ def migrate_content(content: dict[str, Any]) -> dict[str, Any]:
     if isinstance(training, dict) and isinstance(training.get("spectral"), Mapping):
         rest = {key: value for key, value in training.items() if key != "spectral"}
         vectors = {f"spectral.{name}": tensor for name, tensor in training["spectral"].items()}
-        content["training"] = rest | {"regularizers": vectors}
+        # With the scope cells_and_heads, version 1 also regularized skips: its vectors do not fit and start anew.
+        content["training"] = rest | ({"regularizers": vectors} if _spectral_scope(content) == "all" else {})
     return content
+
+
+def _spectral_scope(content: Mapping[str, Any]) -> Any:
+    config = content.get("config")
+    schedule = config.get("training_parameters") if isinstance(config, Mapping) else None
+    return schedule.get("spectral_scope") if isinstance(schedule, Mapping) else None

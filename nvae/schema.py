@@ -6,7 +6,7 @@ larger than any real use, small enough to reject typing errors and hostile files
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -86,10 +86,9 @@ class ToyFacesDataset(DatasetConfig):
     )
 
 
+DATASET_CLASSES = (FolderDataset, DownloadedDataset, ToyFacesDataset)  # a new data set: its class here
 DATASETS: dict[str, type[DatasetConfig]] = {
-    name: dataset
-    for dataset in (FolderDataset, DownloadedDataset, ToyFacesDataset)
-    for name in get_args(dataset.model_fields["name"].annotation)
+    name: dataset for dataset in DATASET_CLASSES for name in get_args(dataset.model_fields["name"].annotation)
 }
 
 
@@ -104,7 +103,7 @@ def _folder_by_default(section: Any) -> Any:
 
 
 AnyDataset = Annotated[
-    FolderDataset | DownloadedDataset | ToyFacesDataset,
+    Union[DATASET_CLASSES],  # noqa: UP007 (of a tuple)
     Field(discriminator="name"),
     BeforeValidator(_folder_by_default),
 ]

@@ -216,7 +216,8 @@ class Run:
         restore(self.model, content, path)
         self.metadata = content["metadata"]
         try:
-            self.regularizers.load_state_dict(training["regularizers"])
+            if "regularizers" in training:  # missing where an earlier version regularized other convolutions
+                self.regularizers.load_state_dict(training["regularizers"])
             self.optimizer.load_state_dict(training["optimizer"])
             if training["scaler"] and self.scaler.is_enabled():
                 self.scaler.load_state_dict(training["scaler"])
