@@ -9,7 +9,7 @@ class UserError(Exception):
     """Something outside the program is wrong: a file, a key, an argument.
 
     The message says what is wrong (got X, expected Y), then what to do. Command-line programs print the message without
-    a traceback and exit with code 2 (see `command_line.run`); a notebook sees an ordinary exception.
+    a traceback and exit with code 2 (see `cli.errors.run`); a notebook sees an ordinary exception.
     """
 
 

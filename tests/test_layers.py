@@ -16,7 +16,7 @@ LAYERS = [
     {"inference"},
     {"evaluation"},
     {"interop"},
-    {"checkpoint", "summary", "objective", "optim", "data", "arguments"},
+    {"checkpoint", "summary", "objective", "optim", "data", "arguments", "picture_files"},
     {"config"},
     {"migrations"},
     {"models"},

@@ -1,1 +1,1 @@
-"""The commands of python3 -m nvae, one per file: arguments, what they do, what they say."""
+"""The commands, one per file: arguments, messages and the hints that name command-line flags. Imports no torch."""

@@ -1,4 +1,7 @@
-"""python3 -m nvae evaluate: how likely a model finds images it was not trained on."""
+"""Measure how likely a model finds images: the ELBO and the KL of each latent group, on validation images by default.
+
+With --nll, also estimate log p(x) with importance samples.
+"""
 
 from __future__ import annotations
 
@@ -6,80 +9,101 @@ import argparse
 import math
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING
 
-from nvae.checkpoint import load_model, plain_name
-from nvae.cli.command_line import natural, positive, progress_bar
-from nvae.config import config_from_dict
-from nvae.data.registry import evaluation_images, load_data
-from nvae.devices import choose_device, set_fast_defaults
+from nvae.cli.arguments import add_device, add_model, natural, positive, print_warnings
+from nvae.cli.models import open_model
+from nvae.cli.progress import progress_bar
 from nvae.errors import UserError
-from nvae.evaluation.likelihood import evaluate
-from nvae.evaluation.report import report, report_name, report_stem, save_report
-from nvae.schema import DatasetName, ModelConfig, select_dataset
+
+if TYPE_CHECKING:
+    from nvae.schema import ModelConfig
 
 IMPORTANCE_SAMPLES = 1000
-PASSES_AT_ONCE = 64
+BATCH_SIZE = 64
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("evaluate", help="how likely a model finds images it was not trained on")
-    command.add_argument("model", metavar="MODEL", help="a .checkpoint or .model file")
-    command.add_argument("--nll", action="store_true", help="the importance-weighted log-likelihood too")
-    command.add_argument(
-        "--samples", type=positive, metavar="K", help=f"importance samples per image (default {IMPORTANCE_SAMPLES})"
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument(
+        "--nll",
+        action="store_true",
+        help="also estimate log p(x) with importance samples, a tighter bound than the ELBO (default: the ELBO only)",
     )
-    command.add_argument("--dataset", choices=get_args(DatasetName), metavar="NAME", help="default: that of the model")
-    command.add_argument("--path", help="where the data set lies (default: where it lay in training)")
-    command.add_argument(
-        "--part", choices=("validation", "training"), default="validation", help="which of its images (validation)"
+    parser.add_argument(
+        "--samples",
+        type=positive,
+        metavar="K",
+        help=f"with --nll: importance samples per image (default: {IMPORTANCE_SAMPLES})",
     )
-    command.add_argument("--images", type=positive, metavar="N", help="only the first N of them")
-    command.add_argument(
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="name of a data set, such as mnist or folder (default: that of the model)"
+    )
+    parser.add_argument("--path", help="folder of the data set (default: the folder used in training)")
+    parser.add_argument(
+        "--part",
+        choices=("validation", "training"),
+        default="validation",
+        help="part of the data set (default: validation)",
+    )
+    parser.add_argument("--images", type=positive, metavar="N", help="only the first N images (default: all)")
+    parser.add_argument(
         "--batch-size",
         type=positive,
         metavar="N",
-        default=PASSES_AT_ONCE,
-        help=f"passes at once, which bounds the memory (default {PASSES_AT_ONCE})",
+        default=BATCH_SIZE,
+        help=f"images or importance samples computed together; a smaller number needs less memory "
+        f"(default: {BATCH_SIZE})",
     )
-    command.add_argument("--seed", type=natural, default=0, help="of the draws from the posterior (0)")
-    command.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the fastest there is)")
-    command.add_argument("--out", type=Path, default=Path("images"), metavar="FOLDER", help="where to save (images/)")
-    command.set_defaults(run=evaluate_model)
+    parser.add_argument(
+        "--seed", type=natural, metavar="N", default=0, help="seed of the draws from the posterior (default: 0)"
+    )
+    add_device(parser)
+    parser.add_argument(
+        "--out", type=Path, default=Path("images"), metavar="FOLDER", help="folder for the results (default: images)"
+    )
 
 
-def evaluate_model(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     if options.samples is not None and not options.nll:
-        raise UserError("--samples is the number of importance samples: say --nll with it.")
+        raise UserError("--samples needs --nll.")
     samples = (options.samples or IMPORTANCE_SAMPLES) if options.nll else 1
+    from nvae.checkpoint import plain_name
+    from nvae.data.registry import evaluation_images, load_data
+    from nvae.devices import set_fast_defaults
+    from nvae.evaluation.likelihood import evaluate
+    from nvae.evaluation.report import report, report_name, report_stem, save_report
+
     set_fast_defaults()
-    model = load_model(options.model, choose_device(options.device))
-    config = with_dataset(model.config, options.dataset, options.path)
-    data = load_data(config, progress=sys.stderr is not None and sys.stderr.isatty())
-    for warning in data.warnings:
-        print(warning)
-    pixels = evaluation_images(data, options.part, config)[: options.images]
-    found = evaluate(model, pixels, options.batch_size, samples, options.seed, progress=progress_bar)
-    if not math.isfinite(found.elbo.mean):
-        raise UserError(f"the bound of {options.model} on these images is {found.elbo.mean}: its weights are damaged.")
-    print(report(found, model, f"{options.part} images of {config.dataset.name}"))
-    about = {
+    model = open_model(options)
+    config = _with_dataset(model.config, options.dataset, options.path)
+    data = load_data(config, progress=sys.stderr.isatty())
+    print_warnings(data.warnings)
+    images_u8 = evaluation_images(data, options.part, config)[: options.images]
+    evaluation = evaluate(model, images_u8, options.batch_size, samples, options.seed, progress=progress_bar)
+    if not math.isfinite(evaluation.elbo.mean):
+        raise UserError(f"the ELBO of {options.model} on these images is {evaluation.elbo.mean}: damaged weights?")
+    print(report(evaluation, model, f"{options.part} images of {config.dataset.name}"))
+    metadata = {
         "model": options.model,
         "dataset": config.dataset.model_dump(),
         "part": options.part,
         "seed": options.seed,
         "batch_size": options.batch_size,
-        "images": found.images,
+        "images": evaluation.images,
         "samples": samples,
     }
-    name = report_name(plain_name(options.model), config.dataset.name, options.part, found.images, samples)
-    stem = report_stem(options.out, name, about)
-    save_report(found, model, stem, about)
+    name = report_name(plain_name(options.model), config.dataset.name, options.part, evaluation.images, samples)
+    stem = report_stem(options.out, name, metadata)
+    save_report(evaluation, model, stem, metadata)
     print(f"saved as {stem}.json and {stem}.png")
 
 
-def with_dataset(config: ModelConfig, name: str | None, path: str | None) -> ModelConfig:
-    """The config with other images to look at."""
+def _with_dataset(config: ModelConfig, name: str | None, path: str | None) -> ModelConfig:
+    """Return the config with another data set."""
+    from nvae.config import config_from_dict
+    from nvae.schema import select_dataset
+
     content = config.model_dump()
     dataset = content["dataset"] if name is None else select_dataset(content["dataset"], name)
     dataset |= {} if path is None else {"path": path}

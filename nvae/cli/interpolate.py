@@ -1,154 +1,272 @@
-"""python3 -m nvae interpolate: ways between images, and mixtures of two."""
+"""Draw the way from one image to another, mixtures of the two, or an animated walk between samples.
+
+A and B are two pictures of your own, or two samples: seed:N, or FILE:N for pick N of a cherry.py result.
+"""
 
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
-from nvae.arguments import format_values
-from nvae.checkpoint import load_model, plain_name, weights_digest
-from nvae.cli.command_line import (
+from nvae.cli.arguments import (
     ITERATIONS,
-    LONGEST_ANIMATION,
-    add_seed_device_out,
+    MAX_ITERATIONS,
+    MAX_SECONDS,
+    add_animation,
+    add_device,
+    add_model,
+    add_no_window,
+    add_out,
+    add_pixels,
+    add_seed,
+    animation_format,
     chosen_seed,
-    natural,
-    numbers,
-    progress_bar,
-    same_again,
-    say,
-    seconds,
+    print_warnings,
+    reproduce_with_seed,
+    temperatures,
     up_to,
 )
-from nvae.data.image_files import read_image_files
-from nvae.devices import choose_device
+from nvae.cli.models import open_model, open_sampler
+from nvae.cli.progress import with_progress
 from nvae.errors import UserError
-from nvae.inference.interpolation import interpolate, mix, walk
-from nvae.inference.reconstruction import encode
-from nvae.inference.sampling import Sampler
-from nvae.inference.statistics_cache import StatisticsCache
-from nvae.tools.animation import FRAMES_PER_SECOND, Format, save_animation
-from nvae.tools.display import show
-from nvae.tools.grids import grid, near_square, save_result
 
-CELL = 128  # pixels of an image in a picture
-MOST_COLUMNS = 12
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nvae.models.distributions import Noise
+    from nvae.models.hierarchy import HierarchicalVAE
+
+CELL = 128  # pixels of an image in the result
+MAX_COLUMNS = 12
+STEPS = 8
+ANIMATION_SECONDS = 4
+TEMPERATURE = 0.7
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser(
-        "interpolate", help="the way from one picture to another, mixtures of the two, or a walk between samples"
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument(
+        "ends",
+        nargs="*",
+        metavar="A B",
+        help="two picture files, or two samples: seed:N, or FILE:N for pick N of a cherry.py result; none with --walk",
     )
-    command.add_argument("model", metavar="MODEL", help="a .checkpoint or .model file")
-    command.add_argument("pictures", type=Path, nargs="*", metavar="A.png B.png", help="two pictures, unless --walk")
-    command.add_argument("--steps", type=up_to(100), metavar="N", help="images from A to B (8)")
-    command.add_argument("--coarse-from", metavar="A|B", help="mix: whose the first 0, 1, 2... latent groups are,")
-    command.add_argument("--fine-from", metavar="A|B", help="and whose the others are")
-    command.add_argument("--walk", type=up_to(1000), metavar="N", help="a round trip of N samples, as an animation")
-    command.add_argument("--seconds", type=seconds, metavar="S", help="of the animation (2 per sample, or 4)")
-    command.add_argument(
-        "--animate",
-        choices=get_args(Format),
-        nargs="?",
-        const="gif",
-        help="there and back; of a walk: which",
+    parser.add_argument("--steps", type=up_to(100), metavar="N", help=f"images from A to B (default: {STEPS})")
+    parser.add_argument(
+        "--coarse-from",
+        metavar="A|B",
+        help="mix A and B: which one gives the first 0, 1, 2... latent groups (default: no mixing, or the other one "
+        "of --fine-from)",
     )
-    command.add_argument("--temperature", type=numbers, metavar="T[,T...]", help="of a walk (0.7)")
-    command.add_argument("--iterations", type=natural, metavar="N", help=f"of a walk: recalibration ({ITERATIONS})")
-    add_seed_device_out(command, "the first sample of a walk; the others have the next ones")
-    command.set_defaults(run=interpolate_images)
+    parser.add_argument(
+        "--fine-from",
+        metavar="A|B",
+        help="mix A and B: which one gives the other latent groups (default: no mixing, or the other one of "
+        "--coarse-from)",
+    )
+    parser.add_argument(
+        "--walk", type=up_to(1000), metavar="N", help="animate a round trip of N samples (default: go from A to B)"
+    )
+    add_animation(parser, "animate the way from A to B and back", f"{ANIMATION_SECONDS}; with --walk 2 per sample")
+    parser.add_argument(
+        "--temperature",
+        type=temperatures,
+        metavar="T[,T...]",
+        help=f"temperature of samples, or one per scale (default: that of the picks, else {TEMPERATURE})",
+    )
+    parser.add_argument(
+        "--iterations",
+        type=up_to(MAX_ITERATIONS, 0),
+        metavar="N",
+        help=f"passes that recalibrate the batch-norm statistics for samples (default: {ITERATIONS})",
+    )
+    add_pixels(parser)
+    add_seed(parser, "the first sample of --walk; the others have the following seeds")
+    add_device(parser)
+    add_out(parser)
+    add_no_window(parser)
 
 
-def interpolate_images(options: argparse.Namespace) -> None:
-    pictures, mixing = options.pictures, _mixing(options)
-    if options.seconds is not None and not (options.walk or options.animate):
-        raise UserError("--seconds is the length of an animation: say --animate or --walk with it.")
-    if options.steps is not None and (options.walk or options.animate or mixing):
-        raise UserError(
-            "--steps is of the way from A to B in one picture: leave it out, or --walk, --animate and mixing."
-        )
+def run(options: argparse.Namespace) -> None:
+    mixing = _mixing(options)
+    if options.seconds is not None and not options.walk and options.animate is None:
+        raise UserError("--seconds needs --animate or --walk.")
+    if options.steps is not None and (options.walk or options.animate is not None or mixing):
+        raise UserError("--steps draws the way from A to B: leave out --walk, --animate and mixing.")
     if options.walk:
-        if pictures or mixing:
-            raise UserError("--walk leads from sample to sample: leave out the pictures and what belongs to them.")
+        if options.ends or mixing:
+            raise UserError("--walk goes from sample to sample: leave out A, B and mixing.")
         if options.walk < 2:
-            raise UserError("--walk 1 leads nowhere; give 2 samples or more.")
-        return _walk(options)
-    if len(pictures) != 2:
-        raise UserError(f"{len(pictures)} pictures are given; give two, A and B, or --walk N to go between samples.")
-    if options.temperature or options.iterations is not None or options.seed is not None:
-        raise UserError("--temperature, --iterations and --seed belong to --walk: pictures have their own latents.")
+            raise UserError("--walk is 1, expected 2 samples or more.")
+        _walk(options)
+        return
+    if len(options.ends) != 2:
+        raise UserError(f"got {len(options.ends)} images, expected two, A and B, or --walk N.")
+    if options.seed is not None:
+        raise UserError("--seed needs --walk: give samples as seed:N.")
     if options.steps == 1:
-        raise UserError("--steps 1 leads nowhere; give 2 or more.")
-    if options.animate and mixing:
-        raise UserError("--animate is of the way from A to B: leave out --coarse-from and --fine-from.")
-    model = load_model(options.model, choose_device(options.device))
-    images, notices = read_image_files(pictures, model.config, model.device)
-    for notice in notices:
-        print(notice)
-    sampler = Sampler(model, iterations=0)
-    a, b = (encode(model, image[None]) for image in images)
-    about = {"model": options.model, "weights": weights_digest(model), "pictures": [str(path) for path in pictures]}
-    name = f"{plain_name(options.model)}_{pictures[0].stem}_{pictures[1].stem}"
-    if options.animate:
-        frames = max(2, round((options.seconds or 4) * FRAMES_PER_SECOND))
-        there = interpolate(sampler, a, b, torch.linspace(0, 1, frames // 2 + 1))
-        back = there.flip(0)[1:-1]
-        both = [there, back] if len(back) else [there]
-        folder, kind = options.out, options.animate
-        count = len(there) + len(back)
-        print(save_animation(both, count, folder, f"interpolation_{name}", kind, about | {"frames": count}))
-        return None
-    if mixing:
-        coarse, fine = (images, (a, b)) if mixing == "AB" else (images.flip(0), (b, a))
-        found, groups = mix(sampler, *fine), len(model.groups)
-        captions = [mixing[0], *(f"{k} of {groups}" for k in range(groups, -1, -1)), mixing[1]]
-        cells = torch.cat([coarse[:1], found.flip(0), coarse[1:]])
-        name, about = f"mixture_{name}_{mixing}", about | {"coarse": mixing[0], "fine": mixing[1]}
-    else:
-        times = torch.linspace(0, 1, options.steps or 8)
-        captions = ["A", *(f"{t:.2f}" for t in times.tolist()), "B"]
-        cells = torch.cat([images[:1], interpolate(sampler, a, b, times), images[1:]])
-        name, about = f"interpolation_{name}", about | {"steps": len(times)}
-    columns = len(cells) if len(cells) <= MOST_COLUMNS else near_square(len(cells))
-    picture = grid(cells, columns, cell=CELL, captions=captions)
-    saved = save_result(picture, options.out, name, about)
-    print(saved)
-    show(picture, saved.name)
-    return None
+        raise UserError("--steps is 1, expected 2 or more.")
+    if options.animate is not None and mixing:
+        raise UserError("--animate goes from A to B: leave out --coarse-from and --fine-from.")
+    _between(options, mixing)
 
 
 def _mixing(options: argparse.Namespace) -> str | None:
-    """ "AB" for coarse from A and fine from B, "BA" for the opposite, None for no mixing."""
+    """Return "AB" for coarse from A and fine from B, "BA" for the opposite, None for no mixing."""
     if options.coarse_from is None and options.fine_from is None:
         return None
-    paths = [str(path) for path in options.pictures]
     chosen = []
-    for option, value in (("--coarse-from", options.coarse_from), ("--fine-from", options.fine_from)):
-        if value is not None and value.upper() not in ("A", "B") and value not in paths:
-            raise UserError(f"{option} is '{value}'; it can be A, the first picture, or B, the second.")
-        chosen.append(value and (value.upper() if value.upper() in ("A", "B") else "AB"[paths.index(value)]))
+    for flag, value in (("--coarse-from", options.coarse_from), ("--fine-from", options.fine_from)):
+        if value is not None and value.upper() not in ("A", "B"):
+            raise UserError(f"{flag} is '{value}', expected A or B.")
+        chosen.append(value and value.upper())
     coarse, fine = chosen
     coarse, fine = coarse or ("A" if fine == "B" else "B"), fine or ("A" if coarse == "B" else "B")
     if coarse == fine:
-        raise UserError(f"--coarse-from and --fine-from are both {coarse}: that is no mixture; give A and B.")
+        raise UserError(f"--coarse-from and --fine-from are both {coarse}, expected A and B.")
     return coarse + fine
 
 
+class Ends(NamedTuple):
+    """What a way between two images needs."""
+
+    noise: tuple[Noise, Noise]  # (1, L, H, W) per latent group, each
+    originals: Tensor | None  # (2, C, H, W) in [0, 1], of pictures
+    temperature: list[float]
+    iterations: int
+    names: tuple[str, str]
+
+
+def _ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
+    samples = [re.fullmatch(r"seed:\d{1,18}|.*\.(json|png):\d+", end) is not None for end in options.ends]
+    if samples[0] != samples[1]:
+        raise UserError(f"got {' and '.join(options.ends)}, expected two pictures or two samples.")
+    return _sample_ends(options, model) if samples[0] else _picture_ends(options, model)
+
+
+def _picture_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
+    from nvae.data.image_files import read_image_files
+    from nvae.inference.reconstruction import encode
+
+    if options.temperature or options.iterations is not None:
+        raise UserError("--temperature and --iterations need samples: pictures have latents of their own.")
+    paths = [Path(end) for end in options.ends]
+    images, warnings = read_image_files(paths, model.config, model.device)
+    print_warnings(warnings)
+    a, b = (encode(model, image[None]) for image in images)
+    return Ends((a, b), images, [1.0], 0, (paths[0].stem, paths[1].stem))
+
+
+def _sample_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
+    from nvae.inference.sampling import seed_noise
+    from nvae.tools.picking.selection import load_pick
+
+    noise, picks, names = [], [], []
+    for end in options.ends:
+        seed, scale_noise = end.removeprefix("seed:"), [1.0]
+        if end.startswith("seed:"):
+            names.append(f"seed{seed}")
+        else:
+            selection, pick = load_pick(end)
+            seed, scale_noise = pick.seed, selection.scale_noise
+            options.pixels = options.pixels or selection.pixels
+            picks.append(pick)
+            names.append(f"pick{seed}")
+        noise.append(seed_noise(model, [int(seed)], scale_noise))
+    if len({tuple(pick.temperature) for pick in picks}) > 1 and not options.temperature:
+        raise UserError("the picks have different temperatures: give one with --temperature.")
+    temperature = options.temperature or (picks[0].temperature if picks else [TEMPERATURE])
+    iterations = picks[0].iterations if picks else ITERATIONS
+    iterations = iterations if options.iterations is None else options.iterations
+    return Ends((noise[0], noise[1]), None, temperature, iterations, (names[0], names[1]))
+
+
+def _between(options: argparse.Namespace, mixing: str | None) -> None:
+    import torch
+
+    from nvae.arguments import format_values
+    from nvae.checkpoint import plain_name
+    from nvae.inference.interpolation import interpolate, mix
+    from nvae.tools.animation import FRAMES_PER_SECOND, save_animation
+    from nvae.tools.display import show
+    from nvae.tools.grids import grid, is_file_name, near_square, result_name, save_result
+
+    animated = options.animate is not None
+    is_file_name(options.out, f".{animation_format(options)}" if animated else ".png")
+    model = open_model(options)
+    ends = _ends(options, model)
+    sampler, weights = open_sampler(model, options.model, ends.temperature, ends.iterations)
+    pixels = options.pixels or "mean"
+    metadata: dict[str, Any] = {"model": options.model, "weights": weights, "from": options.ends[0]}
+    metadata |= {"to": options.ends[1], "pixels": pixels}
+    parts = [plain_name(options.model), *ends.names]
+    if ends.originals is None:
+        metadata |= {"temperature": ends.temperature, "iterations": ends.iterations}
+        parts.append(f"temperature{format_values(ends.temperature, '-')}")
+    parts.append(pixels if pixels != "mean" else "")
+    before, after = [], []  # pictures are drawn beside their reconstructions
+    if ends.originals is not None and not animated:
+        before, after = [ends.originals[:1]], [ends.originals[1:]]
+    if animated:
+        frames = max(2, round((options.seconds or ANIMATION_SECONDS) * FRAMES_PER_SECOND))
+        there = interpolate(sampler, *ends.noise, frames // 2 + 1, pixels)
+        back = there.flip(0)[1:-1]
+        batches, count = [there, back] if len(back) else [there], len(there) + len(back)
+        name = result_name("interpolation", *parts)
+        metadata["frames"] = count
+        print(save_animation(batches, options.out, name, animation_format(options), metadata))
+        return
+    if mixing:
+        coarse, fine = ends.noise if mixing == "AB" else ends.noise[::-1]
+        if mixing == "BA":
+            before, after = after, before
+        groups = len(model.groups)
+        images = mix(sampler, coarse, fine, pixels).flip(0)
+        captions = [f"{k} of {groups}" for k in range(groups, -1, -1)]
+        name, metadata = result_name("mixture", *parts, mixing), metadata | {"coarse": mixing[0], "fine": mixing[1]}
+    else:
+        times = torch.linspace(0, 1, options.steps or STEPS)
+        images, captions = interpolate(sampler, *ends.noise, times, pixels), [f"{t:.2f}" for t in times.tolist()]
+        name, metadata = (
+            result_name("interpolation", *parts, f"steps{len(times)}"),
+            metadata | {"steps": len(times)},
+        )
+    cells = torch.cat([*before, images, *after])
+    if before:
+        captions = [(mixing or "AB")[0], *captions, (mixing or "AB")[1]]
+    columns = len(cells) if len(cells) <= MAX_COLUMNS else near_square(len(cells))
+    picture = grid(cells, columns, cell=CELL, captions=captions)
+    saved = save_result(picture, options.out, name, metadata)
+    print(saved)
+    if not options.no_window:
+        show(picture, saved.name)
+
+
 def _walk(options: argparse.Namespace) -> None:
-    model = load_model(options.model, choose_device(options.device))
-    cache, seed = StatisticsCache(model, options.model), chosen_seed(options)
-    temperature = options.temperature or [0.7]
+    from nvae.arguments import format_values
+    from nvae.checkpoint import plain_name
+    from nvae.inference.interpolation import walk
+    from nvae.tools.animation import FRAMES_PER_SECOND, save_animation
+    from nvae.tools.grids import is_file_name, result_name
+
+    file_format = animation_format(options)
+    is_file_name(options.out, f".{file_format}")
+    model = open_model(options)
+    seed = chosen_seed(options)
+    temperature = options.temperature or [TEMPERATURE]
     iterations = ITERATIONS if options.iterations is None else options.iterations
-    sampler = Sampler(model, temperature, iterations, cache, progress=progress_bar)
+    pixels = options.pixels or "mean"
+    sampler, weights = open_sampler(model, options.model, temperature, iterations)
     seeds = range(seed, seed + options.walk)
-    frames = max(options.walk, round((options.seconds or min(2 * options.walk, LONGEST_ANIMATION)) * FRAMES_PER_SECOND))
-    about = {"model": options.model, "weights": cache.weights, "temperature": temperature, "iterations": iterations}
-    about |= {"seeds": list(seeds), "frames": frames}
-    name = f"walk_{plain_name(options.model)}_temperature{format_values(temperature, '-')}_seed{seed}"
-    say(sampler.warnings)
-    saved = save_animation(walk(sampler, seeds, frames), frames, options.out, name, options.animate or "gif", about)
+    duration = options.seconds or min(2 * options.walk, MAX_SECONDS)
+    frames = max(options.walk, round(duration * FRAMES_PER_SECOND))
+    metadata = {"model": options.model, "weights": weights, "temperature": temperature, "iterations": iterations}
+    metadata |= {"seeds": list(seeds), "frames": frames, "pixels": pixels}
+    parts = [plain_name(options.model), f"temperature{format_values(temperature, '-')}", f"samples{options.walk}"]
+    name = result_name("walk", *parts, pixels if pixels != "mean" else "", f"seed{seed}")
+    images = with_progress(walk(sampler, seeds, frames, pixels, seed), frames, "animating")
+    saved = save_animation(images, options.out, name, file_format, metadata)
     print(f"{saved}: seeds {seed} to {seeds[-1]} and back, {frames / FRAMES_PER_SECOND:g} seconds")
-    print(same_again(seed))
+    print(reproduce_with_seed(seed))

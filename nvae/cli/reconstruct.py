@@ -1,77 +1,113 @@
-"""python3 -m nvae reconstruct: what is left of pictures in a model's latents."""
+"""Show how well a model reconstructs pictures from its latents.
+
+With --keep-groups, only the first latent groups are taken from the picture; the rest is sampled from the prior.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
-
-from nvae.checkpoint import load_model, plain_name, weights_digest
-from nvae.cli.command_line import (
-    add_seed_device_out,
+from nvae.cli.arguments import (
+    add_device,
+    add_model,
+    add_no_window,
+    add_out,
+    add_pixels,
+    add_seed,
     chosen_seed,
     naturals,
-    numbers,
-    same_again,
+    print_warnings,
+    reproduce_with_seed,
+    temperatures,
 )
-from nvae.data.image_files import read_image_files
-from nvae.devices import choose_device
+from nvae.cli.models import open_model
+from nvae.cli.progress import progress_bar
 from nvae.errors import UserError
-from nvae.inference.exploration import mean_change
-from nvae.inference.reconstruction import reconstruct
-from nvae.summary import table
-from nvae.tools.display import show
-from nvae.tools.grids import grid, save_result
 
-CELL = 128  # pixels of an image in a picture
+CELL = 128  # pixels of an image in the result
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("reconstruct", help="what is left of pictures in a model's latents")
-    command.add_argument("model", metavar="MODEL", help="a .checkpoint or .model file")
-    command.add_argument("pictures", type=Path, nargs="+", metavar="FILE", help="pictures of any size")
-    command.add_argument(
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument("pictures", type=Path, nargs="+", metavar="FILE", help="pictures of any size")
+    parser.add_argument(
         "--keep-groups",
         type=naturals,
         metavar="K[,K...]",
-        help="only the first K latent groups are told about the picture, the prior chooses the others",
+        help="take only the first K latent groups, the top group first, from the picture (default: all)",
     )
-    command.add_argument("--temperature", type=numbers, metavar="T[,T...]", help="of the others (0: what is expected)")
-    add_seed_device_out(command, "those others")
-    command.set_defaults(run=reconstruct_pictures)
+    parser.add_argument(
+        "--temperature",
+        type=temperatures,
+        metavar="T[,T...]",
+        help="with --keep-groups: temperature of the groups sampled from the prior (default: 0, the prior's mean)",
+    )
+    add_pixels(parser)
+    add_seed(parser, "the groups sampled from the prior")
+    add_device(parser)
+    add_out(parser)
+    add_no_window(parser)
 
 
-def reconstruct_pictures(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     if options.temperature and not options.keep_groups:
-        raise UserError("--temperature is of the groups that are not kept: say --keep-groups with it.")
-    model = load_model(options.model, choose_device(options.device))
+        raise UserError("--temperature needs --keep-groups: all groups are taken from the picture.")
+    import torch
+
+    from nvae.arguments import format_values
+    from nvae.checkpoint import plain_name, weights_digest
+    from nvae.data.image_files import read_image_files
+    from nvae.inference.exploration import mean_change
+    from nvae.inference.reconstruction import reconstruct
+    from nvae.summary import table
+    from nvae.tools.display import show
+    from nvae.tools.grids import grid, is_file_name, result_name, save_result
+
+    is_file_name(options.out, ".png")
+    model = open_model(options)
     groups = len(model.groups)
     kept = options.keep_groups or [groups]
     if wrong := [k for k in kept if k > groups]:
-        raise UserError(f"--keep-groups is {wrong[0]}; the model has {groups} latent groups.")
+        raise UserError(f"--keep-groups is {wrong[0]}, expected at most {groups}, the number of latent groups.")
     temperature = options.temperature or [0.0]
-    random = any(temperature) and min(kept) < groups
+    pixels = options.pixels or "mean"
+    random = (any(temperature) and min(kept) < groups) or pixels == "sample"
     seed = chosen_seed(options) if random else 0
-    images, notices = read_image_files(options.pictures, model.config, model.device)
-    for notice in notices:
-        print(notice)
-    bar = tqdm(kept, "reconstructing", leave=False, disable=None, delay=1)
-    found = [reconstruct(model, images, keep, temperature, seed) for keep in bar]
+    images, warnings = read_image_files(options.pictures, model.config, model.device)
+    print_warnings(warnings)
+    reconstructions = [
+        reconstruct(model, images, keep, temperature, seed, pixels, progress=progress_bar) for keep in kept
+    ]
     rows = [("picture", *(f"{keep} of {groups} groups" for keep in kept))]
     for index, path in enumerate(options.pictures):
-        errors = (mean_change(images_of_k[index][None], images[index]) for images_of_k in found)
+        errors = (mean_change(images_of_k[index][None], images[index]) for images_of_k in reconstructions)
         rows.append((str(path), *(f"{error:.4f}" for error in errors)))
-    print("mean absolute error, of a range from 0 to 1:\n" + "\n".join(table(rows)))
-    cells = torch.stack([images, *found], dim=1).flatten(0, 1)  # a row per picture
-    captions = ["picture", *(f"{keep} of {groups}" for keep in kept)] * len(images)
-    picture = grid(cells, 1 + len(kept), cell=CELL, captions=captions)
-    about = {"model": options.model, "weights": weights_digest(model), "seed": seed}
-    about |= {"pictures": [str(path) for path in options.pictures], "keep_groups": kept}
-    about |= {"temperature": options.temperature or [0.0]}
-    saved = save_result(picture, options.out, f"reconstruction_{plain_name(options.model)}", about)
+    print("mean absolute error, in a range from 0 to 1:\n" + "\n".join(table(rows)))
+    per_picture = 1 + len(kept)
+    cells = torch.stack([images, *reconstructions], dim=1).flatten(0, 1)
+    captions = [
+        caption for path in options.pictures for caption in (path.name, *(f"{keep} of {groups}" for keep in kept))
+    ]
+    picture = grid(cells, per_picture * _pictures_per_row(len(images), per_picture), cell=CELL, captions=captions)
+    metadata = {"model": options.model, "weights": weights_digest(model), "seed": seed, "pixels": pixels}
+    metadata |= {"pictures": [str(path) for path in options.pictures], "keep_groups": kept}
+    metadata |= {"temperature": temperature}
+    parts = ["groups" + "-".join(map(str, kept)) if options.keep_groups else ""]
+    parts += [f"temperature{format_values(options.temperature, '-')}" if options.temperature else ""]
+    parts += [f"seed{seed}" if random else "", pixels if pixels != "mean" else ""]
+    name = result_name("reconstruction", plain_name(options.model), *parts)
+    saved = save_result(picture, options.out, name, metadata)
     print(saved)
     if random:
-        print(same_again(seed))
-    show(picture, saved.name)
+        print(reproduce_with_seed(seed))
+    if not options.no_window:
+        show(picture, saved.name)
+
+
+def _pictures_per_row(pictures: int, cells: int) -> int:
+    """Return how many pictures, of so many cells each, make a grid that is square or a little wider than high."""
+    per_row = 1
+    while per_row * cells < -(-pictures // per_row):
+        per_row += 1
+    return per_row

@@ -1,28 +1,47 @@
-"""python3 -m nvae summary: what the model of a config or of a file is."""
+"""Describe a config, a model file, or a picture that one of the commands has saved.
+
+For a config or a model: levels, parameters and cost. For a picture: the settings that made it.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from nvae.checkpoint import load
-from nvae.config import available_configs, is_yaml, load_config
-from nvae.summary import summary
+from nvae.errors import UserError
+
+PICTURE_SUFFIXES = (".png", ".gif", ".webp")
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser(
-        "summary", help="what the model of a config or of a file is: levels, parameters, cost"
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "what",
+        metavar="WHAT",
+        help="a config's name or YAML file, a .checkpoint or .model file, or a .png, .gif or .webp result",
     )
-    command.add_argument(
-        "what", metavar="WHAT", help=f"a .checkpoint or .model, or one of {', '.join(available_configs())}"
-    )
-    command.set_defaults(run=summarize)
 
 
-def summarize(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     path = Path(options.what)
+    if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file():
+        _describe_picture(path)
+        return
+    from nvae.checkpoint import load
+    from nvae.config import is_yaml, load_config
+    from nvae.summary import summary
+
     if path.is_file() and not is_yaml(path):
         print(summary(load(path)["config"]))
     else:
         print(summary(load_config(options.what)))
+
+
+def _describe_picture(path: Path) -> None:
+    from nvae.picture_files import read_metadata
+
+    metadata = read_metadata(path)
+    if not metadata:
+        raise UserError(f"{path} holds no settings: expected a picture that one of the commands has saved.")
+    width = max(map(len, metadata))
+    for key, value in metadata.items():
+        print(f"{key:<{width}}  {value}")

@@ -1,52 +1,52 @@
-"""Animations: GIF through Pillow, MP4 through imageio-ffmpeg (the extra `video`)."""
+"""Animations: WebP and GIF through Pillow, MP4 through imageio-ffmpeg (the extra `video`)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from nvae.data.images import to_pixels
 from nvae.errors import UserError
-from nvae.tools.grids import enlarged_side, from_pixels, saving, unused_path
+from nvae.files import atomic_write, unused_path
+from nvae.picture_files import EXIF_DESCRIPTION
+from nvae.tools.grids import enlarged_side, from_pixels, is_file_name
 
 FRAMES_PER_SECOND = 20  # a GIF's frames last whole hundredths of a second: 20 are five each
+FRAME_MILLISECONDS = 1000 // FRAMES_PER_SECOND
 PALETTE_COLORS = 256
+WEBP_QUALITY = 80
 
-Format = Literal["gif", "mp4"]
+AnimationFormat = Literal["webp", "gif", "mp4"]
 
 
 def save_animation(
     images: Iterable[Tensor],
-    frames: int,
-    folder: Path,
+    out: Path,
     name: str,
-    format: Format,
-    about: dict[str, object],
-    side: int = 160,
+    file_format: AnimationFormat,
+    metadata: Mapping[str, object],
+    side: int = 256,
 ) -> Path:
-    """Images (B, C, S, S) in [0, 1], batch by batch, as an endless animation of 20 frames a second; returns its path.
+    """Save batches of images (B, C, S, S) in [0, 1] as an endless animation of 20 frames a second; return its path.
 
-    frames: how many there are in all, for the progress bar. side: pixels per side that a frame at least gets; smaller
-    images are enlarged by a whole number of times. about: goes into the file as a comment. Never replaces a file.
-    Raises UserError.
+    out: a folder, or a file name with the format's suffix. side: minimum
+    side of a frame in pixels; smaller images are enlarged by a whole factor. metadata: goes into the file, as JSON.
+    A file in a folder is never replaced. Raises UserError.
     """
-    if format == "mp4":
-        _ffmpeg()  # before the work
-    with tqdm(total=frames, desc="animating", unit="frame", leave=False, disable=None) as bar:
-        pictures = []
-        for batch in images:
-            pictures += list(to_pixels(batch))
-            bar.update(len(batch))
-    path = unused_path(folder, name, f".{format}")
-    with saving(path) as unfinished:
-        (_write_gif if format == "gif" else _write_mp4)(pictures, side, unfinished, json.dumps(about))
+    suffix = f".{file_format}"
+    path = out if is_file_name(out, suffix) else unused_path(out, name, suffix)
+    if file_format == "mp4":
+        _ffmpeg()  # refuse before the work
+    frames = [frame for batch in images for frame in to_pixels(batch)]
+    write = {"webp": _write_webp, "gif": _write_gif, "mp4": _write_mp4}[file_format]
+    with atomic_write(path) as temporary:
+        write(frames, side, temporary, json.dumps(metadata))
     return path
 
 
@@ -55,27 +55,29 @@ def _enlarged(pixels: np.ndarray, side: int) -> Image.Image:
     return from_pixels(pixels).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
 
 
-def _write_gif(frames: list[np.ndarray], side: int, path: Path, comment: str) -> None:
-    # One palette for all frames, or the background flickers: that of some of them side by side.
+def _write_webp(frames: list[np.ndarray], side: int, path: Path, metadata: str) -> None:
+    first, *others = (_enlarged(pixels, side) for pixels in frames)
+    exif = Image.Exif()
+    exif[EXIF_DESCRIPTION] = metadata
+    options = {"save_all": True, "append_images": others, "duration": FRAME_MILLISECONDS, "loop": 0, "exif": exif}
+    first.save(path, "webp", quality=WEBP_QUALITY, **options)
+
+
+def _write_gif(frames: list[np.ndarray], side: int, path: Path, metadata: str) -> None:
+    # One palette for all frames, made from some of them side by side: with a palette each, the background flickers.
+    # No dithering: its pattern moves from frame to frame, and the file becomes several times as large.
     some = [_enlarged(pixels, side) for pixels in frames[:: max(1, len(frames) // 16)]]
     strip = Image.new("RGB", (some[0].width * len(some), some[0].height))
     for i, picture in enumerate(some):
         strip.paste(picture, (i * picture.width, 0))
     palette = strip.quantize(PALETTE_COLORS, Image.Quantize.MEDIANCUT)
     pictures = (_enlarged(pixels, side) for pixels in frames)
-    first, *others = (picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for picture in pictures)
-    first.save(
-        path,
-        "gif",
-        save_all=True,
-        append_images=others,
-        duration=1000 // FRAMES_PER_SECOND,
-        loop=0,
-        comment=comment.encode(),
-    )
+    first, *others = (picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures)
+    options = {"save_all": True, "append_images": others, "duration": FRAME_MILLISECONDS, "loop": 0}
+    first.save(path, "gif", comment=metadata.encode(), **options)
 
 
-def _write_mp4(frames: list[np.ndarray], side: int, path: Path, comment: str) -> None:
+def _write_mp4(frames: list[np.ndarray], side: int, path: Path, metadata: str) -> None:
     ffmpeg = _ffmpeg()
     writer = ffmpeg.write_frames(
         str(path),
@@ -83,18 +85,18 @@ def _write_mp4(frames: list[np.ndarray], side: int, path: Path, comment: str) ->
         fps=FRAMES_PER_SECOND,
         quality=8,
         macro_block_size=2,
-        output_params=["-metadata", f"comment={comment}", "-f", "mp4"],
+        output_params=["-metadata", f"comment={metadata}", "-f", "mp4"],
     )
     writer.send(None)
     for pixels in frames:
         writer.send(_enlarged(pixels, side).tobytes())
     writer.close()
-    try:  # a program that came to grief does not say so
+    try:  # the program reports no error when its disk is full
         written, _ = ffmpeg.count_frames_and_secs(str(path))
     except RuntimeError:
         written = 0
     if written != len(frames):
-        raise OSError(f"{written} of {len(frames)} frames were written")
+        raise OSError(f"ffmpeg wrote {written} of {len(frames)} frames")
 
 
 def _ffmpeg():
@@ -102,6 +104,6 @@ def _ffmpeg():
         import imageio_ffmpeg
     except ImportError as error:
         raise UserError(
-            "an MP4 needs the extra 'video': pip install -e '.[video]'; a GIF needs nothing more (--animate gif)."
+            "an MP4 needs the extra 'video': install it with pip install -e '.[video]', or choose webp or gif."
         ) from error
     return imageio_ffmpeg

@@ -1,4 +1,4 @@
-"""Showing pictures: in a window, or in the terminal, where there is one that can."""
+"""Show pictures in a window or, with a terminal that supports images, in the terminal."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from PIL import Image
 
 from nvae.errors import UserError
 
-MOST_COLUMNS = 60  # of a terminal, for one picture
+MAX_TERMINAL_COLUMNS = 60  # of one picture
 
 Inline = Literal["kitty", "iterm2", "sixel"]
 PROTOCOLS = get_args(Inline)
 
 
 def can_open_window() -> bool:
-    """Whether there is a display, and matplotlib has a toolkit for it."""
+    """Tell whether there is a display, and matplotlib has a toolkit for it."""
     if not _has_display():
         return False
     from matplotlib import pyplot
 
     try:
-        figure = pyplot.figure()  # what a toolkit says of itself, it may not keep
-    except Exception:  # each of them has its own
+        figure = pyplot.figure()  # an installed toolkit can still fail to open the display
+    except Exception:  # every toolkit raises its own
         return False
-    able = figure.canvas.required_interactive_framework is not None
+    interactive = figure.canvas.required_interactive_framework is not None
     pyplot.close(figure)
-    return able
+    return interactive
 
 
 def _has_display() -> bool:
@@ -40,7 +40,7 @@ def _has_display() -> bool:
 
 
 def show(picture: Image.Image, title: str) -> None:
-    """Show in a window until it is closed, where one can be opened."""
+    """Show a picture in a window until the window is closed; do nothing if no window can be opened."""
     if not can_open_window():
         return
     from matplotlib import pyplot
@@ -57,31 +57,31 @@ def show(picture: Image.Image, title: str) -> None:
 
 
 def inline_protocol() -> Inline | Literal["none"]:
-    """How this terminal shows pictures among its text, as far as its environment variables say."""
+    """Return how this terminal shows pictures, according to its environment variables."""
     if not sys.stdout.isatty():
         return "none"
     try:
         import chafa
     except (ImportError, OSError):  # not installed, or without its C library
         return "none"
-    terminal, known = chafa.TermDb().detect(), chafa.TermSeq
+    terminal, sequences = chafa.TermDb().detect(), chafa.TermSeq
     for protocol, sequence in (
-        ("kitty", known.CHAFA_TERM_SEQ_BEGIN_KITTY_IMMEDIATE_IMAGE_V1),
-        ("iterm2", known.CHAFA_TERM_SEQ_BEGIN_ITERM2_IMAGE),
-        ("sixel", known.CHAFA_TERM_SEQ_BEGIN_SIXELS),
+        ("kitty", sequences.CHAFA_TERM_SEQ_BEGIN_KITTY_IMMEDIATE_IMAGE_V1),
+        ("iterm2", sequences.CHAFA_TERM_SEQ_BEGIN_ITERM2_IMAGE),
+        ("sixel", sequences.CHAFA_TERM_SEQ_BEGIN_SIXELS),
     ):
         if terminal.have_seq(sequence):
             return protocol
     return "none"
 
 
-def inline(picture: Image.Image, protocol: Inline) -> bytes:
-    """What a terminal that knows a protocol shows as the picture. Raises UserError where the library is missing."""
+def inline(picture: Image.Image, protocol: Inline) -> str:
+    """Return the text that makes a terminal show a picture. Raises UserError without the extra `terminal`."""
     try:
         import chafa
     except (ImportError, OSError) as error:
         raise UserError(
-            "pictures in the terminal need the extra 'terminal': pip install -e '.[terminal]', or leave out --inline."
+            "pictures in the terminal need the extra 'terminal': install it with pip install -e '.[terminal]'."
         ) from error
     canvas = chafa.CanvasConfig()
     canvas.pixel_mode = {
@@ -89,11 +89,11 @@ def inline(picture: Image.Image, protocol: Inline) -> bytes:
         "iterm2": chafa.PixelMode.CHAFA_PIXEL_MODE_ITERM2,
         "sixel": chafa.PixelMode.CHAFA_PIXEL_MODE_SIXELS,
     }[protocol]
-    columns = max(1, min(MOST_COLUMNS, (shutil.get_terminal_size().columns or 80) - 1))
-    canvas.cell_width, canvas.cell_height = 10, 20  # what most fonts are near to
+    columns = max(1, min(MAX_TERMINAL_COLUMNS, (shutil.get_terminal_size().columns or 80) - 1))
+    canvas.cell_width, canvas.cell_height = 10, 20  # the shape of a character in most fonts
     canvas.width, canvas.height = columns, max(1, round(columns * picture.height / picture.width / 2))
     drawn = chafa.Canvas(canvas)
     pixels = picture.convert("RGB")
-    kind = chafa.PixelType.CHAFA_PIXEL_RGB8
-    drawn.draw_all_pixels(kind, pixels.tobytes(), pixels.width, pixels.height, 3 * pixels.width)
-    return drawn.print(fallback=True)
+    pixel_type = chafa.PixelType.CHAFA_PIXEL_RGB8
+    drawn.draw_all_pixels(pixel_type, pixels.tobytes(), pixels.width, pixels.height, 3 * pixels.width)
+    return drawn.print(fallback=True).decode("ascii")

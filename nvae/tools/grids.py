@@ -1,37 +1,38 @@
-"""Grids of images: put together, labelled, saved with what reproduces them."""
+"""Grids of images with labels, captions and heat maps, and where results are saved."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from nvae.data.image_files import open_image
 from nvae.data.images import to_pixels
 from nvae.errors import UserError
+from nvae.files import unused_path
+from nvae.picture_files import as_texts, read_metadata, save_picture
 
 MARGIN = 4
 PAPER = (255, 255, 255)
 INK = (60, 60, 60)
 MARK = (220, 40, 90)
+COLOR_MAP = "inferno"
+MAX_NAME_BYTES = 200  # of a result's file name; file systems allow 255, temporary names need some of them
+MEDIA_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".mp4", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the cells of a grid are, in pixels."""
+    """The places of a grid's cells, in pixels."""
 
     columns: int
     side: int  # of a cell
-    left: int  # of the labels
+    left: int  # width of the row labels
     caption: int  # height of the line below every cell
 
     @property
@@ -39,12 +40,12 @@ class Layout:
         return self.side + self.caption + MARGIN
 
     def corner(self, cell: int) -> tuple[int, int]:
-        """The left upper corner of a cell."""
+        """Return the upper left corner of a cell."""
         row, column = divmod(cell, self.columns)
         return self.left + MARGIN + column * (self.side + MARGIN), MARGIN + row * self.row_height
 
     def cell_at(self, x: float, y: float, cells: int) -> int | None:
-        """The cell that is drawn at a place, if one of so many is."""
+        """Return which of the first `cells` cells is at a point; None if none is."""
         for cell in range(cells):
             left, top = self.corner(cell)
             if 0 <= x - left < self.side and 0 <= y - top < self.side:
@@ -55,14 +56,14 @@ class Layout:
 def layout(
     size: int, columns: int, cell: int = 160, labels: Sequence[str] = (), captions: Sequence[str] = ()
 ) -> Layout:
-    """The layout of `grid` for images of `size` pixels a side."""
+    """Return the layout of `grid` for images of `size` pixels a side."""
     side = enlarged_side(size, cell)
     left = max(round(_font(side).getlength(label)) for label in labels) + 2 * MARGIN if labels else 0
     return Layout(columns, side, left, round(1.5 * _font(side).size) if captions else 0)
 
 
 def _font(side: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(max(12, side // 9))
+    return ImageFont.load_default(max(12, side // 10))
 
 
 def grid(
@@ -73,10 +74,11 @@ def grid(
     captions: Sequence[str] = (),
     marked: Collection[int] = (),
 ) -> Image.Image:
-    """Images (N, C, S, S) in [0, 1] row by row, with a white margin around each.
+    """Draw images (N, C, S, S) in [0, 1] row by row, with a white margin around each.
 
-    cell: pixels per side that an image at least gets; smaller ones are enlarged by a whole number of times, smoothly.
-    labels: a text to the left of each row. captions: a text below each image. marked: which get a frame.
+    cell: minimum side of a cell in pixels; smaller images are enlarged smoothly by a whole factor.
+    labels: a text to the left of each row. captions: a text below each image, shortened to its width.
+    marked: the cells that get a frame.
     """
     pixels = to_pixels(images)
     if pixels.shape[-1] == 1:
@@ -91,7 +93,8 @@ def grid(
         x, y = places.corner(i)
         picture.paste(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC), (x, y))
         if captions:
-            pen.text((x + side // 2, y + side + places.caption // 2), captions[i], INK, font, anchor="mm")
+            caption = shortened(captions[i], side, font)
+            pen.text((x + side // 2, y + side + places.caption // 2), caption, INK, font, anchor="mm")
         if i in marked:
             pen.rectangle(
                 (x - MARGIN, y - MARGIN, x + side + MARGIN - 1, y + side + MARGIN - 1), None, MARK, 2 * MARGIN
@@ -101,103 +104,112 @@ def grid(
     return picture
 
 
+def shortened(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+    """Return a text that is at most `width` pixels wide: the middle is replaced by dots if needed."""
+    kept = len(text)
+    short = text = text.encode(errors="replace").decode()  # bytes of a file name that are no text
+    while kept > 2 and font.getlength(short) > width:
+        kept -= 1
+        short = f"{text[: -(-kept // 2)]}...{text[len(text) - kept // 2 :]}"
+    return short
+
+
 def single(image: Tensor) -> Image.Image:
-    """One image (C, S, S) in [0, 1], as it is."""
+    """Return one image (C, S, S) in [0, 1] at its own size."""
     return from_pixels(to_pixels(image[None])[0])
 
 
 def from_pixels(pixels: np.ndarray) -> Image.Image:
-    """uint8 (S, S, 1 or 3) as a picture."""
+    """Return uint8 pixels (S, S, 1 or 3) as a picture."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
 def enlarged_side(size: int, least: int) -> int:
-    """The smallest whole number of times a size that is not below `least`."""
+    """Return the smallest multiple of a size that is at least `least`."""
     return size * max(1, -(-least // size))
 
 
 def near_square(cells: int) -> int:
-    """The columns of a grid that is as wide as high, or a little wider."""
+    """Return the number of columns that makes a grid square, or a little wider than high."""
     columns = 1
     while columns * columns < cells:
         columns += 1
     return columns
 
 
+# --------------------------------------------------------------------------------------------------- heat maps
+
+
 def heat_maps(values: Tensor, brightest: float) -> Tensor:
-    """(N, H, W) from 0 to `brightest` as colors (N, 3, H, W) in [0, 1], black to yellow."""
+    """Turn values (N, H, W) from 0 to `brightest` into colors (N, 3, H, W) in [0, 1], black to yellow."""
     from matplotlib import colormaps
 
     scaled = (values / brightest if brightest > 0 else values).clamp(0, 1).cpu().numpy()
-    return torch.from_numpy(colormaps["inferno"](scaled)[..., :3]).permute(0, 3, 1, 2).float()
+    return torch.from_numpy(colormaps[COLOR_MAP](scaled)[..., :3]).permute(0, 3, 1, 2).float()
+
+
+def color_bar(brightest: float, text: str, width: int, cell: int) -> Image.Image:
+    """Draw the scale of `heat_maps`: the colors of 0 to `brightest`, three numbers below them, and a text below these.
+
+    width: of the whole picture. cell: the side of the grid's cells, which decides the size of the text.
+    """
+    font = _font(cell)
+    height = round(font.size)
+    lines = textwrap.wrap(text, max(1, int(len(text) * (width - 2 * MARGIN) / font.getlength(text))))
+    picture = Image.new("RGB", (width, round(1.4 * height * (2 + len(lines))) + 2 * MARGIN), PAPER)
+    bar_width = max(min(width - 2 * MARGIN, 4 * cell), 1)
+    ramp = heat_maps(torch.linspace(0, 1, bar_width).expand(1, height, -1), 1.0)[0]
+    picture.paste(single(ramp), (MARGIN, MARGIN))
+    pen = ImageDraw.Draw(picture)
+    for part, anchor in ((0.0, "lt"), (0.5, "mt"), (1.0, "rt")):
+        place = (MARGIN + part * bar_width, 2 * MARGIN + height)
+        pen.text(place, f"{part * brightest:.2g}", INK, font, anchor=anchor)
+    for i, line in enumerate(lines):
+        pen.text((MARGIN, 2 * MARGIN + round(1.4 * height * (i + 1.8))), line, INK, font, anchor="lt")
+    return picture
+
+
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Put pictures below each other."""
+    result = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), PAPER)
+    top = 0
+    for picture in pictures:
+        result.paste(picture, (0, top))
+        top += picture.height
+    return result
 
 
 def enlarged(values: Tensor, size: int) -> Tensor:
-    """(N, h, w) to (N, size, size), every value as a square."""
+    """Enlarge values (N, h, w) to (N, size, size), every value as a square."""
     return torch.nn.functional.interpolate(values[:, None], (size, size), mode="nearest-exact")[:, 0]
 
 
 # ------------------------------------------------------------------------------------------------------ saving
 
 
-def save_picture(picture: Image.Image, path: Path, about: dict[str, object]) -> Path:
-    """Save as PNG, with `about` as text in its metadata. Raises UserError where that cannot be."""
-    metadata = PngInfo()
-    for key, value in about.items():
-        metadata.add_itxt(key, as_text(value))
-    with saving(path) as unfinished:
-        picture.save(unfinished, "png", pnginfo=metadata)
-    return path
+def result_name(*parts: str) -> str:
+    """Join the parts of a result's file name that are not empty; shorten a name that file systems refuse."""
+    name = "_".join(filter(None, parts))
+    encoded = name.encode(errors="surrogateescape")
+    return name if len(encoded) <= MAX_NAME_BYTES else encoded[:MAX_NAME_BYTES].decode(errors="ignore")
 
 
-@contextmanager
-def saving(path: Path) -> Iterator[Path]:
-    """As `replacing`, in a folder that is made; raises UserError where that cannot be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as unfinished:
-            yield unfinished
-    except OSError as error:
-        raise UserError(
-            f"{path} could not be saved: {error}; make room or choose a folder that can be written."
-        ) from error
+def is_file_name(out: Path, suffix: str) -> bool:
+    """Tell whether `out` names a file with this suffix, not a folder. Raises UserError for another kind of file."""
+    ending = out.suffix.lower()
+    if ending not in MEDIA_SUFFIXES or out.is_dir():
+        return False
+    if ending != suffix:
+        raise UserError(f"the result is a {suffix} file: got '{out}', expected a folder or a name with {suffix}.")
+    return True
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of `path` in the end, or goes away where something is raised."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+def save_result(picture: Image.Image, out: Path, name: str, metadata: Mapping[str, object]) -> Path:
+    """Save a picture as PNG: as `out` if that names a .png file, else as <out>/<name>.png; return the path.
 
-
-def save_result(picture: Image.Image, folder: Path, name: str, about: dict[str, object]) -> Path:
-    """As <folder>/<name>.png, or with the first number after it that no picture of other settings has."""
-    texts = {key: as_text(value) for key, value in about.items()}
-    return save_picture(picture, unused_path(folder, name, ".png", texts), about)
-
-
-def unused_path(folder: Path, name: str, ending: str, texts: dict[str, str] | None = None) -> Path:
-    """<folder>/<name><ending>, or with the first number that makes it new, or that of a PNG with these very texts."""
-    number, path = 1, folder / f"{name}{ending}"
-    while path.exists() and (texts is None or _texts_of(path) != texts):
-        number += 1
-        path = folder / f"{name}_{number}{ending}"
-    return path
-
-
-def as_text(value: object) -> str:
-    """A text as it is, but for the bytes of a file's name that are no text; anything else as JSON."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text.encode(errors="backslashreplace").decode()
-
-
-def _texts_of(path: Path) -> dict[str, str] | None:
-    try:
-        with open_image(path) as picture:
-            return {key: str(text) for key, text in getattr(picture, "text", {}).items()}
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
+    A folder's picture with the same metadata is replaced; one with other metadata is kept, and the name gets a number.
+    """
+    if not is_file_name(out, ".png"):
+        texts = as_texts(metadata)
+        out = unused_path(out, name, ".png", lambda path: not path.exists() or read_metadata(path) == texts)
+    return save_picture(picture, out, metadata)

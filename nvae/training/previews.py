@@ -17,8 +17,9 @@ from nvae.data.images import Data, to_float
 from nvae.inference.reconstruction import reconstruct
 from nvae.inference.sampling import Sampler
 from nvae.models.hierarchy import HierarchicalVAE
+from nvae.picture_files import save_picture
 from nvae.tools.animation import save_animation
-from nvae.tools.grids import grid, save_picture, single
+from nvae.tools.grids import grid, single
 
 TEMPERATURES = (0.4, 0.6, 0.8, 1.0)
 COLUMNS = 8
@@ -50,7 +51,7 @@ def _frame(rows: list[Tensor]) -> Tensor:
 
 
 def draw_film(folder: Path) -> Path | None:
-    """Join the pictures in samples/ to samples.gif; return its path, or None if there are fewer than two."""
+    """Join the pictures in samples/ to samples.webp; return its path, or None if there are fewer than two."""
     paths = sorted((folder / "samples").glob("step_*.png"))
     if len(paths) < 2:
         return None
@@ -62,8 +63,7 @@ def draw_film(folder: Path) -> Path | None:
                 pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
             yield to_float(pixels[None], "cpu").repeat(REPEATS, 1, 1, 1)
 
-    (folder / "samples.gif").unlink(missing_ok=True)  # save_animation replaces no file
-    return save_animation(frames(), REPEATS * len(paths), folder, "samples", "gif", {"temperatures": TEMPERATURES})
+    return save_animation(frames(), folder / "samples.webp", "samples", "webp", {"temperatures": TEMPERATURES})
 
 
 def draw_reconstructions(model: HierarchicalVAE, data: Data, folder: Path, step: int) -> Image.Image:

@@ -1,10 +1,9 @@
-import errno
 import os
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 from nvae.errors import UserError
 from nvae.tools.grids import (
@@ -16,10 +15,10 @@ from nvae.tools.grids import (
     heat_maps,
     layout,
     near_square,
-    save_picture,
+    result_name,
     save_result,
+    shortened,
     single,
-    unused_path,
 )
 
 
@@ -36,7 +35,7 @@ def colors(count):
     return np.round(colored(count)[:, :, 0, 0].numpy() * 255).astype(np.uint8)
 
 
-def test_images_stand_row_by_row():
+def test_grid_places_images_row_by_row():
     images = torch.arange(6).float()[:, None, None, None].expand(6, 3, 8, 8) / 10
     picture = np.asarray(grid(images, columns=3, cell=16))
     assert picture.shape == (MARGIN + 2 * (16 + MARGIN), MARGIN + 3 * (16 + MARGIN), 3)
@@ -44,12 +43,12 @@ def test_images_stand_row_by_row():
     assert centers.tolist() == [[0, 26, 51], [76, 102, 128]]
 
 
-def test_small_images_are_enlarged_and_large_ones_are_not():
+def test_grid_enlarges_small_images_only():
     assert grid(torch.zeros(1, 3, 8, 8), 1, cell=20).width == 24 + 2 * MARGIN
     assert grid(torch.zeros(1, 3, 64, 64), 1, cell=20).width == 64 + 2 * MARGIN
 
 
-def test_grey_images_and_labels_are_fine():
+def test_grid_takes_gray_images_and_labels():
     labelled = grid(torch.zeros(2, 1, 8, 8), 1, cell=16, labels=["t = 0.7", "t = 1"])
     assert labelled.width > grid(torch.zeros(2, 1, 8, 8), 1, cell=16).width
 
@@ -65,7 +64,7 @@ TEXTS = {"labels": ["first", "the second row"], "captions": ["a", "b", "", "row 
     ids=["no texts", "labels", "captions", "both"],
 )
 @pytest.mark.parametrize("cell", [5, 12])
-def test_a_cell_is_found_wherever_it_is_drawn_and_nowhere_else(texts, cell):
+def test_cell_at_finds_a_cell_where_it_is_drawn_and_nowhere_else(texts, cell):
     picture = np.asarray(grid(colored(5), 3, cell, **texts))
     places = layout(8, 3, cell, **texts)
     expected = colors(5)
@@ -79,7 +78,7 @@ def test_a_cell_is_found_wherever_it_is_drawn_and_nowhere_else(texts, cell):
     assert seen.tolist() == [places.side**2] * 5
 
 
-def test_between_pixels_belongs_to_the_pixel_that_it_is_in():
+def test_cell_at_takes_fractions_of_pixels():
     """As a window says where the mouse is: numbers with a fraction."""
     places = layout(8, 2, 8)
     left, top = places.corner(1)
@@ -91,7 +90,7 @@ def test_between_pixels_belongs_to_the_pixel_that_it_is_in():
     assert places.cell_at(-1, -1, 2) is None
 
 
-def test_a_caption_stands_below_its_image_alone():
+def test_grid_caption_is_below_its_image_alone():
     captions = ["unchanged", "", "x"]
     places = layout(8, 3, 64, captions=captions)
     picture = np.asarray(grid(colored(3), 3, 64, captions=captions))
@@ -106,7 +105,7 @@ def test_a_caption_stands_below_its_image_alone():
     assert (np.delete(picture, slice(MARGIN + 64, -MARGIN), 0) == plain).all()
 
 
-def test_labels_stand_to_the_left_of_their_rows():
+def test_grid_labels_are_left_of_their_rows():
     labels = ["t = 0.7", ""]
     places = layout(8, 2, 32, labels)
     picture = np.asarray(grid(colored(4), 2, 32, labels))
@@ -117,7 +116,7 @@ def test_labels_stand_to_the_left_of_their_rows():
     assert not dark[places.row_height :].any()
 
 
-def test_marked_images_have_a_frame_and_others_none():
+def test_grid_marks_have_a_frame():
     picture, plain = (np.asarray(grid(colored(4), 2, 32, marked=marked)) for marked in ([1, 2], []))
     places = layout(8, 2, 32)
     changed = (picture != plain).any(2)
@@ -130,21 +129,21 @@ def test_marked_images_have_a_frame_and_others_none():
     assert (changed == expected).all()
 
 
-def test_empty_places_are_paper():
+def test_grid_empty_places_are_paper():
     picture = np.asarray(grid(colored(3), 2, 16))
     x, y = layout(8, 2, 16).corner(3)
     assert (picture[y:, x:] == PAPER).all()
 
 
 @pytest.mark.parametrize("cells", [1, 2, 3, 4, 5, 9, 10, 12, 13, 100, 101])
-def test_a_grid_is_as_wide_as_high_or_a_little_wider(cells):
+def test_near_square_is_as_wide_as_high_or_a_little_wider(cells):
     columns = near_square(cells)
     assert (columns - 1) ** 2 < cells <= columns**2
     assert columns >= -(-cells // columns)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_single_image_is_left_as_it_is(channels):
+def test_single_keeps_the_pixels(channels):
     values = torch.randint(0, 256, (channels, 8, 8), generator=torch.Generator().manual_seed(0))
     picture = single(values / 255)
     assert picture.mode == {1: "L", 3: "RGB"}[channels]
@@ -154,7 +153,7 @@ def test_a_single_image_is_left_as_it_is(channels):
 # ---------------------------------------------------------------------------------------------------- heat maps
 
 
-def test_heat_goes_from_black_to_yellow():
+def test_heat_maps_go_from_black_to_yellow():
     colors = heat_maps(torch.linspace(0, 2, 50).view(1, 5, 10), 2.0)
     assert colors.shape == (1, 3, 5, 10)
     assert colors[0, :, 0, 0].max() < 0.05
@@ -173,12 +172,12 @@ def test_heat_maps_of_one_scale_compare():
     assert torch.equal(heat_maps(torch.full((1, 1, 1), 9.0), 1.0), heat_maps(torch.ones(1, 1, 1), 1.0))
 
 
-def test_where_nothing_changes_all_is_black():
+def test_heat_maps_of_zeros_are_black():
     assert torch.equal(heat_maps(torch.zeros(1, 4, 4), 0.0), heat_maps(torch.zeros(1, 4, 4), 1.0))
     assert heat_maps(torch.zeros(1, 4, 4), 0.0).max() < 0.05
 
 
-def test_every_value_becomes_a_square():
+def test_enlarged_values_are_squares():
     values = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(enlarged(values, 12), values.repeat_interleave(3, 1).repeat_interleave(3, 2))
 
@@ -186,9 +185,9 @@ def test_every_value_becomes_a_square():
 # ------------------------------------------------------------------------------------------------------- saving
 
 
-def test_the_same_settings_replace_their_picture_and_others_get_a_number(tmp_path):
-    def save(shade, **about):
-        return save_result(grid(torch.full((1, 3, 8, 8), shade), 1), tmp_path, "sample_0.7", about).name
+def test_save_result_replaces_the_same_settings_and_numbers_others(tmp_path):
+    def save(shade, **metadata):
+        return save_result(grid(torch.full((1, 3, 8, 8), shade), 1), tmp_path, "sample_0.7", metadata).name
 
     def shade(name):
         with Image.open(tmp_path / name) as picture:
@@ -199,54 +198,37 @@ def test_the_same_settings_replace_their_picture_and_others_get_a_number(tmp_pat
     assert save(0.4, seed=1, temperature=[0.7]) == "sample_0.7.png"
     assert save(0.6, seed=2, temperature=[0.7]) == "sample_0.7_2.png"
     assert save(0.8, seed=2, temperature=[0.7], model="ä") == "sample_0.7_3.png"
-    found = {name: shade(name) for name in os.listdir(tmp_path)}
-    assert found == {"sample_0.7.png": 102, "sample_0.7_2.png": 153, "sample_0.7_3.png": 204}
+    shades = {name: shade(name) for name in os.listdir(tmp_path)}
+    assert shades == {"sample_0.7.png": 102, "sample_0.7_2.png": 153, "sample_0.7_3.png": 204}
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n"])
-def test_a_file_of_anyone_else_is_not_replaced(tmp_path, content):
-    (tmp_path / "a.png").write_bytes(content)
-    assert save_result(single(torch.zeros(3, 8, 8)), tmp_path, "a", {"seed": 1}).name == "a_2.png"
-    assert (tmp_path / "a.png").read_bytes() == content
+def test_save_result_keeps_files_and_folders_of_others(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"hello")
+    (tmp_path / "a_2.png").mkdir()
+    assert save_result(single(torch.zeros(3, 8, 8)), tmp_path, "a", {"seed": 1}).name == "a_3.png"
+    assert (tmp_path / "a.png").read_bytes() == b"hello"
 
 
-def test_a_folder_of_that_name_is_not_replaced(tmp_path):
-    (tmp_path / "a.png").mkdir()
-    assert save_result(single(torch.zeros(3, 8, 8)), tmp_path, "a", {"seed": 1}).name == "a_2.png"
+def test_save_result_under_a_file_name(tmp_path):
+    out = tmp_path / "new" / "b.PNG"
+    for _ in range(2):
+        assert save_result(single(torch.zeros(3, 8, 8)), out, "a", {"seed": 1}) == out
+    assert os.listdir(tmp_path / "new") == ["b.PNG"]
+    with pytest.raises(UserError, match="b.jpg"):
+        save_result(single(torch.zeros(3, 8, 8)), tmp_path / "b.jpg", "a", {})
 
 
-@pytest.mark.parametrize("name", ["cherry", "cherry_0.7_x", "v1.5.previous", "a.b"])
-def test_a_name_with_dots_stays_whole(tmp_path, name):
-    for expected in (f"{name}.gif", f"{name}_2.gif", f"{name}_3.gif"):
-        path = unused_path(tmp_path, name, ".gif")
-        assert path == tmp_path / expected
-        path.write_text("")
-    save_result(single(torch.zeros(3, 8, 8)), tmp_path, name, {"seed": 1})
-    assert sorted(os.listdir(tmp_path)) == sorted(f"{name}{end}" for end in (".gif", "_2.gif", "_3.gif", ".png"))
+@pytest.mark.parametrize("part", ["x" * 300, "ä" * 150, os.fsdecode(b"\xff") * 300])
+def test_result_name_is_short_enough_for_file_systems(part):
+    assert result_name("a", "", "b") == "a_b"
+    name = result_name("a", part)
+    assert name.startswith("a_")
+    assert len(os.fsencode(name)) <= 200
 
 
-def test_the_metadata_are_read_back(tmp_path):
-    path = save_picture(grid(torch.zeros(1, 3, 8, 8), 1), tmp_path / "new" / "a.png", {"seed": 3, "model": "ä.model"})
-    with Image.open(path) as picture:
-        assert picture.text == {"seed": "3", "model": "ä.model"}
-
-
-def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="could not be saved"):
-        save_picture(grid(torch.zeros(1, 3, 8, 8), 1), tmp_path / "file" / "a.png", {})
-
-
-def test_a_disk_that_fills_up_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch):
-    path = save_picture(single(torch.zeros(3, 8, 8)), tmp_path / "a.png", {})
-    content = path.read_bytes()
-
-    def full(self, file, *args, **options):
-        path.with_name(file.name).write_bytes(content[:20])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(UserError, match="No space left on device; make room"):
-        save_picture(single(torch.ones(3, 8, 8)), path, {})
-    assert path.read_bytes() == content
-    assert os.listdir(tmp_path) == ["a.png"]
+def test_shortened_text_keeps_its_ends_and_fits():
+    font = ImageFont.load_default(12)
+    assert shortened("short.png", 200, font) == "short.png"
+    text = shortened("a_very_long_name_of_a_picture_of_someone_1234.png", 100, font)
+    assert font.getlength(text) <= 100
+    assert text.startswith("a_ve") and text.endswith(".png")

@@ -106,7 +106,7 @@ def test_train_draws_samples_numbered_and_a_film(run, tmp_path):
     with Image.open(folder / "samples" / "step_00000009.png") as picture:
         assert picture.size == (32, 32)  # four temperatures, four images each
         assert picture.text["step"] == "9"
-    with Image.open(folder / "samples.gif") as film:
+    with Image.open(folder / "samples.webp") as film:
         assert film.n_frames >= 2
     assert {"samples.png", "reconstructions.png", "kl_per_group.png", "bits_per_dimension.png"} < set(
         os.listdir(folder)

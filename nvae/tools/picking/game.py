@@ -1,4 +1,4 @@
-"""Picking from batches of samples, and putting the picks in order: what was done, what may be done, what is shown."""
+"""The rules of cherry-picking: pick from batches of samples, then put the picks in order."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Literal
 
 from nvae.tools.grids import near_square
 
-DIGITS = 9  # up to so many cells every digit is a number by itself
+MAX_DIGIT_CELLS = 9  # up to this many cells every digit is a number by itself
+
+Stage = Literal["picking", "ordering", "done"]
 
 
 @dataclass(frozen=True)
 class View:
-    """What a person should see now."""
+    """The cells, their captions and marks, and the texts to show now."""
 
     seeds: list[int]
     captions: list[str]
@@ -27,142 +29,155 @@ class View:
 
 @dataclass
 class Picking:
-    """Someone picks from batches of samples, then puts the picks in order. Cells are counted from 1 for people."""
+    """The state of a game. Cells are counted from 0 here and from 1 in answers and texts.
+
+    While picking, a cell is picked by its number and unpicked by the same number. Once all winners are picked, going on
+    leads to ordering. While ordering, cells get the first places in the order they are named; the others follow in the
+    order they were picked, once a person accepts that with Enter. Every action can be undone.
+    """
 
     batch_size: int
     winners: int
     first_seed: int
     batch: int = 0
     picks: list[int] = field(default_factory=list)  # seeds
-    placed: list[int] = field(default_factory=list)  # while ordering: which picks come first
-    stage: Literal["picking", "ordering", "done"] = "picking"
-    _before: list[tuple[int, list[int]]] = field(default_factory=list)  # batch and picks before every action
+    placed: list[int] = field(default_factory=list)  # while ordering: indices into `picks`, the first place first
+    stage: Stage = "picking"
+    _history: list[tuple[int, list[int], list[int], Stage]] = field(default_factory=list)
 
     @property
     def seeds(self) -> list[int]:
-        """Of the batch that is shown."""
+        """The seeds of the current batch."""
         first = self.first_seed + self.batch * self.batch_size
         return list(range(first, first + self.batch_size))
 
+    @property
+    def full(self) -> bool:
+        """Whether all winners are picked."""
+        return len(self.picks) == self.winners
+
     def view(self) -> View:
-        """The batch with its picks marked; at the end the picks with their places."""
+        """Return the batch with its picks marked, or while ordering the picks with their places."""
         if self.stage == "picking":
             seeds = self.seeds
             marked = {cell for cell, seed in enumerate(seeds) if seed in self.picks}
-            return View(
-                seeds,
-                [str(cell + 1) for cell in range(len(seeds))],
-                marked,
-                f"batch {self.batch + 1}, seeds {seeds[0]} to {seeds[-1]}; picked {len(self.picks)} of {self.winners}",
-                f"1-{self.batch_size} pick, 0 goes on, u undoes, q leaves and keeps what is picked",
+            title = (
+                f"batch {self.batch + 1}, seeds {seeds[0]} to {seeds[-1]}: picked {len(self.picks)} of {self.winners}"
             )
+            step = "Enter or 0: next batch"
+            if self.full:
+                step = "Enter or 0: finish" if self.winners == 1 else "Enter or 0: put the picks in order"
+            hint = f"1-{self.batch_size}: pick, again: unpick; {step}; u: undo; q: save and quit"
+            return View(seeds, [str(cell + 1) for cell in range(len(seeds))], marked, title, hint)
         places = {pick: place for place, pick in enumerate(self.placed)}
-        captions = [f"{n + 1}, now {places[n] + 1}" if n in places else str(n + 1) for n in range(len(self.picks))]
-        return View(
-            list(self.picks),
-            captions,
-            set(places),
-            "these are your picks; in which order?",
-            "their numbers, the first one first, or Enter for this order; u goes back",
-        )
+        captions = [f"{n + 1}: place {places[n] + 1}" if n in places else str(n + 1) for n in range(len(self.picks))]
+        title = f"your picks: {len(self.placed)} of {len(self.picks)} have a place"
+        hint = "numbers: best first, again: take back; Enter: accept, the others follow as picked; "
+        hint += "u: undo; q: save and quit"
+        return View(list(self.picks), captions, set(places), title, hint)
 
     def answer(self, text: str) -> str:
-        """Take what a person typed; returns what to tell them, if anything. A wrong answer changes nothing."""
+        """Carry out what a person typed; return a message for them, or "". A wrong answer changes nothing."""
         text = text.strip().lower()
         if self.stage == "done":
             return ""
         if text in ("q", "quit"):
-            return self.quit()
+            return self.finish()
         if text in ("u", "undo"):
             return self.undo()
         if not text:
-            return self.finish() if self.stage == "ordering" else self.view().hint
+            return self.finish() if self.stage == "ordering" else self.go_on()
         cells = self.batch_size if self.stage == "picking" else len(self.picks)
         try:
             numbers = _numbers(text, cells)
         except ValueError:
-            return f"'{text}' is not understood: {self.view().hint}"
-        return self._order(numbers) if self.stage == "ordering" else self._pick_all(numbers)
+            return f"'{text}' is not understood. {self.view().hint}"
+        positive = [number for number in numbers if number]
+        if wrong := [n for i, n in enumerate(positive) if n > cells or n in positive[:i]]:
+            return f"{wrong[0]} is given twice, or is not one of 1 to {cells}. {self.view().hint}"
+        if 0 in numbers[:-1] or (0 in numbers and self.stage == "ordering"):
+            return f"0 ends the picks of a batch: got '{text}'. {self.view().hint}"
+        return self._place_all(positive) if self.stage == "ordering" else self._pick_all(positive, numbers[-1] == 0)
 
-    def _pick_all(self, numbers: list[int]) -> str:
-        seeds = self.seeds
-        picked = [number for number in numbers if number != 0]
-        if 0 in numbers[:-1]:
-            return "0 goes on to the next batch: it comes last."
-        if wrong := [number for number in picked if number > self.batch_size]:
-            return f"there is no {wrong[0]}: {self.view().hint}"
-        if again := [n for i, n in enumerate(picked) if n in picked[:i] or seeds[n - 1] in self.picks]:
-            return f"{again[0]} is picked already, or there twice; u undoes."
-        if len(picked) > (free := self.winners - len(self.picks)):
-            return f"only {free} more to pick."
-        for number in picked:
-            self.pick(number - 1)
-        if numbers[-1] == 0 and self.stage == "picking":
-            self.go_on()
-        return ""
+    def _pick_all(self, numbers: list[int], go_on: bool) -> str:
+        seeds = [self.seeds[number - 1] for number in numbers]
+        count = len(set(self.picks) ^ set(seeds))
+        if count > self.winners:
+            return f"{len(self.picks)} of {self.winners} are picked: got {len(numbers)} more. Unpick some first."
+        for number in sorted(numbers, key=lambda number: self.seeds[number - 1] not in self.picks):  # unpick first
+            self.toggle_pick(number - 1)
+        return self.go_on() if go_on else ""
 
-    def _order(self, numbers: list[int]) -> str:
-        if wrong := [n for i, n in enumerate(numbers) if not 1 <= n <= len(self.picks) or n in numbers[:i]]:
-            return f"{wrong[0]} is not one of 1 to {len(self.picks)}, or is there twice: {self.view().hint}"
-        self.placed = [number - 1 for number in numbers]
-        return self.finish()
+    def _place_all(self, numbers: list[int]) -> str:
+        for number in numbers:
+            self._remember()
+            self._toggle_place(number - 1)
+        missing = len(self.picks) - len(self.placed)
+        if not missing:
+            return self.finish()
+        return f"{missing} without a place follow as picked: press Enter to accept, or name more."
 
-    def pick(self, cell: int) -> None:
-        """Pick a cell of the batch that is shown, or take it back; with the last pick, ordering begins."""
+    def toggle_pick(self, cell: int) -> str:
+        """Pick a cell of the current batch, or unpick it; return a message if no more can be picked."""
         seed = self.seeds[cell]
-        self._before.append((self.batch, list(self.picks)))
+        if seed not in self.picks and self.full:
+            return f"{self.winners} of {self.winners} are picked: unpick one first, or press Enter."
+        self._remember()
         if seed in self.picks:
             self.picks.remove(seed)
         else:
             self.picks.append(seed)
-        if len(self.picks) == self.winners:
-            self.stage = "ordering" if self.winners > 1 else "done"
+        return ""
 
-    def place(self, pick: int) -> None:
-        """While ordering: this pick comes next, or, if it has a place, loses it."""
+    def toggle_place(self, pick: int) -> None:
+        """While ordering: give a pick the next place, or take its place away; the last place ends the game."""
+        self._remember()
+        self._toggle_place(pick)
+        if len(self.placed) == len(self.picks):
+            self.finish()
+
+    def _toggle_place(self, pick: int) -> None:
         if pick in self.placed:
             self.placed.remove(pick)
         else:
             self.placed.append(pick)
-        if len(self.placed) == len(self.picks):
-            self.finish()
 
-    def go_on(self) -> None:
-        """To the next batch."""
-        self._before.append((self.batch, list(self.picks)))
-        self.batch += 1
-
-    def undo(self) -> str:
-        """What was done last, be it a pick, a place or going on."""
-        if self.stage == "ordering" and self.placed:
-            self.placed.pop()
-        elif self._before:
-            self.batch, self.picks = self._before.pop()
-            self.stage = "picking"
+    def go_on(self) -> str:
+        """Show the next batch, or begin the ordering once all winners are picked."""
+        if self.full and self.winners == 1:
+            return self.finish()
+        self._remember()
+        if self.full:
+            self.stage = "ordering"
         else:
-            return "there is nothing to undo."
+            self.batch += 1
         return ""
 
-    def quit(self) -> str:
-        """Leave; what is picked stays."""
-        self.finish()
+    def undo(self) -> str:
+        """Take back the last action; return a message if there is none."""
+        if not self._history:
+            return "there is nothing to undo."
+        self.batch, self.picks, self.placed, self.stage = self._history.pop()
         return ""
 
     def finish(self) -> str:
-        """Those placed come first, the others follow in the order of their picking."""
+        """End the game: the picks with a place come first, the others follow in the order they were picked."""
         rest = [pick for pick in range(len(self.picks)) if pick not in self.placed]
         self.picks = [self.picks[pick] for pick in self.placed + rest]
         self.placed = []
         self.stage = "done"
         return ""
 
+    def _remember(self) -> None:
+        self._history.append((self.batch, list(self.picks), list(self.placed), self.stage))
+
 
 def _numbers(text: str, cells: int) -> list[int]:
-    """'1 5,9', and for up to nine cells '159'. Raises ValueError."""
+    """Parse '1 5,9', and for up to nine cells '159'. Raises ValueError."""
     parts = text.replace(",", " ").split()
     if not parts or not all(part.isascii() and part.isdecimal() for part in parts):
         raise ValueError(text)
-    if cells <= DIGITS:
+    if cells <= MAX_DIGIT_CELLS:
         if any("0" in part and part != "0" for part in parts):  # 10 is a mistake, not 1 and 0
             raise ValueError(text)
         parts = [digit for part in parts for digit in part]

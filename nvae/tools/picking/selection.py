@@ -1,31 +1,36 @@
-"""Cherry-picked images: the file that says what made each of them, and drawing them again from it."""
+"""Cherry-picked images: the file that says what made each of them, and drawing them again from that file."""
 
 from __future__ import annotations
 
-import os
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from nvae.errors import UserError
+from nvae.files import WriteError, atomic_write, unused_path
 from nvae.inference.sampling import Pixels, Sampler
 from nvae.inference.statistics_cache import StatisticsCache
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.tools.grids import grid, near_square, replacing, save_picture
+from nvae.picture_files import read_metadata, save_picture
+from nvae.progress import Progress
+from nvae.tools.grids import grid, is_file_name, near_square
 
-WANTED = "give the .json file that cherry.py wrote beside its picture"
+EXPECTED = "expected a .json or .png file of cherry.py"
+MAX_ITERATIONS = 100_000
+MAX_PICKS = 10_000
 
 Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-PerScale = Annotated[list[Factor], Field(min_length=1)]  # one number, or one per scale, the coarsest first
+PerScale = Annotated[list[Factor], Field(min_length=1, max_length=100)]  # one number, or one per scale, coarsest first
 
 
-class Cell(BaseModel):
-    """All that makes one image."""
+class Pick(BaseModel):
+    """Everything that makes one image."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -33,12 +38,12 @@ class Cell(BaseModel):
     weights: str  # their digest
     seed: Annotated[int, Field(ge=0)]
     temperature: PerScale
-    iterations: Annotated[int, Field(ge=0)]  # of the batch-norm recalibration
+    iterations: Annotated[int, Field(ge=0, le=MAX_ITERATIONS)]  # of the batch-norm recalibration
     statistics: str | None  # digest of the recalibrated statistics; None without iterations
 
 
 class Selection(BaseModel):
-    """Cherry-picked images, in their order, and how they are shown."""
+    """Cherry-picked images in their order, and how they are shown."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -46,14 +51,12 @@ class Selection(BaseModel):
     version: Literal[1] = 1
     pixels: Pixels = "mean"
     scale_noise: PerScale = [1.0]
-    cells: list[Cell] = []
+    cells: Annotated[list[Pick], Field(max_length=MAX_PICKS)] = []
 
     def save(self, path: Path) -> None:
-        """Write the JSON file, all of it or nothing. Raises OSError."""
-        with replacing(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
-            file.write(self.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Write the JSON file atomically. Raises WriteError."""
+        with atomic_write(path) as temporary:
+            temporary.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     def changed(
         self,
@@ -63,113 +66,151 @@ class Selection(BaseModel):
         pixels: Pixels | None = None,
         scale_noise: list[float] | None = None,
     ) -> Selection:
-        """The same seeds otherwise: what is None stays as it is."""
-        of_cells = {"model": model, "temperature": temperature, "iterations": iterations}
+        """Return the same seeds with other settings; None keeps a setting."""
+        of_picks = {"model": model, "temperature": temperature, "iterations": iterations}
         of_all = {"pixels": pixels, "scale_noise": scale_noise}
-        changes = {key: value for key, value in of_cells.items() if value is not None}
+        changes: dict[str, Any] = {key: value for key, value in of_picks.items() if value is not None}
         if changes:
-            changes["statistics"] = None  # others are wanted
-        cells = [cell.model_copy(update=changes) for cell in self.cells]
-        return self.model_copy(update={key: v for key, v in of_all.items() if v is not None} | {"cells": cells})
+            changes["statistics"] = None  # the recorded digest belongs to the old settings
+        picks = [pick.model_copy(update=changes) for pick in self.cells]
+        return self.model_copy(update={key: v for key, v in of_all.items() if v is not None} | {"cells": picks})
 
 
 def load_selection(path: Path) -> Selection:
-    """What `Selection.save` wrote. Raises UserError."""
+    """Read a selection from its .json file, or from the metadata of its picture. Raises UserError."""
     try:
-        selection = Selection.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); {WANTED}.") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}): {EXPECTED}.") from error
+    try:
+        selection = Selection.model_validate_json(_json_in(path) if content.startswith(b"\x89PNG") else content)
     except ValidationError as error:
         first = error.errors()[0]
-        place = " ".join(".".join(map(str, first["loc"])).split())
-        raise UserError(f"{path} is no selection ({place or 'as a whole'}: {first['msg']}); {WANTED}.") from error
+        place = " ".join(".".join(map(str, first["loc"])).split()) or "the whole file"
+        raise UserError(f"{path} holds no cherry-picked samples ({place}: {first['msg']}): {EXPECTED}.") from error
     if not selection.cells:
-        raise UserError(f"{path} holds no picks; {WANTED}.")
+        raise UserError(f"{path} holds no picks: {EXPECTED}.")
     return selection
 
 
-def render(selection: Selection, open_model: Callable[[str], HierarchicalVAE]) -> tuple[Tensor, Selection, list[str]]:
-    """The images (N, C, S, S) in [0, 1] of a selection, on the CPU.
+def _json_in(picture: Path) -> str:
+    """Return the JSON of a selection's picture, whose metadata hold one text per key."""
+    content: dict[str, Any] = {}
+    for key, text in read_metadata(picture).items():
+        content[key] = text
+        if key not in ("format", "pixels"):
+            with suppress(ValueError, RecursionError):
+                content[key] = json.loads(text)
+    return json.dumps(content)
 
-    open_model: from the path in a cell to the model in eval mode. Also returns the selection with the digests of the
-    weights and statistics that were used, and what a person should know where these are others than those in it.
-    Raises UserError.
+
+def load_pick(reference: str) -> tuple[Selection, Pick]:
+    """Read one pick, named as FILE:N with N counted from 1. Raises UserError."""
+    file, _, number = reference.rpartition(":")
+    selection = load_selection(Path(file if number.isdecimal() and file else reference))
+    count = len(selection.cells)
+    if not file or not number.isdecimal() or not (len(number) < 6 and 1 <= int(number) <= count):
+        raise UserError(f"'{reference}' names no pick: expected FILE:N with N from 1 to {count}.")
+    return selection, selection.cells[int(number) - 1]
+
+
+def render(
+    selection: Selection, open_model: Callable[[str], HierarchicalVAE], progress: Progress = False
+) -> tuple[Tensor, Selection, list[str]]:
+    """Make the images (N, C, S, S) in [0, 1] of a selection, on the CPU.
+
+    open_model: from the path in a pick to the model in eval mode. Also returns the selection with the digests of the
+    weights and statistics that were used, and warnings where these are not the recorded ones. Raises UserError.
     """
     models: dict[str, HierarchicalVAE] = {}
-    together: dict[tuple, list[int]] = {}
-    for place, cell in enumerate(selection.cells):
-        together.setdefault((cell.model, tuple(cell.temperature), cell.iterations), []).append(place)
+    batches: dict[tuple, list[int]] = {}  # picks that are sampled together
+    for index, pick in enumerate(selection.cells):
+        batches.setdefault((pick.model, tuple(pick.temperature), pick.iterations), []).append(index)
     images: dict[int, Tensor] = {}
-    cells, notices = list(selection.cells), []
-    for (path, temperature, iterations), places in together.items():
+    picks, warnings = list(selection.cells), []
+    for (path, temperature, iterations), indices in batches.items():
         model = models[path] = models.get(path) or open_model(path)
         cache = StatisticsCache(model, path)
-        sampler = Sampler(model, temperature, iterations, cache)
-        seeds = [cells[place].seed for place in places]
-        found = sampler.sample(seeds, selection.pixels, selection.scale_noise).cpu()
+        sampler = Sampler(model, temperature, iterations, cache, progress=progress)
+        batch = sampler.sample([picks[index].seed for index in indices], selection.pixels, selection.scale_noise).cpu()
         digest = sampler.statistics.digest if sampler.statistics else None
-        if any(cells[place].weights != cache.weights for place in places):
-            notices.append(f"{path} holds other weights than those that were picked from: the images are others.")
-        elif any(cells[place].statistics not in (digest, None) for place in places):
-            notices.append("the batch-norm statistics measured here differ from those of the picking by rounding.")
-        for place, image in zip(places, found, strict=True):
-            images[place] = image
-            cells[place] = cells[place].model_copy(update={"weights": cache.weights, "statistics": digest})
+        if any(picks[index].weights != cache.weights for index in indices):
+            warnings.append(f"{path} holds other weights than the picks were made with: the images differ.")
+        elif any(picks[index].statistics not in (digest, None) for index in indices):
+            warnings.append("the batch-norm statistics measured here differ by rounding from the recorded ones.")
+        for index, image in zip(indices, batch, strict=True):
+            images[index] = image
+            picks[index] = picks[index].model_copy(update={"weights": cache.weights, "statistics": digest})
     if len({image.shape for image in images.values()}) > 1:
-        raise UserError("the selection's models make images of different sizes or channels; draw them apart.")
-    ordered = torch.stack([images[place] for place in range(len(cells))])
-    return ordered, selection.model_copy(update={"cells": cells}), notices
+        raise UserError("the models of the selection make images of different sizes or channels: draw them separately.")
+    ordered = torch.stack([images[index] for index in range(len(picks))])
+    return ordered, selection.model_copy(update={"cells": picks}), warnings
 
 
 def save_result(
-    selection: Selection, record: Path, open_model: Callable[[str], HierarchicalVAE]
+    selection: Selection,
+    record: Path,
+    open_model: Callable[[str], HierarchicalVAE],
+    show_seeds: bool = False,
+    progress: Progress = False,
 ) -> tuple[Path, list[str]]:
-    """Draw a selection, as a .png beside its .json, which is written too; returns its path and `render`'s notices."""
-    images, selection, notices = render(selection, open_model)
-    about = selection.model_dump()
-    try:
-        selection.save(record)
-    except OSError as error:
-        raise UserError(f"{record} could not be saved: {error}; make room or mend the folder.") from error
-    picture = grid(images, near_square(len(images)))
-    return save_picture(picture, picture_of(record), about), notices
+    """Draw a selection and save it as .json and .png; return the picture's path and the warnings of `render`."""
+    images, selection, warnings = render(selection, open_model, progress)
+    selection.save(record)
+    captions = [str(pick.seed) for pick in selection.cells] if show_seeds else []
+    picture = grid(images, near_square(len(images)), captions=captions)
+    return save_picture(picture, picture_path(record), selection.model_dump()), warnings
 
 
-def picture_of(record: Path) -> Path:
-    """Where the picture of a selection's .json file goes."""
+def picture_path(record: Path) -> Path:
+    """Return the path of the picture that belongs to a selection's .json file."""
     return record.with_name(f"{record.name.removesuffix('.json')}.png")
 
 
-def record_of(picture: Path) -> Path:
-    """The .json file of a picture."""
+def record_path(picture: Path) -> Path:
+    """Return the path of the .json file that belongs to a picture."""
     return picture.with_name(f"{picture.name.removesuffix('.png')}.json")
 
 
 def redo(
-    selection: Selection, folder: Path, name: str, open_model: Callable[[str], HierarchicalVAE]
+    selection: Selection,
+    out: Path,
+    name: str,
+    open_model: Callable[[str], HierarchicalVAE],
+    show_seeds: bool = False,
+    progress: Progress = False,
 ) -> tuple[Path, list[str]]:
-    """`save_result` under a new name."""
-    record = reserve(folder, name)
+    """Draw a selection as with `save_result`, under a new name."""
+    record = reserve(out, name)
     try:
-        return save_result(selection, record, open_model)
+        return save_result(selection, record, open_model, show_seeds, progress)
     except BaseException:
         record.unlink(missing_ok=True)
         raise
 
 
-def reserve(folder: Path, name: str) -> Path:
-    """A new <folder>/<name>.json, or with a number, for which there is no .png either. Raises UserError."""
-    number, path = 1, folder / f"{name}.json"
+def reserve(out: Path, name: str) -> Path:
+    """Create and return a new, empty .json file beside which the .png is free too.
+
+    out: a folder, where a number is added to the name if needed, or the name of a .png file. Raises UserError.
+    """
+
+    def create(path: Path) -> bool:
+        if picture_path(path).exists():
+            return False
+        with suppress(FileExistsError):
+            path.touch(exist_ok=False)
+            return True
+        return False
+
+    named = out.with_suffix(".json") if is_file_name(out, ".png") else None
+    folder = named.parent if named else out
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        while True:
-            if not picture_of(path).exists():
-                with suppress(FileExistsError):
-                    path.touch(exist_ok=False)
-                    return path
-            number += 1
-            path = folder / f"{name}_{number}.json"
+        if named is None:
+            return unused_path(out, name, ".json", create)
+        if not create(named):
+            raise UserError(f"{named} or its picture exists already: choose another name, earlier picks are kept.")
+        return named
     except OSError as error:
-        raise UserError(
-            f"{path} could not be saved: {error}; make room or choose a folder that can be written (--out)."
-        ) from error
+        raise WriteError(named or folder / f"{name}.json", error) from error

@@ -1,4 +1,4 @@
-"""A person at work: what they see is sampled, what they pick is on the disk at once."""
+"""A picking session: samples what the views show, and saves every change of the picks to disk."""
 
 from __future__ import annotations
 
@@ -13,20 +13,25 @@ from torch import Tensor
 from nvae.arguments import format_values, per_group
 from nvae.checkpoint import plain_name
 from nvae.errors import UserError
+from nvae.files import WriteError
 from nvae.inference.sampling import Sampler
 from nvae.inference.statistics_cache import StatisticsCache
 from nvae.models.hierarchy import HierarchicalVAE
+from nvae.picture_files import as_texts
+from nvae.progress import Progress
 from nvae.signals import hangups
-from nvae.tools.grids import Layout, as_text, grid, layout, near_square
+from nvae.tools.grids import Layout, grid, layout, near_square, result_name
 from nvae.tools.picking.game import Picking, View
-from nvae.tools.picking.selection import Cell, Selection, reserve, save_result
+from nvae.tools.picking.selection import Pick, Selection, reserve, save_result
 
 
 class PickingSession:
-    """Draws what a picking shows, and keeps what is picked in a JSON file.
+    """Draws the views of a game, and keeps its picks in a JSON file.
 
-    model_path, temperature (one number or one per scale), iterations: of the samples. shown: how they are shown, and
-    no cells. folder: where the JSON file and the result go. Raises UserError.
+    model_path, temperature (one number or one per scale), iterations: of the samples. settings: how they are shown, a
+    selection without picks. out: the folder of the JSON file and the result, or the name of the .png file. progress: as
+    in nvae.progress.
+    Raises UserError.
     """
 
     def __init__(
@@ -36,87 +41,89 @@ class PickingSession:
         temperature: list[float],
         iterations: int,
         picking: Picking,
-        shown: Selection,
-        folder: Path,
+        settings: Selection,
+        out: Path,
+        progress: Progress = False,
     ) -> None:
-        self.model, self.picking, self.shown = model, picking, shown
-        per_group(model, shown.scale_noise, "noise scale")  # refuse a wrong count before any work
+        self.picking, self.settings, self.progress = picking, settings, progress
+        per_group(model, settings.scale_noise, "scale of the noise")  # refuse a wrong count before the work
         cache = StatisticsCache(model, model_path)
-        self.sampler = Sampler(model, temperature, iterations, cache)
-        self.cell = Cell(  # what all samples have in common
-            model=as_text(model_path),
+        self.sampler = Sampler(model, temperature, iterations, cache, progress=progress)
+        self.pick = Pick(  # everything but the seed is the same for all picks
+            model=as_texts({"model": model_path})["model"],
             weights=cache.weights,
             seed=picking.first_seed,
             temperature=temperature,
             iterations=iterations,
             statistics=None,
         )
-        self.record = reserve(folder, f"cherry_{format_values(temperature, '-')}_{plain_name(model_path)}")
-        self.kept = shown
+        name = result_name("cherry", plain_name(model_path), f"temperature{format_values(temperature, '-')}")
+        self.record = reserve(out, name)
+        self.saved = settings
         self.images: dict[int, Tensor] = {}
 
     def run(self, front_end: Callable[[list[str]], None]) -> bool:
-        """Pick through a front end, which is told of statistics that did not settle.
+        """Play through a front end, which is given the warnings about the recalibration.
 
-        Returns whether it came to its end, or was interrupted.
+        Returns whether the game came to its end, and False if it was interrupted.
         """
         try:
             with hangups(interrupt=True):
                 statistics = self.sampler.statistics
-                self.cell = self.cell.model_copy(update={"statistics": statistics and statistics.digest})
+                self.pick = self.pick.model_copy(update={"statistics": statistics and statistics.digest})
                 front_end(self.sampler.warnings)
         except KeyboardInterrupt:
             return False
         except UserError as error:
             if self.picking.picks:
-                raise UserError(f"{error} What you picked is in {self.record}, for --redo.") from error
+                raise UserError(f"{error} The picks are in {self.record}.") from error
             raise
         except OSError as error:
             if error.errno in (errno.EIO, errno.EPIPE):  # the terminal has gone
                 return False
             raise
         finally:
-            self.keep()
+            self.save()
             if not self.picking.picks:
                 self.record.unlink(missing_ok=True)
         return True
 
-    def save(self) -> tuple[Path, list[str]] | None:
-        """Draw the result; None where nothing was picked. Notices as in `save_result`; errors name the picks."""
+    def save_result(self, show_seeds: bool = False) -> tuple[Path, list[str]] | None:
+        """Draw the picks; None if there are none. Warnings as in `selection.save_result`; errors name the seeds."""
         selection = self.selection()
         if not selection.cells:
             return None
         try:
-            return save_result(selection, self.record, lambda path: self.model)
+            return save_result(selection, self.record, lambda path: self.sampler.model, show_seeds, self.progress)
         except UserError as error:
-            seeds = ", ".join(str(cell.seed) for cell in selection.cells)
-            raise UserError(f"{error} You picked the seeds {seeds}.") from error
+            seeds = ", ".join(str(pick.seed) for pick in selection.cells)
+            raise UserError(f"{error} The picked seeds are {seeds}.") from error
 
     def draw(self, view: View) -> tuple[Image.Image, Layout]:
-        """The picture of a view, and where its cells are."""
+        """Return the picture of a view, and the places of its cells."""
         missing = [seed for seed in view.seeds if seed not in self.images]
         if missing:
             self.images = {seed: image for seed, image in self.images.items() if seed in self.picking.picks}
             missing = [seed for seed in view.seeds if seed not in self.images]
-            found = self.sampler.sample(missing, self.shown.pixels, self.shown.scale_noise).cpu()
-            self.images |= dict(zip(missing, found, strict=True))
+            batch = self.sampler.sample(missing, self.settings.pixels, self.settings.scale_noise).cpu()
+            self.images |= dict(zip(missing, batch, strict=True))
         images = torch.stack([self.images[seed] for seed in view.seeds])
         shape = {"columns": near_square(len(images)), "captions": view.captions}
         return grid(images, marked=view.marked, **shape), layout(images.shape[-1], **shape)
 
-    def keep(self) -> str:
-        """Write down what is picked, if that has changed; returns what went wrong, if something did."""
-        picked = self.selection()
-        if picked == self.kept:
+    def save(self) -> str:
+        """Save the picks if they have changed; return a message if that failed, else ""."""
+        selection = self.selection()
+        if selection == self.saved:
             return ""
         try:
-            picked.save(self.record)
-        except OSError as error:
-            return f"the picks could not be saved ({error}); they are tried again with the next one."
-        self.kept = picked
+            selection.save(self.record)
+        except WriteError as error:
+            return f"{error} The picks are not saved yet; the next pick tries again."
+        self.saved = selection
         return ""
 
     def selection(self) -> Selection:
-        """What is picked so far."""
-        cells = [self.cell.model_copy(update={"seed": seed}) for seed in self.picking.picks]
-        return self.shown.model_copy(update={"cells": cells})
+        """Return the picks so far."""
+        picks = [self.pick.model_copy(update={"seed": seed}) for seed in self.picking.picks]
+        return self.settings.model_copy(update={"cells": picks})

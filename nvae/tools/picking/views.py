@@ -1,10 +1,11 @@
-"""Two ways to pick: at a prompt with a picture in a file, and in a window. Both show a `Picking` and drive it."""
+"""Two front ends for a `Picking`: a prompt with a picture in a file, and a window."""
 
 from __future__ import annotations
 
 import os
 import queue
 import sys
+import textwrap
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,25 +16,27 @@ import numpy as np
 from PIL import Image
 
 from nvae.errors import UserError
+from nvae.picture_files import save_picture
 from nvae.tools.display import Inline, inline
-from nvae.tools.grids import Layout, save_picture
-from nvae.tools.picking.game import DIGITS, Picking, View
+from nvae.tools.grids import Layout
+from nvae.tools.picking.game import MAX_DIGIT_CELLS, Picking, View
 
 Draw = Callable[[View], tuple[Image.Image, Layout]]
-Keep = Callable[[], str]  # called after every change; returns what to tell the person, if anything
+Save = Callable[[], str]  # called after every change; returns a message for the person, or ""
 
 POLL_SECONDS = 0.05
+WINDOW_KEYS = "click: as its number; Space, Right: as Enter"
 
 
 # ---------------------------------------------------------------------------------------------- at the prompt
 
 
 def pick_at_prompt(
-    picking: Picking, draw: Draw, keep: Keep, path: Path, protocol: Inline | Literal["none"] = "none"
+    picking: Picking, draw: Draw, save: Save, path: Path, protocol: Inline | Literal["none"] = "none"
 ) -> None:
-    """Each view goes into the PNG at `path` (and into the terminal, by a protocol); answers are read from the input.
+    """Save each view as PNG at `path`, show it in the terminal by a protocol, and read answers from standard input.
 
-    The end of the input is taken as q.
+    The end of the input counts as q.
     """
     shown = None
     while picking.stage != "done":
@@ -42,50 +45,51 @@ def pick_at_prompt(
             picture, _ = draw(view)
             try:
                 where = save_picture(picture, path, {"seeds": view.seeds})
-            except UserError as error:  # worth no pick
+            except UserError as error:  # a preview must not end the game
                 where = f"({error})"
             if protocol != "none":
-                sys.stdout.flush()
-                sys.stdout.buffer.write(inline(picture, protocol) + b"\n")
+                print(inline(picture, protocol))
             print(f"\n{view.title}: {where}")
             shown = view
         try:
-            message = picking.answer(input(f"{view.hint}: "))
+            message = picking.answer(input(f"{view.hint}\n> "))
         except EOFError:
-            print("\nend of input: leaving with what is picked.")
-            message = picking.quit()
+            print("\nend of the input: the picks are saved.")
+            message = picking.finish()
         except UnicodeDecodeError:
-            message = f"what came is no text: {view.hint}"
-        if found := keep() or message:
-            print(found)
+            message = f"the input is not valid text. {view.hint}"
+        if message := save() or message:
+            print(message)
 
 
 # ------------------------------------------------------------------------------------------------ in a window
 
 
 class PickingWindow:
-    """A matplotlib window: click a cell or type its number; the hint below says the other keys.
+    """A matplotlib window: click a cell or press its number; the line below lists the other keys.
 
-    What is typed into the terminal is understood as well. Closing the window is q. Events only change the picking; what
-    follows from that is sampled and drawn between them, where an interruption is not swallowed by the toolkit.
+    Lines typed into the terminal are answers too. Closing the window counts as q. Event handlers only change the game;
+    sampling and drawing happen between events, where the toolkit does not swallow an interruption.
     """
 
-    def __init__(self, picking: Picking, draw: Draw, keep: Keep, title: str) -> None:
+    def __init__(self, picking: Picking, draw: Draw, save: Save, title: str) -> None:
         from matplotlib import pyplot
 
-        self.picking, self.draw, self.keep = picking, draw, keep
+        self.picking, self.draw, self.save = picking, draw, save
         self.typed = ""
         self.message = ""
         self.shown: View | None = None
-        self.said = ""
+        self.shown_texts = ()
         self.layout: Layout | None = None
         with pyplot.rc_context({"toolbar": "None"}):
             self.figure = pyplot.figure(title, figsize=(6.4, 7.2))
         manager = self.figure.canvas.manager
         if getattr(manager, "key_press_handler_id", None) is not None:
-            self.figure.canvas.mpl_disconnect(manager.key_press_handler_id)  # q, s and others have a meaning there
-        self.axes = self.figure.add_axes((0.02, 0.1, 0.96, 0.84))
-        self.line = self.figure.text(0.5, 0.05, "", ha="center", va="center", fontsize=9)
+            self.figure.canvas.mpl_disconnect(manager.key_press_handler_id)  # matplotlib's own keys, such as q and s
+        self.axes = self.figure.add_axes((0, 0, 1, 1))
+        self.axes.axis("off")
+        self.title = self.figure.text(0.5, 1, "", ha="center", va="top", fontsize=10)
+        self.line = self.figure.text(0.5, 0, "", ha="center", va="bottom", fontsize=9)
         self.open = True
         for event, handle in (
             ("key_press_event", self.on_key),
@@ -95,30 +99,44 @@ class PickingWindow:
             self.figure.canvas.mpl_connect(event, handle)
 
     def update(self) -> None:
-        """Show the picking as it is."""
+        """Show the game as it is now: the picture if the view has changed, the texts if they or the window have."""
         view = self.picking.view()
-        if view != self.shown:
+        new = view != self.shown
+        if new:
             picture, self.layout = self.draw(view)
             self.axes.clear()
             self.axes.axis("off")
             self.axes.imshow(np.asarray(picture))
-            self.axes.set_title(view.title, fontsize=11)
             self.shown = view
-        elif self._line() == self.said:
-            return
-        self.said = self._line()
-        self.line.set_text(self.said)
-        self.figure.canvas.draw_idle()
+        texts = (view.title, self._line(view), *self.figure.bbox.size)
+        if new or texts != self.shown_texts:
+            self._arrange(view.title, self._line(view))
+            self.shown_texts = texts
+            self.figure.canvas.draw_idle()
 
-    def _line(self) -> str:
-        return f"{self.typed}   {self.message or self.picking.view().hint + '; or click'}".strip()
+    def _line(self, view: View) -> str:
+        return f"{self.typed}   {self.message or f'{view.hint}; {WINDOW_KEYS}'}".strip()
+
+    def _arrange(self, title: str, line: str) -> None:
+        """Wrap the texts to the window's width, and give the picture the height that they leave."""
+        width, height = self.figure.bbox.size
+        heights = []
+        for artist, text in ((self.title, title), (self.line, line)):
+            size = artist.get_fontsize() * self.figure.dpi / 72  # of a line, in pixels
+            lines = textwrap.wrap(text, max(10, int(width / (0.58 * size)))) or [""]
+            artist.set_text("\n".join(lines))
+            heights.append((1.3 * size * len(lines) + 6) / height)
+        top, bottom = heights
+        self.title.set_y(1 - 3 / height)
+        self.line.set_y(3 / height)
+        self.axes.set_position((0.01, bottom, 0.98, max(1 - top - bottom, 0.05)))
 
     def outdated(self) -> bool:
-        """Whether other cells are to be drawn than those a person sees, at whom no key or click can be meant."""
+        """Tell whether the cells have changed since they were drawn: keys and clicks then mean cells that are gone."""
         return self.shown is None or self.picking.stage == "done" or self.picking.view().seeds != self.shown.seeds
 
     def on_key(self, event: Any) -> None:
-        """Digits act at once where one digit says it all, otherwise with Enter; the space bar parts numbers then."""
+        """Take a key. Digits act at once if every number is one digit, otherwise with Enter; Space then separates."""
         key = (event.key or "").lower()
         if self.outdated() and key != "q":
             return
@@ -127,50 +145,48 @@ class PickingWindow:
             self.typed = self.typed[:-1]
         elif key in (" ", "space") and self.typed:
             self.typed += " "
-        elif key in ("enter", " ", "space"):
+        elif key in ("enter", " ", "space", "right"):
             typed, self.typed = self.typed, ""
-            ordering = self.picking.stage == "ordering"
-            self.take(typed or ("" if ordering else "0"))  # Enter alone goes on, or keeps the order
-        elif key == "right" and self.picking.stage == "picking":
-            self.take("0")
+            self.answer(typed)
         elif key in ("u", "q"):
             self.typed = ""
-            self.take(key)
+            self.answer(key)
         elif key not in tuple("0123456789"):
             return
-        elif cells > DIGITS:
+        elif cells > MAX_DIGIT_CELLS:
             self.typed += key
         elif self.picking.stage == "ordering" and key != "0":
-            self.point_at(int(key) - 1)
+            self.toggle(int(key) - 1)
         else:
-            self.take(key)
+            self.answer(key)
 
     def on_click(self, event: Any) -> None:
-        """A click picks, and takes back; while ordering it gives the next place."""
+        """Take a click on a cell as its number."""
         if not self.outdated() and event.inaxes is self.axes and event.button == 1 and not event.dblclick:
             cell = self.layout.cell_at(event.xdata, event.ydata, len(self.shown.seeds))
             if cell is not None:
-                self.point_at(cell)
+                self.toggle(cell)
 
-    def point_at(self, cell: int) -> None:
-        """What a click on a cell does."""
+    def toggle(self, cell: int) -> None:
+        """Pick or unpick a cell; while ordering, give it the next place or take the place away."""
+        message = ""
         if self.picking.stage == "picking":
-            self.picking.pick(cell)
+            message = self.picking.toggle_pick(cell)
         elif cell < len(self.picking.picks):
-            self.picking.place(cell)
-        self.message = self.keep()
+            self.picking.toggle_place(cell)
+        self.message = self.save() or message
 
-    def take(self, answer: str) -> None:
-        """An answer as at the prompt."""
-        message = self.picking.answer(answer)
-        self.message = self.keep() or message
+    def answer(self, text: str) -> None:
+        """Take an answer as at the prompt."""
+        message = self.picking.answer(text)
+        self.message = self.save() or message
 
     def on_close(self, event: Any) -> None:
-        """The window was closed."""
+        """Note that the window was closed."""
         self.open = False
 
     def run(self) -> None:
-        """Until all is picked and ordered, or the window is closed."""
+        """Play until the game has ended, or the window is closed."""
         from matplotlib import pyplot
 
         answers = answers_from_the_terminal()
@@ -179,19 +195,19 @@ class PickingWindow:
         while self.open and self.picking.stage != "done":
             self.figure.canvas.start_event_loop(POLL_SECONDS)
             while answers is not None and self.picking.stage != "done" and not answers.empty():
-                self.take(answers.get())
+                self.answer(answers.get())
                 if self.message:
                     print(self.message)
             if self.open and self.picking.stage != "done":
                 self.update()
         if self.picking.stage != "done":
-            self.picking.quit()
-            self.keep()
+            self.picking.finish()
+            self.save()
         pyplot.close(self.figure)
 
 
 def answers_from_the_terminal() -> queue.SimpleQueue[str] | None:
-    """Lines as they are typed, read beside everything else; None where the input is no terminal."""
+    """Read lines from the terminal in a thread, into a queue; None if standard input is no terminal."""
     if sys.stdin is None or not sys.stdin.isatty():
         return None
     answers: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -201,7 +217,7 @@ def answers_from_the_terminal() -> queue.SimpleQueue[str] | None:
             return None  # the shell stops a program that reads in the background
 
     def read() -> None:  # not from sys.stdin, whose lock must be free when the program ends
-        with suppress(OSError):  # the terminal may go
+        with suppress(OSError):  # the terminal may be closed
             while text := os.read(file, 4096):
                 for line in text.decode(errors="replace").splitlines():
                     answers.put(line)

@@ -1,0 +1,227 @@
+"""Argument types, and the arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+BAD_INPUT = 2  # exit code
+ITERATIONS = 20
+MAX_DIGITS = 18  # of a whole number
+MAX_ITERATIONS = 100_000
+MAX_SECONDS = 600  # of an animation
+MAX_TEMPERATURE = 2.0  # usual; a higher one in a list is probably a decimal comma
+PIXELS = ("mean", "most_likely", "sample")
+ANIMATION_FORMATS = ("webp", "gif", "mp4")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that answers a mistake with one line and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help.\n")
+
+
+# ------------------------------------------------------------------------------------------------------- types
+
+
+def natural(text: str) -> int:
+    """Parse a whole number from 0."""
+    return _whole_number(text, 0)
+
+
+def naturals(text: str) -> list[int]:
+    """Parse whole numbers from 0, separated by commas."""
+    return [natural(part) for part in text.split(",")]
+
+
+def positive(text: str) -> int:
+    """Parse a whole number from 1."""
+    return _whole_number(text, 1)
+
+
+def up_to(most: int, least: int = 1) -> Callable[[str], int]:
+    """Return the type of whole numbers from `least` to `most`."""
+    return lambda text: _whole_number(text, least, most)
+
+
+def _whole_number(text: str, least: int, most: int | None = None) -> int:
+    valid = text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS and int(text) >= least
+    if not valid or (most is not None and int(text) > most):
+        expected = f"from {least}" if most is None else f"from {least} to {most}"
+        raise argparse.ArgumentTypeError(f"got '{text}', expected a whole number {expected}")
+    return int(text)
+
+
+def numbers(text: str) -> list[float]:
+    """Parse finite numbers from 0, separated by commas."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = [-1.0]
+    if not all(0 <= value < float("inf") for value in values):
+        raise argparse.ArgumentTypeError(f"got '{text}', expected a number from 0, or several separated by commas")
+    return values
+
+
+def temperatures(text: str) -> list[float]:
+    """Parse a temperature, or one per scale; warn if they look like one number with a decimal comma."""
+    values = numbers(text)
+    if len(values) > 1 and (0 in values or max(values) > MAX_TEMPERATURE):
+        each = " and ".join(f"{value:g}" for value in values)
+        print(
+            f"warning: {text} is read as {len(values)} temperatures, one per scale: {each}. "
+            f"For one number, write a decimal point: {text.replace(',', '.', 1)}.",
+            file=sys.stderr,
+        )
+    return values
+
+
+def number(text: str) -> float:
+    """Parse a finite number from 0."""
+    values = numbers(text)
+    if len(values) > 1:
+        raise argparse.ArgumentTypeError(f"got '{text}', expected one number")
+    return values[0]
+
+
+def seconds(text: str) -> float:
+    """Parse the length of an animation."""
+    value = number(text)
+    if value > MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"got '{text}', expected at most {MAX_SECONDS} seconds")
+    return value
+
+
+# ------------------------------------------------------------------------------------------------ shared arguments
+
+
+def add_model(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+    """Add MODEL."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?" if optional else None,
+        help="a .checkpoint or .model file, or the name of a trained config, such as quickstart",
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Add [TEMPERATURE] and [ITERATIONS], both None if not given."""
+    parser.add_argument(
+        "temperature",
+        type=temperatures,
+        nargs="?",
+        metavar="TEMPERATURE",
+        help="factor on the prior's standard deviations: 0.6 to 0.8 gives clean images, 1 the full variety; or one per "
+        "scale, the coarsest first, such as 0.6,0.8",
+    )
+    parser.add_argument(
+        "iterations",
+        type=up_to(MAX_ITERATIONS, 0),
+        nargs="?",
+        metavar="ITERATIONS",
+        help="passes that recalibrate the batch-norm statistics to the temperature; 0 keeps those of training "
+        f"(default: {ITERATIONS})",
+    )
+
+
+def add_pixels(parser: argparse.ArgumentParser) -> None:
+    """Add --pixels, None if not given."""
+    parser.add_argument(
+        "--pixels",
+        choices=PIXELS,
+        help="what to show of the pixel distribution p(x | z): its mean, its most likely value, or a random draw "
+        "(default: mean)",
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add --seed; what: what the seed decides."""
+    parser.add_argument("--seed", type=natural, metavar="N", help=f"seed of {what} (default: random)")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device."""
+    parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the fastest available)")
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """Add --out."""
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("images"),
+        metavar="PATH",
+        help="folder for the result, or a file name such as a.png (default: images)",
+    )
+
+
+def add_no_window(parser: argparse.ArgumentParser) -> None:
+    """Add --no-window."""
+    parser.add_argument(
+        "--no-window", action="store_true", help="open no window (default: show the result if there is a display)"
+    )
+
+
+def add_show_seeds(parser: argparse.ArgumentParser) -> None:
+    """Add --show-seeds."""
+    parser.add_argument(
+        "--show-seeds", action="store_true", help="print the seed below each image of a grid (default: no text)"
+    )
+
+
+def add_animation(parser: argparse.ArgumentParser, animate: str, default_seconds: str) -> None:
+    """Add --animate and --seconds."""
+    parser.add_argument(
+        "--animate",
+        choices=("auto", *ANIMATION_FORMATS),
+        nargs="?",
+        const="auto",
+        metavar="FORMAT",
+        help=f"{animate}; FORMAT: webp, gif, mp4, which needs the extra 'video', or auto: the suffix of --out, else "
+        "webp (default: auto)",
+    )
+    parser.add_argument(
+        "--seconds", type=seconds, metavar="S", help=f"length of the animation (default: {default_seconds})"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- their values
+
+
+def animation_format(options: argparse.Namespace) -> str:
+    """Return the format of --animate, or that of the file name in --out, or webp."""
+    if options.animate not in (None, "auto"):
+        return options.animate
+    return next((name for name in ANIMATION_FORMATS if options.out.suffix.lower() == f".{name}"), "webp")
+
+
+def chosen_seed(options: argparse.Namespace) -> int:
+    """Return --seed, or a random seed."""
+    return secrets.randbelow(10**6) if options.seed is None else options.seed
+
+
+def reproduce_command(*added: str) -> str:
+    """Return the line that tells how to get this result again: the command line plus some arguments."""
+    program, *arguments = sys.argv
+    program = Path(program)
+    start = {"__main__.py": "python3 -m nvae", "nvae": "nvae"}.get(program.name, f"python3 {shlex.quote(str(program))}")
+    return f"to reproduce: {start} {shlex.join([*arguments, *added])}"
+
+
+def reproduce_with_seed(seed: int) -> str:
+    """Return `reproduce_command` with --seed, unless the command line has one."""
+    given = any(argument == "--seed" or argument.startswith("--seed=") for argument in sys.argv[1:])
+    return reproduce_command(*([] if given else ["--seed", str(seed)]))
+
+
+def print_warnings(warnings: list[str] | tuple[str, ...]) -> None:
+    """Print warnings, one per line."""
+    for warning in warnings:
+        print(warning)

@@ -1,0 +1,160 @@
+"""Look at batches of samples, pick the best ones, and put them in order.
+
+Every pick is saved at once in a .json file; the result is drawn beside it as .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nvae.cli.arguments import (
+    ITERATIONS,
+    MAX_ITERATIONS,
+    add_device,
+    add_model,
+    add_no_window,
+    add_out,
+    add_pixels,
+    add_sampling,
+    add_seed,
+    add_show_seeds,
+    chosen_seed,
+    numbers,
+    print_warnings,
+    temperatures,
+    up_to,
+)
+from nvae.cli.errors import INTERRUPTED
+from nvae.cli.models import find_model, open_model
+from nvae.cli.progress import progress_bar
+from nvae.errors import UserError
+
+if TYPE_CHECKING:
+    from nvae.models.hierarchy import HierarchicalVAE
+    from nvae.tools.picking.session import PickingSession
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser, optional=True)
+    add_sampling(parser)
+    parser.add_argument("--batch", type=up_to(100), default=9, metavar="N", help="samples per batch (default: 9)")
+    parser.add_argument("--winners", type=up_to(100), default=9, metavar="N", help="samples to pick (default: 9)")
+    add_pixels(parser)
+    parser.add_argument(
+        "--scale-noise",
+        type=numbers,
+        metavar="S[,S...]",
+        help="factor on the noise, or one per scale, the coarsest first (default: 1)",
+    )
+    parser.add_argument(
+        "--inline",
+        choices=("kitty", "iterm2", "sixel", "none"),
+        help="protocol that shows pictures in the terminal, when picking at the prompt (default: detected)",
+    )
+    parser.add_argument(
+        "--redo",
+        type=Path,
+        metavar="FILE",
+        help="draw an earlier result again, from its .json or .png file; with MODEL, from that model (default: pick)",
+    )
+    parser.add_argument(
+        "--temperature",
+        dest="redo_temperature",
+        type=temperatures,
+        metavar="T[,T...]",
+        help="with --redo: another temperature (default: the recorded one)",
+    )
+    parser.add_argument(
+        "--iterations",
+        dest="redo_iterations",
+        type=up_to(MAX_ITERATIONS, 0),
+        metavar="N",
+        help="with --redo: another number of recalibration passes (default: the recorded one)",
+    )
+    add_show_seeds(parser)
+    add_seed(parser, "the first sample; the others have the following seeds")
+    add_device(parser)
+    add_out(parser)
+    add_no_window(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    _check(options)
+    return _redo(options) if options.redo else _pick(options)
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.redo is None:
+        if options.temperature is None:
+            raise UserError("give MODEL and TEMPERATURE, such as quickstart 0.7, or --redo FILE.")
+        if options.redo_temperature or options.redo_iterations is not None:
+            raise UserError("--temperature and --iterations need --redo: give them as TEMPERATURE and ITERATIONS.")
+    elif options.temperature is not None or options.seed is not None:
+        raise UserError("--redo uses the recorded seeds: leave out TEMPERATURE and --seed, or use --temperature.")
+
+
+def _redo(options: argparse.Namespace) -> int:
+    from nvae.checkpoint import load_model
+    from nvae.devices import choose_device
+    from nvae.tools.picking.selection import load_selection, redo
+
+    device = choose_device(options.device)
+    model = find_model(options.model) if options.model else None
+    changes = (model, options.redo_temperature, options.redo_iterations, options.pixels, options.scale_noise)
+    selection = load_selection(options.redo).changed(*changes)
+    name = f"{options.redo.name.removesuffix(options.redo.suffix)}_redo"
+
+    def open_file(path: str) -> HierarchicalVAE:
+        return load_model(path, device)
+
+    _print_result(*redo(selection, options.out, name, open_file, options.show_seeds, progress_bar))
+    return 0
+
+
+def _pick(options: argparse.Namespace) -> int:
+    from nvae.signals import hangups
+    from nvae.tools.picking.game import Picking
+    from nvae.tools.picking.selection import Selection, picture_path
+    from nvae.tools.picking.session import PickingSession
+
+    picking = Picking(options.batch, options.winners, chosen_seed(options))
+    settings = Selection(pixels=options.pixels or "mean", scale_noise=options.scale_noise or [1.0])
+    iterations = ITERATIONS if options.iterations is None else options.iterations
+    model = open_model(options)
+    session = PickingSession(
+        model, options.model, options.temperature, iterations, picking, settings, options.out, progress_bar
+    )
+    preview = session.record.with_name(f"batch_of_{picture_path(session.record).name}")
+    with hangups(interrupt=False):  # a signal ends the picking; the result is drawn all the same
+        try:
+            finished = session.run(lambda warnings: _play(session, options, preview, warnings))
+        finally:
+            preview.unlink(missing_ok=True)
+        result = session.save_result(options.show_seeds)
+    if result is None:
+        print("nothing was picked, nothing is saved.")
+    else:
+        _print_result(*result)
+    return 0 if finished else INTERRUPTED
+
+
+def _play(session: PickingSession, options: argparse.Namespace, preview: Path, warnings: list[str]) -> None:
+    from nvae.tools.display import can_open_window, inline_protocol
+    from nvae.tools.picking.views import PickingWindow, pick_at_prompt
+
+    print_warnings(warnings)
+    if not options.no_window and can_open_window():
+        PickingWindow(session.picking, session.draw, session.save, session.record.stem).run()
+        return
+    protocol = options.inline or inline_protocol()
+    pick_at_prompt(session.picking, session.draw, session.save, preview, protocol)
+
+
+def _print_result(picture: Path, warnings: list[str]) -> None:
+    from nvae.tools.picking.selection import record_path
+
+    print_warnings(warnings)
+    print(f"{picture}; to draw it again: python3 cherry.py --redo {shlex.quote(str(record_path(picture)))}")

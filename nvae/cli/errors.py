@@ -1,0 +1,129 @@
+"""Run a command: its exit code, one line for every error, and output that may go away without ending the run."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TextIO
+
+from nvae.cli.arguments import BAD_INPUT
+from nvae.errors import UserError
+
+INTERRUPTED = 130
+MEMORY_HINTS = {
+    "train": "Set a smaller training_parameters.batch_size, or training_parameters.use_tensor_checkpoints=True, with "
+    "--set KEY=VALUE.",
+    "evaluate": "Use a smaller --batch-size, or --device cpu.",
+}
+# What the library's advice, which names no flags, is called on the command line: a pattern in the message, and a hint.
+HINTS = {
+    "train": (
+        (r"start over", "Add --fresh to start over."),
+        (r"[Ss]et (a smaller )?(dataset|training_parameters)\.", "Use --set KEY=VALUE, or change the YAML file."),
+    ),
+    "evaluate": ((r"[Ss]et dataset\.", "Use --dataset NAME and --path FOLDER."),),
+}
+SAMPLING_MEMORY_HINT = "Ask for fewer images at once, or use --device cpu."
+
+
+class SafeStream:
+    """A text stream that can disappear (a closed terminal, `| head`, a full disk): then it drops what is written."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lost = False
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        if self._lost:
+            return
+        try:
+            action()
+        except BlockingIOError:  # a terminal that is busy: this text is lost, the next one may not be
+            pass
+        except (OSError, ValueError):  # ValueError: closed
+            self._lost = True
+            # Text that is still buffered must not fail at exit.
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def safe_output() -> Iterator[None]:
+    """Replace standard output and standard error by streams whose loss ends nothing."""
+    before = sys.stdout, sys.stderr
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the shell: `>&-`
+            stream = open(os.devnull, "w")  # noqa: SIM115, it lives as long as the process
+        if hasattr(stream, "reconfigure"):  # a file name may hold what the terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, SafeStream(stream))
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+def run(main: Callable[[], int | None], command: str = "") -> NoReturn:
+    """Run a command and leave the process with its exit code.
+
+    command: its name, for hints. Bad input is exit code 2 and one line on standard error, without a traceback.
+    """
+    with safe_output():
+        code = _exit_code(main, command)
+    sys.exit(code)
+
+
+def _exit_code(main: Callable[[], int | None], command: str) -> int:
+    try:
+        _drop_unusable_backend()
+        return main() or 0
+    except UserError as error:
+        hints = [hint for pattern, hint in HINTS.get(command, ()) if re.search(pattern, str(error))]
+        problem = " ".join([str(error), *hints])
+    except KeyboardInterrupt:
+        print("interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except (RuntimeError, MemoryError) as error:
+        out_of_memory = "out of memory" in str(error) or "can't allocate memory" in str(error)
+        if not out_of_memory and not isinstance(error, MemoryError):
+            raise
+        problem = f"there is not enough memory. {MEMORY_HINTS.get(command, SAMPLING_MEMORY_HINT)}"
+    except OSError as error:
+        if error.filename is None and error.errno not in (errno.EIO, errno.EPIPE, errno.ENOSPC):
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        advice = ". Check the free disk space." if error.errno == errno.ENOSPC else ""
+        problem = f"{error.strerror}{where}{advice}"
+    print(f"error: {problem}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _drop_unusable_backend() -> None:
+    """Remove MPLBACKEND from the environment if matplotlib refuses it here: pictures are files in any case."""
+    backend = os.environ.pop("MPLBACKEND", "")
+    if not backend or backend.startswith("module://"):  # those of notebooks are no use in a program
+        return
+    import matplotlib  # without the variable: with a wrong one, the import itself fails
+
+    try:
+        matplotlib.rcParams["backend"] = backend
+        os.environ["MPLBACKEND"] = backend
+    except ValueError:
+        print(f"warning: MPLBACKEND is '{backend}', which matplotlib does not know; ignored.", file=sys.stderr)

@@ -1,0 +1,60 @@
+"""Find and open the model that a command names, and make its sampler."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nvae.cli.arguments import print_warnings
+from nvae.cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    from nvae.inference.sampling import Sampler
+    from nvae.models.hierarchy import HierarchicalVAE
+
+
+def find_model(name: str) -> str:
+    """Return the path of a model given by path, or by the name of a config that was trained.
+
+    A name means saved_weights/NAME.checkpoint, or saved_weights/final_result_NAME.model. Where none exists, the name is
+    returned as it is: opening the file raises the error.
+    """
+    from nvae.checkpoint import checkpoint_path, model_path
+
+    if not Path(name).is_file():
+        for path in (checkpoint_path(name), model_path(name)):
+            if path.is_file():
+                return str(path)
+    return name
+
+
+def open_model(options: argparse.Namespace) -> HierarchicalVAE:
+    """Open the model of `options.model` on the device of `options.device`; set `options.model` to its path."""
+    return open_model_and_metadata(options)[0]
+
+
+def open_model_and_metadata(options: argparse.Namespace) -> tuple[HierarchicalVAE, dict[str, Any]]:
+    """Open a model as with `open_model`; also return the metadata of its file, such as kl_per_group."""
+    from nvae.checkpoint import load_model_and_metadata
+    from nvae.devices import choose_device
+
+    options.model = find_model(options.model)
+    return load_model_and_metadata(options.model, choose_device(options.device))
+
+
+def open_sampler(
+    model: HierarchicalVAE, path: str, temperature: Sequence[float], iterations: int
+) -> tuple[Sampler, str]:
+    """Make a sampler whose statistics are kept beside the model file, and print its warnings.
+
+    temperature: one number, or one per scale. Also returns the digest of the model's weights.
+    """
+    from nvae.inference.sampling import Sampler
+    from nvae.inference.statistics_cache import StatisticsCache
+
+    cache = StatisticsCache(model, path)
+    sampler = Sampler(model, temperature, iterations, cache, progress=progress_bar)
+    print_warnings(sampler.warnings)
+    return sampler, cache.weights

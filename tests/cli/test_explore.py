@@ -1,0 +1,145 @@
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nvae.checkpoint import load_model, save, weights_digest
+from nvae.picture_files import read_metadata
+
+pytestmark = pytest.mark.usefixtures("tools")
+EXPLORE = "latent_space_exploration.py"
+NAME = "exploration_tiny_temperature0.7_seed5"
+
+
+def table_rows(out):
+    """Number, mean change, and KL of every latent group."""
+    lines = [line.split() for line in out.splitlines() if " x " in line and line.strip()[0].isdecimal()]
+    return [(int(line[0]), float(line[4]), " ".join(line[5:])) for line in lines]
+
+
+@pytest.fixture
+def pick(command, typed):
+    """A cherry.py result of the seeds 53 and 51, made with a scale of the noise of 0.5; returns its path."""
+    typed("4 2", "", "1 2")
+    arguments = ("--seed", "50", "--winners", "2", "--scale-noise", "0.5", "--out", "picks.png")
+    assert command("cherry.py", "tiny", "0.6", "2", *arguments).code == 0
+    return "picks.json"
+
+
+def test_explore_draws_and_measures_every_group(command, files):
+    code, out, _ = command(EXPLORE, "tiny", "0.7", "2", "--seed", "5")
+    assert code == 0
+    rows = table_rows(out)
+    assert [number for number, _, _ in rows] == [1, 2, 3, 4]
+    assert all(change > 0 for _, change, _ in rows)
+    assert files.names() == [f"{NAME}.png"]
+    texts = files.texts(files.only())
+    assert (texts["seed"], texts["jams"], texts["strength"]) == ("5", "1", "1.0")
+    assert texts["weights"] == weights_digest(load_model("saved_weights/tiny.checkpoint"))
+    with Image.open(files.only()) as picture:
+        assert picture.width == 5 * 164 + 4  # the unchanged image and four groups
+    assert command(EXPLORE, "tiny", "0.7", "2", "--seed", "5").out == out
+    assert len(files.names()) == 1
+
+
+def test_explore_table_has_the_kl_of_the_file(command):
+    save(load_model("saved_weights/tiny.checkpoint"), "known.model", metadata={"kl_per_group": [0.25, 1.5, 3.0, 12.75]})
+    _, out, _ = command(EXPLORE, "known.model", "0.7", "0", "--seed", "5")
+    assert [kl for _, _, kl in table_rows(out)] == ["0.25", "1.50", "3.00", "12.75"]
+
+
+def test_explore_names_say_jams_strength_and_difference(command, files):
+    command(EXPLORE, "tiny", "0.7", "0", "--seed", "5", "--jams", "2", "--difference", "--strength", "2")
+    command(EXPLORE, "tiny", "0.7", "0", "--seed", "5", "--group", "4")
+    assert files.names() == [f"{NAME}_group4_jams4.png", f"{NAME}_strength2_jams2_difference.png"]
+
+
+def test_explore_more_strength_changes_more(command):
+    changes = []
+    for strength in ("1", "5"):
+        _, out, _ = command(EXPLORE, "tiny", "0.7", "0", "--seed", "5", "--jams", "3", "--strength", strength)
+        changes.append([change for _, change, _ in table_rows(out)])
+    assert all(five > one for one, five in zip(*changes, strict=True))
+
+
+def test_explore_picture_temperature_is_that_of_the_jams(command, files):
+    tables = []
+    for temperature, strength in (("0.5", "2"), ("1", "1"), ("0.5", "1")):
+        arguments = (temperature, "--strength", strength, "--seed", "5", "--image", "right.png")
+        tables.append(table_rows(command(EXPLORE, "tiny", *arguments).out))
+    assert tables[0] == tables[1] != tables[2]
+    with Image.open("images/exploration_tiny_temperature1_right_seed5.png") as drawn, Image.open("right.png") as right:
+        expected = np.asarray(right.resize((160, 160), Image.Resampling.BICUBIC))
+        np.testing.assert_array_equal(np.asarray(drawn)[4:164, 4:164], expected)  # the picture itself comes first
+
+
+def test_explore_from_a_pick_shows_that_sample(command, files, pick):
+    assert command(EXPLORE, "--from", f"{pick}:2", "--seed", "1", "--out", "a.png").code == 0
+    texts = files.texts("a.png")
+    assert (texts["model"], texts["temperature"], texts["iterations"]) == (
+        "saved_weights/tiny.checkpoint",
+        "[0.6]",
+        "2",
+    )
+    # the unchanged image is the second picked one
+    picked = files.pixels("picks.png")
+    np.testing.assert_allclose(files.pixels("a.png")[4:164, 4:164], picked[4:164, 168:328], atol=1)
+    for wrong in (f"{pick}:3", f"{pick}:0", pick, "gone.json:1", "wide.png:1"):
+        command(EXPLORE, "--from", wrong).assert_refused(wrong.split(":")[0])
+
+
+def test_explore_pixels_are_drawn_with_one_seed(command, files, all_differ):
+    for pixels in ("mean", "sample"):
+        command(
+            EXPLORE, "tiny", "0.7", "0", "--seed", "5", "--strength", "1", "--pixels", pixels, "--out", f"{pixels}.png"
+        )
+    assert all_differ([files.pixels("mean.png"), files.pixels("sample.png")])
+
+
+def test_explore_animates_the_strongest_group(command, files):
+    code, out, _ = command(EXPLORE, "tiny", "0.7", "0", "--seed", "5", "--animate", "--seconds", "0.3")
+    assert code == 0
+    strongest, _, _ = max(table_rows(out), key=lambda row: row[1])
+    assert files.names() == [f"{NAME}_group{strongest}.webp"]
+    with Image.open(files.only()) as picture:
+        assert picture.n_frames == 6
+    metadata = read_metadata(files.only())
+    assert (metadata["seed"], metadata["group"]) == ("5", str(strongest))
+
+
+def test_explore_animation_format_follows_the_file_name(command, tools):
+    arguments = (EXPLORE, "tiny", "0.7", "0", "--group", "2", "--seconds", "0.1", "--animate", "--out")
+    assert command(*arguments, "a.gif").code == 0
+    assert (tools / "a.gif").read_bytes()[:3] == b"GIF"
+    command(*arguments, "a.png").assert_refused("a.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["tiny"], "TEMPERATURE"),
+        (["tiny", "0.7", "--group", "5"], "--group is 5.*4"),
+        (["tiny", "0.7", "--jams", "0"], "'0'"),
+        (["tiny", "0.7", "--strength", "1,2"], "'1,2'"),
+        (["tiny", "0.7", "--animate", "avi"], "'avi'"),
+        (["tiny", "0.7", "--animate", "--jams", "2"], "--jams"),
+        (["tiny", "0.7", "--seconds", "2"], "--animate"),
+        (["tiny", "0.7", "--animate", "--seconds", "9999"], "'9999'"),
+        (["tiny", "0.7", "--difference", "--group", "2"], "--difference"),
+        (["tiny", "0.7", "--image", "text.png"], "text.png"),
+        (["--from", "a.json:1", "--image", "right.png"], "--from"),
+        (["gone.model", "0.7"], "gone.model"),
+    ],
+)
+def test_explore_mistakes_are_one_line_and_write_nothing(command, tools, files, arguments, pattern):
+    (tools / "text.png").write_text("a picture")
+    before = files.all(tools)
+    command(EXPLORE, *arguments).assert_refused(pattern)
+    assert files.all(tools) == before
+
+
+def test_explore_long_picture_names_give_a_short_result_name(command, files):
+    shutil.copy("right.png", "z" * 240 + ".png")
+    assert command(EXPLORE, "tiny", "0.7", "0", "--image", "z" * 240 + ".png").code == 0
+    assert files.texts(files.only())["image"] == "z" * 240 + ".png"

@@ -1,0 +1,167 @@
+import errno
+import os
+import subprocess
+import sys
+from argparse import ArgumentTypeError
+from typing import get_args
+
+import pytest
+import torch
+
+from nvae.cli import arguments, errors
+from nvae.cli.main import COMMANDS
+from nvae.errors import UserError
+from nvae.inference.sampling import Pixels
+from nvae.tools.animation import AnimationFormat
+
+
+def exit_code(main, command=""):
+    with pytest.raises(SystemExit) as ended:
+        errors.run(main, command)
+    return ended.value.code
+
+
+def raising(error):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_has_a_description_and_imports_no_torch(root, command):
+    program = f"import sys; sys.argv[1:] = {[command, '--help'] if command else ['--help']}\n"
+    program += "from nvae.cli.main import console\n"
+    program += "try: console()\n"
+    program += "except SystemExit as end: assert end.code == 0\n"
+    program += "assert not {'torch', 'torchvision', 'numpy', 'matplotlib'} & set(sys.modules)"
+    environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}  # which imports matplotlib
+    arguments = [sys.executable, "-c", program]
+    result = subprocess.run(arguments, cwd=root, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    if command:
+        assert " ".join(COMMANDS[command].__doc__.split())[:40] in " ".join(result.stdout.split())
+
+
+def test_every_option_has_a_help_that_ends_with_its_default():
+    for name, module in COMMANDS.items():
+        parser = arguments.Parser()
+        module.add_arguments(parser)
+        for action in parser._actions[1:]:
+            assert action.help, (name, action.dest)
+            if action.option_strings and not action.required:
+                assert action.help.endswith(")"), (name, action.option_strings)
+                assert "(default: " in action.help, (name, action.option_strings)
+
+
+def test_choices_are_those_of_the_library():
+    assert get_args(Pixels) == arguments.PIXELS
+    assert get_args(AnimationFormat) == arguments.ANIMATION_FORMATS
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "", "x", "²", "٣", "9" * 5000])
+def test_natural_refuses_what_is_no_whole_number(text):
+    with pytest.raises(ArgumentTypeError):
+        arguments.natural(text)
+
+
+def test_up_to_has_bounds():
+    assert [arguments.up_to(3)(text) for text in ("1", "3")] == [1, 3]
+    for text in ("0", "4"):
+        with pytest.raises(ArgumentTypeError):
+            arguments.up_to(3)(text)
+
+
+def test_find_model_prefers_files_then_checkpoints_then_results(folder):
+    from nvae.cli.models import find_model
+
+    (folder / "saved_weights").mkdir()
+    assert find_model("a") == "a"
+    for path in ("saved_weights/final_result_a.model", "saved_weights/a.checkpoint", "a"):
+        (folder / path).touch()
+        assert find_model("a") == path
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "hint"),
+    [
+        (UserError("key 3"), 2, "key 3"),
+        (KeyboardInterrupt(), 130, ""),
+        (torch.OutOfMemoryError("CUDA out of memory"), 2, "batch_size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "use_tensor_checkpoints"),
+        (MemoryError(), 2, "batch_size"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 2, "disk space"),
+        (FileNotFoundError(errno.ENOENT, "gone", "a.png"), 2, "a.png"),
+    ],
+)
+def test_run_turns_errors_into_one_line_and_a_code(error, code, hint, capsys):
+    assert exit_code(raising(error), "train") == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert hint in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "message", "flag"),
+    [
+        ("train", "Undo the change, or start over.", "--fresh"),
+        ("train", "Set dataset.path to the folder of your images.", "--set"),
+        ("evaluate", "Set dataset.path to the folder of your images.", "--path"),
+        ("sample", "Set dataset.path to the folder of your images.", None),
+    ],
+)
+def test_run_hints_name_the_flags_of_the_command(command, message, flag, capsys):
+    exit_code(raising(UserError(message)), command)
+    words = capsys.readouterr().err.split(message)[1].split()
+    assert (flag in words) if flag else not words
+
+
+def test_run_memory_hint_names_what_the_command_has(capsys):
+    exit_code(raising(MemoryError()), "sample")
+    assert "batch_size" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(errno.EBADF, "a bug"), ValueError("a bug")])
+def test_run_does_not_hide_bugs(error):
+    with pytest.raises(type(error), match="a bug"):
+        errors.run(raising(error))
+
+
+class Broken:
+    """A stream that fails from the second text on."""
+
+    def __init__(self, error):
+        self.error, self.texts = error, []
+
+    def write(self, text):
+        if self.texts:
+            raise self.error
+        self.texts.append(text)
+
+    flush = write
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.ENOSPC, "full"), ValueError("closed")])
+def test_safe_stream_survives_its_loss(error, monkeypatch):
+    stream = Broken(error)
+    monkeypatch.setattr(sys, "stdout", stream)
+
+    def main():
+        for number in range(3):
+            print(number, flush=True)
+        return 7
+
+    assert exit_code(main) == 7
+    assert stream.texts == ["0"]
+    assert sys.stdout is stream
+
+
+def test_run_ignores_an_unknown_plotting_backend(root, tmp_path):
+    program = "import sys\nfrom nvae.cli.errors import run\n"
+    program += "def main():\n  from matplotlib.figure import Figure\n  Figure().savefig('a.png')\nrun(main)"
+    for backend, warns in (("nonsense", True), ("module://matplotlib_inline.backend_inline", False), ("agg", False)):
+        environment = os.environ | {"MPLBACKEND": backend, "PYTHONPATH": str(root)}
+        arguments = [sys.executable, "-c", program]
+        result = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert ("nonsense" in result.stderr) == warns

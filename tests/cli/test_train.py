@@ -1,0 +1,233 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from nvae.checkpoint import load
+
+pytestmark = pytest.mark.usefixtures("configs")
+CHECKPOINT = "saved_weights/little.checkpoint"
+
+
+def sets(**training_parameters):
+    """--set options for the training parameters."""
+    return [
+        word for key, value in training_parameters.items() for word in ("--set", f"training_parameters.{key}={value}")
+    ]
+
+
+def metrics(folder, name="little"):
+    lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "images_per_second"} for line in lines]
+
+
+def assert_same_weights(one, other):
+    assert all(torch.equal(one["weights"][name], other["weights"][name]) for name in one["weights"])
+
+
+def wait_for(process, condition):
+    """Wait until the condition holds; fail if the process ends before."""
+    while not condition():
+        assert process.poll() is None
+        time.sleep(0.05)
+
+
+def test_train_writes_checkpoint_model_metrics_and_pictures(command, configs, files):
+    code, _, _ = command("train.py", "little")
+    assert code == 0
+    names = set(files.all(configs))
+    assert {CHECKPOINT, "saved_weights/final_result_little.model"} < names
+    run = ("config.yaml", "metrics.jsonl", "samples.png", "reconstructions.png", "bits_per_dimension.png")
+    assert {f"runs/little/{name}" for name in (*run, "kl_per_group.png", "evaluation.json")} < names
+    last = metrics(configs)[-1]
+    assert (last["epoch"], last["step"], last["images"]) == (2, 6, 48)
+    assert {"elbo", "kl_per_group", "validation_elbo", "validation_bits_per_dimension"} <= last.keys()
+    assert command("train.py", "little").code == 0  # a finished run
+    assert metrics(configs)[-1] == last
+
+
+def test_train_again_ends_where_one_run_ends(command, configs, monkeypatch):
+    command("train.py", "little", *sets(epochs=1))
+    command("train.py", "little")
+    two_runs, two_metrics = load(CHECKPOINT), metrics(configs)[-1]
+    (configs / "whole").mkdir()
+    monkeypatch.chdir(configs / "whole")
+    command("train.py", configs / "model_configs" / "little.yaml")
+    assert_same_weights(load(CHECKPOINT), two_runs)
+    assert metrics(configs / "whole")[-1] == two_metrics
+
+
+def test_train_name_is_a_second_run_of_one_config(command, configs):
+    command("train.py", "little", *sets(epochs=1))
+    before = (configs / CHECKPOINT).read_bytes()
+    assert command("train.py", "little", "--name", "little_2.5", *sets(epochs=1)).code == 0
+    assert (configs / CHECKPOINT).read_bytes() == before
+    assert load("saved_weights/little_2.5.checkpoint")["config"] == load(CHECKPOINT)["config"]
+    assert len(metrics(configs, "little_2.5")) == 1
+    assert command("sample.py", "little_2.5", "0.7", "0", "--count", "1").code == 0
+    command("train.py", "little", "--name", "../x").assert_refused("--name")
+
+
+def test_train_fresh_keeps_the_earlier_files(command, configs):
+    command("train.py", "little")
+    earlier = (configs / CHECKPOINT).read_bytes()
+    assert command("train.py", "little", "--fresh", *sets(epochs=1)).code == 0
+    assert (configs / f"{CHECKPOINT}.1").read_bytes() == earlier
+    assert (configs / "saved_weights" / "final_result_little.model.1").exists()
+    assert (len(metrics(configs, "little.1")), len(metrics(configs))) == (2, 1)
+    assert command("-m", "summary", f"{CHECKPOINT}.1").code == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_train_stopped_by_a_signal_resumes_exactly(configs, root, number, code):
+    """In processes of their own, and stopped in the middle of an epoch."""
+    options = ["--set", "dataset.training_images=1500", *sets(batch_size=4, epochs=1)]
+    start = [sys.executable, "-u", str(root / "train.py"), "little", "--device", "cpu", *options]
+    process = subprocess.Popen(start, cwd=configs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()  # the introduction; then the first checkpoint, then the steps
+    wait_for(process, (configs / CHECKPOINT).exists)
+    time.sleep(0.5)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code, error
+    stopped = load(configs / CHECKPOINT)["training"]["progress"]["step"]
+    assert 0 < stopped < 375
+    again = subprocess.run(start, cwd=configs, capture_output=True, text=True, check=True)
+    assert f"step {stopped}" in again.stdout
+    whole = configs / "whole"
+    whole.mkdir()
+    start[3] = str(configs / "model_configs" / "little.yaml")
+    subprocess.run(start, cwd=whole, capture_output=True, check=True)
+    assert_same_weights(load(configs / CHECKPOINT), load(whole / CHECKPOINT))
+    assert metrics(configs) == metrics(whole)
+
+
+def test_train_killed_resumes_from_the_last_checkpoint(configs, root):
+    options = ["--set", "dataset.training_images=1500", *sets(images_per_checkpoint=400)]
+    start = [sys.executable, str(root / "train.py"), "little", "--device", "cpu", *options]
+    process = subprocess.Popen(start, cwd=configs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = configs / "runs" / "little" / "metrics.jsonl"
+    wait_for(process, lambda: log.exists() and len(log.read_text().splitlines()) >= 2)
+    process.kill()
+    process.wait()
+    position = load(configs / CHECKPOINT)["training"]["progress"]
+    assert position["images_seen"] % 400 == 0
+    again = subprocess.Popen(start, cwd=configs, stdout=subprocess.PIPE, text=True)
+    again.stdout.readline()
+    assert f"step {position['step']}" in again.stdout.readline()
+    again.kill()
+    again.communicate()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+@pytest.mark.parametrize("output", ["| head -1", ">&- 2>&-", "> /dev/full 2>&1"])
+def test_train_ends_well_when_its_output_goes_away(configs, root, output):
+    line = f'"{sys.executable}" "{root / "train.py"}" little --device cpu {output}; exit ${{PIPESTATUS[0]}}'
+    environment = os.environ | {"MPLBACKEND": "nonsense"}
+    result = subprocess.run(["bash", "-c", line], cwd=configs, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(metrics(configs)) == 2
+    assert (configs / "saved_weights" / "final_result_little.model").is_file()
+    assert (configs / "runs" / "little" / "kl_per_group.png").is_file()
+
+
+def test_train_dry_run_writes_nothing(command, configs, files):
+    before = files.all(configs)
+    for changes in ("spectral_normalization=True", "style=nvlabs", "weight_normalization=exponential"):
+        code, out, _ = command("train.py", "little", "--dry-run", "--set", changes, "--set", "num_flows=1")
+        assert code == 0
+        assert "GFLOP" in out
+    assert files.all(configs) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["litle"], "litle.*little"),
+        (["little", "--set", "latent_sise=3"], "latent_size"),
+        (["little", "--set", "latent_size=many"], "latent_size"),
+        (["little", "--set", "nonsense"], "nonsense"),
+        (["little", "--set", "latent_size=" + "[" * 2000], "YAML"),
+        (["little", "--device", "abacus"], "abacus"),
+        (["little", "--set", "dataset.name=folder"], "dataset"),
+        (["bad"], "bad.yaml, line 3"),
+        ([], "CONFIG"),
+        (["little", "--nonsense"], "--nonsense"),
+    ],
+)
+def test_train_mistakes_are_one_line_and_write_nothing(command, configs, files, arguments, pattern):
+    (configs / "model_configs" / "bad.yaml").write_text("channel_towers: 4\nlatent_size: [2\n")
+    before = files.all(configs)
+    command("train.py", *arguments).assert_refused(pattern)
+    assert files.all(configs) == before
+
+
+def test_train_changed_config_names_the_key_and_keeps_the_checkpoint(command, configs):
+    command("train.py", "little", *sets(epochs=1))
+    before = (configs / CHECKPOINT).read_bytes()
+    command("train.py", "little", "--set", "latent_size=3").assert_refused("latent_size.*2.*3.*--fresh")
+    assert (configs / CHECKPOINT).read_bytes() == before
+
+
+@pytest.mark.parametrize("images", [24, 8])  # of 8: one step between two checkpoints
+def test_train_diverged_weights_are_never_saved(command, configs, images):
+    options = ["--set", f"dataset.training_images={images}"]
+    command("train.py", "little", *options, *sets(epochs=1))
+    before = (configs / CHECKPOINT).read_bytes()
+    assert command("train.py", "little", *options, *sets(epochs=3, learning_rate=1e6)).code == 2
+    assert (configs / CHECKPOINT).read_bytes() == before
+    assert command("train.py", "little", *options).code == 0
+
+
+def test_train_configs_with_a_dot_are_two_models(command, configs, files):
+    for name in ("v1.5", "v1.6"):
+        (configs / "model_configs" / f"{name}.yaml").write_bytes(
+            (configs / "model_configs" / "little.yaml").read_bytes()
+        )
+        command("train.py", name, *sets(epochs=1))
+    assert {"saved_weights/v1.5.checkpoint", "saved_weights/v1.6.checkpoint"} < set(files.all(configs))
+
+
+def test_train_continues_when_pictures_fail(command, configs):
+    (configs / "runs" / "little" / "samples.png").mkdir(parents=True)
+    assert command("train.py", "little").code == 0
+
+
+def test_train_without_write_reconstruction_draws_samples_only(command, files):
+    command("train.py", "little", *sets(write_reconstruction=False, epochs=1, evaluation_samples=0))
+    names = files.names("runs/little")
+    assert "samples.png" in names
+    assert not {"reconstructions.png", "evaluation.json"} & set(names)
+
+
+def test_train_names_a_broken_picture_and_leaves_it_out(command, configs):
+    (configs / "dataset").mkdir()
+    for i in range(9):
+        Image.new("RGB", (8, 8), (i, i, i)).save(configs / "dataset" / f"{i}.png")
+    try:
+        (configs / "dataset" / os.fsdecode(b"\xff.png")).write_text("broken")
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    code, out, _ = command("train.py", "little", "--set", "dataset={name: folder}", *sets(epochs=1))
+    assert code == 0
+    assert "1 of 10" in out
+
+
+def test_train_evaluates_the_result_once(command, configs):
+    file = configs / "runs" / "little" / "evaluation.json"
+    command("train.py", "little", *sets(evaluation_samples=3))
+    first = file.read_bytes()
+    evaluation = json.loads(first)
+    assert (evaluation["images"], evaluation["samples"], evaluation["step"]) == (8, 3, 6)
+    assert evaluation["elbo"]["mean"] < evaluation["log_likelihood"]["mean"] < 0
+    command("train.py", "little", *sets(evaluation_samples=3))
+    assert file.read_bytes() == first
+    command("train.py", "little", *sets(evaluation_samples=4))
+    assert json.loads(file.read_text())["samples"] == 4

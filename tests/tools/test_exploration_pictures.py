@@ -1,0 +1,91 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from nvae.inference.exploration import PositionEffects
+from nvae.tools.exploration_pictures import CELL, overview, positions_picture, shown_positions
+from nvae.tools.grids import MARGIN, PAPER, color_bar, grid, heat_maps
+
+STEP = CELL + MARGIN
+
+
+@pytest.fixture(scope="module")
+def model(make_model):
+    return make_model()
+
+
+@pytest.fixture
+def view():
+    return SimpleNamespace(image=torch.full((1, 3, 8, 8), 0.2))
+
+
+def cells_of(picture, rows, columns):
+    """The cells of a grid without captions, (rows, columns, CELL, CELL, 3), counted from the right."""
+    pixels = np.asarray(picture)
+    left = pixels.shape[1] - columns * STEP
+    cells = [
+        [
+            pixels[MARGIN + y * STEP : MARGIN + y * STEP + CELL, left + x * STEP : left + x * STEP + CELL]
+            for x in range(columns)
+        ]
+        for y in range(rows)
+    ]
+    return np.array(cells)
+
+
+def test_overview_puts_each_heat_map_beside_its_jam_in_one_scale(model, view):
+    images = [torch.full((2, 3, 8, 8), 0.2) for _ in model.groups]
+    images[1][1] += 0.4  # the strongest change
+    images[3][0] += 0.2
+    cells = cells_of(overview(model, view, images, difference=True), 5, 4)
+    means = cells.mean((2, 3))
+    jam, changed = 0.2 * 255, np.round(np.array([0.6, 0.4]) * 255)
+    np.testing.assert_allclose(means[2, 0], jam, atol=1)
+    np.testing.assert_allclose(means[2, 2], changed[0], atol=1)
+    np.testing.assert_allclose(means[4, 0], changed[1], atol=1)
+    hot, warm, cold = (heat_maps(torch.full((1, 1, 1), v), 0.4).flatten().numpy() * 255 for v in (0.4, 0.2, 0.0))
+    np.testing.assert_allclose(means[2, 3], hot, atol=2)
+    np.testing.assert_allclose(means[4, 1], warm, atol=2)
+    np.testing.assert_allclose(means[1, 1], cold, atol=2)
+
+
+def test_overview_shows_the_picture_before_its_reconstruction(model, view):
+    images = [torch.full((1, 3, 8, 8), 0.5) for _ in model.groups]
+    for difference, count in ((False, 1), (True, 1), (False, 3)):
+        drawn = [group.repeat(count, 1, 1, 1) for group in images]
+        picture = overview(model, view, drawn, difference, original=torch.full((3, 8, 8), 0.8))
+        pixels = np.asarray(picture)[MARGIN + 20].astype(int)
+        first, second = (np.abs(pixels - round(v * 255)).max(1) < 2 for v in (0.8, 0.2))
+        assert first.any() and second.any()
+        assert np.nonzero(first)[0].max() < np.nonzero(second)[0].min()
+
+
+@pytest.mark.parametrize("original", [None, torch.zeros(3, 8, 8)])
+@pytest.mark.parametrize("side", [2, 4, 8])
+def test_positions_picture_has_no_empty_cell(view, side, original):
+    columns = 3 if original is None else 4
+    shown = shown_positions(side * side, original is not None)
+    assert shown % columns == 0
+    images, changes = torch.full((shown, 3, 8, 8), 0.5), torch.ones(shown, 8, 8)
+    strongest = [divmod(position, side) for position in range(shown)]
+    positions = PositionEffects(torch.ones(side, side), torch.ones(8, 8), strongest, images, changes)
+    pixels = np.asarray(positions_picture(view, positions, 0, original))
+    plain = np.asarray(grid(torch.zeros(columns * 3, 3, 8, 8), columns, CELL, captions=[""] * columns * 3))
+    assert pixels.shape[1] == plain.shape[1]
+    height = (plain.shape[0] - MARGIN) // 3
+    rows = 1 + 2 * shown // columns
+    for row in range(rows):
+        for column in range(columns):
+            top, left = MARGIN + row * height, MARGIN + column * STEP
+            assert (pixels[top : top + CELL, left : left + CELL] != PAPER).any(-1).all()
+
+
+def test_color_bar_goes_through_the_colors_of_the_heat_maps():
+    bar = np.asarray(color_bar(0.5, "a text", 600, 128)).astype(int)
+    row = bar[MARGIN + 2]
+    colored = row[(row != PAPER).any(1)]
+    ends = heat_maps(torch.tensor([[[0.0, 0.5]]]), 0.5)[0, :, 0].T.numpy() * 255
+    np.testing.assert_allclose(colored[[0, -1]], ends, atol=3)
+    assert (np.diff(colored.sum(1)) >= -3).all()
