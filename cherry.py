@@ -56,8 +56,8 @@ def main() -> int:
     session = PickingSession(model, options.model, options.temperature, options.iterations, picking, shown, options.out)
     batch = session.record.with_name(f"batch_of_{picture_of(session.record).name}")
 
-    def front_end(notice):
-        command_line.say(notice)
+    def front_end(warnings):
+        command_line.say(warnings)
         if can_open_window() and not options.no_window:
             return PickingWindow(picking, session.draw, session.keep, session.record.stem).run()
         protocol = inline_protocol() if options.inline is None else options.inline

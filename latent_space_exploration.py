@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import get_args
 
+from nvae.arguments import format_values
 from nvae.checkpoint import load_model_and_metadata, plain_name
 from nvae.cli import command_line
 from nvae.cli.command_line import number, positive, seconds, up_to
@@ -10,8 +11,9 @@ from nvae.data.image_files import read_image_files
 from nvae.devices import choose_device
 from nvae.errors import UserError
 from nvae.inference.exploration import base_point, explore, explore_positions, mean_change, sweep
-from nvae.inference.recalibration import StatisticsCache, recalibrated
-from nvae.inference.sampling import encode, joined, noise_of, per_group
+from nvae.inference.reconstruction import encode
+from nvae.inference.sampling import Sampler, seed_noise
+from nvae.inference.statistics_cache import StatisticsCache
 from nvae.tools.animation import FRAMES_PER_SECOND, Format, save_animation
 from nvae.tools.display import show
 from nvae.tools.exploration_pictures import change_table, group_name, overview, positions_picture
@@ -51,37 +53,34 @@ def main() -> None:
             f"--group is {options.group}; the model has {len(model.groups)} latent groups, 1 is the top one."
         )
     cache, seed = StatisticsCache(model, options.model), command_line.chosen_seed(options)
-    temperature, strength = per_group(model, options.temperature, "temperature"), options.strength
+    temperature, strength = options.temperature, options.strength
     about = {"model": options.model, "weights": cache.weights, "temperature": options.temperature, "seed": seed}
     about |= {"strength": strength, "image": str(options.image or "")}
     if options.image:  # a picture's latents have the statistics of training, and its noise is that of temperature 1
         images, notices = read_image_files([options.image], model.config, model.device)
         noise, iterations = encode(model, images), 0
-        spread = temperature if isinstance(temperature, list) else [temperature] * len(model.groups)
-        temperature, strength = 1.0, [strength * t for t in spread]
+        temperature, strength = 1.0, [strength * t for t in temperature]
     else:
-        noise, iterations, notices = noise_of(model, [seed]), options.iterations, []
+        noise, iterations, notices = seed_noise(model, [seed]), options.iterations, []
     about |= {"iterations": iterations}
-    with recalibrated(model, temperature, iterations, progress=True, cache=cache) as statistics:
-        for notice in (*notices, statistics and statistics.notice):
-            command_line.say(notice)
-        saved, picture = draw(
-            options, model, base_point(model, noise, temperature), strength, seed, about, file_metadata
-        )
+    sampler = Sampler(model, temperature, iterations, cache, progress=command_line.progress_bar)
+    command_line.say([*notices, *sampler.warnings])
+    saved, picture = draw(options, sampler, base_point(sampler, noise), strength, seed, about, file_metadata)
     print(saved)
     print(command_line.same_again(seed))
     if picture is not None:
         show(picture, saved.name)
 
 
-def draw(options, model, view, strength, seed, about, file_metadata):
+def draw(options, sampler, view, strength, seed, about, file_metadata):
     """What was asked for, saved: its path, and the picture if it is no animation."""
+    model = sampler.model
     start = f"seed{seed}" if options.image is None else f"{options.image.stem}_seed{seed}"
-    name = f"exploration_{plain_name(options.model)}_temperature{joined(options.temperature, '-')}_{start}"
+    name = f"exploration_{plain_name(options.model)}_temperature{format_values(options.temperature, '-')}_{start}"
     group = options.group and options.group - 1
     jams = options.jams or 1
     if group is None:
-        found = explore(model, view, jams, strength, seed, progress=True)
+        found = explore(sampler, view, jams, strength, seed)
         print(change_table(model, view, found, file_metadata.get("kl_per_group")))
     if options.animate:
         if group is None:
@@ -89,11 +88,11 @@ def draw(options, model, view, strength, seed, about, file_metadata):
         frames = max(2, round((options.seconds or 4) * FRAMES_PER_SECOND))
         about |= {"group": group + 1, "frames": frames}
         name += f"_group{group + 1}"
-        images = sweep(model, view, group, frames, strength, seed)
+        images = sweep(sampler, view, group, frames, strength, seed)
         return save_animation(images, frames, options.out, name, options.animate, about), None
     if group is not None:
         jams = options.jams or 4
-        found = explore_positions(model, view, group, jams, strength, seed, progress=True)
+        found = explore_positions(sampler, view, group, jams, strength, seed)
         print(f"group {group_name(model, group)}: the mean change of a position is {found.influence.mean():.4f}")
         picture, name = positions_picture(view, found, model.padding), f"{name}_group{group + 1}"
     else:

@@ -5,12 +5,13 @@ from typing import get_args
 import torch
 from tqdm import tqdm
 
+from nvae.arguments import format_values
 from nvae.checkpoint import load_model, plain_name
 from nvae.cli import command_line
 from nvae.cli.command_line import numbers, positive, up_to
 from nvae.devices import choose_device
-from nvae.inference.recalibration import StatisticsCache, recalibrated
-from nvae.inference.sampling import PASS_IMAGES, Pixels, joined, per_group, sample
+from nvae.inference.sampling import BATCH_SIZE, Pixels, Sampler
+from nvae.inference.statistics_cache import StatisticsCache
 from nvae.tools.display import show
 from nvae.tools.grids import grid, save_result, single
 
@@ -53,16 +54,15 @@ def main() -> None:
     about = {"model": options.model, "weights": cache.weights, "temperature": options.sweep or options.temperature}
     about |= {"iterations": options.iterations, "pixels": options.pixels}
     kind = "" if options.pixels == "mean" else f"_{options.pixels}"
-    settings = f"temperature{joined(about['temperature'], '-')}_iterations{options.iterations}{kind}"
+    settings = f"temperature{format_values(about['temperature'], '-')}_iterations{options.iterations}{kind}"
     name = f"sample_{plain_name(options.model)}_{settings}_seed"
 
     def passes(temperature, seeds):
-        of_groups = per_group(model, temperature, "temperature")
-        with recalibrated(model, of_groups, options.iterations, progress=True, cache=cache) as statistics:
-            command_line.say(statistics and statistics.notice)
-            for first in tqdm(range(0, len(seeds), PASS_IMAGES), "sampling", leave=False, disable=None, delay=1):
-                part = seeds[first : first + PASS_IMAGES]
-                yield part, sample(model, part, of_groups, options.pixels).cpu()
+        sampler = Sampler(model, temperature, options.iterations, cache, progress=command_line.progress_bar)
+        command_line.say(sampler.warnings)
+        for first in tqdm(range(0, len(seeds), BATCH_SIZE), "sampling", leave=False, disable=None, delay=1):
+            part = seeds[first : first + BATCH_SIZE]
+            yield part, sampler.sample(part, options.pixels).cpu()
 
     if options.count:
         seeds = range(seed, seed + options.count)

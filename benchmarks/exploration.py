@@ -1,10 +1,10 @@
-"""Exploring: what it saves that a pass with one group jammed starts right where that group chooses.
+"""Exploration: how much faster passes are that start right before the resampled group.
 
-    python3 benchmarks/exploration.py [--jams 8] [--device cpu] [CONFIG ...]
+    python3 benchmarks/exploration.py [--draws 8] [--device cpu] [CONFIG ...]
 
-Yardstick: the same jams by whole passes, of as many images at once, in the same run. Counted are the operations of
-convolutions of every group's jam in turn; the pass of the unchanged image comes once for all jams. Prints a table and
-a line of JSON.
+Yardstick: the same images by whole passes of the same batch size, in the same run. The operations are those of the
+convolutions when every group is resampled in turn; the pass of the unchanged image is needed once. Prints a table and a
+line of JSON.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nvae.config import load_config
 from nvae.devices import choose_device, set_fast_defaults
-from nvae.inference.exploration import base_point, fresh_noise, jammed
-from nvae.inference.sampling import decode, noise_of
+from nvae.inference.exploration import base_point, draw_group_noise, resample_group
+from nvae.inference.sampling import Sampler
 from nvae.models.families import build_model
 from nvae.models.hierarchy import FromNoise
 
@@ -26,12 +26,12 @@ CONFIGS = ("quickstart", "big_logistic_mixture20latentnoflows")
 
 @torch.no_grad()
 def operations(config):
-    """Of convolutions: of a whole pass, and of the passes that start before each group, for one image."""
+    """Count operations of convolutions for one image: in a whole pass, and in passes that start before each group."""
     with torch.device("meta"):
         model = build_model(config).eval().requires_grad_(False)
         noise = model.no_noise(1)
     whole = model.top_down(FromNoise(noise), 1, return_states=True)
-    starts = [None, *whole.starts.values()]
+    starts = [None, *whole.states.values()]
     counts = []
     for start in starts:
         with FlopCounterMode(display=False) as counter:
@@ -41,54 +41,55 @@ def operations(config):
     return counts[0], counts[1:]
 
 
-def measure(name, jams, device):
+def measure(name, draws, device):
     config = load_config(name)
     model = build_model(config).to(device).eval().requires_grad_(False)
     groups = range(len(model.groups))
-    view = base_point(model, noise_of(model, [0]), 0.7)
-    fresh = [fresh_noise(model, group, jams, seed=0) for group in groups]
+    sampler = Sampler(model, 0.7, iterations=0)
+    base = base_point(sampler, sampler.noise([0]))
+    fresh = [draw_group_noise(model, group, draws) for group in groups]
 
     def restarted():
         for group in groups:
-            jammed(model, view, group, fresh[group]).sum().item()
+            resample_group(sampler, base, group, fresh[group]).sum().item()
 
     def whole():
         for group in groups:
-            noise = [kept.expand(jams, -1, -1, -1) for kept in view.noise]
+            noise = [kept.expand(draws, *kept.shape[1:]) for kept in base.noise]
             noise[group] = fresh[group]
-            decode(model, noise, 0.7).sum().item()
+            sampler.decode(noise).sum().item()
 
-    of_whole, of_parts = operations(config)
+    whole_operations, part_operations = operations(config)
     restarted_seconds, whole_seconds = seconds(restarted), seconds(whole)
     return {
         "config": name,
         "groups": len(model.groups),
-        "gflop_whole_pass": of_whole / 1e9,
-        "share_of_operations": sum(of_parts) / (of_whole * len(of_parts)),
+        "gflop_whole_pass": whole_operations / 1e9,
+        "share_of_operations": sum(part_operations) / (whole_operations * len(part_operations)),
         "share_of_seconds": restarted_seconds / whole_seconds,
-        "jams_per_second": jams * len(model.groups) / restarted_seconds,
+        "images_per_second": draws * len(model.groups) / restarted_seconds,
     }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", default=CONFIGS)
-    parser.add_argument("--jams", type=int, default=8)
+    parser.add_argument("--draws", type=int, default=8)
     parser.add_argument("--device")
     options = parser.parse_args()
     set_fast_defaults()
     device = choose_device(options.device)
-    print(f"every group jammed {options.jams} times, in one batch, on {device}")
-    print(f"{'config':38} {'groups':>6} {'whole, GFLOP':>12} {'operations':>10} {'seconds':>8} {'jams/s':>7}")
+    print(f"every group resampled {options.draws} times, in one batch, on {device}")
+    print(f"{'config':38} {'groups':>6} {'whole, GFLOP':>12} {'operations':>10} {'seconds':>8} {'images/s':>8}")
     rows = []
     for name in options.configs:
-        row = measure(name, options.jams, device)
+        row = measure(name, options.draws, device)
         rows.append(row)
         print(
             f"{name:38} {row['groups']:6} {row['gflop_whole_pass']:12.3f} {row['share_of_operations']:10.1%} "
-            f"{row['share_of_seconds']:8.1%} {row['jams_per_second']:7.1f}"
+            f"{row['share_of_seconds']:8.1%} {row['images_per_second']:8.1f}"
         )
-    print(json.dumps({"device": str(device), "jams": options.jams, "rows": rows}))
+    print(json.dumps({"device": str(device), "draws": options.draws, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Importance-weighted likelihoods: what sharing the bottom-up pass between an image's samples saves.
+"""Importance-weighted likelihoods: how much faster they are when the samples of an image share the bottom-up pass.
 
     python3 benchmarks/likelihood.py [--samples 100] [--images 4] [--batch-size 50] [--device cpu] [CONFIG ...]
 
-Yardstick: the same estimate with the bottom-up pass computed anew for every sample. Beside the measured ratio of the
-two stands what K (up + down) / (up + K down) predicts, with up and down in operations, and in seconds: these differ
-where the two passes do not compute at the same speed. Prints a table and a line of JSON.
+Yardstick: the same estimate with a bottom-up pass for every sample. The measured ratio is compared with the prediction
+K (up + down) / (up + K down), with up and down in operations, and in seconds; the two predictions differ if the two
+passes do not run at the same speed. Prints a table and a line of JSON.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from nvae.devices import choose_device, set_fast_defaults
 from nvae.evaluation.likelihood import evaluate, log_importance_weight
 from nvae.models.families import build_model
 from nvae.models.hierarchy import FromPosterior
-from nvae.objective import bound
+from nvae.objective import elbo_terms
 
 CONFIGS = ("nvae_mnist_small", "quickstart", "big_logistic_mixture20latentnoflows")
 
@@ -33,19 +33,20 @@ def operations(config):
     with FlopCounterMode(display=False) as up:
         features = model.bottom_up(images)
     with FlopCounterMode(display=False) as down:
-        model.top_down(FromPosterior(features), 1).pixels.log_prob(images)
+        model.top_down(FromPosterior(features, model.no_posterior_noise(1)), 1).px_z.log_prob(images)
     return up.get_total_flops(), down.get_total_flops()
 
 
 @torch.no_grad()
-def pass_seconds(model, pixels, batch_size):
+def pass_seconds(model, images_u8, batch_size):
     """Seconds of the bottom-up and of the top-down pass over a batch."""
-    images = to_float(pixels[:1].expand(batch_size, -1, -1, -1), model.constant.device, model.config.pixel_bits)
+    images = to_float(images_u8[:1].expand(batch_size, -1, -1, -1), model.device, model.config.pixel_bits)
     features = model.bottom_up(images)
 
     def down():
-        result = model.top_down(FromPosterior(features), batch_size)
-        log_importance_weight(result, bound(result, images).log_likelihood)
+        noise = model.draw_posterior_noise(batch_size)
+        output = model.top_down(FromPosterior(features, noise), batch_size)
+        log_importance_weight(output, elbo_terms(output, images).log_likelihood)
 
     return seconds(lambda: model.bottom_up(images)[0].sum().item()), seconds(down)
 
@@ -54,12 +55,12 @@ def measure(name, options, device):
     config = load_config(name)
     model = build_model(config).to(device).eval()
     shape = (options.images, config.image_channels, config.input_dimension, config.input_dimension)
-    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images_u8 = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     up, down = operations(config)
     k = options.samples
-    seconds_up, seconds_down = pass_seconds(model, pixels, options.batch_size)
-    copies = pixels.repeat_interleave(k, 0)  # one sample of each of K copies of an image: all is computed K times
-    shared = seconds(lambda: evaluate(model, pixels, options.batch_size, k, count_active=False))
+    seconds_up, seconds_down = pass_seconds(model, images_u8, options.batch_size)
+    copies = images_u8.repeat_interleave(k, 0)  # one sample of each of K copies of an image: K bottom-up passes
+    shared = seconds(lambda: evaluate(model, images_u8, options.batch_size, k, count_active=False))
     anew = seconds(lambda: evaluate(model, copies, options.batch_size, count_active=False))
     return {
         "config": name,

@@ -1,43 +1,52 @@
 """Deep hierarchical VAEs for one computer: train, sample, pick, explore.
 
-The public API:
+    # pip install nvae-at-home
+    import nvae
 
-    config = load_config("quickstart")        # a YAML file, validated
-    model = build_model(config)               # a HierarchicalVAE with fresh weights
-    model = load_model("saved_weights/quickstart.checkpoint")
-    save(model, "my.model")
+    config = nvae.load_config("quickstart")
+    path = nvae.train(config, "quickstart")  # writes saved_weights/ and runs/; call again to continue
+    model = nvae.load_model(path)
+    sampler = nvae.Sampler(model, temperature=0.7)  # recalibrates the batch norms at the first use
+    images = sampler.sample(16)  # (16, 3, 32, 32) in [0, 1], of the seeds 0 to 15
+    between = nvae.interpolate(sampler, sampler.noise([0]), sampler.noise([1]), 8)
+    resampled = nvae.explore(sampler, nvae.base_point(sampler, sampler.noise([3])))  # one tensor per latent group
+    again = nvae.reconstruct(model, images)
+    evaluation = nvae.evaluate(model, (255 * images).round().byte(), samples=10)  # ELBO, log p(x), KL
+
+Importing this package does not import torch; using one of its names does.
 """
 
+from __future__ import annotations
+
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from nvae.checkpoint import load_model, save
-    from nvae.config import load_config
-    from nvae.errors import UserError
-    from nvae.models.families import build_model
-    from nvae.models.hierarchy import HierarchicalVAE
-    from nvae.schema import ModelConfig
-
-__all__ = ["HierarchicalVAE", "ModelConfig", "UserError", "build_model", "load_config", "load_model", "save"]
-
-# Imported at first use: `import nvae.config` needs no torch.
-_MODULES = {
+MODULES = {
     "HierarchicalVAE": "nvae.models.hierarchy",
     "ModelConfig": "nvae.schema",
+    "Sampler": "nvae.inference.sampling",
     "UserError": "nvae.errors",
+    "base_point": "nvae.inference.exploration",
     "build_model": "nvae.models.families",
+    "encode": "nvae.inference.reconstruction",
+    "evaluate": "nvae.evaluation.likelihood",
+    "explore": "nvae.inference.exploration",
+    "interpolate": "nvae.inference.interpolation",
     "load_config": "nvae.config",
     "load_model": "nvae.checkpoint",
+    "reconstruct": "nvae.inference.reconstruction",
     "save": "nvae.checkpoint",
+    "train": "nvae.training.loop",
 }
+
+__all__ = list(MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'nvae' has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted([*globals(), *__all__])

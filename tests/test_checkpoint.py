@@ -16,8 +16,7 @@ from nvae.checkpoint import (
     weights_digest,
 )
 from nvae.files import previous_path
-from nvae.inference.recalibration import recalibrated
-from nvae.inference.sampling import sample
+from nvae.inference.sampling import Sampler
 
 
 @pytest.fixture
@@ -314,13 +313,13 @@ def test_version1_file_samples_the_same_images(root, style, kind):
     expected = torch.load(folder / f"version1_{style}_expected.pt", weights_only=True)
     model, metadata = load_model_and_metadata(folder / f"version1_{style}.{kind}")
     assert metadata["kl_per_group"] == [1.0 + i for i in range(len(model.groups))]
+    plain, recalibrated = Sampler(model, 0.7, iterations=0), Sampler(model, 0.7, iterations=3)
     for name, images in (
-        ("samples", sample(model, range(3), 0.7)),
-        ("drawn_samples", sample(model, range(3), 0.7, "sample")),
+        ("samples", plain.sample(3)),
+        ("drawn_samples", plain.sample(3, "sample")),
+        ("recalibrated_samples", recalibrated.sample(3)),
     ):
         torch.testing.assert_close(images, expected[name], rtol=0, atol=1e-6)
-    with recalibrated(model, 0.7, 3):
-        torch.testing.assert_close(sample(model, range(3), 0.7), expected["recalibrated_samples"], rtol=0, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------- digest

@@ -16,12 +16,12 @@ LAYERS = [
     {"inference"},
     {"evaluation"},
     {"interop"},
-    {"checkpoint", "summary", "objective", "optim", "data"},
+    {"checkpoint", "summary", "objective", "optim", "data", "arguments"},
     {"config"},
     {"migrations"},
     {"models"},
     {"schema"},
-    {"devices", "seeds", "signals", "errors", "files"},
+    {"devices", "seeds", "signals", "errors", "files", "progress"},
 ]
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 PACKAGE = Path(__file__).resolve().parent.parent / "nvae"

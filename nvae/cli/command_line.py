@@ -8,10 +8,10 @@ import os
 import secrets
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from nvae.errors import UserError
 
@@ -153,10 +153,17 @@ def add_seed_device_out(parser: argparse.ArgumentParser, of: str) -> None:
     parser.add_argument("--out", type=Path, default=Path("images"), metavar="FOLDER", help="where to save (images/)")
 
 
-def say(notice: str | None) -> None:
-    """Print what a person should know, if there is something."""
-    if notice:
-        print(notice)
+def say(warnings: Iterable[str]) -> None:
+    """Print warnings, one per line."""
+    for warning in warnings:
+        print(warning)
+
+
+def progress_bar(items: Sequence[Any], description: str) -> Iterable[Any]:
+    """A progress bar on a terminal; nothing in a file or a pipe."""
+    from tqdm import tqdm
+
+    return tqdm(items, description, leave=False, disable=None, delay=1)
 
 
 def chosen_seed(options: argparse.Namespace) -> int:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import get_args
 
 from nvae.checkpoint import load_model, plain_name
-from nvae.cli.command_line import natural, positive
+from nvae.cli.command_line import natural, positive, progress_bar
 from nvae.config import config_from_dict
 from nvae.data.registry import evaluation_images, load_data
 from nvae.devices import choose_device, set_fast_defaults
 from nvae.errors import UserError
 from nvae.evaluation.likelihood import evaluate
-from nvae.evaluation.report import report, save_report, stem_for
+from nvae.evaluation.report import report, report_name, report_stem, save_report
 from nvae.schema import DatasetName, ModelConfig, select_dataset
 
 IMPORTANCE_SAMPLES = 1000
@@ -59,7 +59,7 @@ def evaluate_model(options: argparse.Namespace) -> None:
     for warning in data.warnings:
         print(warning)
     pixels = evaluation_images(data, options.part, config)[: options.images]
-    found = evaluate(model, pixels, options.batch_size, samples, options.seed, progress=True)
+    found = evaluate(model, pixels, options.batch_size, samples, options.seed, progress=progress_bar)
     if not math.isfinite(found.elbo.mean):
         raise UserError(f"the bound of {options.model} on these images is {found.elbo.mean}: its weights are damaged.")
     print(report(found, model, f"{options.part} images of {config.dataset.name}"))
@@ -72,8 +72,8 @@ def evaluate_model(options: argparse.Namespace) -> None:
         "images": found.images,
         "samples": samples,
     }
-    name = f"evaluation_{plain_name(options.model)}_{config.dataset.name}_{options.part}_{samples}"
-    stem = stem_for(options.out, name, about)
+    name = report_name(plain_name(options.model), config.dataset.name, options.part, found.images, samples)
+    stem = report_stem(options.out, name, about)
     save_report(found, model, stem, about)
     print(f"saved as {stem}.json and {stem}.png")
 

@@ -8,6 +8,7 @@ from typing import get_args
 
 import torch
 
+from nvae.arguments import format_values
 from nvae.checkpoint import load_model, plain_name, weights_digest
 from nvae.cli.command_line import (
     ITERATIONS,
@@ -16,6 +17,7 @@ from nvae.cli.command_line import (
     chosen_seed,
     natural,
     numbers,
+    progress_bar,
     same_again,
     say,
     seconds,
@@ -25,8 +27,9 @@ from nvae.data.image_files import read_image_files
 from nvae.devices import choose_device
 from nvae.errors import UserError
 from nvae.inference.interpolation import interpolate, mix, walk
-from nvae.inference.recalibration import StatisticsCache, recalibrated
-from nvae.inference.sampling import encode, joined, per_group
+from nvae.inference.reconstruction import encode
+from nvae.inference.sampling import Sampler
+from nvae.inference.statistics_cache import StatisticsCache
 from nvae.tools.animation import FRAMES_PER_SECOND, Format, save_animation
 from nvae.tools.display import show
 from nvae.tools.grids import grid, near_square, save_result
@@ -85,12 +88,13 @@ def interpolate_images(options: argparse.Namespace) -> None:
     images, notices = read_image_files(pictures, model.config, model.device)
     for notice in notices:
         print(notice)
+    sampler = Sampler(model, iterations=0)
     a, b = (encode(model, image[None]) for image in images)
     about = {"model": options.model, "weights": weights_digest(model), "pictures": [str(path) for path in pictures]}
     name = f"{plain_name(options.model)}_{pictures[0].stem}_{pictures[1].stem}"
     if options.animate:
         frames = max(2, round((options.seconds or 4) * FRAMES_PER_SECOND))
-        there = interpolate(model, a, b, torch.linspace(0, 1, frames // 2 + 1))
+        there = interpolate(sampler, a, b, torch.linspace(0, 1, frames // 2 + 1))
         back = there.flip(0)[1:-1]
         both = [there, back] if len(back) else [there]
         folder, kind = options.out, options.animate
@@ -99,14 +103,14 @@ def interpolate_images(options: argparse.Namespace) -> None:
         return None
     if mixing:
         coarse, fine = (images, (a, b)) if mixing == "AB" else (images.flip(0), (b, a))
-        found, groups = mix(model, *fine), len(model.groups)
+        found, groups = mix(sampler, *fine), len(model.groups)
         captions = [mixing[0], *(f"{k} of {groups}" for k in range(groups, -1, -1)), mixing[1]]
         cells = torch.cat([coarse[:1], found.flip(0), coarse[1:]])
         name, about = f"mixture_{name}_{mixing}", about | {"coarse": mixing[0], "fine": mixing[1]}
     else:
         times = torch.linspace(0, 1, options.steps or 8)
         captions = ["A", *(f"{t:.2f}" for t in times.tolist()), "B"]
-        cells = torch.cat([images[:1], interpolate(model, a, b, times), images[1:]])
+        cells = torch.cat([images[:1], interpolate(sampler, a, b, times), images[1:]])
         name, about = f"interpolation_{name}", about | {"steps": len(times)}
     columns = len(cells) if len(cells) <= MOST_COLUMNS else near_square(len(cells))
     picture = grid(cells, columns, cell=CELL, captions=captions)
@@ -138,15 +142,13 @@ def _walk(options: argparse.Namespace) -> None:
     cache, seed = StatisticsCache(model, options.model), chosen_seed(options)
     temperature = options.temperature or [0.7]
     iterations = ITERATIONS if options.iterations is None else options.iterations
-    of_groups = per_group(model, temperature, "temperature")
+    sampler = Sampler(model, temperature, iterations, cache, progress=progress_bar)
     seeds = range(seed, seed + options.walk)
     frames = max(options.walk, round((options.seconds or min(2 * options.walk, LONGEST_ANIMATION)) * FRAMES_PER_SECOND))
     about = {"model": options.model, "weights": cache.weights, "temperature": temperature, "iterations": iterations}
     about |= {"seeds": list(seeds), "frames": frames}
-    name = f"walk_{plain_name(options.model)}_temperature{joined(temperature, '-')}_seed{seed}"
-    with recalibrated(model, of_groups, iterations, progress=True, cache=cache) as statistics:
-        say(statistics and statistics.notice)
-        images = walk(model, seeds, frames, of_groups)
-        saved = save_animation(images, frames, options.out, name, options.animate or "gif", about)
+    name = f"walk_{plain_name(options.model)}_temperature{format_values(temperature, '-')}_seed{seed}"
+    say(sampler.warnings)
+    saved = save_animation(walk(sampler, seeds, frames), frames, options.out, name, options.animate or "gif", about)
     print(f"{saved}: seeds {seed} to {seeds[-1]} and back, {frames / FRAMES_PER_SECOND:g} seconds")
     print(same_again(seed))

@@ -20,7 +20,7 @@ from nvae.data.image_files import read_image_files
 from nvae.devices import choose_device
 from nvae.errors import UserError
 from nvae.inference.exploration import mean_change
-from nvae.inference.sampling import is_random, per_group, reconstruct
+from nvae.inference.reconstruction import reconstruct
 from nvae.summary import table
 from nvae.tools.display import show
 from nvae.tools.grids import grid, save_result
@@ -51,8 +51,8 @@ def reconstruct_pictures(options: argparse.Namespace) -> None:
     kept = options.keep_groups or [groups]
     if wrong := [k for k in kept if k > groups]:
         raise UserError(f"--keep-groups is {wrong[0]}; the model has {groups} latent groups.")
-    temperature = per_group(model, options.temperature or [0.0], "temperature")
-    random = is_random(temperature) and min(kept) < groups
+    temperature = options.temperature or [0.0]
+    random = any(temperature) and min(kept) < groups
     seed = chosen_seed(options) if random else 0
     images, notices = read_image_files(options.pictures, model.config, model.device)
     for notice in notices:

@@ -1,1 +1,1 @@
-"""How good a model is, in numbers."""
+"""Measure how good a model is."""

@@ -1,4 +1,4 @@
-"""How likely a model finds images: the evidence lower bound, and the importance-weighted one."""
+"""Estimate bounds on log p(x): the ELBO, and the importance-weighted bound."""
 
 from __future__ import annotations
 
@@ -7,31 +7,51 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from nvae.arguments import ArgumentError, check_count, check_images_u8, check_seeds
 from nvae.data.images import to_float
+from nvae.evaluation.active_units import ActiveUnits
+from nvae.models.distributions import map_tensors
 from nvae.models.hierarchy import FromPosterior, HierarchicalVAE, TopDownOutput
+from nvae.models.modes import eval_mode
 from nvae.objective import elbo_terms
+from nvae.progress import Progress, batches, track
 from nvae.seeds import seeded
-
-ACTIVE_VARIANCE = 0.01
 
 
 class Estimate(NamedTuple):
-    """A mean over images and its standard error."""
+    """A mean over images and its standard error; the error of a single image is NaN."""
 
     mean: float
     standard_error: float
 
     @classmethod
     def of(cls, values: Tensor) -> Estimate:
-        """From one value per image; the error of a single image is not known."""
+        """Estimate from one value per image, (N,)."""
         error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
         return cls(values.mean().item(), error)
 
 
+class Evaluation(NamedTuple):
+    """An evaluation on a set of images. Nats are per image; groups are ordered top first."""
+
+    images: int
+    samples: int  # posterior samples per image
+    elbo: Estimate  # nats
+    log_likelihood: Estimate  # nats: the importance-weighted bound on log p(x); of one sample an estimate of the ELBO
+    reconstruction: float  # nats: E log p(x | z)
+    kl_per_group: list[float]  # nats
+    active_units_per_group: list[int] | None  # None if not counted
+    units_per_group: list[int]
+    elbo_bits: Estimate  # bits per dimension of the negative bound: lower is better
+    log_likelihood_bits: Estimate
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a JSON file, with None for numbers that are not finite."""
+        return {key: _plain(value) for key, value in self._asdict().items()}
+
+
 def _plain(value: Any) -> Any:
-    """For a JSON file, which knows no NaN."""
     if isinstance(value, Estimate):
         return {key: _plain(part) for key, part in value._asdict().items()}
     if isinstance(value, list):
@@ -39,158 +59,134 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class Evaluation(NamedTuple):
-    """What a set of images says about a model. Nats are per image; groups are ordered top first."""
-
-    images: int
-    samples: int  # draws from the posterior per image
-    elbo: Estimate  # nats
-    log_likelihood: Estimate  # nats: the importance-weighted bound on log p(x); with one sample an estimate of the ELBO
-    reconstruction: float  # nats: E log p(x | z)
-    kl_per_group: list[float]  # nats
-    active_units_per_group: list[int] | None  # None if not counted
-    units_per_group: list[int]
-    elbo_bits: Estimate  # bits per dimension, of the negative bound: less is better
-    log_likelihood_bits: Estimate
-
-    def plain(self) -> dict[str, Any]:
-        """For a JSON file."""
-        return {key: _plain(value) for key, value in self._asdict().items()}
-
-
 @torch.no_grad()
 def evaluate(
     model: HierarchicalVAE,
-    pixels: Tensor,
-    batch_size: int,
+    images_u8: Tensor,
+    batch_size: int = 64,
     samples: int = 1,
     seed: int = 0,
-    progress: bool = False,
+    targets_u8: Tensor | None = None,
     count_active: bool = True,
+    progress: Progress = False,
 ) -> Evaluation:
-    """The bounds on log p(x) of uint8 pixels (N, C, S, S), with the batch-norm statistics of training.
+    """Estimate the bounds on log p(x) of images, with the batch-norm statistics of training.
 
-    The ELBO averages log p(x|z) - KL over the draws. The importance-weighted bound is the mean over images of
-    log mean_k p(x, z_k) / q(z_k | x) (Burda et al. 2016), which rises to log p(x) with the number of samples.
-
-    A latent unit is active when its posterior's mean, counted from its prior's and in the prior's standard deviations,
-    has a variance of more than 0.01 over images, all latents above it at their posteriors' means; for a standard normal
-    prior that is the criterion of Burda et al. It takes one more top-down pass per image: count_active.
-
-    batch_size: how many passes go through the network at once, which bounds the memory. The bottom-up pass is computed
-    once per image, whatever the number of its samples. The draws depend on the seed, the batch size and the kind of
-    device.
-    Returns with the model in the mode it came in.
+    images_u8: uint8 (N, C, S, S), for the encoder. targets_u8: what p(x | z) should give, uint8 (N, C, S, S); for
+    example binary images where the encoder gets grayscale ones (default: images_u8).
+    samples: draws from the posterior per image. The ELBO averages log p(x | z) - KL over the draws. The
+    importance-weighted bound is the mean over images of log mean_k p(x, z_k) / q(z_k | x) (Burda et al. 2016), which
+    rises to log p(x) with the number of samples.
+    batch_size: samples per top-down pass, which bounds the memory. The bottom-up pass is computed once per image. The
+    draws depend on the seed, the batch size and the kind of device.
+    count_active: count the active units too, which takes one more top-down pass per image.
+    Raises ArgumentError.
     """
-    device, bits = model.device, model.config.pixel_bits
-    training = model.training
-    model.eval()
-    images_at_once = max(1, batch_size // samples)  # in a top-down pass
-    samples_at_once = max(1, min(samples, batch_size // images_at_once))
-    elbos, log_likelihoods, reconstructions, kls = [], [], [], []
-    done_images, elbo_sum, log_p_sum = 0, 0.0, 0.0  # for the progress bar
-    activity = Activity(model) if count_active else None
-    with tqdm(total=len(pixels) * samples, unit="sample", disable=None if progress else True, leave=False) as bar:
-        for first in range(0, len(pixels), batch_size):
-            batch = to_float(pixels[first : first + batch_size], device, bits)
-            features = model.bottom_up(batch)  # of as many images as passes go at once
-            if activity is not None:
-                activity.add(features)
-            generator = seeded(seed, "validation", first, device)
-            for images, *of_groups in zip(*(x.split(images_at_once) for x in (batch, *features)), strict=True):
-                draws = []
-                for done in range(0, samples, samples_at_once):
-                    draws.append(_draw(model, of_groups, images, min(samples_at_once, samples - done), generator))
-                    bar.update(draws[-1].log_weight.numel())
-                log_weights = torch.cat([draw.log_weight for draw in draws], dim=1)  # (n, K)
-                kl = sum(draw.kl for draw in draws) / samples  # (n, G)
-                reconstruction = sum(draw.reconstruction for draw in draws) / samples  # (n,)
-                log_likelihoods.append(torch.logsumexp(log_weights, 1) - math.log(samples))
-                elbos.append(reconstruction - kl.sum(1))
-                reconstructions.append(reconstruction)
-                kls.append(kl)
-                done_images += len(images)
-                elbo_sum += elbos[-1].sum().item()
-                log_p_sum += log_likelihoods[-1].sum().item()
-                bar.set_postfix_str(f"ELBO {elbo_sum / done_images:.2f}, log p {log_p_sum / done_images:.2f}")
-    model.train(training)
-    elbo, log_likelihood = torch.cat(elbos), torch.cat(log_likelihoods)
+    targets_u8 = images_u8 if targets_u8 is None else targets_u8
+    check_images_u8(model, images_u8)
+    check_images_u8(model, targets_u8, "targets_u8")
+    if len(targets_u8) != len(images_u8):
+        raise ArgumentError("targets_u8", f"{len(targets_u8)} images", f"one for each of the {len(images_u8)} images")
+    check_count("batch_size", batch_size)
+    check_count("samples", samples)
+    check_seeds([seed])
+    active_units = ActiveUnits(model) if count_active else None
+    images_per_pass = max(1, batch_size // samples)
+    plan = [  # a batch of images shares a bottom-up pass and a random stream; a part of them shares top-down passes
+        (batch, part)
+        for batch in batches(len(images_u8), batch_size)
+        for part in batches(batch.stop - batch.start, images_per_pass)
+    ]
+    bounds = []
+    with eval_mode(model):
+        for batch, part in track(plan, "evaluating", progress):
+            if part.start == 0:
+                images = to_float(images_u8[batch], model.device, model.config.pixel_bits)
+                targets = to_float(targets_u8[batch], model.device, model.config.pixel_bits)
+                features = model.bottom_up(images)
+                generator = seeded(seed, "validation", batch.start, model.device)
+                if active_units is not None:
+                    active_units.add(features, len(images))
+            part_features = [map_tensors(group, lambda x, part=part: x[part]) for group in features]
+            samples_per_pass = max(1, batch_size // images_per_pass)
+            bounds.append(_bounds(model, part_features, targets[part], samples, samples_per_pass, generator))
+    elbo, log_likelihood, reconstruction, kl = (torch.cat(values) for values in zip(*bounds, strict=True))
 
     def in_bits(nats: Tensor) -> Estimate:
-        return Estimate.of(model.likelihood.bits_per_dimension(-nats, pixels[0].numel()))
+        return Estimate.of(model.likelihood.bits_per_dimension(-nats, targets_u8[0].numel()))
 
     return Evaluation(
-        images=len(pixels),
+        images=len(images_u8),
         samples=samples,
         elbo=Estimate.of(elbo),
         log_likelihood=Estimate.of(log_likelihood),
-        reconstruction=torch.cat(reconstructions).mean().item(),
-        kl_per_group=torch.cat(kls).mean(0).tolist(),
-        active_units_per_group=None if activity is None else activity.active(),
-        units_per_group=[math.prod(shape) for shape in model.noise_shapes],
+        reconstruction=reconstruction.mean().item(),
+        kl_per_group=kl.mean(0).tolist(),
+        active_units_per_group=None if active_units is None else active_units.counts(),
+        units_per_group=[math.prod(group.level.latent_shape) for group in model.groups],
         elbo_bits=in_bits(elbo),
         log_likelihood_bits=in_bits(log_likelihood),
     )
 
 
+class Bounds(NamedTuple):
+    """The bounds of n images and the terms of the ELBO, nats, float64 on the CPU."""
+
+    elbo: Tensor  # (n,)
+    log_likelihood: Tensor  # (n,): importance-weighted
+    reconstruction: Tensor  # (n,)
+    kl: Tensor  # (n, G)
+
+
+def _bounds(
+    model: HierarchicalVAE,
+    features: list[Any],
+    targets: Tensor,
+    samples: int,
+    samples_per_pass: int,
+    generator: torch.Generator,
+) -> Bounds:
+    """The bounds of n images from their features and targets, in passes of at most n * samples_per_pass samples."""
+    draws = [
+        _draw(model, features, targets, part.stop - part.start, generator)
+        for part in batches(samples, samples_per_pass)
+    ]
+    log_weights = torch.cat([draw.log_weight for draw in draws], dim=1)  # (n, K)
+    kl = sum(draw.kl for draw in draws) / samples  # (n, G)
+    reconstruction = sum(draw.reconstruction for draw in draws) / samples  # (n,)
+    log_likelihood = torch.logsumexp(log_weights, 1) - math.log(samples)
+    return Bounds(reconstruction - kl.sum(1), log_likelihood, reconstruction, kl)
+
+
 class Draw(NamedTuple):
-    """Some samples of each of n images, float64 on the CPU. The last two are sums over the samples."""
+    """k samples for each of n images, float64 on the CPU; reconstruction and kl are sums over the samples."""
 
     log_weight: Tensor  # (n, k): log p(x, z) - log q(z | x)
     reconstruction: Tensor  # (n,): log p(x | z)
     kl: Tensor  # (n, G)
 
 
-def log_importance_weight(result: TopDownOutput, log_likelihood: Tensor) -> Tensor:
-    """log p(x, z) - log q(z | x) of a posterior pass, (B,), from its log p(x | z), (B,). Float64, on the CPU."""
-    ratios = [group.log_p.cpu().double() - group.log_q.cpu().double() for group in result.groups.values()]
+def log_importance_weight(output: TopDownOutput, log_likelihood: Tensor) -> Tensor:
+    """Return log p(x, z) - log q(z | x) of a posterior pass, (B,), from its log p(x | z), (B,). Float64, on the CPU."""
+    ratios = [group.log_p.cpu().double() - group.log_q.cpu().double() for group in output.groups.values()]
     return log_likelihood.cpu().double() + sum(ratios)
 
 
 def _draw(
-    model: HierarchicalVAE,
-    features: list[Tensor],
-    images: Tensor,
-    samples: int,
-    generator: torch.Generator,
+    model: HierarchicalVAE, features: list[Any], targets: Tensor, samples: int, generator: torch.Generator
 ) -> Draw:
-    """One top-down pass with `samples` draws for each of n images, side by side."""
+    """Run one top-down pass with `samples` draws for each of n images, side by side."""
 
-    def repeated(x: Tensor) -> Tensor:  # (n, C, H, W) to (n * samples, C, H, W), channels last as before
-        return x.permute(0, 2, 3, 1).repeat_interleave(samples, 0).permute(0, 3, 1, 2) if samples > 1 else x
+    def repeat(x: Tensor) -> Tensor:  # (n, ...) to (n * samples, ...), channels last as before
+        channel = min(1, x.dim() - 1)
+        return x.movedim(channel, -1).repeat_interleave(samples, 0).movedim(-1, channel) if samples > 1 else x
 
     def per_image(x: Tensor) -> Tensor:
-        return x.cpu().double().unflatten(0, (len(images), samples))
+        return x.cpu().double().unflatten(0, (len(targets), samples))
 
-    count = len(images) * samples
+    count = len(targets) * samples
     noise = model.draw_posterior_noise(count, generator)
-    result = model.top_down(FromPosterior([repeated(f) for f in features], noise), count)
-    terms = elbo_terms(result, repeated(images))
-    log_weight = per_image(log_importance_weight(result, terms.log_likelihood))
+    output = model.top_down(FromPosterior([map_tensors(group, repeat) for group in features], noise), count)
+    terms = elbo_terms(output, repeat(targets))
+    log_weight = per_image(log_importance_weight(output, terms.log_likelihood))
     return Draw(log_weight, per_image(terms.log_likelihood).sum(1), per_image(terms.kl).sum(1))
-
-
-class Activity:
-    """Variance over images of how far each latent unit's posterior is from its prior."""
-
-    def __init__(self, model: HierarchicalVAE) -> None:
-        self.model = model
-        self.count = 0
-        shapes = model.noise_shapes
-        self.sums = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
-        self.squares = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
-
-    def add(self, features: list[Tensor]) -> None:
-        """Some images' bottom-up features."""
-        images = len(features[0])
-        result = self.model.top_down(FromPosterior(features, noise=self.model.no_posterior_noise(images)), images)
-        self.count += images
-        for index, group in result.groups.items():
-            shift = group.prior.to_noise(group.z).cpu().double()  # (n, L, H, W)
-            self.sums[index] += shift.sum(0)
-            self.squares[index] += shift.square().sum(0)
-
-    def active(self) -> list[int]:
-        """Number of active units of every group."""
-        variances = [s / self.count - (m / self.count).square() for m, s in zip(self.sums, self.squares, strict=True)]
-        return [int((variance > ACTIVE_VARIANCE).sum()) for variance in variances]

@@ -1,7 +1,7 @@
-"""What each latent group does: jam its noise, keep all other noise, and look at what changes.
+"""What each latent group does: resample the noise of one group, keep all other noise, and compare the images.
 
-A pass starts again right before the choice at the jammed group, with what the unchanged image had come to until then,
-and all jams of a group go in one batch: nothing above is computed twice.
+The tools call resampling a group a "jam". A pass starts right before z of the resampled group is sampled, from the
+cached state of the unchanged image, so that nothing above the group is computed twice.
 """
 
 from __future__ import annotations
@@ -12,137 +12,153 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from nvae.inference.sampling import PASS_IMAGES, Noise, Temperature, images_of
-from nvae.models.hierarchy import DecoderState, FromNoise, HierarchicalVAE, group_value
+from nvae.arguments import ArgumentError, PerScale, check_count, check_noise, check_seeds, per_group
+from nvae.inference.sampling import Pixels, Sampler
+from nvae.models.distributions import Noise
+from nvae.models.hierarchy import DecoderState, HierarchicalVAE
+from nvae.progress import batches, track
 from nvae.seeds import seeded
-
-Strength = float | Sequence[float]  # a factor on new noise, for all latent groups or one per group
 
 
 @dataclass(frozen=True)
 class BasePoint:
-    """An image, the noise it comes from, and where passes from there can start."""
+    """The image to explore around, the noise that gives it, and the decoder states where later passes can start."""
 
-    noise: Noise  # (1, L, H, W) per latent group
-    temperature: Temperature
-    image: Tensor  # (C, H, W) in [0, 1]
-    states: dict[int, DecoderState]  # at each group
-
-
-@torch.no_grad()
-def base_point(model: HierarchicalVAE, noise: Noise, temperature: Temperature = 1.0) -> BasePoint:
-    """Where to explore from: the noise of one image, (1, L, H, W) per group, as `noise_of` or `encode` give it."""
-    result = model.top_down(FromNoise(noise, temperature), 1, return_states=True, mean_only=True)
-    return BasePoint(noise, temperature, images_of(model, result)[0], result.states)
+    noise: Noise  # (1, *noise_shape) per latent group
+    image: Tensor  # (1, C, S, S) in [0, 1]
+    states: dict[int, DecoderState]  # before each group
+    pixels: Pixels  # which image of p(x | z) is shown
+    pixel_seed: int  # of drawn pixels, the same for all images: they differ only where p(x | z) does
 
 
-@torch.no_grad()
-def jammed(model: HierarchicalVAE, view: BasePoint, group: int, noise: Tensor) -> Tensor:
-    """The images (K, C, H, W) in [0, 1] with other noise, (K, L, H, W), at one group and the same at all others."""
+def base_point(sampler: Sampler, noise: Noise, pixels: Pixels = "mean", pixel_seed: int = 0) -> BasePoint:
+    """Return the point to explore around, from the noise of one image, (1, *noise_shape) per latent group.
+
+    The noise comes from `seed_noise`, or from `encode` with `Sampler(model, iterations=0)`.
+    """
+    check_noise(sampler.model, noise, count=1)
+    image, output = sampler.top_down(noise, pixels, check_seeds([pixel_seed]), return_states=True)
+    return BasePoint(noise, image, output.states, pixels, pixel_seed)
+
+
+def resample_group(sampler: Sampler, base: BasePoint, group: int, noise: Tensor) -> Tensor:
+    """Return images (K, C, S, S) in [0, 1] with other noise, (K, *noise_shape), at one group.
+
+    All other groups keep the noise of the base point. The tools call this a jam of the group.
+    """
+    _check_group(sampler.model, group)
+    expected = tuple(base.noise[group].shape[1:])
+    if noise.dim() == 0 or len(noise) == 0 or tuple(noise.shape[1:]) != expected:
+        raise ArgumentError("noise", f"shape {tuple(noise.shape)}", f"shape (K, {', '.join(map(str, expected))})")
     images = []
-    for part in noise.split(PASS_IMAGES):
-        count = len(part)
-        everywhere = [kept.expand(count, -1, -1, -1) for kept in view.noise]
-        everywhere[group] = part
-        start = view.states[group].repeated(count)
-        result = model.top_down(FromNoise(everywhere, view.temperature), start=start, mean_only=True)
-        images.append(images_of(model, result))
+    for part in batches(len(noise), sampler.batch_size):
+        count = len(noise[part])
+        all_noise = [kept.expand(count, *kept.shape[1:]) for kept in base.noise]
+        all_noise[group] = noise[part]
+        start = base.states[group].repeated(count)
+        images.append(sampler.top_down(all_noise, base.pixels, [base.pixel_seed] * count, start)[0])
     return torch.cat(images)
 
 
-def fresh_noise(model: HierarchicalVAE, group: int, count: int, seed: int, strength: Strength = 1.0) -> Tensor:
-    """Other noise for a group, (K, L, H, W), `strength` times a standard Normal's: 0 is what the prior expects."""
+def draw_group_noise(model: HierarchicalVAE, group: int, count: int, seed: int = 0, strength: PerScale = 1.0) -> Tensor:
+    """Draw noise (count, *noise_shape) for one group: `strength`, one number or one per scale, times standard Normals.
+
+    Draw number k depends only on the seed, the group and k. Strength 0 gives the center of the prior.
+    """
+    _check_group(model, group)
+    (seed,) = check_seeds([seed])
+    factor = per_group(model, strength, "strength")[group]
     purpose, shape = f"jam of group {group}", model.noise_shapes[group]
-    noise = torch.stack([torch.randn(shape, generator=seeded(seed, purpose, jam)) for jam in range(count)])
-    return group_value(strength, group) * noise.to(model.device)
+    draws = [torch.randn(shape, generator=seeded(seed, purpose, draw)) for draw in range(check_count("count", count))]
+    return factor * torch.stack(draws).to(model.device)
 
 
-def explore(
-    model: HierarchicalVAE,
-    view: BasePoint,
-    jams: int = 1,
-    strength: Strength = 1.0,
-    seed: int = 0,
-    progress: bool = False,
-) -> list[Tensor]:
-    """Every group jammed in turn, `jams` times: images (jams, C, H, W) in [0, 1] for each group, top group first."""
-    groups = tqdm(range(len(model.groups)), "jamming", unit="group", leave=False, disable=None if progress else True)
-    return [jammed(model, view, group, fresh_noise(model, group, jams, seed, strength)) for group in groups]
+def explore(sampler: Sampler, base: BasePoint, draws: int = 1, strength: PerScale = 1.0, seed: int = 0) -> list[Tensor]:
+    """Resample every group in turn, `draws` times; returns images (draws, C, S, S) in [0, 1] per group."""
+    model = sampler.model
+    groups = track(range(len(model.groups)), "resampling groups", sampler.progress)
+    return [
+        resample_group(sampler, base, group, draw_group_noise(model, group, draws, seed, strength)) for group in groups
+    ]
 
 
 def mean_change(images: Tensor, image: Tensor) -> float:
-    """The mean absolute difference of images (K, C, H, W) from one (C, H, W), in units of the range from 0 to 1."""
+    """Return the mean absolute difference of images (K, C, S, S) from an image (1, C, S, S), both in [0, 1]."""
     return (images - image).abs().mean().item()
 
 
 @dataclass(frozen=True)
-class Positions:
-    """What the positions of one group do, each jammed by itself."""
+class PositionEffects:
+    """The effects of the spatial positions (h, w) of one group, each resampled by itself."""
 
-    influence: Tensor  # (h, w): the mean absolute change of the image when that position is jammed
-    where: Tensor  # (H, W): the mean absolute change of every pixel, over all those jams
-    strongest: list[tuple[int, int]]  # row and column of the positions with most influence
-    images: Tensor  # (N, C, H, W) in [0, 1]: the image with each of these jammed once
-    changes: Tensor  # (N, H, W): the mean absolute change that each of these makes
+    influence: Tensor  # (h, w): the mean absolute change of the image when the position is resampled
+    where: Tensor  # (S, S): the mean absolute change of every pixel, over all positions and draws
+    strongest: list[tuple[int, int]]  # row and column of the positions with the largest influence
+    images: Tensor  # (N, C, S, S) in [0, 1]: the image with one of the strongest positions resampled
+    changes: Tensor  # (N, S, S): the mean absolute change of every pixel by each of the strongest positions
 
 
 def explore_positions(
-    model: HierarchicalVAE,
-    view: BasePoint,
+    sampler: Sampler,
+    base: BasePoint,
     group: int,
-    jams: int = 4,
-    strength: Strength = 1.0,
+    draws: int = 4,
+    strength: PerScale = 1.0,
     seed: int = 0,
-    shown: int = 8,
-    progress: bool = False,
-) -> Positions:
-    """Every spatial position of a group jammed by itself, `jams` times; `shown`: how many of them to keep images of."""
-    height, width = model.noise_shapes[group][1:]
-    fresh = fresh_noise(model, group, jams, seed, strength)
+    keep: int = 8,
+) -> PositionEffects:
+    """Resample every spatial position of a group by itself, `draws` times; keep the images of the `keep` strongest."""
+    fresh = draw_group_noise(sampler.model, group, draws, seed, strength)
+    own = base.noise[group]  # (1, *channels, h, w)
+    if own.dim() < 3:
+        raise ArgumentError("group", group, "a group whose noise has spatial positions")
+    height, width = own.shape[-2:]
     influence = torch.zeros(height * width)
-    where = torch.zeros_like(view.image[0])
-    every = [(position, jam) for position in range(height * width) for jam in range(jams)]
-    with tqdm(
-        total=len(every), desc="jamming positions", unit="jam", leave=False, disable=None if progress else True
-    ) as bar:
-        for first in range(0, len(every), PASS_IMAGES):
-            part = every[first : first + PASS_IMAGES]
-            changes = (jammed(model, view, group, _at(view.noise[group], fresh, part)) - view.image).abs().mean(1)
-            where += changes.sum(0)
-            influence.index_add_(0, torch.tensor([position for position, _ in part]), changes.mean((1, 2)).cpu())
-            bar.update(len(part))
-    strongest = influence.argsort(descending=True)[:shown].tolist()
-    repeated = [(position, jam) for position in strongest for jam in range(jams)]
-    images = jammed(model, view, group, _at(view.noise[group], fresh, repeated))
-    changes = (images - view.image).abs().mean(1).unflatten(0, (len(strongest), jams)).mean(1)
-    return Positions(
-        influence.view(height, width) / jams,
-        where.cpu() / len(every),
+    where = torch.zeros_like(base.image[0, 0])
+    pairs = [(position, draw) for position in range(height * width) for draw in range(draws)]
+    for part in batches(len(pairs), sampler.batch_size, "resampling positions", sampler.progress):
+        images = resample_group(sampler, base, group, _resample_positions(own, fresh, pairs[part]))
+        changes = (images - base.image).abs().mean(1)  # (K, S, S)
+        where += changes.sum(0)
+        positions = torch.tensor([position for position, _ in pairs[part]])
+        influence.index_add_(0, positions, changes.mean((1, 2)).cpu())
+    strongest = influence.argsort(descending=True)[: check_count("keep", keep)].tolist()
+    pairs_kept = [(position, draw) for position in strongest for draw in range(draws)]
+    images = resample_group(sampler, base, group, _resample_positions(own, fresh, pairs_kept))
+    changes = (images - base.image).abs().mean(1).unflatten(0, (len(strongest), draws)).mean(1)
+    return PositionEffects(
+        influence.view(height, width) / draws,
+        where.cpu() / len(pairs),
         [divmod(position, width) for position in strongest],
-        images[::jams],
+        images[::draws],
         changes.cpu(),
     )
 
 
-def _at(noise: Tensor, fresh: Tensor, positions_and_jams: Sequence[tuple[int, int]]) -> Tensor:
-    """(K, L, h, w): a group's noise (1, L, h, w) with one position of each from one of the draws (jams, L, h, w)."""
-    result = noise.repeat(len(positions_and_jams), 1, 1, 1)
-    for row, (position, jam) in zip(result, positions_and_jams, strict=True):
-        row.flatten(1)[:, position] = fresh[jam].flatten(1)[:, position]
+def _resample_positions(own: Tensor, fresh: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """Repeat a group's noise (1, ..., h, w), with one position of each copy from one of the draws (K, ..., h, w)."""
+    result = own.repeat(len(pairs), *(1,) * (own.dim() - 1))
+    for row, (position, draw) in zip(result, pairs, strict=True):
+        row.flatten(-2)[..., position] = fresh[draw].flatten(-2)[..., position]
     return result
 
 
 def sweep(
-    model: HierarchicalVAE, view: BasePoint, group: int, frames: int, strength: Strength = 1.0, seed: int = 0
+    sampler: Sampler, base: BasePoint, group: int, frames: int, strength: PerScale = 1.0, seed: int = 0
 ) -> Iterator[Tensor]:
-    """Images (B, C, H, W) in [0, 1], `frames` in all, while one group's noise goes round a circle and comes back.
+    """Yield images (B, C, S, S) in [0, 1], `frames` in all, while the noise of one group moves along a closed ellipse.
 
-    The circle leads from the group's own noise through a fresh draw, `strength` times a standard Normal's, to the
-    opposite of the first, the opposite of the second, and back, at constant speed.
+    The curve leads from the group's own noise through a fresh draw to the opposite of the first, the opposite of the
+    second, and back, in equal steps of the angle.
     """
-    own, other = view.noise[group], fresh_noise(model, group, 1, seed, strength)
-    for part in torch.arange(frames).split(PASS_IMAGES):
-        angle = (2 * math.pi / frames * part)[:, None, None, None].to(own)
-        yield jammed(model, view, group, angle.cos() * own + angle.sin() * other)
+    check_count("frames", frames)
+    own, fresh = base.noise[group], draw_group_noise(sampler.model, group, 1, seed, strength)
+    for part in batches(frames, sampler.batch_size):
+        angle = 2 * math.pi / frames * torch.arange(frames)[part]
+        angle = angle.view(-1, *(1,) * (own.dim() - 1)).to(own)
+        yield resample_group(sampler, base, group, angle.cos() * own + angle.sin() * fresh)
+
+
+def _check_group(model: HierarchicalVAE, group: int) -> None:
+    check_count("group", group, 0, len(model.groups) - 1)

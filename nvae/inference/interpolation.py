@@ -1,4 +1,4 @@
-"""Ways from one image to another, and images mixed of two, through their noise."""
+"""Interpolate between images, and mix two images, through their noise."""
 
 from __future__ import annotations
 
@@ -8,52 +8,73 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from nvae.inference.sampling import PASS_IMAGES, Noise, Temperature, decode, noise_of
-from nvae.models.hierarchy import HierarchicalVAE
+from nvae.arguments import ArgumentError, check_count, check_noise, check_seeds
+from nvae.inference.sampling import Pixels, Sampler, seed_noise
+from nvae.models.distributions import Noise
+from nvae.progress import batches
 
 
-def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """Spherical linear interpolation (Shoemake 1985): a and b (1, ...) at the times t (T,) from 0 to 1, (T, ...).
+def slerp(a: Tensor, b: Tensor, times: Tensor) -> Tensor:
+    """Interpolate spherically (Shoemake 1985) between a and b (1, ...) at times (T,) in [0, 1]; returns (T, ...).
 
-    Between two draws of a standard Normal every point has a draw's typical length, which on the straight line between
-    them is lost. Where a and b (nearly) lie on one line with the origin, the way is the straight one.
+    Between two draws of a standard Normal every point has the typical length of a draw; points on the straight line
+    between them are shorter. Where a and b are (nearly) collinear with the origin, the interpolation is linear.
     """
-    t = t.to(a).view(-1, *(1,) * (a.dim() - 1))
-    x, y = a.cpu().double(), b.cpu().double()  # in float32 an angle of nearly pi is not known well enough
+    times = times.to(a).view(-1, *(1,) * (a.dim() - 1))
+    x, y = a.cpu().double(), b.cpu().double()  # float32 is too coarse for angles close to pi
     lengths = x.norm().item() * y.norm().item()
     angle = math.acos(min(max((x * y).sum().item() / lengths, -1.0), 1.0)) if lengths else 0.0
     if math.sin(angle) < 1e-4:
-        return (1 - t) * a + t * b
-    return (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / math.sin(angle)
+        return (1 - times) * a + times * b
+    return (((1 - times) * angle).sin() * a + (times * angle).sin() * b) / math.sin(angle)
 
 
-def interpolate(model: HierarchicalVAE, a: Noise, b: Noise, times: Tensor, temperature: Temperature = 1.0) -> Tensor:
-    """Images (T, C, H, W) in [0, 1] between two of noise a and b, (1, L, H, W) per group, at times (T,) from 0 to 1."""
-    images = []
-    for part in times.split(PASS_IMAGES):
-        noise = [slerp(of_a, of_b, part) for of_a, of_b in zip(a, b, strict=True)]
-        images.append(decode(model, noise, temperature))
-    return torch.cat(images)
+def interpolate(
+    sampler: Sampler, a: Noise, b: Noise, times: Tensor | int, pixels: Pixels = "mean", pixel_seed: int = 0
+) -> Tensor:
+    """Return images (T, C, S, S) in [0, 1] between two, at times (T,) in [0, 1], or at T evenly spaced times.
 
-
-def mix(model: HierarchicalVAE, coarse: Noise, fine: Noise) -> Tensor:
-    """Images (G + 1, C, H, W) in [0, 1] with the noise of one at the first 0, 1, ..., G groups, of another at the rest.
-
-    coarse, fine: (1, L, H, W) per group, as `encode` gives it.
+    a, b: the noise of the two images, (1, *noise_shape) per latent group, from `seed_noise`, or from `encode` with
+    `Sampler(model, iterations=0)`. Every group turns from a to b by itself. pixel_seed: of drawn pixels, for all.
     """
-    count = len(model.groups) + 1
+    check_noise(sampler.model, a, count=1)
+    check_noise(sampler.model, b, count=1)
+    if not isinstance(times, Tensor):
+        times = torch.linspace(0, 1, check_count("times", times))
+    if times.dim() != 1 or len(times) == 0:
+        raise ArgumentError("times", f"shape {tuple(times.shape)}", "shape (T,), T from 1")
+    parts = batches(len(times), sampler.batch_size, "interpolating", sampler.progress)
+    return torch.cat([_between(sampler, a, b, times[part], pixels, pixel_seed) for part in parts])
+
+
+def _between(sampler: Sampler, a: Noise, b: Noise, times: Tensor, pixels: Pixels, pixel_seed: int) -> Tensor:
+    noise = [slerp(group_a, group_b, times) for group_a, group_b in zip(a, b, strict=True)]
+    return sampler.top_down(noise, pixels, check_seeds([pixel_seed]) * len(times))[0]
+
+
+def mix(sampler: Sampler, coarse: Noise, fine: Noise, pixels: Pixels = "mean", pixel_seed: int = 0) -> Tensor:
+    """Return images (G + 1, C, S, S) in [0, 1]: number k has the first k groups of one image, the rest of another.
+
+    coarse, fine: the noise of the two images, (1, *noise_shape) per latent group.
+    """
+    check_noise(sampler.model, coarse, count=1)
+    check_noise(sampler.model, fine, count=1)
+    count = len(sampler.model.groups) + 1
     noise = []
-    for index, (from_coarse, from_fine) in enumerate(zip(coarse, fine, strict=True)):
-        taken = (torch.arange(count) > index).to(from_coarse.device)[:, None, None, None]
-        noise.append(torch.where(taken, from_coarse, from_fine))
-    return decode(model, noise)
+    for index, (group_coarse, group_fine) in enumerate(zip(coarse, fine, strict=True)):
+        parts = [group_coarse if kept > index else group_fine for kept in range(count)]
+        noise.append(torch.cat(parts))
+    return sampler.decode(noise, pixels, pixel_seed)
 
 
-def walk(model: HierarchicalVAE, seeds: Sequence[int], frames: int, temperature: Temperature = 1.0) -> Iterator[Tensor]:
-    """Images (B, C, H, W) in [0, 1], `frames` in all, from seed to seed and back to the first, at constant speed."""
-    noise = [noise_of(model, [seed]) for seed in (*seeds, seeds[0])]
-    places = torch.arange(frames, dtype=torch.float64) * len(seeds) / frames
+def walk(
+    sampler: Sampler, seeds: Sequence[int], frames: int, pixels: Pixels = "mean", pixel_seed: int = 0
+) -> Iterator[Tensor]:
+    """Yield images (B, C, S, S) in [0, 1], `frames` in all, from seed to seed and back to the first, in equal steps."""
+    seeds = check_seeds(seeds)
+    places = torch.arange(check_count("frames", frames), dtype=torch.float64) * len(seeds) / frames
+    noise = [seed_noise(sampler.model, [seed]) for seed in (*seeds, seeds[0])]
     for leg, (a, b) in enumerate(zip(noise[:-1], noise[1:], strict=True)):
         times = places[(places >= leg) & (places < leg + 1)] - leg
-        for part in times.split(PASS_IMAGES) if len(times) else ():
-            yield interpolate(model, a, b, part, temperature)
+        for part in batches(len(times), sampler.batch_size):
+            yield _between(sampler, a, b, times[part], pixels, pixel_seed)

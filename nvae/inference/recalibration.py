@@ -1,150 +1,162 @@
 """Batch-norm recalibration: statistics of the decoder for a temperature (NVAE, section 4.3 and its official program).
 
-The running statistics of training are those of z ~ q(z | x). Samples at a temperature make other activations, so
-their statistics are measured anew by passes from the prior in training mode. They are kept in a file beside the model.
+The running statistics of training are those of z ~ q(z | x). Samples from the prior at a temperature cause other
+activations, so their statistics are measured by passes from the prior in training mode. `Sampler` does this.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from nvae.checkpoint import CheckpointError, read_whole, weights_digest, write_whole
 from nvae.errors import UserError
-from nvae.inference.sampling import Temperature
 from nvae.models.hierarchy import FromNoise, HierarchicalVAE
+from nvae.models.modes import eval_mode
+from nvae.progress import Progress, track
 from nvae.seeds import seeded
 
 PASS_IMAGES = 16
-SETTLED = 0.3
-CACHED_AT_MOST = 50
+MAX_UNCERTAINTY = 0.3  # of statistics that count as converged
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of every batch norm that a pass from the prior goes through, (channels,) each, in the order of the pass."""
+    """Mean and variance (channels,) of every batch norm in a pass from the prior, by the name of its module."""
 
-    means: list[Tensor]
-    variances: list[Tensor]
-    uncertainty: float  # relative standard error in the worst layer; after one pass NaN
-
-    @property
-    def settled(self) -> bool:
-        """Whether another so many passes would have given about the same."""
-        return self.uncertainty <= SETTLED
+    means: dict[str, Tensor]
+    variances: dict[str, Tensor]
+    uncertainty: float  # relative standard error over the channels of the worst batch norm; NaN after one pass
 
     @property
-    def notice(self) -> str | None:
-        """What a person should know about statistics that did not settle."""
-        if self.settled:
+    def converged(self) -> bool:
+        """Whether as many other passes would give about the same statistics."""
+        return self.uncertainty <= MAX_UNCERTAINTY
+
+    @property
+    def warning(self) -> str | None:
+        """A sentence for the user if the statistics have not converged."""
+        if self.converged:
             return None
         if math.isnan(self.uncertainty):
-            found = "one pass cannot tell whether the batch-norm statistics have settled"
+            problem = "one pass cannot show whether the batch-norm statistics have converged"
         else:
-            found = "the batch-norm statistics have not settled: from pass to pass the activations differ so much that "
-            found += f"these are uncertain by {self.uncertainty:.0%} (up to {SETTLED:.0%} is fine)"
-        return f"{found}; give more ITERATIONS, or a lower temperature."
+            problem = (
+                f"the batch-norm statistics have not converged: their relative standard error is "
+                f"{self.uncertainty:.0%}, expected {MAX_UNCERTAINTY:.0%} or less"
+            )
+        return f"{problem}. Use more iterations, or a lower temperature."
 
     @property
     def digest(self) -> str:
-        """16 hexadecimal digits that tell these statistics from others."""
+        """16 hexadecimal digits that differ between different statistics."""
         digest = hashlib.blake2b(digest_size=8)
-        for tensor in (*self.means, *self.variances):
+        for tensor in (*self.means.values(), *self.variances.values()):
             digest.update(tensor.cpu().numpy())
         return digest.hexdigest()
 
 
-def decoder_norms(model: HierarchicalVAE) -> list[nn.BatchNorm2d]:
-    """The batch norms that a pass from the prior goes through."""
-    return [m for part in (model.groups, model.output) for m in part.modules() if isinstance(m, nn.BatchNorm2d)]
+@torch.no_grad()
+def prior_batch_norms(model: HierarchicalVAE) -> dict[str, _BatchNorm]:
+    """Find the batch norms that a pass from the prior goes through, by running one; in the order of the modules."""
+    used: set[_BatchNorm] = set()
+    norms = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    }
+    hooks = [norm.register_forward_hook(lambda norm, inputs, output: used.add(norm)) for norm in norms.values()]
+    try:
+        with eval_mode(model):
+            model.top_down(FromNoise(model.no_noise(1)), 1)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: norm for name, norm in norms.items() if norm in used}
 
 
 @contextmanager
-def recalibrated(
-    model: HierarchicalVAE,
-    temperature: Temperature,
-    iterations: int = 20,
-    progress: bool = False,
-    cache: StatisticsCache | None = None,
-) -> Iterator[Statistics | None]:
-    """Within it, a model in eval mode has the decoder's statistics for this temperature; then its own again.
+def restored_batch_norms(norms: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Restore statistics, counters and momenta of batch norms on exit, also after an error.
 
-    temperature: as `FromNoise` takes it. iterations: passes of 16 images; 0 leaves the statistics as they are, and
-    yields None, as does a model without batch norms. cache: where statistics measured before are found, and these are
-    kept. The passes are averaged exactly and in float32, the mean of all images by the mean of the passes' means, their
-    variance by the mean of the variances plus the variance of the means. Always the same draws: a temperature has its
-    statistics, whatever is sampled with them. Raises UserError when a statistic is not finite.
+    Within the context, assign new tensors to the buffers instead of changing the old ones.
     """
-    norms = decoder_norms(model)
-    if iterations == 0 or not norms:
-        yield None
-        return
-    statistics = cache.find(temperature, iterations) if cache else None
-    if statistics is None:
-        statistics = measure(model, temperature, iterations, progress)
-        if cache:
-            cache.keep(temperature, iterations, statistics)
-    own = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
-    _set(norms, zip(statistics.means, statistics.variances, strict=True))
+    names = ("running_mean", "running_var", "num_batches_tracked", "momentum")
+    saved = [(norm, {name: getattr(norm, name) for name in names}) for norm in norms]
     try:
-        yield statistics
+        yield
     finally:
-        _set(norms, own)
+        for norm, values in saved:
+            for name, value in values.items():
+                setattr(norm, name, value)
 
 
-def _set(norms: list[nn.BatchNorm2d], moments: Any) -> None:
-    for norm, (mean, variance) in zip(norms, moments, strict=True):
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
+@contextmanager
+def with_statistics(model: HierarchicalVAE, statistics: Statistics | None) -> Iterator[None]:
+    """Let the model's batch norms use these statistics within the context; None: their own."""
+    if statistics is None:
+        yield
+        return
+    norms = {name: model.get_submodule(name) for name in statistics.means}
+    with restored_batch_norms(norms.values()):
+        for name, norm in norms.items():
+            norm.running_mean = statistics.means[name].to(norm.running_mean)
+            norm.running_var = statistics.variances[name].to(norm.running_var)
+        yield
 
 
 @torch.no_grad()
 def measure(
-    model: HierarchicalVAE, temperature: Temperature, iterations: int = 20, progress: bool = False
-) -> Statistics:
-    """The decoder's statistics at a temperature, as `recalibrated` sets them; the model is as before afterwards."""
-    norms = decoder_norms(model)
+    model: HierarchicalVAE,
+    temperature: float | Sequence[float],
+    iterations: int = 20,
+    progress: Progress = False,
+) -> Statistics | None:
+    """Measure the batch-norm statistics of passes from the prior; None for a model without batch norms.
+
+    temperature: one number, or one per latent group. iterations: passes of 16 images each. The passes are averaged
+    exactly, in float32: the mean over all images is the mean of the passes' means, the variance is the mean of their
+    variances plus the variance of their means. The noise is always the same, so a temperature has one result.
+    The model is unchanged afterwards. Raises UserError for statistics that are not finite.
+    """
+    norms = prior_batch_norms(model)
+    if not norms:
+        return None
     generator = seeded(0, "batch-norm readjustment")
-    moments = [_Moments(norm) for norm in norms]
-    before = [(norm.training, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    own = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
-    for norm in norms:
-        norm.train()
-        norm.momentum = 1.0  # so that a pass leaves its own statistics behind
-    try:
-        bar = tqdm(range(iterations), "recalibrating batch norms", leave=False, disable=None if progress else True)
-        for iteration in bar:
+    moments = {name: Moments(norm) for name, norm in norms.items()}
+    with eval_mode(model), restored_batch_norms(norms.values()):
+        for norm in norms.values():
+            norm.train()
+            norm.momentum = 1.0  # after a pass, the running statistics are those of the pass
+            norm.running_mean = norm.running_mean.clone()
+            norm.running_var = norm.running_var.clone()
+            norm.num_batches_tracked = norm.num_batches_tracked.clone()
+        for iteration in track(range(iterations), "recalibrating batch norms", progress):
             model.top_down(FromNoise(model.draw_noise(PASS_IMAGES, generator), temperature), PASS_IMAGES)
-            for norm, moment in zip(norms, moments, strict=True):
-                moment.add(norm)
-            if not all(moment.finite() for moment in moments):
+            for name, norm in norms.items():
+                moments[name].add(norm)
+            if not all(moment.is_finite() for moment in moments.values()):
                 raise UserError(
-                    f"the model's activations are not finite at temperature {temperature} (pass {iteration + 1} of the "
-                    "batch-norm recalibration); its weights are damaged, or the temperature is too high for it."
+                    f"the activations are not finite in pass {iteration + 1} of the batch-norm recalibration. Use a "
+                    "lower temperature. If that does not help, the weights are damaged."
                 )
-    finally:
-        _set(norms, own)
-        for norm, (mode, momentum, count) in zip(norms, before, strict=True):
-            norm.train(mode)
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
-    uncertainty = max(moment.uncertainty() for moment in moments) if iterations > 1 else math.nan
-    return Statistics([moment.mean for moment in moments], [moment.variance() for moment in moments], uncertainty)
+    return Statistics(
+        means={name: moment.mean for name, moment in moments.items()},
+        variances={name: moment.variance() for name, moment in moments.items()},
+        uncertainty=max(moment.uncertainty() for moment in moments.values()),
+    )
 
 
-class _Moments:
+class Moments:
     """Mean and variance per channel over all passes, merged pass by pass (Chan et al. 1979)."""
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, norm: _BatchNorm) -> None:
         self.passes = 0
         self.eps = norm.eps
         self.mean = torch.zeros_like(norm.running_mean, dtype=torch.float32)
@@ -152,7 +164,8 @@ class _Moments:
         self.squared_distances = torch.zeros_like(self.mean)  # of the passes' means from their mean
         self.squared_deviations = torch.zeros_like(self.mean)  # of the passes' variances from their mean
 
-    def add(self, norm: nn.BatchNorm2d) -> None:
+    def add(self, norm: _BatchNorm) -> None:
+        """Add the running statistics of a pass."""
         self.passes += 1
         distance = norm.running_mean - self.mean
         self.mean += distance / self.passes
@@ -162,76 +175,21 @@ class _Moments:
         self.squared_deviations += deviation * (norm.running_var - self.mean_variance)
 
     def variance(self) -> Tensor:
+        """The variance over all passes, (channels,)."""
         return self.mean_variance + self.squared_distances / self.passes
 
     def uncertainty(self) -> float:
-        """Standard error of the variance, relative to it, and of the mean, in standard deviations, over the channels.
+        """The relative standard error of the variance, and of the mean in standard deviations, over the channels.
 
-        It is 1 where one pass outdoes all others. Passes of 16 independent images from a Normal differ by a third in
-        their variance and a quarter in their mean, so that twenty of them leave a tenth or less.
+        Close to 1 if a single pass dominates. Passes of 16 independent images from a Normal differ by a third in their
+        variance and a quarter in their mean, so 20 passes have an uncertainty of at most a tenth. NaN after one pass.
         """
+        if self.passes < 2:
+            return math.nan
         scale = self.mean_variance + self.eps
         squared_error = self.squared_deviations / scale.square() + self.squared_distances / scale
         return (squared_error / (self.passes * (self.passes - 1))).mean().sqrt().item()
 
-    def finite(self) -> bool:
+    def is_finite(self) -> bool:
+        """Whether the statistics so far are finite."""
         return bool((self.mean.isfinite() & self.mean_variance.isfinite()).all())
-
-
-# ------------------------------------------------------------------------------------------------- the cache
-
-
-class StatisticsCache:
-    """The statistics measured for a model, in `<model file>.statistics`, by temperature and iterations.
-
-    The file knows the weights and the architecture that it belongs to: for any other, and when it is damaged, it counts
-    as empty. Where it cannot be written, nothing is kept. The 50 newest statistics stay.
-    """
-
-    def __init__(self, model: HierarchicalVAE, model_path: str | Path) -> None:
-        self.path = Path(f"{model_path}.statistics")
-        self.model = model
-        self.weights = weights_digest(model)
-        about = model.config.model_dump(exclude={"training_parameters", "dataset"})
-        self.owner = {"weights": self.weights, "architecture": repr(sorted(about.items()))}
-
-    def find(self, temperature: Temperature, iterations: int) -> Statistics | None:
-        """What was kept, on the model's device; None if nothing was."""
-        found = self._entries().get(_key(temperature, iterations))
-        try:
-            means, variances, uncertainty = found["means"], found["variances"], found["uncertainty"]
-            shapes = [norm.running_mean.shape for norm in decoder_norms(self.model)]
-            whole = [t.shape for t in means] == shapes == [t.shape for t in variances]
-            if not (whole and isinstance(uncertainty, float) and all(t.isfinite().all() for t in (*means, *variances))):
-                return None
-            device = self.model.device
-            return Statistics([t.to(device) for t in means], [t.to(device) for t in variances], uncertainty)
-        except (KeyError, TypeError, AttributeError):
-            return None
-
-    def keep(self, temperature: Temperature, iterations: int, statistics: Statistics) -> None:
-        """Beside those kept before."""
-        entries = self._entries()
-        entries.pop(_key(temperature, iterations), None)  # the newest ones come last
-        entries[_key(temperature, iterations)] = {
-            "means": [tensor.cpu() for tensor in statistics.means],
-            "variances": [tensor.cpu() for tensor in statistics.variances],
-            "uncertainty": statistics.uncertainty,
-        }
-        newest = dict(list(entries.items())[-CACHED_AT_MOST:])
-        with suppress(CheckpointError):
-            write_whole({"owner": self.owner, "statistics": newest}, self.path, keep_previous=False)
-
-    def _entries(self) -> dict[str, Any]:
-        try:
-            content = read_whole(self.path)
-        except Exception:  # absent or damaged
-            return {}
-        right = isinstance(content, dict) and content.get("owner") == self.owner
-        entries = content.get("statistics") if right else None
-        return entries if isinstance(entries, dict) else {}
-
-
-def _key(temperature: Temperature, iterations: int) -> str:
-    one = isinstance(temperature, int | float)
-    return f"{float(temperature) if one else [float(t) for t in temperature]}, {iterations} passes of {PASS_IMAGES}"

@@ -1,175 +1,165 @@
-"""Images from noise, noise from images: one seed, one image.
+"""Images from noise: one seed, one image.
 
-The noise of an image, one (B, L, H, W) per latent group with the top group first, is what every tool plays with: the
-prior's Normals turn it into latents on the way down. Seeds give noise, and so do pictures, through the posterior.
+The noise of an image, one (B, *noise_shape) per latent group with the top group first, determines the image: the
+priors turn noise into latents on the way down. Noise comes from seeds, or from images (`encode`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from numbers import Integral
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from nvae.arguments import ArgumentError, PerScale, check_choice, check_count, check_noise, check_seeds, per_group
 from nvae.errors import UserError
-from nvae.models.hierarchy import FromNoise, FromPosterior, HierarchicalVAE, LatentSource, PerGroup, TopDownOutput
+from nvae.inference.recalibration import Statistics, measure, with_statistics
+from nvae.inference.statistics_cache import StatisticsCache
+from nvae.models.distributions import Noise
+from nvae.models.hierarchy import DecoderState, FromNoise, HierarchicalVAE, TopDownOutput
+from nvae.models.modes import eval_mode
+from nvae.progress import Progress, batches
 from nvae.seeds import seeded
 
-PASS_IMAGES = 32
-
-Noise = list[Tensor]
-Pixels = Literal["mean", "most_likely", "sample"]  # what is shown of p(x | z)
-Temperature = float | Sequence[float]  # for all latent groups, or one per group, the top group first
+BATCH_SIZE = 32
+Pixels = Literal["mean", "most_likely", "sample"]  # which image of p(x | z) to show
 
 
-def per_group(model: HierarchicalVAE, per_scale: Sequence[float], what: str) -> float | list[float]:
-    """One number as it is; one per scale, the coarsest first, as one per latent group. Raises UserError.
+def seed_noise(model: HierarchicalVAE, seeds: Sequence[int], scale: PerScale = 1.0) -> Noise:
+    """Draw the noise of one image per seed: one (B, *noise_shape) per latent group, top group first.
 
-    what: what the numbers are called in the message, such as "temperature".
+    scale: a factor on the noise. The noise of an image depends on its seed alone: not on the other seeds, the device
+    or the temperature.
     """
-    if len(per_scale) == 1:
-        return per_scale[0]
-    if len(per_scale) != len(model.levels):
-        scales = ", ".join(f"{level.resolution}x{level.resolution}" for level in model.levels)
-        raise UserError(
-            f"{len(per_scale)} numbers are given as the {what}, and the model's latents have {len(model.levels)} "
-            f"scales ({scales}); give one number, or one per scale, the coarsest first."
-        )
-    return [number for number, level in zip(per_scale, model.levels, strict=True) for _ in range(level.groups)]
-
-
-def joined(values: Sequence[float], separator: str = ",") -> str:
-    """Numbers as a person would type them."""
-    return separator.join(f"{value:g}" for value in values)
-
-
-# ----------------------------------------------------------------------------------------------- from seeds
-
-
-def noise_of(model: HierarchicalVAE, seeds: Sequence[int]) -> Noise:
-    """The noise of some images, one (B, L, H, W) per latent group, top group first.
-
-    The noise of an image depends on its seed alone: not on the others, the device or the temperature.
-    """
-    generators = [seeded(seed, "sample") for seed in seeds]
+    generators = [seeded(seed, "sample") for seed in check_seeds(seeds)]
+    factors = per_group(model, scale, "noise scale")
     return [
-        torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(model.device)
-        for shape in model.noise_shapes
+        factor * torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(model.device)
+        for shape, factor in zip(model.noise_shapes, factors, strict=True)
     ]
 
 
-@torch.no_grad()
-def decode(
-    model: HierarchicalVAE,
-    noise: Noise,
-    temperature: Temperature = 1.0,
-    pixels: Pixels = "mean",
-    seeds: Sequence[int] | None = None,
+def to_images(
+    model: HierarchicalVAE, output: TopDownOutput, pixels: Pixels = "mean", seeds: Sequence[int] | None = None
 ) -> Tensor:
-    """The images (B, C, H, W) in [0, 1] of some noise, one (B, L, H, W) per latent group, from a model in eval mode.
+    """Return the images (B, C, S, S) in [0, 1] of a top-down pass.
 
     pixels: the mean of p(x | z), the mean of its most likely component, or a draw. seeds: of the draws, one per image.
     """
-    images = []
-    for start in range(0, len(noise[0]), PASS_IMAGES):
-        part = [group[start : start + PASS_IMAGES] for group in noise]
-        result = model.top_down(FromNoise(part, temperature), len(part[0]), mean_only=pixels != "sample")
-        images.append(images_of(model, result, pixels, seeds[start : start + PASS_IMAGES] if seeds else None))
-    return torch.cat(images)
-
-
-def images_of(
-    model: HierarchicalVAE, result: TopDownOutput, pixels: Pixels = "mean", seeds: Sequence[int] | None = None
-) -> Tensor:
-    """The images (B, C, H, W) in [0, 1] of a top-down pass; `pixels` and `seeds` as in `decode`."""
+    check_choice("pixels", pixels, get_args(Pixels))
     if pixels == "sample":
         if seeds is None:
-            raise ValueError("drawn pixels need the images' seeds")
-        outputs = zip(result.parameters.split(1), seeds, strict=True)
-        drawn = [model.likelihood(output).sample(seeded(seed, "pixels")) for output, seed in outputs]
-        images = torch.cat(drawn)
-    elif pixels in ("mean", "most_likely"):
-        images = getattr(result.px_z, pixels)()
+            raise ArgumentError("seeds", None, "one seed per image, for drawn pixels")
+        parameters = zip(output.parameters.split(1), seeds, strict=True)
+        images = torch.cat([model.likelihood(part).sample(seeded(seed, "pixels")) for part, seed in parameters])
     else:
-        raise ValueError(f"pixels is {pixels!r}, and can be {', '.join(get_args(Pixels))}")
+        images = output.px_z.mean() if pixels == "mean" else output.px_z.most_likely()
     if not images.isfinite().all():
         raise UserError(
-            "the images are not finite; the temperature or the noise is too strong, or the weights are damaged."
+            "the images are not finite. Use a lower temperature. If that does not help, the weights are damaged."
         )
     return images.clamp(0, 1)
 
 
-def sample(
-    model: HierarchicalVAE,
-    seeds: Sequence[int],
-    temperature: Temperature = 1.0,
-    pixels: Pixels = "mean",
-    scale_noise: Temperature = 1.0,
-    progress: bool = False,
-) -> Tensor:
-    """The images (B, C, H, W) in [0, 1] that a model in eval mode makes of some seeds at a temperature.
+class Sampler:
+    """Makes images from noise at a temperature, with batch norms recalibrated to the temperature.
 
-    pixels: as in `decode`. scale_noise: a factor on the noise, for all latent groups or one per group.
+    The recalibration happens once, at the first use. The model has its own statistics and mode again after every call.
+    Make a new Sampler when the weights have changed.
+
+    temperature: one number, or one per scale, the coarsest first. iterations: passes of the recalibration; 0 keeps the
+    statistics of training, which are right for noise from `encode`. cache: where statistics are kept between programs.
+    batch_size: images per pass, which bounds the memory. progress: show progress bars. `warnings` has sentences about a
+    recalibration that did not converge. Raises ArgumentError.
     """
-    images = []
-    factors = [scale_noise] * len(model.groups) if isinstance(scale_noise, int | float) else scale_noise
-    with tqdm(total=len(seeds), desc="sampling", leave=False, disable=None if progress else True, delay=1) as bar:
-        for start in range(0, len(seeds), PASS_IMAGES):
-            part = seeds[start : start + PASS_IMAGES]
-            noise = [group * factor for group, factor in zip(noise_of(model, part), factors, strict=True)]
-            images.append(decode(model, noise, temperature, pixels, part))
-            bar.update(len(part))
-    return torch.cat(images)
 
+    def __init__(
+        self,
+        model: HierarchicalVAE,
+        temperature: PerScale = 1.0,
+        iterations: int = 20,
+        cache: StatisticsCache | None = None,
+        batch_size: int = BATCH_SIZE,
+        progress: Progress = False,
+    ) -> None:
+        self.model, self.temperature, self.cache, self.progress = model, temperature, cache, progress
+        self.group_temperatures = per_group(model, temperature, "temperature")
+        self.iterations = check_count("iterations", iterations, least=0)
+        self.batch_size = check_count("batch_size", batch_size)
 
-# -------------------------------------------------------------------------------------------- from pictures
+    @cached_property
+    def statistics(self) -> Statistics | None:
+        """The recalibrated statistics; None without iterations, or for a model without batch norms."""
+        if self.iterations == 0:
+            return None
+        statistics = self.cache.find(self.group_temperatures, self.iterations) if self.cache else None
+        if statistics is None:
+            statistics = measure(self.model, self.group_temperatures, self.iterations, self.progress)
+            if self.cache and statistics:
+                self.cache.keep(self.group_temperatures, self.iterations, statistics)
+        return statistics
 
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences for the user about the recalibration."""
+        if self.iterations == 0:
+            return []
+        if self.statistics is None:
+            return ["the model has no batch norms: recalibration is not needed."]
+        return [self.statistics.warning] if self.statistics.warning else []
 
-@torch.no_grad()
-def encode(model: HierarchicalVAE, images: Tensor) -> Noise:
-    """The noise, one (B, L, H, W) per latent group, from which `decode` makes the reconstructions of some images.
+    def noise(self, seeds: Sequence[int], scale: PerScale = 1.0) -> Noise:
+        """Draw the noise of one image per seed, as `seed_noise`."""
+        return seed_noise(self.model, seeds, scale)
 
-    images: (B, C, H, W) in [0, 1]. The noise is (z - mu) / sigma with z the mean of the posterior and mu and sigma of
-    the prior, what the prior would have to draw at temperature 1: 0 where an image is what the prior expects, and far
-    beyond a standard Normal's values where it is not.
-    """
-    passes = []
-    for part in images.split(PASS_IMAGES):
-        result = model.top_down(_posterior_means(model, part), len(part), mean_only=True)
-        passes.append([group.prior.to_noise(group.z) for group in result.groups.values()])
-    return [torch.cat(group_value) for group_value in zip(*passes, strict=True)]
+    def sample(self, seeds: int | Sequence[int], pixels: Pixels = "mean", noise_scale: PerScale = 1.0) -> Tensor:
+        """Return the images (N, C, S, S) in [0, 1] of seeds; of an integer N: of the seeds 0, ..., N - 1.
 
+        pixels: the mean of p(x | z), the mean of its most likely component, or a draw. noise_scale: a factor on the
+        noise, or one per scale.
+        """
+        if isinstance(seeds, Integral):
+            seeds = range(check_count("the number of images", seeds))
+        seeds = check_seeds(seeds)
+        images = []
+        for part in batches(len(seeds), self.batch_size, "sampling", self.progress):
+            images.append(self.top_down(self.noise(seeds[part], noise_scale), pixels, seeds[part])[0])
+        return torch.cat(images)
 
-@torch.no_grad()
-def reconstruct(
-    model: HierarchicalVAE,
-    images: Tensor,
-    keep_groups: int | None = None,
-    temperature: Temperature = 0.0,
-    seed: int = 0,
-) -> Tensor:
-    """The mean images (B, C, H, W) in [0, 1] of the posterior's means, from images (B, C, H, W) in [0, 1].
+    def decode(self, noise: Noise, pixels: Pixels = "mean", seeds: int | Sequence[int] = 0) -> Tensor:
+        """Return the images (B, C, S, S) in [0, 1] of noise, one (B, *noise_shape) per latent group.
 
-    keep_groups: only the first so many latent groups, the top one first, are told about an image; the prior chooses the
-    others, at a temperature: at 0 what it expects most, above with the noise of a seed, the same for all images.
-    """
-    keep = len(model.groups) if keep_groups is None else keep_groups
-    noise = noise_of(model, [seed]) if is_random(temperature) else model.no_noise(1)
-    found = []
-    for part in images.split(PASS_IMAGES):
-        posterior = _posterior_means(model, part)
-        prior = FromNoise([group.expand(len(part), -1, -1, -1) for group in noise], temperature)
-        choosers: list[LatentSource] = [posterior if index < keep else prior for index in range(len(model.groups))]
-        found.append(images_of(model, model.top_down(PerGroup(choosers), len(part), mean_only=True)))
-    return torch.cat(found)
+        pixels: as in `sample`. seeds: of drawn pixels, one for all images or one per image.
+        """
+        check_noise(self.model, noise)
+        count = len(noise[0])
+        seeds = check_seeds([seeds] * count if isinstance(seeds, Integral) else seeds)
+        if len(seeds) != count:
+            raise ArgumentError("seeds", f"{len(seeds)} seeds", f"one seed, or one for each of the {count} images")
+        images = []
+        for part in batches(count, self.batch_size, "decoding", self.progress):
+            images.append(self.top_down([group[part] for group in noise], pixels, seeds[part])[0])
+        return torch.cat(images)
 
-
-def is_random(temperature: Temperature) -> bool:
-    """Whether noise has a say at a temperature."""
-    return temperature > 0 if isinstance(temperature, int | float) else any(t > 0 for t in temperature)
-
-
-def _posterior_means(model: HierarchicalVAE, images: Tensor) -> FromPosterior:
-    return FromPosterior(model.bottom_up(images), noise=model.no_posterior_noise(len(images)))
+    @torch.no_grad()
+    def top_down(
+        self,
+        noise: Noise,
+        pixels: Pixels = "mean",
+        seeds: Sequence[int] | None = None,
+        start: DecoderState | None = None,
+        return_states: bool = False,
+    ) -> tuple[Tensor, TopDownOutput]:
+        """Run one pass; returns its images (B, C, S, S) in [0, 1] and its output. `start` etc. as in the model."""
+        with eval_mode(self.model), with_statistics(self.model, self.statistics):
+            output = self.model.top_down(
+                FromNoise(noise, self.group_temperatures),
+                len(noise[0]),
+                start=start,
+                return_states=return_states,
+                mean_only=pixels != "sample",
+            )
+        return to_images(self.model, output, pixels, seeds), output

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nvae.inference.exploration import BasePoint, Positions, mean_change
+from nvae.inference.exploration import BasePoint, PositionEffects, mean_change
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.summary import table
 from nvae.tools.grids import enlarged, grid, heat_maps, near_square
@@ -29,7 +29,7 @@ def overview(model: HierarchicalVAE, view: BasePoint, images: list[Tensor], diff
     """
     names = [group_name(model, group) for group in range(len(images))]
     if len(images[0]) == 1 and not difference:
-        cells = torch.cat([view.image[None], *images])
+        cells = torch.cat([view.image, *images])
         columns = len(cells) if len(cells) <= ONE_ROW else near_square(len(cells))
         return grid(cells, columns, captions=["unchanged", *names])
     rows = images
@@ -41,17 +41,17 @@ def overview(model: HierarchicalVAE, view: BasePoint, images: list[Tensor], diff
             for found, change in zip(images, changes, strict=True)
         ]
     columns = len(rows[0])
-    first = [_color(view.image[None]) if difference else view.image[None], *_blank(rows[0], columns - 1)]
+    first = [_color(view.image) if difference else view.image, *_blank(rows[0], columns - 1)]
     return grid(torch.cat([*first, *rows]), columns, cell=CELL, labels=["unchanged", *names])
 
 
-def positions_picture(view: BasePoint, found: Positions, padding: int) -> Image.Image:
+def positions_picture(view: BasePoint, found: PositionEffects, padding: int) -> Image.Image:
     """Above: the image, where in it the group matters, which of its positions do. Below: the strongest ones alone."""
     size = view.image.shape[-1]
     where, which = found.where[None], enlarged(found.influence[None], size + 2 * padding)
     which = which[:, padding : padding + size, padding : padding + size]  # a model's margin has latents, too
     above = [
-        _color(view.image[None]),
+        _color(view.image),
         heat_maps(where, where.max().item()),
         heat_maps(which, which.max().item()),
     ]

@@ -17,7 +17,7 @@ from nvae.data.registry import load_data
 from nvae.devices import choose_device, set_fast_defaults
 from nvae.errors import UserError
 from nvae.evaluation.likelihood import evaluate
-from nvae.evaluation.report import already_saved, report, save_report
+from nvae.evaluation.report import is_saved, report, save_report
 from nvae.files import WriteError
 from nvae.schema import ModelConfig
 from nvae.signals import StopRequest, stop_requests
@@ -197,7 +197,7 @@ class _Training:
         trainer, schedule = self.trainer, self.trainer.schedule
         samples, stem = schedule.evaluation_samples, self.folder / "evaluation"
         metadata = {"step": trainer.progress.step, "seed": schedule.seed}
-        if samples == 0 or already_saved(stem, metadata | {"samples": samples}):
+        if samples == 0 or is_saved(stem, metadata | {"samples": samples}):
             return
         images, model = trainer.data.validation, trainer.eval_model
         self.reporter.info(

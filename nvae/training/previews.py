@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from nvae.data.image_files import open_image
 from nvae.data.images import Data, to_float
-from nvae.inference.recalibration import recalibrated
-from nvae.inference.sampling import reconstruct, sample
+from nvae.inference.reconstruction import reconstruct
+from nvae.inference.sampling import Sampler
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.tools.animation import save_animation
 from nvae.tools.grids import grid, save_picture, single
@@ -33,10 +33,7 @@ def draw_samples(model: HierarchicalVAE, folder: Path, step: int) -> Image.Image
 
     Writes samples.png, and a small copy without margins for the film, samples/step_<step>.png; returns the picture.
     """
-    rows = []
-    for temperature in TEMPERATURES:
-        with recalibrated(model, temperature, RECALIBRATION_PASSES):
-            rows.append(sample(model, range(COLUMNS), temperature))
+    rows = [Sampler(model, temperature, RECALIBRATION_PASSES).sample(COLUMNS) for temperature in TEMPERATURES]
     picture = grid(torch.cat(rows), COLUMNS, cell=96, labels=[f"t = {t:g}" for t in TEMPERATURES])
     metadata = {"step": step, "temperatures": TEMPERATURES, "seed": 0, "iterations": RECALIBRATION_PASSES}
     save_picture(picture, folder / "samples.png", metadata)

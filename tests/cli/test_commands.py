@@ -363,7 +363,7 @@ def test_evaluate_reports_saves_and_repeats(command, folder):
     model = "saved_weights/final_result_little.model"
     code, out, _ = command("-m", "evaluate", model, "--nll", "--samples", "5", "--out", "here")
     assert code == 0
-    stem = folder / "here" / "evaluation_final_result_little_toy_faces_validation_5"
+    stem = folder / "here" / "evaluation_final_result_little_toy_faces_validation_8images_5samples"
     assert stem.with_name(stem.name + ".png").is_file()
     file = stem.with_name(stem.name + ".json")
     found = json.loads(file.read_text())
@@ -374,7 +374,7 @@ def test_evaluate_reports_saves_and_repeats(command, folder):
     command("-m", "evaluate", model, "--nll", "--samples", "5", "--out", "here")
     assert file.read_bytes() == first
     _, out, _ = command("-m", "evaluate", model, "--nll", "--samples", "5", "--out", "here", "--images", "1")
-    assert "validation_5_2.json" in out
+    assert "validation_1images_5samples.json" in out
     assert "±" not in out  # one image has no standard error
     assert file.read_bytes() == first
     _, out, _ = command("-m", "evaluate", model, "--part", "training", "--images", "3")

@@ -1,4 +1,4 @@
-"""Bounds on log p(x): against a model whose marginal likelihood is known, and as an estimate's user sees them."""
+"""Bounds on log p(x), against a model whose marginal likelihood is known, and on tiny networks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from nvae.arguments import ArgumentError
 from nvae.data.images import to_float
 from nvae.evaluation.likelihood import Estimate, evaluate, log_importance_weight
 from nvae.models.distributions import DiagonalNormal
@@ -19,14 +20,14 @@ from nvae.seeds import seeded
 
 
 @pytest.fixture
-def pixels():
+def images_u8():
     return torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 # --------------------------------------------------------------------------- a model with a known marginal likelihood
 
 SLOPE, SPREAD = 0.7, 0.8  # z2 = SLOPE z1 + SPREAD noise
-WEIGHT = torch.tensor([[0.3, -0.2], [0.1, 0.25]], dtype=torch.float64)  # x = 0.5 + WEIGHT z + NOISE noise
+WEIGHT = torch.tensor([[0.3, -0.2], [0.1, 0.25], [0.05, 0.1]], dtype=torch.float64)  # x = 0.5 + WEIGHT z + NOISE noise
 NOISE = 0.15
 
 
@@ -56,22 +57,25 @@ class LinearGroup(LatentGroup):
 
 class Linear:
     def __init__(self, z):
-        self.normal = DiagonalNormal(0.5 + (z.flatten(1) @ WEIGHT.T)[:, None, None], torch.tensor(NOISE, dtype=z.dtype))
+        self.normal = DiagonalNormal(
+            0.5 + (z.flatten(1) @ WEIGHT.T)[..., None, None], torch.tensor(NOISE, dtype=z.dtype)
+        )
 
     def log_prob(self, images):
         return self.normal.log_density(images)
 
 
 class LinearModel(HierarchicalVAE):
-    """Features: the image's two numbers less their mean, for both groups; the decoder gives z itself."""
+    """Images (B, 3, 1, 1). The features of both groups are the centered images; the decoder gives z itself."""
 
     def __init__(self, config, levels, groups):
+        config = config.model_copy(update={"input_dimension": 1})
         super().__init__(config, levels, Likelihood(2, Linear, 0.0, range(2)))
         self.groups = nn.ModuleList(groups)
         self.anchor = nn.Parameter(torch.zeros(0, dtype=torch.float64))
 
     def bottom_up(self, images):
-        return 2 * [(images - 0.5).view(-1, 2, 1, 1)]
+        return 2 * [images - 0.5]
 
     def initial_state(self, batch_size):
         return torch.zeros(batch_size, 0, 1, 1, dtype=torch.float64)
@@ -91,9 +95,9 @@ def linear_gaussian(config, exact: bool) -> HierarchicalVAE:
 
 
 def joint():
-    """The covariance of (z1, z2, x1, x2), and the posteriors q(z1 | x), q(z2 | x, z1): gains and sigma."""
+    """The covariance of (z1, z2, x1, x2, x3), and the posteriors q(z1 | x), q(z2 | x, z1): gains and sigma."""
     of_z = torch.tensor([[1, SLOPE], [SLOPE, SLOPE**2 + SPREAD**2]], dtype=torch.float64)
-    of_x = WEIGHT @ of_z @ WEIGHT.T + NOISE**2 * torch.eye(2, dtype=torch.float64)
+    of_x = WEIGHT @ of_z @ WEIGHT.T + NOISE**2 * torch.eye(3, dtype=torch.float64)
     covariance = torch.cat([torch.cat([of_z, of_z @ WEIGHT.T], 1), torch.cat([WEIGHT @ of_z, of_x], 1)])
 
     def conditional(unknown, known):
@@ -101,23 +105,23 @@ def joint():
         gains = covariance[unknown, known] @ inverse
         return gains, (covariance[unknown, unknown] - gains @ covariance[known, unknown]).sqrt().item()
 
-    return covariance, [conditional(0, [2, 3]), conditional(1, [2, 3, 0])]
+    return covariance, [conditional(0, [2, 3, 4]), conditional(1, [2, 3, 4, 0])]
 
 
 def true_log_likelihood(images: torch.Tensor) -> torch.Tensor:
     covariance = joint()[0][2:, 2:]
-    center = torch.full((2,), 0.5, dtype=torch.float64)
+    center = torch.full((3,), 0.5, dtype=torch.float64)
     return torch.distributions.MultivariateNormal(center, covariance).log_prob(images.flatten(1).double())
 
 
 @pytest.fixture
 def few():
-    """Five images of two pixels."""
-    return torch.randint(0, 256, (5, 1, 1, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    """Five images of one pixel with three channels."""
+    return torch.randint(0, 256, (5, 3, 1, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
-def test_with_the_true_posterior_every_weight_is_the_marginal_likelihood(config, few, generator):
+def test_importance_weight_of_the_true_posterior_is_the_marginal_likelihood(config, few, generator):
     model, images = linear_gaussian(config, exact=True), to_float(few, "cpu").double()
     for _ in range(3):
         result = model(images, model.draw_posterior_noise(len(images), generator))
@@ -126,7 +130,7 @@ def test_with_the_true_posterior_every_weight_is_the_marginal_likelihood(config,
 
 
 @torch.no_grad()
-def test_a_weight_is_an_unbiased_estimate_of_the_likelihood_whatever_the_posterior(config, few, generator):
+def test_importance_weight_of_any_posterior_is_unbiased(config, few, generator):
     model, count = linear_gaussian(config, exact=False), 200_000
     for image in to_float(few, "cpu").double():
         images = image.expand(count, -1, -1, -1)
@@ -138,83 +142,83 @@ def test_a_weight_is_an_unbiased_estimate_of_the_likelihood_whatever_the_posteri
         assert abs(weights.mean().item() - truth) < 4 * error
 
 
-def test_the_importance_weighted_bound_rises_from_the_elbo_to_the_likelihood(config, few):
+def test_importance_weighted_bound_rises_from_the_elbo_to_the_likelihood(config, few):
     model = linear_gaussian(config, exact=False)
     truth = true_log_likelihood(to_float(few, "cpu")).mean().item()
     many = few.repeat(200, 1, 1, 1)  # means over 200 draws of each
-    found = [evaluate(model, many, 5000, k).log_likelihood.mean for k in (1, 10, 100)]
+    evaluation = [evaluate(model, many, 5000, k).log_likelihood.mean for k in (1, 10, 100)]
     elbo = evaluate(model, many, 5000, 100).elbo.mean
-    assert found[0] == pytest.approx(elbo, abs=0.15)
+    assert evaluation[0] == pytest.approx(elbo, abs=0.15)
     assert elbo < truth - 0.3
-    assert found[0] < found[1] < found[2] < truth + 0.02
-    assert found[2] == pytest.approx(truth, abs=0.05)
+    assert evaluation[0] < evaluation[1] < evaluation[2] < truth + 0.02
+    assert evaluation[2] == pytest.approx(truth, abs=0.05)
 
 
-def test_the_elbo_is_that_of_the_closed_form_kl(config, few):
+def test_elbo_has_the_kl_in_closed_form(config, few):
     """Against a direct computation with other draws: E log p(x|z) - KL."""
     model = linear_gaussian(config, exact=False)
-    found = evaluate(model, few, 4000, 4000)
+    evaluation = evaluate(model, few, 4000, 4000)
     again = evaluate(model, few, 4000, 4000, seed=1)
-    assert found.elbo.mean == pytest.approx(again.elbo.mean, abs=0.03)
-    assert found.elbo.mean == pytest.approx(found.reconstruction - sum(found.kl_per_group))
-    assert found.elbo.mean < found.log_likelihood.mean
+    assert evaluation.elbo.mean == pytest.approx(again.elbo.mean, abs=0.03)
+    assert evaluation.elbo.mean == pytest.approx(evaluation.reconstruction - sum(evaluation.kl_per_group))
+    assert evaluation.elbo.mean < evaluation.log_likelihood.mean
     (gains, sigma), _ = joint()[1]
     x = to_float(few, "cpu").double().flatten(1) - 0.5
     mu, spread = x @ (0.6 * gains + 0.1), 1.4 * sigma
     kl = 0.5 * (spread**2 + mu.square() - 1) - math.log(spread)
-    assert found.kl_per_group[0] == pytest.approx(kl.mean().item(), rel=1e-6)
+    assert evaluation.kl_per_group[0] == pytest.approx(kl.mean().item(), rel=1e-6)
 
 
 # -------------------------------------------------------------------------------------------------- as it is used
 
 
-def test_one_sample_gives_the_average_of_every_images_bound(make_model, pixels):
+def test_one_sample_gives_the_mean_bound_of_the_images(make_model, images_u8):
     model = make_model()
-    found = evaluate(model, pixels, batch_size=10)
-    images = to_float(pixels, "cpu")
+    evaluation = evaluate(model, images_u8, batch_size=10)
+    images = to_float(images_u8, "cpu")
     with torch.no_grad():
         result = model(images, model.draw_posterior_noise(10, seeded(0, "validation", 0)))
         terms = elbo_terms(result, images)
-    assert found.elbo.mean == pytest.approx(terms.elbo.mean().item(), rel=1e-5)
-    assert found.elbo.standard_error == pytest.approx(terms.elbo.std().item() / math.sqrt(10), rel=1e-5)
-    assert found.kl_per_group == pytest.approx(terms.kl.mean(0).tolist(), rel=1e-5)
+    assert evaluation.elbo.mean == pytest.approx(terms.elbo.mean().item(), rel=1e-5)
+    assert evaluation.elbo.standard_error == pytest.approx(terms.elbo.std().item() / math.sqrt(10), rel=1e-5)
+    assert evaluation.kl_per_group == pytest.approx(terms.kl.mean(0).tolist(), rel=1e-5)
     weights = log_importance_weight(result, terms.log_likelihood)
-    assert found.log_likelihood.mean == pytest.approx(weights.mean().item(), rel=1e-5)
-    dimensions = pixels[0].numel()
-    assert found.elbo_bits.mean == pytest.approx(
-        model.likelihood.bits_per_dimension(-found.elbo.mean, dimensions), rel=1e-6
+    assert evaluation.log_likelihood.mean == pytest.approx(weights.mean().item(), rel=1e-5)
+    dimensions = images_u8[0].numel()
+    assert evaluation.elbo_bits.mean == pytest.approx(
+        model.likelihood.bits_per_dimension(-evaluation.elbo.mean, dimensions), rel=1e-6
     )
     scale = 1 / (dimensions * math.log(2))
-    assert found.elbo_bits.standard_error == pytest.approx(found.elbo.standard_error * scale, rel=1e-5)
+    assert evaluation.elbo_bits.standard_error == pytest.approx(evaluation.elbo.standard_error * scale, rel=1e-5)
 
 
-def test_a_last_incomplete_batch_counts_by_its_images(make_model, pixels):
+def test_incomplete_batch_counts_by_its_images(make_model, images_u8):
     """Noise apart, which only the sampled terms see: the KL of the top group depends on the image alone."""
     model = make_model()
-    parts, whole = evaluate(model, pixels, batch_size=4), evaluate(model, pixels, batch_size=10)
+    parts, whole = evaluate(model, images_u8, batch_size=4), evaluate(model, images_u8, batch_size=10)
     assert parts.images == whole.images == 10
     assert parts.kl_per_group[0] == pytest.approx(whole.kl_per_group[0], rel=1e-5)
 
 
 @pytest.mark.parametrize(("batch_size", "samples"), [(4, 1), (4, 3), (4, 4), (4, 10), (1, 3), (7, 3), (100, 3)])
-def test_images_are_encoded_once_and_memory_is_bounded(make_model, pixels, batch_size, samples):
+def test_images_are_encoded_once_and_passes_are_bounded(make_model, images_u8, batch_size, samples):
     model, encoded, passed = make_model(), [], []
     model.encoder.register_forward_hook(lambda module, args, output: encoded.append(len(args[0])))
     model.output.register_forward_hook(lambda module, args, output: passed.append(len(args[0])))
-    found = evaluate(model, pixels, batch_size, samples, count_active=False)
-    assert sum(encoded) == len(pixels)
-    assert sum(passed) == len(pixels) * samples
+    evaluation = evaluate(model, images_u8, batch_size, samples, count_active=False)
+    assert sum(encoded) == len(images_u8)
+    assert sum(passed) == len(images_u8) * samples
     assert max(passed) <= batch_size
-    assert found.samples == samples
+    assert evaluation.samples == samples
 
 
-def test_every_sample_of_an_image_belongs_to_that_image(make_model, pixels):
+def test_features_and_targets_are_repeated_together(make_model, images_u8):
     """Repeating features and images must go together: with a mistake the reconstruction would be of another image."""
     model = make_model()
-    alone = [evaluate(model, image[None], 8, 4).kl_per_group[0] for image in pixels[:3]]
-    together = evaluate(model, pixels[:3], 12, 4)
+    alone = [evaluate(model, image[None], 8, 4).kl_per_group[0] for image in images_u8[:3]]
+    together = evaluate(model, images_u8[:3], 12, 4)
     assert together.kl_per_group[0] == pytest.approx(sum(alone) / 3, rel=1e-5)
-    images = to_float(pixels[:3], "cpu").repeat_interleave(4, 0)
+    images = to_float(images_u8[:3], "cpu").repeat_interleave(4, 0)
     with torch.no_grad():
         result = model(images, model.draw_posterior_noise(12, seeded(0, "validation", 0)))
         terms = elbo_terms(result, images)
@@ -222,28 +226,59 @@ def test_every_sample_of_an_image_belongs_to_that_image(make_model, pixels):
     assert together.log_likelihood.mean == pytest.approx((weights.logsumexp(1) - math.log(4)).mean().item(), rel=1e-6)
 
 
-def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(make_model, pixels):
+def test_seed_determines_the_evaluation(make_model, images_u8):
     model = make_model()
-    assert evaluate(model, pixels, 8, 3, seed=1) == evaluate(model, pixels, 8, 3, seed=1)
-    assert evaluate(model, pixels, 8, 3, seed=1).elbo != evaluate(model, pixels, 8, 3, seed=2).elbo
+    assert evaluate(model, images_u8, 8, 3, seed=1) == evaluate(model, images_u8, 8, 3, seed=1)
+    assert evaluate(model, images_u8, 8, 3, seed=1).elbo != evaluate(model, images_u8, 8, 3, seed=2).elbo
 
 
-def test_the_model_comes_back_as_it_went(make_model, pixels):
+def test_evaluate_restores_the_model_also_after_an_error(make_model, images_u8, monkeypatch):
     model = make_model().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    evaluate(model, pixels, 4, 2)
-    assert model.training
+    evaluate(model, images_u8, 4, 2)
+    monkeypatch.setattr(model, "bottom_up", lambda images: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate(model, images_u8)
+    assert all(module.training for module in model.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_pixels_are_quantised_as_the_model_has_them(make_model, pixels):
-    """With 5 bits, the 3 lowest bits of the pixels make no difference."""
+@torch.no_grad()
+def test_encoder_sees_the_images_and_the_likelihood_the_targets(make_model, images_u8, generator):
+    model = make_model(sampling_method="bernoulli")
+    targets = 255 * torch.randint(0, 2, images_u8.shape, dtype=torch.uint8, generator=generator)
+    evaluation = evaluate(model, images_u8, 10, targets_u8=targets)
+    output = model(to_float(images_u8, "cpu"), model.draw_posterior_noise(10, seeded(0, "validation", 0)))
+    terms = elbo_terms(output, to_float(targets, "cpu"))
+    assert evaluation.elbo.mean == pytest.approx(terms.elbo.mean().item(), rel=1e-5)
+    assert evaluation.kl_per_group == pytest.approx(terms.kl.mean(0).tolist(), rel=1e-5)
+    assert evaluation.reconstruction != evaluate(model, images_u8, 10).reconstruction
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"samples": 0},
+        {"batch_size": 0},
+        {"seed": -1},
+        {"images_u8": torch.zeros(2, 3, 8, 8)},
+        {"images_u8": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)},
+        {"targets_u8": torch.zeros(3, 3, 8, 8, dtype=torch.uint8)},
+    ],
+)
+def test_evaluate_refuses_wrong_arguments(make_model, images_u8, wrong):
+    with pytest.raises(ArgumentError):
+        evaluate(make_model(), **{"images_u8": images_u8} | wrong)
+
+
+def test_images_are_quantized_to_the_bit_depth(make_model, images_u8):
+    """With 5 bits, the 3 lowest bits of the images make no difference."""
     model = make_model(pixel_bits=5, sampling_method="logistic_mixture")
-    assert evaluate(model, pixels, 10) == evaluate(model, pixels & 0b11111000, 10)
-    assert evaluate(model, pixels, 10) != evaluate(model, pixels ^ 0b1000, 10)
+    assert evaluate(model, images_u8, 10) == evaluate(model, images_u8 & 0b11111000, 10)
+    assert evaluate(model, images_u8, 10) != evaluate(model, images_u8 ^ 0b1000, 10)
 
 
-def test_the_error_of_a_single_image_is_not_known():
+def test_standard_error_of_a_single_image_is_nan():
     estimate = Estimate.of(torch.tensor([3.0]))
     assert estimate.mean == 3
     assert math.isnan(estimate.standard_error)
@@ -263,7 +298,7 @@ class Moving(LinearGroup):
 
 
 @pytest.mark.parametrize(("gain", "active"), [(2.0, [1, 2]), (0.05, [0, 0])])
-def test_a_unit_is_active_when_its_posterior_moves_with_the_image(config, gain, active):
+def test_active_unit_follows_the_image(config, gain, active):
     """The z above moves with the image too, and so does what follows it; its noise does not count."""
     groups = [Moving(i, gain, 0.0) for i in range(2)]
     for group in groups:
@@ -272,26 +307,26 @@ def test_a_unit_is_active_when_its_posterior_moves_with_the_image(config, gain, 
 
     class Anything:
         def __init__(self, z):
-            self.normal = DiagonalNormal(z.new_zeros(len(z), 1, 1, 2), z.new_ones(()))
+            self.normal = DiagonalNormal(z.new_zeros(len(z), 3, 1, 1), z.new_ones(()))
 
         def log_prob(self, images):
             return self.normal.log_density(images)
 
     model = LinearModel(config, [level], groups)
     model.likelihood = Likelihood(2, Anything, 0.0, range(2))
-    pixels = torch.randint(0, 256, (300, 1, 1, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images_u8 = torch.randint(0, 256, (300, 3, 1, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for samples in (1, 5):
-        found = evaluate(model.eval(), pixels, 100, samples)
-        assert found.active_units_per_group == active
-        assert found.units_per_group == [3, 3]
-    assert evaluate(model, pixels, 100, count_active=False).active_units_per_group is None
+        evaluation = evaluate(model.eval(), images_u8, 100, samples)
+        assert evaluation.active_units_per_group == active
+        assert evaluation.units_per_group == [3, 3]
+    assert evaluate(model, images_u8, 100, count_active=False).active_units_per_group is None
 
 
-def test_an_evaluation_that_is_not_finite_is_still_json(make_model, pixels):
+def test_evaluation_that_is_not_finite_is_valid_json(make_model, images_u8):
     model = make_model()
     with torch.no_grad():
         model.groups[0].posterior_head.bias.fill_(math.nan)
-    content = evaluate(model, pixels, 10).plain()
+    content = evaluate(model, images_u8, 10).to_dict()
     assert content["elbo"] == {"mean": None, "standard_error": None}
     assert content["kl_per_group"][0] is None
     json.dumps(content, allow_nan=False)
@@ -299,7 +334,7 @@ def test_an_evaluation_that_is_not_finite_is_still_json(make_model, pixels):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["nvlabs_bernoulli", "nvlabs_logistic_mixture_flows"])
-def test_the_importance_weight_is_the_recorded_one(recording, name):
+def test_importance_weight_matches_the_recording(recording, name):
     from nvae.interop.key_mapping import load_with_key_map
     from nvae.interop.nvlabs import config_of_settings, key_map, weights_of
 

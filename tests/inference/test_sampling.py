@@ -1,15 +1,12 @@
-from dataclasses import replace
-
 import pytest
 import torch
 
+from nvae.arguments import ArgumentError
 from nvae.errors import UserError
-from nvae.inference import sampling
-from nvae.inference.sampling import decode, encode, images_of, noise_of, per_group, reconstruct, sample
-from nvae.models.hierarchy import FromNoise, FromPosterior
+from nvae.inference.sampling import Sampler, seed_noise, to_images
+from nvae.models.hierarchy import FromNoise
 
 GROUPS = 4
-NVLABS = {"style": "nvlabs", "num_flows": 1}
 METHODS = pytest.mark.parametrize(
     "method",
     ["bernoulli", "gaussian", "gaussian_mixture", "logistic", "logistic_mixture", "coupled_logistic_mixture"],
@@ -21,257 +18,200 @@ def model(make_model):
     return make_model()
 
 
-@pytest.fixture
-def images():
-    return torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+def plain(model, temperature=1.0, **options):
+    """A sampler with the statistics of training."""
+    return Sampler(model, temperature, iterations=0, **options)
 
 
-def assert_close(one, other, within=1e-5):
-    torch.testing.assert_close(one, other, rtol=0, atol=within)
+# --------------------------------------------------------------------------------------------------------- noise
 
 
-# ---------------------------------------------------------------------------------------------------- per group
-
-
-def test_one_number_stays_one_number(model):
-    assert per_group(model, [0.7], "temperature") == 0.7
-
-
-def test_a_number_per_scale_is_one_per_group_coarsest_first(make_model):
-    model = make_model(initial_splits_per_scale=3, exponential_scaling=3)
-    assert [shape[1] for shape in model.noise_shapes] == [2, 4, 4, 4]
-    assert per_group(model, [0.5, 0.9], "temperature") == [0.5, 0.9, 0.9, 0.9]
-
-
-@pytest.mark.parametrize("wrong", [[], [1.0, 2.0, 3.0], [1.0] * GROUPS])
-def test_another_count_of_numbers_is_one_sentence_that_names_the_scales(model, wrong):
-    with pytest.raises(UserError, match=rf"{len(wrong)} numbers .* the strength, .* 2 scales \(2x2, 4x4\); give one"):
-        per_group(model, wrong, "strength")
-
-
-# --------------------------------------------------------------------------------------------------- from seeds
-
-
-def test_one_seed_is_one_image_whatever_the_others_are(make_model):
-    model = make_model()
-    together = sample(model, [5, 6, 7], 0.7)
-    alone = sample(model, [6], 0.7)
-    torch.testing.assert_close(together[1], alone[0], rtol=0, atol=1e-6)
-    assert (together[0] - together[1]).abs().max() > 1e-3
-
-
-def test_many_seeds_come_in_passes(make_model):
-    model = make_model()
-    images = sample(model, range(40), 0.7)
-    assert images.shape == (40, 3, 8, 8)
-    torch.testing.assert_close(images[37], sample(model, [37], 0.7)[0], rtol=0, atol=1e-6)
-
-
-def test_images_are_on_the_unit_interval(make_model):
-    images = sample(make_model(), range(9), 5.0)
-    assert images.min() >= 0
-    assert images.max() <= 1
-
-
-def test_noise_is_standard_normal(make_model):
-    noise = torch.cat([group.flatten() for group in noise_of(make_model(), range(400))])
+def test_seed_noise_is_standard_normal(model):
+    noise = torch.cat([group.flatten() for group in seed_noise(model, range(400))])
     assert abs(noise.mean()) < 0.02
     assert abs(noise.std() - 1) < 0.02
 
 
-def test_reconstructions_need_no_luck(make_model):
-    model = make_model()
-    images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(reconstruct(model, images), reconstruct(model, images))
+def test_seed_noise_scale_is_a_factor_per_scale(model):
+    noise, scaled = seed_noise(model, [3, 4]), seed_noise(model, [3, 4], [0.5, 3.0])
+    for group, other, factor in zip(noise, scaled, [0.5, 0.5, 3, 3], strict=True):
+        assert torch.equal(other, factor * group)
 
 
-def test_a_temperature_per_group_is_that_of_its_groups(model):
-    noise = noise_of(model, [3, 4])
-    per_scale = sample(model, [3, 4], per_group(model, [0.4, 0.9], "temperature"))
-    expected = model.top_down(FromNoise(noise, [0.4, 0.4, 0.9, 0.9]), 2).px_z.mean().clamp(0, 1)
-    assert_close(per_scale, expected, 1e-6)
-    assert (per_scale - sample(model, [3, 4], 0.4)).abs().max() > 1e-3
+# ------------------------------------------------------------------------------------------------------- samples
+
+
+def test_sample_of_a_seed_does_not_depend_on_the_other_seeds(model, assert_within):
+    sampler = plain(model, 0.7, batch_size=2)
+    together = sampler.sample([5, 6, 7])
+    assert together.shape == (3, 3, 8, 8)
+    for index, seed in enumerate([5, 6, 7]):
+        assert_within(together[index], sampler.sample([seed])[0])
+    assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+def test_sample_of_a_count_is_that_of_the_first_seeds(model):
+    assert torch.equal(plain(model).sample(3), plain(model).sample([0, 1, 2]))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+def test_sample_runs_passes_of_at_most_the_batch_size(model, passes, batch_size):
+    outputs = passes(model)
+    plain(model, batch_size=batch_size).sample(7)
+    counts = [len(output.parameters) for output in outputs]
+    assert sum(counts) == 7
+    assert max(counts) == min(batch_size, 7)
+
+
+def test_sample_is_in_the_unit_interval(model):
+    images = plain(model, 5.0).sample(9)
+    assert images.min() >= 0
+    assert images.max() <= 1
 
 
 @torch.no_grad()
-def test_the_mean_and_the_most_likely_image_are_those_of_the_distribution(make_model):
+def test_temperature_is_one_number_per_scale(model, assert_within):
+    output = model.top_down(FromNoise(seed_noise(model, [3, 4]), [0.4, 0.4, 0.9, 0.9]), 2)
+    images = plain(model, [0.4, 0.9]).sample([3, 4])
+    assert_within(images, output.px_z.mean().clamp(0, 1))
+    assert (images - plain(model, 0.4).sample([3, 4])).abs().max() > 1e-3
+
+
+def test_noise_scale_zero_gives_the_centers_of_the_priors(model, assert_within):
+    without = plain(model, 0.7).sample([3, 4], noise_scale=0)
+    assert_within(without, plain(model).decode(model.no_noise(1)).expand(2, -1, -1, -1))
+    assert (without - plain(model, 0.7).sample([3, 4])).abs().max() > 1e-2
+
+
+def test_noise_scale_multiplies_the_noise(model):
+    sampler = plain(model, 0.7)
+    expected = sampler.decode(seed_noise(model, [3], [0.0, 3.0]))
+    assert torch.equal(sampler.sample([3], noise_scale=[0.0, 3.0]), expected)
+
+
+WRONG = {
+    "temperature of three scales": lambda model: Sampler(model, [0.5, 0.7, 0.9]),
+    "temperature as a text": lambda model: Sampler(model, "0.7"),
+    "negative iterations": lambda model: Sampler(model, iterations=-1),
+    "batch size 0": lambda model: Sampler(model, batch_size=0),
+    "no images": lambda model: plain(model).sample(0),
+    "negative seed": lambda model: plain(model).sample([-1]),
+    "seed as a text": lambda model: plain(model).sample("3"),
+    "other pixels": lambda model: plain(model).sample(1, "median"),
+    "noise of three groups": lambda model: plain(model).decode(model.no_noise(1)[:3]),
+    "seeds of another count": lambda model: plain(model).decode(model.no_noise(3), "sample", [1, 2]),
+    "noise scale per group": lambda model: plain(model).sample(1, noise_scale=[1.0] * GROUPS),
+}
+
+
+@pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)
+def test_wrong_argument_is_refused(model, call):
+    with pytest.raises(ArgumentError):
+        call(model)
+
+
+def test_images_that_are_not_finite_are_refused(make_model):
+    model = make_model()
+    model.groups[-1].decoder_combiner.bias.data.fill_(float("inf"))
+    with pytest.raises(UserError, match="finite"):
+        plain(model).sample(1)
+
+
+# -------------------------------------------------------------------------------------------------------- pixels
+
+
+@torch.no_grad()
+def test_mean_and_most_likely_image_are_those_of_the_distribution(make_model, assert_within):
     model = make_model(sampling_method="logistic_mixture", n_mix=3)
-    noise = noise_of(model, [3, 4])
-    pixels = model.top_down(FromNoise(noise), 2).px_z
-    assert_close(decode(model, noise), (pixels.logits.softmax(2) * pixels.means).sum(2).clamp(0, 1), 1e-6)
-    chosen = torch.nn.functional.one_hot(pixels.logits.argmax(2), 3).movedim(-1, 2)
-    most_likely = decode(model, noise, pixels="most_likely")
-    assert_close(most_likely, (chosen * pixels.means).sum(2).clamp(0, 1), 1e-6)
-    assert (most_likely - decode(model, noise)).abs().max() > 1e-2
+    noise = seed_noise(model, [3, 4])
+    px_z = model.top_down(FromNoise(noise), 2).px_z
+    mean, most_likely = (plain(model).decode(noise, pixels) for pixels in ("mean", "most_likely"))
+    assert_within(mean, (px_z.logits.softmax(2) * px_z.means).sum(2).clamp(0, 1))
+    chosen = torch.nn.functional.one_hot(px_z.logits.argmax(2), 3).movedim(-1, 2)
+    assert_within(most_likely, (chosen * px_z.means).sum(2).clamp(0, 1))
+    assert (most_likely - mean).abs().max() > 1e-2
 
 
 @METHODS
-@torch.no_grad()
 def test_drawn_pixels_depend_on_the_seed_alone(make_model, method):
+    """In batches of two: every batch must get its own part of the seeds."""
     model = make_model(sampling_method=method, n_mix=2)
-    result = model.top_down(FromNoise(noise_of(model, [5, 6, 7])), 3)
-    together = images_of(model, result, "sample", [5, 6, 7])
-    assert torch.equal(
-        together[1:2], images_of(model, replace(result, parameters=result.parameters[1:2]), "sample", [6])
-    )
-    assert not torch.equal(
-        together[1:2], images_of(model, replace(result, parameters=result.parameters[1:2]), "sample", [5])
-    )
-    assert (together - images_of(model, result)).abs().mean() > 0.01
+    sampler = plain(model, 0.7, batch_size=2)
+    together = sampler.sample([5, 6, 7, 8, 9], "sample")
+    alone = sampler.sample([8], "sample")[0]
+    # Rounding differs with the batch size, and can change single draws.
+    assert ((together[3] - alone).abs() > 1e-3).float().mean() < 0.02
+    assert ((together[2] - alone).abs() > 1e-3).float().mean() > 0.1
+    assert torch.equal(together, sampler.sample([5, 6, 7, 8, 9], "sample"))
+    assert (together - sampler.sample([5, 6, 7, 8, 9])).abs().mean() > 0.01
     assert together.min() >= 0
     assert together.max() <= 1
 
 
-@METHODS
-def test_samples_with_drawn_pixels_are_the_same_in_any_company(make_model, monkeypatch, method):
-    """Over several passes, each with its own part of the seeds."""
-    monkeypatch.setattr(sampling, "PASS_IMAGES", 2)
-    model = make_model(sampling_method=method, n_mix=2)
-    together = sample(model, [5, 6, 7, 8, 9], 0.7, "sample")
-    alone = sample(model, [8], 0.7, "sample")[0]
-    # The last digits of a pass depend on its size, and may turn a coin or a rounding.
-    assert ((together[3] - alone).abs() > 1e-3).float().mean() < 0.02
-    assert ((together[2] - alone).abs() > 1e-3).float().mean() > 0.1
-    assert torch.equal(together, sample(model, [5, 6, 7, 8, 9], 0.7, "sample"))
-
-
-def test_draws_of_one_image_average_to_its_mean(make_model):
-    model = make_model(sampling_method="bernoulli")
-    noise = noise_of(model, [3])
-    mean, draws = decode(model, noise), 500
-    many = [group.expand(draws, -1, -1, -1) for group in noise]
-    drawn = decode(model, many, pixels="sample", seeds=range(draws))
+def test_draws_of_one_image_average_to_its_mean(bernoulli_model):
+    sampler, draws = plain(bernoulli_model), 500
+    noise = sampler.noise([3])
+    mean = sampler.decode(noise)
+    drawn = sampler.decode([group.expand(draws, -1, -1, -1) for group in noise], "sample", range(draws))
     assert set(drawn.unique().tolist()) == {0, 1}
     error = (mean * (1 - mean) / draws).sqrt()
     assert ((drawn.mean(0) - mean).abs() <= 5 * error).all()
 
 
-def test_drawn_values_are_ones_that_a_pixel_can_have(make_model):
-    drawn = sample(make_model(sampling_method="logistic", pixel_bits=3), range(20), 1.0, "sample")
+def test_drawn_pixels_have_the_values_of_the_bit_depth(make_model):
+    drawn = plain(make_model(sampling_method="logistic", pixel_bits=3)).sample(20, "sample")
     torch.testing.assert_close(drawn.unique(), torch.arange(8) / 7)
 
 
-def test_drawn_pixels_need_seeds(model):
-    with pytest.raises(ValueError, match="seeds"):
-        decode(model, noise_of(model, [3]), pixels="sample")
-
-
-def test_no_noise_is_what_every_prior_expects(model):
-    without = sample(model, [3, 4], 0.7, scale_noise=0)
-    expected = decode(model, model.no_noise(1))
-    assert_close(without, expected.expand(2, -1, -1, -1), 1e-6)
-    assert_close(without, sample(model, [3, 4], 1.0, scale_noise=0), 0)
-    assert (without - sample(model, [3, 4], 0.7)).abs().max() > 1e-2
-
-
-def test_a_factor_on_the_noise_is_one_unless_said(model):
-    plain = sample(model, [3, 4], 0.7)
-    assert torch.equal(plain, sample(model, [3, 4], 0.7, scale_noise=1))
-    doubled = decode(model, [2 * group for group in noise_of(model, [3, 4])], 0.7)
-    assert torch.equal(sample(model, [3, 4], 0.7, scale_noise=2), doubled)
-    assert (doubled - plain).abs().max() > 1e-3
-
-
-def test_factors_per_group_are_each_on_the_noise_of_its_group(model):
-    assert torch.equal(sample(model, [3], 0.7, scale_noise=[0.5] * GROUPS), sample(model, [3], 0.7, scale_noise=0.5))
-    noise = noise_of(model, [3])
-    expected = decode(model, [torch.zeros_like(noise[0]), noise[1], 3 * noise[2], noise[3]], 0.7)
-    assert torch.equal(sample(model, [3], 0.7, scale_noise=[0.0, 1.0, 3.0, 1.0]), expected)
-
-
-# ----------------------------------------------------------------------------------------------- from pictures
-
-KINDS = {
-    "plain": {},
-    "flows": {"num_flows": 1},
-    "fixed flows": {"num_flows": 1, "fixed_flows": True},
-    "posterior of its own": {"residual_posterior": False},
-    "all": {"residual_posterior": False, "num_flows": 2, "fixed_flows": True},
-    "nvlabs": NVLABS,
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_encoded_image_decodes_to_its_reconstruction(make_model, images, kind):
-    model = make_model(**KINDS[kind], sampling_method="bernoulli")  # whose means are nowhere clamped
-    noise = encode(model, images)
-    assert [tuple(group.shape[1:]) for group in noise] == model.noise_shapes
-    assert_close(decode(model, noise), reconstruct(model, images))
-
-
-@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_the_noise_of_an_image_leads_to_the_posteriors_means(make_model, images, kind):
-    """Exactly to its z, group by group, and through the same flow where there is one."""
-    model = make_model(**KINDS[kind])
-    posterior = model.top_down(FromPosterior(model.bottom_up(images), noise=model.no_noise(3)), 3)
-    noise = encode(model, images)
-    prior = model.top_down(FromNoise(noise), 3)
-    for index, group in posterior.groups.items():
-        assert_close(prior.groups[index].z, group.z)
-        assert_close(prior.groups[index].prior.mu, group.prior.mu)
-        assert noise[index].abs().max() > 0.05
+def test_to_images_refuses_draws_without_seeds(model):
+    output = model.top_down(FromNoise(model.no_noise(1)), 1)
+    with pytest.raises(ArgumentError):
+        to_images(model, output, "sample")
 
 
-def test_an_image_that_is_what_the_prior_expects_needs_no_noise(make_model, images):
+# ------------------------------------------------------------------------------------------------- recalibration
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_sampler_recalibrates_by_itself(make_model, assert_within):
+    """As the same passes with the measured statistics in the model itself."""
     model = make_model()
-    for group in model.groups:  # the posterior adds nothing to the prior
-        group.posterior_head.parametrizations.weight.original0.data.zero_()
-        group.posterior_head.bias.data.zero_()
-    assert all(torch.equal(group, torch.zeros_like(group)) for group in encode(model, images))
+    sampler = Sampler(model, 0.7, iterations=2)
+    images = sampler.sample(3)
+    assert (images - plain(model, 0.7).sample(3)).abs().max() > 1e-3
+    for name, mean in sampler.statistics.means.items():
+        model.get_submodule(name).running_mean.copy_(mean)
+        model.get_submodule(name).running_var.copy_(sampler.statistics.variances[name])
+    assert_within(plain(model, 0.7).sample(3), images)
 
 
-@torch.no_grad()
-def test_a_reconstruction_is_the_mean_image_of_the_posteriors_means(model, images):
-    posterior = model.top_down(FromPosterior(model.bottom_up(images), noise=model.no_noise(3)), 3)
-    assert_close(reconstruct(model, images), posterior.px_z.mean().clamp(0, 1), 1e-6)
-    assert torch.equal(reconstruct(model, images, keep_groups=GROUPS), reconstruct(model, images))
-    assert torch.equal(reconstruct(model, images, GROUPS, 1.0, seed=7), reconstruct(model, images))
+def test_sampler_leaves_the_model_as_it_was(make_model):
+    model = make_model().train()
+    before = state(model)
+    Sampler(model, 0.7, iterations=2).sample(2)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(module.training for module in model.modules())
 
 
-def test_with_no_group_kept_the_image_does_not_matter(model, images):
-    for temperature in (0.0, 0.7):
-        one = reconstruct(model, images, 0, temperature)
-        assert torch.equal(one, reconstruct(model, 1 - images, 0, temperature))
-    assert not torch.equal(reconstruct(model, images, 1), reconstruct(model, 1 - images, 1))
+def test_sampler_with_one_converged_recalibration_has_no_warnings(model):
+    sampler = Sampler(model, 0.7)
+    assert sampler.warnings == []
+    assert sampler.statistics is sampler.statistics
+    assert len(Sampler(model, 0.7, iterations=1).warnings) == 1
+    assert plain(model).warnings == []
 
 
-@pytest.mark.parametrize("kept", range(GROUPS + 1))
-@torch.no_grad()
-def test_the_kept_groups_are_those_of_the_posterior_and_the_others_the_priors(model, images, kept, monkeypatch):
-    passes, top_down = [], model.top_down
-    posterior = top_down(FromPosterior(model.bottom_up(images), noise=model.no_noise(3)), 3)
-
-    def spy(*args, **options):
-        passes.append(top_down(*args, **options))
-        return passes[-1]
-
-    monkeypatch.setattr(model, "top_down", spy)
-    reconstruct(model, images, kept, 0.7)
-    (found,) = passes
-    for index, group in found.groups.items():
-        assert (group.posterior is not None) == (index < kept)
-        assert torch.equal(group.z, posterior.groups[index].z) == (index < kept), index
-
-
-def test_the_free_groups_are_a_seeds(model, images):
-    one = reconstruct(model, images, 2, 0.7, seed=1)
-    assert torch.equal(one, reconstruct(model, images, 2, 0.7, seed=1))
-    assert (one - reconstruct(model, images, 2, 0.7, seed=2)).abs().max() > 1e-3
-
-
-@torch.no_grad()
-def test_the_free_groups_have_the_noise_of_the_seeds_image_whatever_the_pictures(model, images):
-    free = [group.expand(3, -1, -1, -1) for group in noise_of(model, [7])]
-    mixed = encode(model, images)[:2] + free[2:]  # what is encoded is noise at temperature 1
-    assert_close(reconstruct(model, images, 2, 0.6, seed=7), decode(model, mixed, [1.0, 1.0, 0.6, 0.6]))
-    assert_close(reconstruct(model, images, 2, 0.6, seed=7)[1:2], reconstruct(model, images[1:2], 2, 0.6, seed=7))
-
-
-@pytest.mark.parametrize("style", [{}, NVLABS], ids=["mgp123", "nvlabs"])
-def test_at_temperature_zero_the_free_groups_are_what_the_prior_expects(make_model, images, style):
-    model = make_model(**style)
-    one, other = (reconstruct(model, images, 2, 0.0, seed=seed) for seed in (1, 2))
-    assert torch.equal(one, other)
-    kept = [group if index < 2 else torch.zeros_like(group) for index, group in enumerate(encode(model, images))]
-    assert_close(one, decode(model, kept))
+def test_sampler_of_a_model_without_batch_norms_says_so_and_goes_on(make_model, assert_within):
+    model = make_model()
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.BatchNorm2d):
+                setattr(module, name, torch.nn.Identity())
+    sampler = Sampler(model, 0.7)
+    assert sampler.statistics is None
+    assert len(sampler.warnings) == 1
+    assert_within(sampler.sample(2), plain(model, 0.7).sample(2), 0)

@@ -11,7 +11,7 @@ from nvae.checkpoint import load, load_model_and_metadata
 from nvae.data.images import to_float
 from nvae.errors import UserError
 from nvae.evaluation.likelihood import evaluate
-from nvae.inference.sampling import reconstruct
+from nvae.inference.reconstruction import reconstruct
 from nvae.tools.grids import grid
 from nvae.training import loop, memory
 from nvae.training.loggers import read_metrics

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from nvae.errors import UserError
-from nvae.inference.recalibration import StatisticsCache, recalibrated
-from nvae.inference.sampling import Pixels, per_group, sample
+from nvae.inference.sampling import Pixels, Sampler
+from nvae.inference.statistics_cache import StatisticsCache
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.tools.grids import grid, near_square, replacing, save_picture
 
@@ -88,9 +88,7 @@ def load_selection(path: Path) -> Selection:
     return selection
 
 
-def render(
-    selection: Selection, open_model: Callable[[str], HierarchicalVAE], progress: bool = False
-) -> tuple[Tensor, Selection, list[str]]:
+def render(selection: Selection, open_model: Callable[[str], HierarchicalVAE]) -> tuple[Tensor, Selection, list[str]]:
     """The images (N, C, S, S) in [0, 1] of a selection, on the CPU.
 
     open_model: from the path in a cell to the model in eval mode. Also returns the selection with the digests of the
@@ -106,12 +104,10 @@ def render(
     for (path, temperature, iterations), places in together.items():
         model = models[path] = models.get(path) or open_model(path)
         cache = StatisticsCache(model, path)
-        of_groups = per_group(model, temperature, "temperature")
-        scale_noise = per_group(model, selection.scale_noise, "scale of the noise")
-        with recalibrated(model, of_groups, iterations, progress, cache) as statistics:
-            seeds = [cells[place].seed for place in places]
-            found = sample(model, seeds, of_groups, selection.pixels, scale_noise, progress).cpu()
-        digest = statistics.digest if statistics else None
+        sampler = Sampler(model, temperature, iterations, cache)
+        seeds = [cells[place].seed for place in places]
+        found = sampler.sample(seeds, selection.pixels, selection.scale_noise).cpu()
+        digest = sampler.statistics.digest if sampler.statistics else None
         if any(cells[place].weights != cache.weights for place in places):
             notices.append(f"{path} holds other weights than those that were picked from: the images are others.")
         elif any(cells[place].statistics not in (digest, None) for place in places):
@@ -129,7 +125,7 @@ def save_result(
     selection: Selection, record: Path, open_model: Callable[[str], HierarchicalVAE]
 ) -> tuple[Path, list[str]]:
     """Draw a selection, as a .png beside its .json, which is written too; returns its path and `render`'s notices."""
-    images, selection, notices = render(selection, open_model, progress=True)
+    images, selection, notices = render(selection, open_model)
     about = selection.model_dump()
     try:
         selection.save(record)

@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from nvae.arguments import format_values, per_group
 from nvae.checkpoint import plain_name
 from nvae.errors import UserError
-from nvae.inference.recalibration import StatisticsCache, recalibrated
-from nvae.inference.sampling import joined, per_group, sample
+from nvae.inference.sampling import Sampler
+from nvae.inference.statistics_cache import StatisticsCache
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.signals import hangups
 from nvae.tools.grids import Layout, as_text, grid, layout, near_square
@@ -39,34 +40,31 @@ class PickingSession:
         folder: Path,
     ) -> None:
         self.model, self.picking, self.shown = model, picking, shown
-        self.temperature = per_group(model, temperature, "temperature")
-        self.scale_noise = per_group(model, shown.scale_noise, "scale of the noise")
-        self.cache = StatisticsCache(model, model_path)
+        per_group(model, shown.scale_noise, "noise scale")  # refuse a wrong count before any work
+        cache = StatisticsCache(model, model_path)
+        self.sampler = Sampler(model, temperature, iterations, cache)
         self.cell = Cell(  # what all samples have in common
             model=as_text(model_path),
-            weights=self.cache.weights,
+            weights=cache.weights,
             seed=picking.first_seed,
             temperature=temperature,
             iterations=iterations,
             statistics=None,
         )
-        self.record = reserve(folder, f"cherry_{joined(temperature, '-')}_{plain_name(model_path)}")
+        self.record = reserve(folder, f"cherry_{format_values(temperature, '-')}_{plain_name(model_path)}")
         self.kept = shown
         self.images: dict[int, Tensor] = {}
 
-    def run(self, front_end: Callable[[str | None], None]) -> bool:
+    def run(self, front_end: Callable[[list[str]], None]) -> bool:
         """Pick through a front end, which is told of statistics that did not settle.
 
         Returns whether it came to its end, or was interrupted.
         """
-        iterations = self.cell.iterations
         try:
-            with (
-                hangups(interrupt=True),
-                recalibrated(self.model, self.temperature, iterations, True, self.cache) as found,
-            ):
-                self.cell = self.cell.model_copy(update={"statistics": found and found.digest})
-                front_end(found and found.notice)
+            with hangups(interrupt=True):
+                statistics = self.sampler.statistics
+                self.cell = self.cell.model_copy(update={"statistics": statistics and statistics.digest})
+                front_end(self.sampler.warnings)
         except KeyboardInterrupt:
             return False
         except UserError as error:
@@ -100,9 +98,7 @@ class PickingSession:
         if missing:
             self.images = {seed: image for seed, image in self.images.items() if seed in self.picking.picks}
             missing = [seed for seed in view.seeds if seed not in self.images]
-            found = sample(
-                self.model, missing, self.temperature, self.shown.pixels, self.scale_noise, progress=True
-            ).cpu()
+            found = self.sampler.sample(missing, self.shown.pixels, self.shown.scale_noise).cpu()
             self.images |= dict(zip(missing, found, strict=True))
         images = torch.stack([self.images[seed] for seed in view.seeds])
         shape = {"columns": near_square(len(images)), "captions": view.captions}

@@ -8,8 +8,7 @@ from PIL import Image
 
 from nvae.checkpoint import load_model, save, weights_digest
 from nvae.errors import UserError
-from nvae.inference.recalibration import recalibrated
-from nvae.inference.sampling import per_group, sample
+from nvae.inference.sampling import Sampler
 from nvae.tools.picking.selection import Cell, Selection, load_selection, picture_of, render, reserve, save_result
 
 
@@ -48,9 +47,7 @@ def image_of(models, open_model):
 
     def make(name, seed, temperature, iterations=0, scale_noise=(1.0,), **how):
         model = open_model(str(models / name))
-        of_groups = per_group(model, temperature, "temperature")
-        with recalibrated(model, of_groups, iterations):
-            return sample(model, [seed], of_groups, scale_noise=per_group(model, scale_noise, "scale"), **how)[0]
+        return Sampler(model, temperature, iterations).sample([seed], noise_scale=scale_noise, **how)[0]
 
     return make
 
@@ -242,9 +239,9 @@ def test_images_of_different_sizes_are_refused(cell, models, open_model):
 
 
 def test_a_wrong_number_of_scales_is_refused(cell, open_model):
-    with pytest.raises(UserError, match="3 numbers are given as the temperature"):
+    with pytest.raises(UserError, match="temperature: got 3"):
         render(Selection(cells=[cell(1, temperature=[0.1, 0.2, 0.3])]), open_model)
-    with pytest.raises(UserError, match="3 numbers are given as the scale of the noise"):
+    with pytest.raises(UserError, match="noise scale: got 3"):
         render(Selection(scale_noise=[1, 2, 3], cells=[cell(1)]), open_model)
 
 

@@ -1,0 +1,42 @@
+"""Count the latent units that carry information about images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nvae.models.hierarchy import FromPosterior, HierarchicalVAE
+
+ACTIVE_VARIANCE = 0.01
+
+
+class ActiveUnits:
+    """The variance over images of the noise that the priors need to give the posteriors' centers.
+
+    A unit is active if Var_x[(mu_q - mu_p) / sigma_p] > 0.01, with all latents above it at their posteriors' centers:
+    the criterion of Burda et al. (2016), generalized from a standard Normal to any prior.
+    """
+
+    def __init__(self, model: HierarchicalVAE) -> None:
+        self.model = model
+        self.images = 0
+        self.sums: list[Tensor | float] = [0.0] * len(model.groups)
+        self.squares: list[Tensor | float] = [0.0] * len(model.groups)
+
+    def add(self, features: list[Any], count: int) -> None:
+        """Add `count` images by their bottom-up features."""
+        source = FromPosterior(features, self.model.no_posterior_noise(count))
+        output = self.model.top_down(source, count, mean_only=True)
+        self.images += count
+        for index, group in output.groups.items():
+            noise = group.prior.to_noise(group.z).cpu().double()  # (count, *noise_shape)
+            self.sums[index] = self.sums[index] + noise.sum(0)
+            self.squares[index] = self.squares[index] + noise.square().sum(0)
+
+    def counts(self) -> list[int]:
+        """The number of active units of every group."""
+        pairs = zip(self.sums, self.squares, strict=True)
+        variances = [square / self.images - (total / self.images).square() for total, square in pairs]
+        return [int(torch.sum(variance > ACTIVE_VARIANCE)) for variance in variances]

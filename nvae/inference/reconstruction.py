@@ -1,0 +1,72 @@
+"""From images to noise and back, through the posterior."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from nvae.arguments import PerScale, check_choice, check_count, check_images, check_seeds, per_group
+from nvae.inference.sampling import BATCH_SIZE, Pixels, seed_noise, to_images
+from nvae.models.distributions import Noise
+from nvae.models.hierarchy import FromNoise, FromPosterior, HierarchicalVAE, LatentSource, PerGroup
+from nvae.models.modes import eval_mode
+from nvae.progress import Progress, batches
+
+
+@torch.no_grad()
+def encode(model: HierarchicalVAE, images: Tensor, batch_size: int = BATCH_SIZE, progress: Progress = False) -> Noise:
+    """Return the noise, one (N, *noise_shape) per latent group, that decodes to the reconstructions of images.
+
+    images: (N, C, S, S) in [0, 1]. z is the center of each posterior, and the noise is what its prior needs at
+    temperature 1 to give this z: for Normals (mu_q - mu_p) / sigma_p. It is 0 where an image is what the prior expects.
+    Decode with `Sampler(model, iterations=0)`. Raises ArgumentError.
+    """
+    images = check_images(model, images)
+    parts = []
+    with eval_mode(model):
+        for part in batches(len(images), check_count("batch_size", batch_size), "encoding", progress):
+            count = len(images[part])
+            output = model.top_down(_posterior_centers(model, images[part]), count, mean_only=True)
+            parts.append([group.prior.to_noise(group.z) for group in output.groups.values()])
+    return [torch.cat(group) for group in zip(*parts, strict=True)]
+
+
+@torch.no_grad()
+def reconstruct(
+    model: HierarchicalVAE,
+    images: Tensor,
+    keep_groups: int | None = None,
+    temperature: PerScale = 0.0,
+    seed: int = 0,
+    pixels: Pixels = "mean",
+    batch_size: int = BATCH_SIZE,
+    progress: Progress = False,
+) -> Tensor:
+    """Return the reconstructions (N, C, S, S) in [0, 1] of images (N, C, S, S) in [0, 1], from the posteriors' centers.
+
+    keep_groups: z of the first groups, this many, comes from the posterior, the rest from the prior (default: all from
+    the posterior). temperature: of the prior, one number or one per scale; 0 gives the prior's center. seed: of the
+    prior's noise, the same for all images, and of drawn pixels. pixels: as in `Sampler.sample`. Raises ArgumentError.
+    """
+    images = check_images(model, images)
+    check_choice("pixels", pixels, get_args(Pixels))
+    groups = len(model.groups)
+    keep = groups if keep_groups is None else check_count("keep_groups", keep_groups, 0, groups)
+    temperatures = per_group(model, temperature, "temperature")
+    noise = seed_noise(model, [seed]) if any(temperatures) else model.no_noise(1)
+    reconstructions = []
+    with eval_mode(model):
+        for part in batches(len(images), check_count("batch_size", batch_size), "reconstructing", progress):
+            count = len(images[part])
+            posterior = _posterior_centers(model, images[part])
+            prior = FromNoise([group.expand(count, *group.shape[1:]) for group in noise], temperatures)
+            sources: list[LatentSource] = [posterior if index < keep else prior for index in range(groups)]
+            output = model.top_down(PerGroup(sources), count, mean_only=pixels != "sample")
+            reconstructions.append(to_images(model, output, pixels, check_seeds([seed]) * count))
+    return torch.cat(reconstructions)
+
+
+def _posterior_centers(model: HierarchicalVAE, images: Tensor) -> FromPosterior:
+    return FromPosterior(model.bottom_up(images), model.no_posterior_noise(len(images)))

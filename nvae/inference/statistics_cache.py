@@ -1,0 +1,74 @@
+"""Keep recalibrated batch-norm statistics in a file beside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nvae.checkpoint import CheckpointError, read_whole, weights_digest, write_whole
+from nvae.inference.recalibration import PASS_IMAGES, Statistics
+from nvae.models.hierarchy import HierarchicalVAE
+
+MAX_ENTRIES = 50
+
+
+class StatisticsCache:
+    """The statistics measured for a model, in `<model file>.statistics`, by temperature and iterations.
+
+    The file names the weights and the architecture that its statistics belong to. A file of another model, of an older
+    format or with damage counts as empty. A file that cannot be written is skipped. The 50 newest entries are kept.
+    """
+
+    def __init__(self, model: HierarchicalVAE, model_path: str | Path) -> None:
+        self.path = Path(f"{model_path}.statistics")
+        self.model = model
+        self.weights = weights_digest(model)
+        architecture = model.config.model_dump(exclude={"training_parameters", "dataset"})
+        self.owner = {"weights": self.weights, "architecture": repr(sorted(architecture.items()))}
+
+    def find(self, temperature: list[float], iterations: int) -> Statistics | None:
+        """Return the statistics of a temperature per latent group, on the model's device; None if there are none."""
+        entry = self._entries().get(_key(temperature, iterations))
+        with suppress(KeyError, TypeError, AttributeError):  # damaged, or of an older format
+            means, variances = self._tensors(entry["means"]), self._tensors(entry["variances"])
+            uncertainty = entry["uncertainty"]
+            if list(means) == list(variances) and isinstance(uncertainty, float):
+                return Statistics(means, variances, uncertainty)
+        return None
+
+    def _tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Raise AttributeError or TypeError for anything but finite tensors of the model's batch norms, by name."""
+        for name, tensor in tensors.items():
+            if tensor.shape != self.model.get_submodule(name).running_mean.shape or not tensor.isfinite().all():
+                raise TypeError(name)
+        return {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
+
+    def keep(self, temperature: list[float], iterations: int, statistics: Statistics) -> None:
+        """Add the statistics of a temperature per latent group to the file."""
+        entries = self._entries()
+        entries.pop(_key(temperature, iterations), None)  # the newest entries come last
+        entries[_key(temperature, iterations)] = {
+            "means": {name: tensor.cpu() for name, tensor in statistics.means.items()},
+            "variances": {name: tensor.cpu() for name, tensor in statistics.variances.items()},
+            "uncertainty": statistics.uncertainty,
+        }
+        newest = dict(list(entries.items())[-MAX_ENTRIES:])
+        with suppress(CheckpointError):
+            write_whole({"owner": self.owner, "statistics": newest}, self.path, keep_previous=False)
+
+    def _entries(self) -> dict[str, Any]:
+        try:
+            content = read_whole(self.path)
+        except Exception:  # absent or damaged: torch.load raises almost anything
+            return {}
+        is_own = isinstance(content, dict) and content.get("owner") == self.owner
+        entries = content.get("statistics") if is_own else None
+        return entries if isinstance(entries, dict) else {}
+
+
+def _key(temperature: list[float], iterations: int) -> str:
+    return f"{temperature}, {iterations} passes of {PASS_IMAGES}"

@@ -1,0 +1,96 @@
+import json
+
+import pytest
+from PIL import Image
+
+from nvae.evaluation.likelihood import Estimate, Evaluation
+from nvae.evaluation.report import is_saved, report, report_name, report_stem, save_report
+from nvae.files import WriteError
+
+METADATA = {"model": "a.model", "seed": 5}
+
+
+@pytest.fixture(scope="module")
+def model(make_model):
+    return make_model()
+
+
+@pytest.fixture
+def evaluation(model):
+    return Evaluation(
+        images=7,
+        samples=5,
+        elbo=Estimate(-1234.5, 6.75),
+        log_likelihood=Estimate(-1222.25, 3.5),
+        reconstruction=-1200.0,
+        kl_per_group=[1.5, 2.5, 3.5, 4.5],
+        active_units_per_group=[1, 2, 3, 4],
+        units_per_group=[8, 8, 32, 32],
+        elbo_bits=Estimate(3.25, 0.125),
+        log_likelihood_bits=Estimate(3.125, 0.0625),
+    )
+
+
+def test_report_holds_every_number(evaluation, model):
+    page = report(evaluation, model, "images")
+    for number in ("-1234.50", "6.75", "-1222.25", "3.2500", "-1200.00", "1.50", "4.50", "12.00", "10 of 80"):
+        assert number in page
+
+
+def test_report_without_counted_units(evaluation, model, tmp_path):
+    evaluation = evaluation._replace(active_units_per_group=None)
+    assert " of " not in report(evaluation, model, "images")
+    save_report(evaluation, model, tmp_path / "a", {})
+
+
+def test_saved_report_has_the_metadata_in_both_files(evaluation, model, tmp_path):
+    stem = tmp_path / "new" / "a.b"
+    save_report(evaluation, model, stem, METADATA)
+    content = json.loads((tmp_path / "new" / "a.b.json").read_text())
+    assert content == METADATA | evaluation.to_dict()
+    with Image.open(tmp_path / "new" / "a.b.png") as chart:
+        assert {key: chart.text[key] for key in METADATA} == {"model": "a.model", "seed": "5"}
+    assert sorted(path.name for path in stem.parent.iterdir()) == ["a.b.json", "a.b.png"]
+
+
+def test_is_saved_needs_both_files_and_the_same_metadata(evaluation, model, tmp_path):
+    stem = tmp_path / "a"
+    assert not is_saved(stem, METADATA)
+    save_report(evaluation, model, stem, METADATA)
+    assert is_saved(stem, METADATA)
+    assert not is_saved(stem, METADATA | {"seed": 6})
+    (tmp_path / "a.png").unlink()
+    assert not is_saved(stem, METADATA)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, "\x00"])
+def test_is_saved_is_false_for_a_damaged_file(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    (tmp_path / "a.png").write_text("")
+    assert not is_saved(tmp_path / "a", {})
+
+
+def test_report_stem_is_that_of_the_same_metadata_or_an_unused_one(evaluation, model, tmp_path):
+    for seed, name in ((5, "a"), (6, "a_2"), (7, "a_3"), (6, "a_2")):
+        metadata = METADATA | {"seed": seed}
+        stem = report_stem(tmp_path, "a", metadata)
+        assert stem == tmp_path / name
+        save_report(evaluation, model, stem, metadata)
+
+
+def test_report_names_tell_evaluations_apart():
+    names = {
+        report_name(model, dataset, part, images, samples)
+        for model in ("a", "b")
+        for dataset in ("mnist", "cifar10")
+        for part in ("training", "validation")
+        for images in (10, 1000)
+        for samples in (1, 5)
+    }
+    assert len(names) == 32
+
+
+def test_folder_that_cannot_be_written_is_a_write_error(evaluation, model, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError):
+        save_report(evaluation, model, tmp_path / "file" / "a", METADATA)
