@@ -1,1 +1,1 @@
-"""Training: the run and its step, the loop around it, and what it leaves behind."""
+"""Training: the trainer and its step, the loop around it, schedules, metrics, loggers and pictures."""

@@ -93,14 +93,14 @@ class RunLogger:
             self._try(lambda build=build: self._add(build, step), build.__name__)
 
     def _open(self, config: ModelConfig, step: int, groups: int) -> None:
-        with atomic_write(self.folder / "config.yaml") as temporary:
-            temporary.write_text(config_to_yaml(config), encoding="utf-8")
         lines, damaged = read_metrics(self.folder / METRICS_FILE, groups)
         if damaged:
             self._warn(f"{self.folder / METRICS_FILE} has {damaged} damaged lines; they are removed.")
         self.metrics = [line for line in lines if line["step"] <= step]
         with atomic_write(self.folder / METRICS_FILE) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in self.metrics), encoding="utf-8")
+        with atomic_write(self.folder / "config.yaml") as temporary:
+            temporary.write_text(config_to_yaml(config), encoding="utf-8")
 
     def _add(self, build: Callable[[Path, int], Logger], step: int) -> None:
         try:

@@ -187,7 +187,21 @@ def test_train_refuses_a_validation_that_is_not_finite(run, tmp_path):
 
 def test_train_warns_of_a_diverged_model(run):
     _, events = run(learning_rate=3.0)
-    assert sum("divergence" in warning for warning in warnings_of(events)) >= 1
+    assert sum("divergence" in warning for warning in warnings_of(events)) == 2  # at a validation and at the end
+
+
+def test_train_warns_of_a_collapsed_kl(run, monkeypatch):
+    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: evaluate(*a, **k)._replace(kl_per_group=[0.009] * 4))
+    _, events = run(epochs_per_checkpoint=1)
+    assert sum("collapse" in warning for warning in warnings_of(events)) == 2
+
+
+def test_train_line_counts_skipped_steps(run, make_trainer, tmp_path):
+    norms = [metrics["gradient_norm"].item() for metrics in advance(make_trainer(), 1)]
+    run(epochs=1, gradient_skip_threshold=0.99 * norms[0], evaluation_samples=0)
+    (line,) = metrics_of(tmp_path)
+    progress = load(tmp_path / "saved_weights" / "small.checkpoint")["training"]["progress"]
+    assert line["skipped_steps"] == progress["skipped_steps"] > 0
 
 
 @pytest.mark.parametrize("failing", ["draw_samples", "draw_curves", "draw_film", "save_report"])
