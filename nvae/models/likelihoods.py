@@ -3,6 +3,8 @@
 A likelihood turns the output (B, P, H, W) into a distribution over images on [0, 1]. Log probabilities are in nats
 per subpixel, (B, C, H, W), or per pixel, (B, 1, H, W), where the channels are coupled: a probability of one of the
 2^bits values where the likelihood is discrete, a density where it is not.
+
+All likelihoods are in this one file of about 400 lines, because they share its helpers and are read side by side.
 """
 
 from __future__ import annotations
