@@ -101,6 +101,8 @@ def allowed_values(annotation: Any) -> str:
         phrases = [allowed_values(part) for part in parts if part is not NoneType]
         return ", or ".join([*phrases, "null"] if NoneType in parts else phrases)
     if origin is tuple:
+        if parts[-1] is Ellipsis:  # of any length
+            return f"a list, each {allowed_values(parts[0])}"
         return f"a list: {', '.join(map(allowed_values, parts))}"
     names = {bool: "True or False", str: "a text", int: "a whole number", float: "a number"}
     return " ".join([names.get(annotation, ""), _range(bounds)]).strip()

@@ -1,7 +1,11 @@
 """The reference of all keys, printed by a command and kept in docs/config.md."""
 
-import pytest
+from typing import Annotated
 
+import pytest
+from pydantic import Field
+
+from nvae.config.fields import allowed_values
 from nvae.config.reference import as_markdown, as_text, reference
 from nvae.models.families import FAMILIES, config_class
 from nvae.models.nvae.config import Towers
@@ -31,7 +35,7 @@ def test_docs_page_is_up_to_date(root):
 def test_reference_has_every_key_with_its_default_and_bounds():
     rows = {row.key: row for table in reference() for row in table.rows}
     assert rows["n_mix"][1:3] == ("a whole number from 1 to 1,000", "3 (nvlabs: 10)")
-    assert rows["latent_size"].default == ""
+    assert rows["number_of_scales"].default == ""
     assert rows["training_parameters.optimizer_betas"].default == "[0.9, 0.999]"
     assert rows["training_parameters.gradient_skip_threshold"].default == "null"
     for section in sections()[:-1]:
@@ -45,3 +49,7 @@ def test_config_command_prints_text_or_the_page(command):
     assert command("-m", "config", "nvae").out == as_text(reference(["nvae"])) + "\n"
     assert command("-m", "config", "--markdown").out == as_markdown(reference()) + "\n"
     command("-m", "config", "nvea").assert_refused("nvea")
+
+
+def test_list_of_any_length_is_described():
+    assert allowed_values(tuple[Annotated[int, Field(ge=0, le=9)], ...]) == "a list, each a whole number from 0 to 9"
