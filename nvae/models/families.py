@@ -21,7 +21,10 @@ class Family(NamedTuple):
     network: str
 
 
-FAMILIES = {"nvae": Family("nvae.models.nvae", "NVAEConfig", "NVAE")}
+FAMILIES = {
+    "nvae": Family("nvae.models.nvae", "NVAEConfig", "NVAE"),
+    "ladder": Family("nvae.models.ladder", "LadderConfig", "LadderVAE"),
+}
 DEFAULT_FAMILY = "nvae"  # the seed's files name no family
 
 

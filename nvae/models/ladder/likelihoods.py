@@ -1,0 +1,53 @@
+"""The likelihoods of the Ladder VAE's program, where they differ from those of the same name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from torch import Tensor
+from torch.nn import functional
+
+from nvae.models.likelihoods import (
+    Bernoulli,
+    CoupledLogisticMixture,
+    Likelihood,
+    LogMasses,
+    build_likelihood,
+    last_value,
+)
+from nvae.schema import ModelConfig
+
+MIN_PROBABILITY = 1e-7
+MIN_LOG_MASS = -23.025850929940457  # log 1e-10
+
+
+class ClampedBernoulli(Bernoulli):
+    """Binary subpixels whose probabilities stay within [1e-7, 1 - 1e-7]."""
+
+    def mean(self) -> Tensor:
+        return self.logits.sigmoid().clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+
+    def log_prob(self, images: Tensor) -> Tensor:
+        return -functional.binary_cross_entropy(self.mean(), images.to(self.logits), reduction="none")
+
+
+class FlooredLogisticMixture(CoupledLogisticMixture):
+    """As CoupledLogisticMixture, with log scales in [-8, 1] and a mass of at least 1e-10 in every bin."""
+
+    log_scale_range = (-8.0, 1.0)
+
+    def bin_log_mass(self, masses: LogMasses) -> Tensor:
+        return masses.bin.clamp(min=MIN_LOG_MASS)
+
+
+def build_ladder_likelihood(config: ModelConfig) -> Likelihood:
+    """The likelihood that a config names; of two names in the variant of the Ladder VAE's program."""
+    likelihood = build_likelihood(config)
+    if config.sampling_method == "bernoulli":
+        return replace(likelihood, distribution=ClampedBernoulli)
+    if config.sampling_method == "coupled_logistic_mixture":
+        last = last_value(config)
+        mixture = partial(FlooredLogisticMixture, components=config.n_mix, last=last, upper_tail=1 - 0.5 / last)
+        return replace(likelihood, distribution=mixture)
+    return likelihood

@@ -1,0 +1,230 @@
+"""The Ladder VAE of Kuzina and Tomczak (TMLR 2024): what its published program computes without the diffusion prior.
+
+The state that passes down is (s, sum of all z at the image's resolution). A prior returns features h beside its
+parameters, which are added to s for the merge, while the posterior sees s without h. The output sees the z alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
+
+from nvae.models.distributions import DiagonalNormal, at_least_float32
+from nvae.models.hierarchy import HierarchicalVAE, LatentGroup, Level
+from nvae.models.ladder.config import LadderConfig, channels_per_scale
+from nvae.models.ladder.likelihoods import build_ladder_likelihood
+
+MAX_LOG_VARIANCE = 1.0
+BATCH_NORM_MOMENTUM = 0.05
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU}
+
+# s before the prior; after it (s, s + h, sum of z), before the next prior (s, sum of z).
+LadderState = tuple[Tensor, ...]
+
+
+def ladder_levels(config: LadderConfig) -> list[Level]:
+    """The levels of the hierarchy, top to bottom; a scale without latents has none."""
+    first = 0 if config.first_scale_at_image_size else 1
+    finest_first = [
+        Level(groups, config.input_dimension // 2 ** (first + scale), channels, channels, config.latent_size)
+        for scale, (groups, channels) in enumerate(
+            zip(config.latents_per_scale, channels_per_scale(config), strict=True)
+        )
+        if groups
+    ]
+    return finest_first[::-1]
+
+
+class Block(nn.Module):
+    """body(x) + skip(x): 1x1, 3x3, 3x3 and 1x1 convolutions (B, in, H, W) to (B, out, H, W), `hidden` inside.
+
+    preactivation: normalization and activation before each convolution (encoder), not after (decoder).
+    """
+
+    def __init__(
+        self, config: LadderConfig, in_channels: int, hidden: int, out_channels: int, *, preactivation: bool
+    ) -> None:
+        super().__init__()
+        widths = (in_channels, hidden, hidden, hidden, out_channels)
+        activation = ACTIVATIONS[config.activation]
+        layers: list[nn.Module] = []
+
+        def norm(channels: int) -> list[nn.Module]:
+            return [nn.BatchNorm2d(channels, momentum=BATCH_NORM_MOMENTUM)] if config.batch_norm else []
+
+        if not preactivation:
+            layers += norm(in_channels)
+        for index, kernel in enumerate((1, 3, 3, 1)):
+            before, after = widths[index], widths[index + 1]
+            convolution = nn.Conv2d(before, after, kernel, padding=kernel // 2)
+            is_last = index == 3
+            if config.weight_norm and (preactivation or not is_last):
+                convolution = weight_norm(convolution, dim=0)
+            if preactivation:
+                layers += [*norm(before), activation(), convolution]
+            else:
+                layers += [convolution, *norm(after), *([] if is_last else [activation()])]
+        self.body = nn.Sequential(*layers)
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    @property
+    def last_convolution(self) -> nn.Conv2d:
+        return [module for module in self.body if isinstance(module, nn.Conv2d)][-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + self.skip(x)
+
+
+def zero_last(block: Block) -> Block:
+    """The block, starting as its skip."""
+    nn.init.zeros_(block.last_convolution.weight)
+    nn.init.zeros_(block.last_convolution.bias)
+    return block
+
+
+class Encoder(nn.Module):
+    """Bottom-up: blocks, average pooling, and a feature map per scale (small) or per latent group (plain)."""
+
+    def __init__(self, config: LadderConfig) -> None:
+        super().__init__()
+        self.counts, self.is_small = config.latents_per_scale, config.encoder == "small"
+        self.mean, self.std = config.pixel_mean, config.pixel_std
+        channels = config.channels
+
+        def block(in_channels: int, out_channels: int) -> Block:
+            hidden = int(in_channels * config.hidden_multiplier)
+            return Block(config, in_channels, hidden, out_channels, preactivation=True)
+
+        stem = nn.Conv2d(config.image_channels, channels, 1)
+        self.stem = nn.Sequential(stem, *(block(channels, channels) for _ in range(config.num_init_blocks)))
+        self.stages = nn.ModuleList()  # finest first
+        self.pooling: list[int] = []  # of each stage's output
+        kernel = 1 if config.first_scale_at_image_size else 2
+        for count, width in zip(config.latents_per_scale, channels_per_scale(config), strict=True):
+            for stage in range(min(count, 1) if self.is_small else count):
+                blocks = [
+                    block(channels, width),
+                    *(block(width, width) for _ in range(config.encoder_blocks_per_scale - 1)),
+                ]
+                self.stages.append(nn.Sequential(*blocks))
+                self.pooling.append(kernel if stage == 0 else 1)
+                channels = width
+            kernel = 2 if count else 2 * kernel
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, C, H, W) in [0, 1] to one feature map per latent group, top group first."""
+        h = self.stem((255 * images - self.mean) / self.std)
+        features = []
+        for stage, kernel in zip(self.stages, self.pooling, strict=True):
+            h = functional.avg_pool2d(stage(h), kernel)
+            features.append(h)
+        if self.is_small:
+            counts = [count for count in self.counts if count]
+            features = [feature for feature, count in zip(features, counts, strict=True) for _ in range(count)]
+        return features[::-1]
+
+
+class LadderGroup(LatentGroup):
+    """One latent group; `below` is the level of the next group, None after the last one."""
+
+    def __init__(self, config: LadderConfig, level: Level, below: Level | None, num_groups: int) -> None:
+        super().__init__()
+        self.level, self.below = level, below
+        self.min_log_variance = config.min_log_variance
+        channels, latents = level.decoder_channels, level.latent_size
+        hidden = max(int(channels * config.hidden_multiplier), 1)
+        block = partial(Block, config, preactivation=False)
+        self.prior_block = zero_last(block(channels, hidden, 2 * latents + channels))
+        self.posterior_block = zero_last(block(channels, hidden, 2 * latents))
+        self.z_projection = nn.Conv2d(latents, channels, 1)  # of the last group: without a use, as in the original
+        blocks: list[Block] = []
+        if below is not None:
+            widths = [channels] * config.decoder_blocks_per_latent + [below.decoder_channels]
+            blocks = [block(before, hidden, after) for before, after in zip(widths, widths[1:], strict=False)]
+        self.blocks = nn.Sequential(*blocks)
+        with torch.no_grad():
+            scale = math.sqrt(1 / num_groups)
+            self.z_projection.weight.mul_(scale)
+            if blocks:
+                blocks[-1].last_convolution.weight.mul_(scale)
+
+    def _normal(self, mu: Tensor, log_variance: Tensor) -> DiagonalNormal:
+        log_variance = at_least_float32(log_variance).clamp(self.min_log_variance, MAX_LOG_VARIANCE)
+        return DiagonalNormal(at_least_float32(mu), (0.5 * log_variance).exp(), "variance")
+
+    def prior(self, state: LadderState) -> tuple[LadderState, DiagonalNormal]:
+        s, z_sum = state
+        latents = self.level.latent_size
+        mu, log_variance, h = self.prior_block(s).split([latents, latents, s.shape[1]], dim=1)
+        return (s, s + h, z_sum), self._normal(mu, log_variance)
+
+    def posterior(self, state: LadderState, features: Tensor, prior: DiagonalNormal) -> DiagonalNormal:
+        s, _, _ = state
+        mu, log_variance = self.posterior_block((features + s) / math.sqrt(2)).chunk(2, dim=1)
+        return self._normal(mu, log_variance)
+
+    def merge(self, state: LadderState, z: Tensor) -> LadderState:
+        _, s, z_sum = state
+        z = z.to(s.dtype)
+        z_sum = z_sum + resize(z, z_sum.shape[-1])
+        if self.below is None:
+            return s, z_sum
+        return resize(self.blocks(s + self.z_projection(z)), self.below.resolution), z_sum
+
+
+def resize(x: Tensor, side: int) -> Tensor:
+    """(B, C, H, W) to (B, C, side, side), bilinearly."""
+    return x if x.shape[-1] == side else functional.interpolate(x, (side, side), mode="bilinear", align_corners=False)
+
+
+class Output(nn.Module):
+    """From the sum of all z (B, w, H, W) to the likelihood's parameters."""
+
+    def __init__(self, config: LadderConfig, num_parameters: int) -> None:
+        super().__init__()
+        channels = config.channels
+        hidden = max(int(channels * config.hidden_multiplier), 1)
+        self.projection = nn.Conv2d(config.latent_size, channels, 1)
+        self.blocks = nn.Sequential(
+            *(
+                zero_last(Block(config, channels, hidden, channels, preactivation=False))
+                for _ in range(config.num_postprocess_blocks)
+            )
+        )
+        self.head = nn.Conv2d(channels, num_parameters, 3, padding=1)
+
+    def forward(self, z_sum: Tensor) -> Tensor:
+        return self.head(self.blocks(self.projection(z_sum)))
+
+
+class LadderVAE(HierarchicalVAE):
+    """The Ladder VAE: bottom-up features per scale, a top-down pass from ones, an output that sees the sum of all z."""
+
+    def __init__(self, config: LadderConfig) -> None:
+        levels = ladder_levels(config)
+        super().__init__(config, levels, build_ladder_likelihood(config))
+        levels_of_groups = [level for level in levels for _ in range(level.groups)]
+        self.encoder = Encoder(config)
+        self.groups = nn.ModuleList(
+            LadderGroup(config, level, below, len(levels_of_groups))
+            for level, below in zip(levels_of_groups, [*levels_of_groups[1:], None], strict=True)
+        )
+        self.output = Output(config, self.likelihood.num_parameters)
+
+    def bottom_up(self, images: Tensor) -> list[Tensor]:
+        return self.encoder(images)
+
+    def initial_state(self, batch_size: int) -> LadderState:
+        top, side = self.levels[0], self.config.input_dimension
+        like = next(self.parameters())
+        s = like.new_ones(batch_size, top.decoder_channels, top.resolution, top.resolution)
+        return s, like.new_zeros(batch_size, top.latent_size, side, side)
+
+    def decode(self, state: LadderState, channels: Sequence[int] | None = None) -> Tensor:
+        return self.output(state[1] / math.sqrt(len(self.groups)))
