@@ -11,6 +11,7 @@ from nvae.evaluation.kl_chart import draw_kl_chart
 from nvae.evaluation.likelihood import Estimate, Evaluation
 from nvae.files import atomic_write, unused_path
 from nvae.models.hierarchy import HierarchicalVAE
+from nvae.picture_files import as_texts
 from nvae.summary import table
 
 
@@ -83,7 +84,7 @@ def is_saved(stem: Path, metadata: dict[str, Any]) -> bool:
 def save_report(evaluation: Evaluation, model: HierarchicalVAE, stem: Path, metadata: dict[str, Any]) -> None:
     """Write <stem>.png and <stem>.json, both with the metadata. Raises WriteError."""
     with atomic_write(_chart_path(stem)) as path:  # first: a JSON file alone would count as a complete report
-        draw_kl_chart(evaluation, model, path, {key: str(value) for key, value in metadata.items()})
+        draw_kl_chart(evaluation, model, path, as_texts(metadata))
     content = json.dumps(metadata | evaluation.to_dict(), indent=2, allow_nan=False) + "\n"
     with atomic_write(_json_path(stem)) as path:
         path.write_text(content, encoding="utf-8")

@@ -43,6 +43,11 @@ def test_help_has_a_description_and_imports_no_torch(root, command):
         assert " ".join(COMMANDS[command].__doc__.split())[:40] in " ".join(result.stdout.split())
 
 
+def test_training_on_built_in_images_imports_no_torchvision(root):
+    program = "import sys, nvae.training.loop, nvae.data.registry; assert 'torchvision' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", program], cwd=root).returncode == 0
+
+
 def test_every_option_has_a_help_that_ends_with_its_default():
     for name, module in COMMANDS.items():
         parser = arguments.Parser()

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from nvae.checkpoint import load, load_model_and_metadata
+from nvae.config import load_config
 from nvae.data.images import to_float
 from nvae.errors import UserError
 from nvae.evaluation.likelihood import evaluate
@@ -258,6 +259,12 @@ def test_train_warns_of_too_little_memory(run, monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda device: 2**20)
     _, events = run(epochs=1)
     assert sum("batch_size" in warning for warning in warnings_of(events)) == 1
+
+
+def test_memory_warning_depends_on_the_batch_and_spares_quickstart():
+    config, cpu = load_config("quickstart"), torch.device("cpu")
+    assert memory.memory_warning(config, config.training_parameters.batch_size, cpu) is None
+    assert "1000000 images" in memory.memory_warning(config, 10**6, cpu)
 
 
 def test_available_bytes_of_this_machine_are_plausible():
