@@ -66,7 +66,7 @@ def reference(families: Sequence[str] = tuple(FAMILIES)) -> list[Table]:
 
 def as_markdown(tables: Sequence[Table]) -> str:
     """The page docs/config.md."""
-    lines = ["# The keys of a config", "", "Made by `python3 -m nvae config --markdown`.", "", INTRODUCTION, ""]
+    lines = ["# The keys of a config", "", "Made by `make docs`.", "", INTRODUCTION, ""]
     for title, rows in tables:
         lines += [f"## {title}", "", "| key | default | allowed | meaning |", "| --- | --- | --- | --- |"]
         for key, allowed, default, description in rows:
