@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from nvae.checkpoint import CheckpointError, load, restore, save
 from nvae.config import flat
@@ -58,7 +59,8 @@ class Trainer:
         self.data = data
         self.device = device
         self.model = build_model(config).to(device)
-        if self.batch_size == 1 and self.model.levels[0].resolution == 1:
+        has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.model.modules())
+        if has_batch_norm and self.batch_size == 1 and self.model.levels[0].resolution == 1:
             raise UserError(
                 "batch norm needs more than one value per channel: got a batch of one image and a top level of 1 x 1. "
                 "Set batch_size to 2 or more with at least as many images, or use fewer scales."
