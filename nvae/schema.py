@@ -1,7 +1,7 @@
 """The base class of every family's config, and the dataset and training sections.
 
-Every field has a description: `nvae config` and docs/config.md are made of the fields. Every number has a bound:
-larger than any real use, small enough to reject typing errors and hostile files before anything is built.
+Every field has a description: `nvae config` and docs/config.md are generated from the fields. Every number has a
+bound: larger than any real use, small enough to reject typing errors and hostile files before a model is built.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ DATASETS: dict[str, type[DatasetConfig]] = {
 
 
 def dataset_class(section: dict[str, Any]) -> type[DatasetConfig] | None:
-    """The class of a dataset section; None where its name is no data set."""
+    """Return the class of a dataset section; None if its name is no data set."""
     name = section.get("name", "folder")
     return DATASETS.get(name) if isinstance(name, str) else None
 
@@ -110,7 +110,7 @@ AnyDataset = Annotated[
 
 
 def select_dataset(section: dict[str, Any], name: Any) -> dict[str, Any]:
-    """A dataset section with another `name`, and of the other keys those that every data set has."""
+    """Return a dataset section with another `name`; of the other keys, only the keys of every data set stay."""
     if section.get("name", "folder") == name:
         return section
     return {key: value for key, value in section.items() if key in DatasetConfig.model_fields} | {"name": name}
@@ -273,7 +273,7 @@ class ModelConfig(Section):
         section, _, name = key.rpartition(".")
         schedule = data.get("training_parameters")
         if section == "training_parameters" and name in WARMUPS and isinstance(schedule, dict):
-            # The last way that was given counts.
+            # The override replaces the file's way.
             data["training_parameters"] = {k: v for k, v in schedule.items() if k == name or k not in WARMUPS}
         if key == "dataset.name" and isinstance(data.get("dataset"), dict):
             data["dataset"] = select_dataset(data["dataset"], value)

@@ -106,7 +106,7 @@ class SpectralNorm(nn.Module):
         with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             if self.training:
                 self._iterate(matrix.detach())
-            # Copies, because the iteration of a later use writes into the buffers while the gradient needs these values.
+            # Copies: a later use iterates in the buffers before the gradient has used these values.
             left, right = self.left.clone(), self.right.clone()
             return weight / (left @ matrix @ right)
 
