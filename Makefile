@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test benchmark clean
+.PHONY: quickstart test docs benchmark clean
 
 quickstart: .venv/installed
 	$(BIN)/python train.py quickstart
@@ -13,6 +13,9 @@ test: .venv/installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+docs: .venv/installed
+	$(BIN)/python docs/make_pages.py
 
 benchmark: .venv/installed
 	$(BIN)/python benchmarks/train_step.py

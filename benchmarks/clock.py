@@ -1,10 +1,10 @@
-"""How long something takes."""
+"""Measure the time of a function."""
 
 import time
 
 
 def seconds(work, rounds=3):
-    """The fastest of some rounds, after one that does not count; `work` must end with a copy to the CPU."""
+    """Return the seconds of the fastest call, after a warm-up call. `work` must end with a copy to the CPU."""
     work()
     best = float("inf")
     for _ in range(rounds):

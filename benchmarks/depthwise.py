@@ -1,4 +1,9 @@
-"""Depthwise convolutions forward and backward on the CPU: ours against torch's own, at the networks' shapes."""
+"""Compare DepthwiseConv2d with torch's depthwise convolution: forward and backward on the CPU, at our shapes.
+
+    python3 benchmarks/depthwise.py
+
+Prints a table and a line of JSON.
+"""
 
 import json
 import time

@@ -1,10 +1,10 @@
-"""Exploration: how much faster passes are that start right before the resampled group.
+"""Measure how much faster exploration is when passes start right before the resampled group.
 
     python3 benchmarks/exploration.py [--draws 8] [--device cpu] [CONFIG ...]
 
-Yardstick: the same images by whole passes of the same batch size, in the same run. The operations are those of the
-convolutions when every group is resampled in turn; the pass of the unchanged image is needed once. Prints a table and a
-line of JSON.
+Yardstick: the same images, computed by whole passes of the same batch size in the same run. Operations count the
+convolutions of resampling every group in turn, without the one pass of the unchanged image. Prints a table and a line
+of JSON.
 """
 
 import argparse
@@ -26,7 +26,7 @@ CONFIGS = ("quickstart", "big_logistic_mixture20latentnoflows")
 
 @torch.no_grad()
 def operations(config):
-    """Count operations of convolutions for one image: in a whole pass, and in passes that start before each group."""
+    """Count operations of convolutions per image: in a whole pass, and in the passes that start before each group."""
     with torch.device("meta"):
         model = build_model(config).eval().requires_grad_(False)
         noise = model.no_noise(1)

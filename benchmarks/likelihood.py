@@ -1,10 +1,10 @@
-"""Importance-weighted likelihoods: how much faster they are when the samples of an image share the bottom-up pass.
+"""Measure how much faster importance-weighted bounds are when the samples of an image share the bottom-up pass.
 
     python3 benchmarks/likelihood.py [--samples 100] [--images 4] [--batch-size 50] [--device cpu] [CONFIG ...]
 
-Yardstick: the same estimate with a bottom-up pass for every sample. The measured ratio is compared with the prediction
-K (up + down) / (up + K down), with up and down in operations, and in seconds; the two predictions differ if the two
-passes do not run at the same speed. Prints a table and a line of JSON.
+Yardstick: the same estimate with a bottom-up pass for every sample. The predicted ratio is
+K (up + down) / (up + K down), once with up and down in operations and once in seconds; the two predictions differ if
+the two passes run at different speeds. Prints a table and a line of JSON.
 """
 
 import argparse
@@ -26,7 +26,7 @@ CONFIGS = ("nvae_mnist_small", "quickstart", "big_logistic_mixture20latentnoflow
 
 
 def operations(config):
-    """Operations per image of the bottom-up and of the top-down pass."""
+    """Count the operations per image of the bottom-up pass and of the top-down pass."""
     with torch.device("meta"):
         model = build_model(config)
         images = torch.zeros(1, config.image_channels, config.input_dimension, config.input_dimension)
@@ -39,7 +39,7 @@ def operations(config):
 
 @torch.no_grad()
 def pass_seconds(model, images_u8, batch_size):
-    """Seconds of the bottom-up and of the top-down pass over a batch."""
+    """Return the seconds of the bottom-up pass and of the top-down pass over a batch."""
     images = to_float(images_u8[:1].expand(batch_size, -1, -1, -1), model.device, model.config.pixel_bits)
     features = model.bottom_up(images)
 
@@ -61,7 +61,7 @@ def measure(name, options, device):
     seconds_up, seconds_down = pass_seconds(model, images_u8, options.batch_size)
     copies = images_u8.repeat_interleave(k, 0)  # one sample of each of K copies of an image: K bottom-up passes
     shared = seconds(lambda: evaluate(model, images_u8, options.batch_size, k, count_active=False))
-    anew = seconds(lambda: evaluate(model, copies, options.batch_size, count_active=False))
+    separate = seconds(lambda: evaluate(model, copies, options.batch_size, count_active=False))
     return {
         "config": name,
         "gflop_up": up / 1e9,
@@ -69,7 +69,7 @@ def measure(name, options, device):
         "samples_per_second": options.images * k / shared,
         "predicted_by_operations": k * (up + down) / (up + k * down),
         "predicted_by_seconds": k * (seconds_up + seconds_down) / (seconds_up + k * seconds_down),
-        "measured_ratio": anew / shared,
+        "measured_ratio": separate / shared,
     }
 
 

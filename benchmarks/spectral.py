@@ -1,11 +1,11 @@
-"""Accuracy and cost of the spectral regularization's power iteration during training.
+"""Measure the error and the cost of the spectral regularization's power iteration during training.
 
     python3 benchmarks/spectral.py [--steps 60] [--batch-size 16] [--iterations 1 2 4] [CONFIG ...]
 
-Trains each config on random toy faces. Beside the run's own regularizer, one more per number of iterations follows the
-same weights with vectors of its own, so all are compared on one trajectory. The error is relative to an exact singular
-value decomposition, taken before every step. The cost is the forward and backward pass of the regularizer alone, as a
-share of a whole training step with one iteration. Prints a table and a line of JSON.
+Trains each config on toy faces. For every number of iterations, one more regularizer with its own vectors follows the
+weights of the same training, so the numbers of iterations are compared on one trajectory. The error is relative to an
+exact singular value decomposition before every step. The cost is the forward and backward pass of the regularizer
+alone, as a share of a whole training step with one iteration. Prints a table and a line of JSON.
 """
 
 import argparse
@@ -16,13 +16,14 @@ import time
 import torch
 
 from nvae.config import load_config
+from nvae.data.images import Data
 from nvae.data.registry import load_data
 from nvae.models.nvae.regularization import SpectralRegularization, regularized_convolutions
-from nvae.training.trainer import Run
+from nvae.training.trainer import Trainer
 
 
 def exact_singular_values(convolutions):
-    """The largest singular value of every weight as a (C_out, rest) matrix, in the regularizer's order."""
+    """Return the largest singular value of every weight as a (C_out, rest) matrix, in the regularizer's order."""
     by_shape = {}
     for convolution in convolutions:
         by_shape.setdefault((len(convolution.weight), convolution.weight[0].numel()), []).append(convolution)
@@ -31,6 +32,7 @@ def exact_singular_values(convolutions):
 
 
 def seconds(work, repeats=5):
+    """Return the median seconds of some calls, after a warm-up call."""
     work()
     times = []
     for _ in range(repeats):
@@ -48,22 +50,22 @@ def measure(name, batch_size, steps, iterations):
     side, channels = config.input_dimension, config.image_channels
     images_u8 = images_u8[:, :channels, :side, :side].contiguous()
     torch.manual_seed(0)
-    run = Run(config, type("Data", (), {"training": images_u8, "fingerprint": ""})(), torch.device("cpu"))
-    convolutions = regularized_convolutions(run.model, config.training_parameters.spectral_scope)
+    trainer = Trainer(config, Data(images_u8, images_u8), torch.device("cpu"))
+    convolutions = regularized_convolutions(trainer.model, config.training_parameters.spectral_scope)
     followers = {n: SpectralRegularization(convolutions, 1) for n in iterations}
     errors = {n: [] for n in iterations}  # per step: relative error of every singular value
     sums = {n: [] for n in iterations}
     for step in range(steps):
         start = step * batch_size % (len(images_u8) - batch_size + 1)
-        run.model.train()
+        trainer.model.train()
         exact = exact_singular_values(convolutions)
         for n, follower in followers.items():
             with torch.no_grad():
                 values = follower.singular_values(n).double()
             errors[n].append(1 - values / exact)
             sums[n].append(1 - (values.sum() / exact.sum()).item())
-        run.step(images_u8[start : start + batch_size])
-    step_seconds = seconds(lambda: run.step(images_u8[:batch_size]), 7)
+        trainer.step(images_u8[start : start + batch_size])
+    step_seconds = seconds(lambda: trainer.step(images_u8[:batch_size]), 7)
     rows = []
     for n, follower in followers.items():
         cost = seconds(lambda n=n, follower=follower: follower.singular_values(n).sum().backward(), 7)

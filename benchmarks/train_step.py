@@ -1,10 +1,10 @@
-"""Training steps per second, beside what the machine's own 3x3 convolutions reach in the same run.
+"""Measure training steps per second, relative to the speed of 3x3 convolutions on the same machine.
 
     python3 benchmarks/train_step.py [--batch-size 8] [--device cpu] [--half] [CONFIG ...]
 
-A step is everything that training does with a batch: forward, backward, all regularizers, optimizer. Its operations
-are taken as three times those of the forward pass. The yardstick is 3x3 convolutions forward and backward, the best
-shape; their forward pass alone is given too. Prints a table and a line of JSON.
+A step is everything that training does with a batch: forward pass, backward pass, regularizers and optimizer. A step
+counts as three times the operations of the forward pass. The yardstick is the fastest shape of 3x3 convolutions,
+forward and backward, and forward alone, measured in the same run. Prints a table and a line of JSON.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from nvae.devices import choose_device, half_dtype, set_fast_defaults
 from nvae.summary import cost_per_image
 from nvae.training.trainer import Trainer
 
-# Operations as the original order of layers counts them. Ours computes some layers at half the resolution, with the
-# same result, so it executes fewer; the share is of the original's count, as for anyone else's implementation.
+# Operations with the original order of layers. Our order computes some layers at half the resolution, with the same
+# result and fewer operations. Shares use the original count, so that they compare with other implementations.
 NOMINAL_GFLOP = {"big_logistic_mixture20latentnoflows": 6.65}
 
 
@@ -30,7 +30,7 @@ def synchronize(device):
 
 
 def seconds(work, device, repeats, rounds=3):
-    """The fastest round's mean."""
+    """Return the mean seconds of a call in the fastest round, after two warm-up calls."""
     work()
     work()
     best = float("inf")
@@ -45,7 +45,7 @@ def seconds(work, device, repeats, rounds=3):
 
 
 def convolution_throughput(device, dtype):
-    """GFLOP/s of 3x3 convolutions with shapes of the networks, the best of each: forward, and forward and backward."""
+    """Return the GFLOP/s of 3x3 convolutions at the fastest of our shapes: [forward, forward and backward]."""
     best = [0.0, 0.0]
     for channels, side in ((64, 32), (128, 16), (256, 8), (64, 64), (128, 32), (256, 16)):
         layer = torch.nn.Conv2d(channels, channels, 3, padding=1, device=device, dtype=dtype)
@@ -118,7 +118,7 @@ def main():
 
 
 def batches(options):
-    """What to measure: every config at the batch size asked for, or those of the README."""
+    """Return the configs and batch sizes to measure: the given configs, or the configs of docs/speed.md."""
     if options.configs:
         return [(name, options.batch_size) for name in options.configs]
     own = load_config("quickstart").training_parameters.batch_size

@@ -23,7 +23,7 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def available_devices() -> list[str]:
-    """Return the names of this machine's devices, the fastest kind first."""
+    """Return the names of this machine's devices, the fastest type first."""
     cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return [*cuda, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
 

@@ -1,7 +1,7 @@
 """Translate files that earlier versions wrote: renamed config keys and values, new keys, renamed weights.
 
-A renamed key stays readable for ever, in a YAML file as in a checkpoint, for every family. `checkpoint.VERSION` counts
-the changes.
+A renamed key stays readable in all later versions, in YAML files and in checkpoints, for every family.
+`checkpoint.VERSION` counts the changes.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ RENAMED_KEYS = {
     "temperature_on_floor": "temperature_scales_min_sigma",
 }
 RENAMED_VALUES = {("pixel_range", "centred"): "centered"}
-# Keys that appeared after version 1, and what the program did before: the value for a resolved config without the key.
+# Keys added after version 1, and the earlier behavior: the value of the key in a resolved config without the key.
 NEW_KEYS: dict[str, Any] = {
-    "dataset.max_image_pixels": 64_000_000,  # there was no limit; with one, a run of a file without the key resumes
+    "dataset.max_image_pixels": 64_000_000,  # earlier versions had no limit; the default lets their runs resume
     "training_parameters.optimizer": "adamax",
     "training_parameters.optimizer_epsilon": 1e-3,
     "training_parameters.optimizer_betas": [0.9, 0.999],
     "training_parameters.gradient_skip_threshold": None,
 }
-# Once the section `dataset` had the keys of all data sets; these are together in no other file.
+# In version 1, the section `dataset` had the keys of all data sets; only such a section has all of these keys.
 OLD_DATASET_KEYS = {"path", "validation_fraction", "training_images", "validation_images"}
 RENAMED_MODULES = {"gate": "se", "spread": "depthwise"}  # parts of the name of a weight
 
 
 def migrate_key(key: str) -> str:
-    """Today's name of a key."""
+    """Return the present name of a key."""
     return RENAMED_KEYS.get(key, key)
 
 
 def migrate_config(data: Mapping[Any, Any]) -> dict[Any, Any]:
-    """A config's dictionary with today's keys and values, of a data set only its own keys.
+    """Return a config's dictionary with the present keys and values; keys of other data sets are removed.
 
-    A renamed key beside its new name is left as it is: an unknown key.
+    An old key beside its new name stays, so that validation reports an unknown key.
     """
     migrated = {}
     for key, value in data.items():
@@ -57,7 +57,7 @@ def migrate_config(data: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def migrate_weights(weights: Mapping[Any, Any]) -> dict[Any, Any]:
-    """A state dictionary of version 1 with today's names."""
+    """Return a state dictionary of version 1 with the present names."""
 
     def renamed(name: str) -> str:
         return ".".join(RENAMED_MODULES.get(part, part) for part in name.split("."))
@@ -66,7 +66,7 @@ def migrate_weights(weights: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def migrate_content(content: dict[str, Any]) -> dict[str, Any]:
-    """The content of a file of version 1 as today's: names of weights, metadata apart, one state of regularizers."""
+    """Return the content of a version 1 file in the present format: weight names, metadata, state of regularizers."""
     content = dict(content)
     content["weights"] = migrate_weights(content["weights"])
     kl = content.pop("kl_per_group", None)
@@ -84,6 +84,6 @@ def _migrate_training(training: dict[str, Any]) -> dict[str, Any]:
         migrated["regularizers"] = {f"spectral.{name}": tensor for name, tensor in spectral.items()}
     if isinstance(position, dict):
         migrated["progress"] = position | {"skipped_steps": 0, "consecutive_skips": 0}
-    # Of other metrics than today's; the next line of metrics is the mean of the steps after the file.
+    # The file has other metrics, so the next line of metrics is the mean of the steps after the file.
     migrated["running_mean"] = {"images": 0, "means": {}, "maxima": {}}
     return migrated

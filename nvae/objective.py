@@ -1,4 +1,4 @@
-"""What training minimizes: the negative ELBO with KL warm-up and KL balancing, and the weight of regularization.
+"""The training objective: the terms of the ELBO, KL warm-up, KL balancing, and the weight of the regularization.
 
 Formulas: Vahdat and Kautz 2020, section 3.3 and appendix A.
 """
@@ -25,19 +25,19 @@ class ElboTerms(NamedTuple):
 
     @property
     def elbo(self) -> Tensor:
-        """(B,): log p(x) is at least this."""
+        """The evidence lower bound on log p(x), (B,)."""
         return self.log_likelihood - self.kl.sum(1)
 
 
 def elbo_terms(output: TopDownOutput, images: Tensor) -> ElboTerms:
-    """The terms of the ELBO of images (B, C, H, W) in [0, 1], from a posterior pass."""
+    """Return the terms of the ELBO of images (B, C, H, W) in [0, 1]. output: of a posterior pass over the images."""
     return ElboTerms(sum_per_image(output.px_z.log_prob(images)), output.kl)
 
 
 def kl_coefficient(epoch: float, warmup_epochs: float, delay_epochs: float = 0.0) -> float:
-    """The weight of the KL: 1e-4 until `delay_epochs`, then rising linearly to 1 within `warmup_epochs`.
+    """Return the weight of the KL: 1e-4 until `delay_epochs`, then rising linearly to 1 within `warmup_epochs`.
 
-    `epoch` counts fractions too.
+    epoch: the position in epochs, with fractions.
     """
     if epoch < delay_epochs:
         return MIN_KL_COEFFICIENT
@@ -46,31 +46,35 @@ def kl_coefficient(epoch: float, warmup_epochs: float, delay_epochs: float = 0.0
 
 
 def balance_alphas(levels: Sequence[Level]) -> list[float]:
-    """Per group, top first: 4^i / (groups in its scale), i = 0 at the coarsest scale, divided by the smallest."""
+    """Return one alpha per group, top first: 4^i / (groups of scale i), divided by the smallest alpha.
+
+    Scale i = 0 is the coarsest scale.
+    """
     alphas = [4.0**i / level.groups for i, level in enumerate(levels) for _ in range(level.groups)]
     return [alpha / min(alphas) for alpha in alphas]
 
 
 def balancing_weights(kl: Tensor, levels: Sequence[Level]) -> Tensor:
-    """How much every group counts, (G,), from the KL of images and groups (B, G); mean one, and no gradient.
+    """Return the weight of every group's KL, (G,), from the KL (B, G); the mean weight is 1, without gradient.
 
-    In proportion to (mean |KL| + 0.01) / alpha, so that no group is switched off before it had its chance.
+    A weight is proportional to (mean |KL| + 0.01) / alpha, so a group with a small KL is penalized less and stays in
+    use during the warm-up.
     """
     weights = (kl.detach().abs().mean(0) + 0.01) / kl.new_tensor(balance_alphas(levels))
     return weights / weights.mean()
 
 
 def balanced_kl(kl: Tensor, levels: Sequence[Level], coefficient: float) -> Tensor:
-    """The KL of each image as it enters the loss, (B,), from the KL per group (B, G): balanced during the warm-up."""
+    """Return the KL term of the loss, (B,), from the KL (B, G): balanced across groups while `coefficient` < 1."""
     if coefficient >= 1:
         return kl.sum(1)
     return coefficient * (kl * balancing_weights(kl, levels)).sum(1)
 
 
 def regularization_coefficient(constant: float, initial: float | None, kl_coefficient: float) -> float:
-    """The weight of the regularization: constant, or from `initial` to `constant` along the KL's warm-up.
+    """Return the weight of the regularization: constant, or from `initial` to `constant` during the KL warm-up.
 
-    Geometrically, as the official program does: its logarithm moves as the KL coefficient does.
+    The change is geometric, as in the official program: the logarithm is linear in the KL coefficient.
     """
     if initial is None or constant == 0:
         return constant

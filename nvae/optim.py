@@ -1,4 +1,4 @@
-"""The optimizers that `training_parameters.optimizer` can name. A new optimizer is one line of OPTIMIZERS."""
+"""The optimizers that `training_parameters.optimizer` can name; docs/extending.md says how to add one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nvae.schema import TrainingParameters
 
 
 class OptimizerKind(NamedTuple):
-    """A torch optimizer that takes lr, betas, eps and weight_decay, and what it keeps for every parameter."""
+    """A torch optimizer with the options lr, betas, eps and weight_decay, and the names of its moments."""
 
     build: Callable[..., torch.optim.Optimizer]
     moments: tuple[str, ...]  # tensors of the parameter's shape in the optimizer's state
@@ -26,7 +26,7 @@ OPTIMIZERS: dict[str, OptimizerKind] = {
 
 
 def hyperparameters(schedule: TrainingParameters, learning_rate: float) -> dict[str, Any]:
-    """Return the entries of a parameter group that the config decides, at a learning rate of the schedule."""
+    """Return the options of a parameter group: a learning rate, and the other options from the schedule."""
     return {
         "lr": learning_rate,
         "betas": schedule.optimizer_betas,

@@ -20,5 +20,5 @@ def derived_seed(seed: int, purpose: str, count: int = 0) -> int:
 
 
 def seeded(seed: int, purpose: str, count: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a new generator. A CPU generator (the default) gives the same numbers whatever device uses them."""
+    """Return a new generator. A CPU generator (the default) gives the same numbers for every device."""
     return torch.Generator(device).manual_seed(derived_seed(seed, purpose, count))

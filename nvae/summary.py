@@ -1,4 +1,4 @@
-"""A page of text that describes a config: levels, parameters, memory and operations."""
+"""Describe a config in numbers and as a text: levels, parameters, memory and operations."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ class Cost(NamedTuple):
 
 def cost_per_image(config: ModelConfig) -> Cost:
     """Count the cost on a forward pass without memory or arithmetic (meta device)."""
-    kept: dict[int, int] = {}  # bytes of every storage
+    saved_sizes: dict[int, int] = {}  # bytes of every storage that autograd saves, by its address
     images = 2
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
-        held.append(tensor)  # a freed storage's address could be used again while counting
+    def record(tensor: Tensor) -> Tensor:
+        saved_sizes[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        references.append(tensor)  # the address of a freed storage could be used again while counting
         return tensor
 
-    held: list[Tensor] = []
+    references: list[Tensor] = []
     with torch.device("meta"):
         model = build_model(config)
         model.recompute_activations(config.training_parameters.use_tensor_checkpoints)
         batch = torch.zeros(images, config.image_channels, config.input_dimension, config.input_dimension)
         noise = model.no_posterior_noise(images)
     own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
-    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
+    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(record, lambda tensor: tensor):
         model(batch, noise).px_z.log_prob(batch)
-    saved = sum(size for storage, size in kept.items() if storage not in own)
+    saved = sum(size for storage, size in saved_sizes.items() if storage not in own)
     return Cost(counter.get_total_flops() // images, saved // images)
 
 
 def num_parameters(module: nn.Module) -> int:
-    """Return how many numbers a module learns."""
+    """Count the learned numbers of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -60,12 +60,12 @@ def training_bytes(config: ModelConfig, batch_size: int) -> int:
 
 
 def _bytes_per_parameter(config: ModelConfig) -> int:
-    """The parameter, its gradient and the optimizer's moments."""
+    """Return the bytes of a parameter, its gradient and the optimizer's moments."""
     return FLOAT32_BYTES * (2 + len(OPTIMIZERS[config.training_parameters.optimizer].moments))
 
 
 def summary(config: ModelConfig) -> str:
-    """Return the page."""
+    """Return a text that describes a config: levels, parameters, memory, operations and schedule."""
     with torch.device("meta"):
         model = build_model(config)
     cost = cost_per_image(config)

@@ -1,4 +1,4 @@
-"""What training minimizes."""
+"""The training objective."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ def level(groups: int) -> Level:
     return Level(groups, resolution=4, encoder_channels=4, decoder_channels=4, latent_size=2)
 
 
-# ------------------------------------------------------------------------------------------------------- bound
+# -------------------------------------------------------------------------------------------------- ELBO terms
 
 
 @torch.no_grad()
-def test_the_elbo_is_the_log_likelihood_minus_the_kl_of_all_groups(make_model, generator):
+def test_elbo_is_the_log_likelihood_minus_the_kl_of_all_groups(make_model, generator):
     images = torch.rand(3, 3, 8, 8, generator=generator)
     model = make_model()
     result = model(images, model.draw_posterior_noise(3, generator))
-    found = elbo_terms(result, images)
+    terms = elbo_terms(result, images)
     log_likelihood = result.px_z.log_prob(images).sum((1, 2, 3))
-    torch.testing.assert_close(found.log_likelihood, log_likelihood)
-    assert torch.equal(found.kl, result.kl)
-    torch.testing.assert_close(found.elbo, log_likelihood - sum(group.kl for group in result.groups.values()))
+    torch.testing.assert_close(terms.log_likelihood, log_likelihood)
+    torch.testing.assert_close(terms.elbo, log_likelihood - sum(group.kl for group in result.groups.values()))
 
 
 # ---------------------------------------------------------------------------------------------- KL and its balance
@@ -42,7 +41,7 @@ def test_the_elbo_is_the_log_likelihood_minus_the_kl_of_all_groups(make_model, g
     ("epoch", "warmup", "expected"),
     [(0, 30, 1e-4), (0.001, 30, 1e-4), (15, 30, 0.5), (7.5, 30, 0.25), (30, 30, 1), (300, 30, 1), (0, 0, 1), (1, 0, 1)],
 )
-def test_the_kl_coefficient_rises_linearly_to_one(epoch, warmup, expected):
+def test_kl_coefficient_rises_linearly_to_one(epoch, warmup, expected):
     assert kl_coefficient(epoch, warmup) == pytest.approx(expected)
 
 
@@ -50,19 +49,19 @@ def test_the_kl_coefficient_rises_linearly_to_one(epoch, warmup, expected):
     ("epoch", "expected"),
     [(0, 1e-4), (2, 1e-4), (2.001, 1e-4), (4.5, 0.25), (7, 0.5), (11.9, 0.99), (12, 1), (100, 1)],
 )
-def test_after_a_delay_the_kl_coefficient_rises_as_it_would_have(epoch, expected):
+def test_kl_coefficient_with_a_delay_rises_linearly_after_it(epoch, expected):
     assert kl_coefficient(epoch, 10, 2) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("position", [0.0, 1e-4, 0.25, 0.5, 1.0])
-def test_the_regularization_moves_geometrically_along_the_kls_warm_up(position):
-    """Half-way between 100 and 1 lies 10."""
-    found = regularization_coefficient(0.01, 1.0, position)
-    assert found == pytest.approx(1.0 ** (1 - position) * 0.01**position)
+def test_regularization_coefficient_is_geometric_in_the_kl_coefficient(position):
+    """From 100 to 1, the value at half of the warm-up is 10."""
+    coefficient = regularization_coefficient(0.01, 1.0, position)
+    assert coefficient == pytest.approx(1.0 ** (1 - position) * 0.01**position)
     assert regularization_coefficient(1.0, 100.0, 0.5) == pytest.approx(10)
 
 
-def test_the_regularization_is_constant_without_a_beginning_and_off_at_zero():
+def test_regularization_coefficient_is_constant_without_an_initial_value():
     assert [regularization_coefficient(0.05, None, position) for position in (0.0, 0.3, 1.0)] == [0.05] * 3
     assert [regularization_coefficient(0.0, 1.0, position) for position in (0.0, 0.3, 1.0)] == [0.0] * 3
 
@@ -77,12 +76,12 @@ def test_the_regularization_is_constant_without_a_beginning_and_off_at_zero():
         ([1, 8], [2] + 8 * [1]),  # 1 and 4/8
     ],
 )
-def test_alphas_are_powers_of_four_over_the_groups_of_the_scale_and_the_smallest_is_one(groups, expected):
+def test_balance_alphas_are_powers_of_four_over_the_groups_of_a_scale(groups, expected):
     assert balance_alphas([level(n) for n in groups]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("coefficient", [1.0, 1.5])
-def test_after_the_warm_up_the_kl_is_the_plain_sum(coefficient, generator):
+def test_balanced_kl_after_the_warmup_is_the_sum(coefficient, generator):
     kl = 10 * torch.rand(5, 6, generator=generator)
     assert torch.equal(balanced_kl(kl, [level(2), level(4)], coefficient), kl.sum(1))
 
@@ -90,7 +89,7 @@ def test_after_the_warm_up_the_kl_is_the_plain_sum(coefficient, generator):
 def test_balancing_weights_have_mean_one_and_carry_no_gradient(generator):
     kl = (10 * torch.rand(5, 6, generator=generator)).requires_grad_()
     balanced_kl(kl, [level(2), level(4)], 0.25).sum().backward()
-    torch.testing.assert_close(kl.grad, kl.grad[:1].expand(5, 6), msg="a weight is the same for the whole batch")
+    torch.testing.assert_close(kl.grad, kl.grad[:1].expand(5, 6), msg="the weight of a group differs between images")
     torch.testing.assert_close(kl.grad[0].mean().item(), 0.25)
     assert kl.grad[0].std() > 0.01
     assert kl.grad[0].argmax() == ((kl.mean(0) + 0.01) / torch.tensor([1.0, 1, 2, 2, 2, 2])).argmax()
@@ -103,16 +102,16 @@ def test_balancing_weights_are_the_formula_of_the_paper(generator):
     alphas = balance_alphas([level(1), level(2)])
     assert alphas == pytest.approx([1, 2, 2])
     raw = [size[g] * sum(size) / alphas[g] for g in range(3)]
-    found = balancing_weights(kl, [level(1), level(2)])
-    assert found.tolist() == pytest.approx([weight / (sum(raw) / 3) for weight in raw])
-    assert not found.requires_grad
+    weights = balancing_weights(kl, [level(1), level(2)])
+    assert weights.tolist() == pytest.approx([weight / (sum(raw) / 3) for weight in raw])
+    assert not weights.requires_grad
 
 
-def test_a_group_with_a_negative_kl_is_weighed_by_its_size(generator):
-    """With a flow on the posterior alone the KL is a sample's, which can be negative."""
+def test_balanced_kl_weighs_a_negative_kl_by_its_absolute_value(generator):
+    """The KL of a posterior with a flow is estimated from a sample and can be negative."""
     kl = torch.tensor([[-3.0, 3.0], [-3.0, 3.0]])
     torch.testing.assert_close(balanced_kl(kl, [level(2)], 0.5), torch.zeros(2))
 
 
-def test_a_delay_without_a_rise_is_a_step():
+def test_kl_coefficient_with_a_delay_and_no_warmup_is_a_step():
     assert [kl_coefficient(epoch, 0, 2) for epoch in (1.99, 2, 3)] == [1e-4, 1, 1]

@@ -1,1 +1,1 @@
-"""The commands, one per file: arguments, messages and the hints that name command-line flags. Imports no torch."""
+"""The commands, one per file: arguments, messages, and hints with command-line flags. Imports no torch."""

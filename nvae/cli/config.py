@@ -15,13 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=tuple(FAMILIES),
         help=f"print the keys of one model family, of {', '.join(FAMILIES)} (default: all families)",
     )
-    parser.add_argument(
-        "--markdown", action="store_true", help="print the page docs/config.md (default: print plain text)"
-    )
 
 
 def run(options: argparse.Namespace) -> None:
-    from nvae.config.reference import as_markdown, as_text, reference
+    from nvae.config.reference import as_text, reference
 
-    tables = reference([options.family] if options.family else tuple(FAMILIES))
-    print(as_markdown(tables) if options.markdown else as_text(tables))
+    print(as_text(reference([options.family] if options.family else tuple(FAMILIES))))

@@ -1,4 +1,4 @@
-"""Run a command: its exit code, one line for every error, and output that may go away without ending the run."""
+"""Run a command: exit codes, one line for every error, and output streams whose loss does not end the run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SAMPLING_MEMORY_HINT = "Ask for fewer images at once, or use --device cpu."
 
 
 class SafeStream:
-    """A text stream that can disappear (a closed terminal, `| head`, a full disk): then it drops what is written."""
+    """A text stream that may be lost (a closed terminal, `| head`, a full disk); later text is then dropped."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -63,7 +63,7 @@ class SafeStream:
 
 @contextlib.contextmanager
 def safe_output() -> Iterator[None]:
-    """Replace standard output and standard error by streams whose loss ends nothing."""
+    """Replace standard output and standard error by streams whose loss does not end the program."""
     before = sys.stdout, sys.stderr
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

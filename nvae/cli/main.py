@@ -51,7 +51,7 @@ def _execute(command: str, arguments: list[str], prefix: bool = False) -> int | 
     module = COMMANDS[command]
     parser = Parser(prog=f"{_program()} {command}" if prefix else None, description=module.__doc__)
     module.add_arguments(parser)
-    return module.run(parser.parse_intermixed_args(arguments))  # options may stand between the positional arguments
+    return module.run(parser.parse_intermixed_args(arguments))  # options may be between the positional arguments
 
 
 def _program() -> str:

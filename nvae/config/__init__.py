@@ -1,7 +1,7 @@
 """Find, read, override and validate the YAML file of a model.
 
 One YAML file defines a model completely: architecture, data and training schedule. `family` selects the class that
-validates the file. Whatever is wrong is raised as `ConfigError`, with file, line and key, before anything is built.
+validates the file. Every mistake is a `ConfigError` with file, line and key, raised before a model is built.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ RESOLVED = "resolved"
 
 
 def available_configs() -> list[str]:
-    """Names of the configs in `model_configs/` of the working directory, and of those that come with the program."""
+    """Return the names of the configs in `model_configs/` of the working directory and of the program."""
     return sorted({file.stem for folder in _config_folders() for file in folder.glob("*.yaml")})
 
 
 def is_yaml(path: str | Path) -> bool:
-    """Whether a file's ending is that of a config."""
+    """Return whether a file name ends with .yaml or .yml."""
     return Path(path).suffix.lower() in (".yaml", ".yml")
 
 
 def config_path(name: str | Path) -> Path:
-    """The YAML file of a config given by name or by path. Raises ConfigError with the nearest name."""
+    """Return the YAML file of a config given by name or by path. Raises ConfigError with the nearest name."""
     as_path = Path(name)
     if is_yaml(as_path) and _is_file(as_path):
         return as_path
@@ -52,7 +52,7 @@ def config_path(name: str | Path) -> Path:
 
 
 def _config_folders() -> list[Path]:
-    """The working directory's folder, and that of the program: inside an installed package, or beside its source."""
+    """Return the working directory's folder and the program's: in an installed package, or beside its source."""
     package = Path(__file__).resolve().parent.parent
     program = package / CONFIG_FOLDER if (package / CONFIG_FOLDER).is_dir() else package.parent / CONFIG_FOLDER
     here = Path(CONFIG_FOLDER)
@@ -101,7 +101,7 @@ def parse_config(text: str, overrides: Sequence[str] = (), source: str = "the co
 
 
 def config_from_dict(data: Mapping[str, Any], source: str, resolved: bool = False) -> ModelConfig:
-    """A config from a plain dictionary; `source` names the dictionary in messages. Raises ConfigError.
+    """Return the config of a plain dictionary; `source` names the dictionary in messages. Raises ConfigError.
 
     resolved: the dictionary is the whole config of an existing model, as in a checkpoint. Defaults, and those of a
     style, do not apply to keys that are newer than the dictionary (`migrations.NEW_KEYS`).
@@ -110,19 +110,19 @@ def config_from_dict(data: Mapping[str, Any], source: str, resolved: bool = Fals
 
 
 def config_to_yaml(config: ModelConfig) -> str:
-    """The resolved config as YAML, with every key and the mark `resolved`; the text loads as the same config."""
+    """Return the resolved config as YAML, with every key and the mark `resolved`; the text loads as the same config."""
     return yaml.safe_dump({RESOLVED: True} | config.model_dump(), sort_keys=False)
 
 
 def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionary to dotted keys: {'dataset': {'name': 'folder'}} becomes {'dataset.name': 'folder'}."""
+    """Flatten nested dictionaries to dotted keys: {'dataset': {'name': 'folder'}} to {'dataset.name': 'folder'}."""
     result: dict[str, Any] = {}
     for key, value in data.items():
         result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return result
 
 
-# ---------------------------------------------------------------------------------------------------- details
+# ------------------------------------------------------------------------------------------------- validation
 
 
 def _validated(data: dict[str, Any], resolved: bool, places: Mapping[str, Place], source: str) -> ModelConfig:
@@ -145,9 +145,9 @@ def _class_of(data: Mapping[str, Any], places: Mapping[str, Place], source: str)
 
 
 def _completed(data: dict[str, Any], section: type[Section], prefix: str = "") -> dict[str, Any]:
-    """A resolved config with the keys that are newer than itself, so that no style fills them in.
+    """Return a resolved config with all newer keys, so that no style sets them.
 
-    The value is the behavior of before the key existed (`NEW_KEYS`), or else the default of the class.
+    The value of a newer key is the behavior before the key existed (`NEW_KEYS`), or else the default of the class.
     """
     result = dict(data)
     for key, field in section.model_fields.items():
@@ -162,7 +162,7 @@ def _completed(data: dict[str, Any], section: type[Section], prefix: str = "") -
 
 
 def _parse_override(override: str) -> tuple[str, Any, Place]:
-    """The key, the value, and the place that messages name."""
+    """Return the key, the value, and the place for messages."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         allowed = "key=value, such as training_parameters.epochs=3"
@@ -196,6 +196,6 @@ def _within(key: str, section: str) -> bool:
 
 
 def _parents(key: str) -> list[str]:
-    """Of `a.b.c`: `a.b` and `a`."""
+    """Return the sections above a key: `a.b` and `a` for `a.b.c`."""
     parts = key.split(".")
     return [".".join(parts[:depth]) for depth in range(len(parts) - 1, 0, -1)]

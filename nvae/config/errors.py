@@ -1,4 +1,4 @@
-"""What is wrong with a config: errors as data, and the one place that turns them into sentences."""
+"""Config errors as data, and the function that renders them as sentences."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_SHOWN_TEXT = 400  # characters of a key, a file name or a problem
 
 
 class Place(NamedTuple):
-    """Where a key was written: a file, or the text of an override."""
+    """The place where a key was written: a file, or the text of an override."""
 
     file: str
     line: int | None = None
@@ -59,7 +59,7 @@ class ConfigError(UserError):
 
 
 def render(error: ConfigError) -> str:
-    """The message of an error: file and line, what is wrong, what to do. Whatever comes from a file is escaped."""
+    """Return the message of an error: file and line, what is wrong, what to do. Text from a file is escaped."""
     place = "" if error.file is None else printable(error.file) + (f", line {error.line}: " if error.line else ": ")
     more = f" ({error.others} more after this one)" if error.others else ""
     return f"{place}{_sentence(error)}{more}"
@@ -86,18 +86,18 @@ def _sentence(error: ConfigError) -> str:
 
 
 def show(value: Any) -> str:
-    """A value of a file, in one short line without control characters."""
+    """Return a value as one short line without control characters."""
     if value is None:
         return "nothing"
     if isinstance(value, dict):
         return "a section"
     if isinstance(value, list | tuple | set):
         return "a list"
-    return _shortened(repr(value), MAX_SHOWN)  # repr escapes whatever is not printable
+    return _shortened(repr(value), MAX_SHOWN)  # repr escapes all characters that are not printable
 
 
 def printable(text: str) -> str:
-    """The text, or its escaped form where it has line breaks or control characters."""
+    """Return the text, escaped if it has line breaks or control characters."""
     return _shortened(text if text.isprintable() else ascii(text), MAX_SHOWN_TEXT)
 
 
@@ -106,7 +106,7 @@ def _shortened(text: str, most: int) -> str:
 
 
 def nearest(word: Any, words: Iterable[str]) -> str | None:
-    """The most similar of the words, if one is similar at all."""
+    """Return the most similar of the words; None if no word is similar."""
     similar = isinstance(word, str) and len(word) <= MAX_SHOWN  # comparing takes the product of the lengths
     matches = difflib.get_close_matches(word, list(words), n=1, cutoff=0.65) if similar else []
     return matches[0] if matches else None
@@ -118,9 +118,9 @@ def nearest(word: Any, words: Iterable[str]) -> str | None:
 def config_error(
     error: ValidationError, model: type[ModelConfig], places: Mapping[str, Place], source: str
 ) -> ConfigError:
-    """The first of a config's problems as ConfigError: unknown keys before all others.
+    """Return the first of a config's problems as ConfigError; unknown keys come before all others.
 
-    An unknown key that resembles a missing one explains the missing one, which is then not counted.
+    An unknown key similar to a missing key is probably a typing error, so the missing key is not counted.
     """
     problems = error.errors(include_url=False)
     located = [locate(model, problem["loc"]) for problem in problems]
@@ -153,7 +153,7 @@ def _fields_of(problem: Mapping[str, Any], where: Located, missing: list[str]) -
 
 
 def invalid_choice(key: str, got: Any, words: Iterable[str]) -> dict[str, Any]:
-    """The fields of an error about a value that is none of the words."""
+    """Return the fields of an error for a value that is none of the words."""
     words = list(words)
     return {
         "kind": "invalid_value",
@@ -165,7 +165,7 @@ def invalid_choice(key: str, got: Any, words: Iterable[str]) -> dict[str, Any]:
 
 
 def place_of(key: str, places: Mapping[str, Place], source: str) -> Place:
-    """Where a dotted key was written, or else the section that holds the key, or else the file."""
+    """Return the place of a dotted key, or else of the section that holds the key, or else of the file."""
     while key and key not in places:
         key = key.rpartition(".")[0]
     return places.get(key, Place(source))

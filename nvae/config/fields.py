@@ -13,7 +13,7 @@ from nvae.schema import Section
 
 
 class Located(NamedTuple):
-    """A place in a config: the names of its section and of its key, and what the schema has there.
+    """A place in a config: the names of the section and of the key, and the schema's field at this place.
 
     allowed: the allowed values as a noun phrase, '' for an unknown key. words: those that are listed texts.
     """
@@ -55,17 +55,17 @@ def locate(model: type[Section], loc: Sequence[str | int]) -> Located:
 
 
 def join(section: str, key: str | None) -> str:
-    """A dotted key; either part may be missing."""
+    """Return a dotted key; either part may be missing."""
     return ".".join(part for part in (section, key) if part)
 
 
 def annotation_of(field: FieldInfo) -> Any:
-    """The field's type with its bounds, which pydantic keeps apart."""
+    """Return the field's type together with its bounds, which pydantic stores separately."""
     return Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
 
 
 def sections_of(annotation: Any) -> list[type[Section]]:
-    """The section classes that an annotation allows: none, one, or the members of a union."""
+    """Return the section classes that an annotation allows: none, one, or the members of a union."""
     if get_origin(annotation) is Annotated:
         return sections_of(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
@@ -74,20 +74,20 @@ def sections_of(annotation: Any) -> list[type[Section]]:
 
 
 def words_of(annotation: Any) -> list[str]:
-    """The texts that an annotation allows, where they are listed."""
+    """Return the texts that an annotation lists as allowed."""
     if get_origin(annotation) is Literal:
         return [word for word in get_args(annotation) if isinstance(word, str)]
     return [word for part in get_args(annotation) for word in words_of(part)]
 
 
 def choices(values: Iterable[Any]) -> str:
-    """Values as a list in words: 'a', 'b' or 'c'."""
+    """Return values as a list in words: 'a', 'b' or 'c'."""
     *rest, last = [repr(value) for value in values]
     return f"{', '.join(rest)} or {last}" if rest else last
 
 
 def allowed_values(annotation: Any) -> str:
-    """The allowed values of a type as a noun phrase, such as 'a whole number from 1 to 8'; '' for an unknown type."""
+    """Return the allowed values of a type, such as 'a whole number from 1 to 8'; '' for an unknown type."""
     bounds: list[Any] = []
     if get_origin(annotation) is Annotated:
         annotation, *metadata = get_args(annotation)

@@ -42,9 +42,9 @@ class Table(NamedTuple):
 
 
 def reference(families: Sequence[str] = tuple(FAMILIES)) -> list[Table]:
-    """The tables of all keys: of every family, of each given family, of each data set, of the training schedule.
+    """Return the tables of all keys: of every family, of each given family, of each data set, of the training schedule.
 
-    A family's table holds its own keys, and those whose default the family or one of its presets changes.
+    A family's table holds its own keys, and keys whose default the family or one of its presets changes.
     """
     models = {name: config_class({"family": name}) for name in families}
     general = Table("Every family", [row for row in _rows(ModelConfig) if row.key != "family"])
@@ -66,7 +66,7 @@ def reference(families: Sequence[str] = tuple(FAMILIES)) -> list[Table]:
 
 def as_markdown(tables: Sequence[Table]) -> str:
     """The page docs/config.md."""
-    lines = ["# The keys of a config", "", "Made by `python3 -m nvae config --markdown`.", "", INTRODUCTION, ""]
+    lines = ["# The keys of a config", "", "Made by `make docs`.", "", INTRODUCTION, ""]
     for title, rows in tables:
         lines += [f"## {title}", "", "| key | default | allowed | meaning |", "| --- | --- | --- | --- |"]
         for key, allowed, default, description in rows:
@@ -99,7 +99,7 @@ def _differing(title: str, rows: list[Row], general: Table) -> Table:
 def _rows(
     section: type[Section], prefix: str = "", presets: Mapping[str, Mapping[str, Any]] | None = None
 ) -> list[Row]:
-    """The keys of a section, without `dataset` and `training_parameters`, which have their own tables."""
+    """Return the keys of a section, without `dataset` and `training_parameters`, which have their own tables."""
     rows = []
     for name, field in section.model_fields.items():
         if name in ("dataset", "training_parameters"):
@@ -113,7 +113,7 @@ def _rows(
 
 
 def _text(value: Any) -> str:
-    """A default as a file would give it."""
+    """Return a default as written in a YAML file."""
     if value is None:
         return "null"
     if isinstance(value, Section):

@@ -15,10 +15,10 @@ MAX_MERGED = 200  # entries of a section that merges others (`<<`)
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that also reads 1e-2 as a number (YAML 1.2), which PyYAML takes for a text."""
+    """A safe YAML loader that also reads 1e-2 as a number (YAML 1.2); PyYAML reads a text."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Construct a value; raise ConstructorError with the line for whatever PyYAML's constructors raise."""
+        """Construct a value; turn all errors of PyYAML's constructors into ConstructorError with the line."""
         number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
         if number and isinstance(node, yaml.ScalarNode) and len(node.value) > MAX_NUMBER:
             raise _problem("a number is too long", node)
@@ -44,7 +44,7 @@ def _problem(text: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
 
 
 def read_yaml(text: str, source: str) -> tuple[dict[str, Any], dict[str, Place]]:
-    """The dictionary of a YAML text, and the place of every dotted key. Raises ConfigError."""
+    """Return the dictionary of a YAML text, and the place of every dotted key. Raises ConfigError."""
     if len(text) > MAX_CHARACTERS:
         raise ConfigError("invalid_yaml", place=Place(source), got=f"more than {MAX_CHARACTERS:,} characters")
     try:
@@ -69,7 +69,7 @@ def read_yaml(text: str, source: str) -> tuple[dict[str, Any], dict[str, Place]]
 
 
 def read_value(text: str) -> Any:
-    """The value of a YAML text without keys of its own, such as that of an override. Raises ValueError."""
+    """Return the value of a YAML text, such as the value of an override. Raises ValueError."""
     if len(text) > MAX_CHARACTERS:
         raise ValueError(text)
     try:
@@ -79,7 +79,7 @@ def read_value(text: str) -> Any:
 
 
 def _add_places(node: yaml.Node | None, source: str, prefix: str, places: dict[str, Place], visited: set[int]) -> None:
-    """Note the line of every key; visit a section that aliases repeat only once."""
+    """Record the line of every key; visit a section only once, even if aliases repeat the section."""
     if not isinstance(node, yaml.MappingNode) or id(node) in visited:
         return
     visited.add(id(node))

@@ -82,7 +82,7 @@ def _rank(folder: Path, file: Path) -> float:
 def _read_or_map(
     folder: Path, files: list[Path], config: ModelConfig, progress: bool
 ) -> tuple[torch.Tensor, dict[str, str]]:
-    """Return the readable images, uint8 (N, C, S, S), and forevery other file the reason why it cannot be read."""
+    """Return the readable images, uint8 (N, C, S, S), and for every other file the reason why it cannot be read."""
     size, channels, max_pixels = config.input_dimension, config.image_channels, config.dataset.max_image_pixels
     shape = (len(files), channels, size, size)
     num_bytes = math.prod(shape)

@@ -51,7 +51,7 @@ def read_image_files(
 ) -> tuple[Tensor, list[str]]:
     """Read image files as images (N, C, S, S) in [0, 1] with a model's size and channels.
 
-    Also returns one sentence per kind of change: the name of the changed file, or how many files were changed.
+    Also returns one sentence per type of change: the name of the changed file, or how many files were changed.
     Raises UserError with the name of a file that cannot be read.
     """
     paths = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]

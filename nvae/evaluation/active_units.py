@@ -13,7 +13,7 @@ ACTIVE_VARIANCE = 0.01
 
 
 class ActiveUnits:
-    """The variance over images of the noise that the priors need to give the posteriors' centers.
+    """The variance over images of the noise from which the priors make the centers of the posteriors.
 
     A unit is active if Var_x[(mu_q - mu_p) / sigma_p] > 0.01, with all latents above it at their posteriors' centers:
     the criterion of Burda et al. (2016), generalized from a standard Normal to any prior.
@@ -36,7 +36,7 @@ class ActiveUnits:
             self.squares[index] = self.squares[index] + noise.square().sum(0)
 
     def counts(self) -> list[int]:
-        """The number of active units of every group."""
+        """Return the number of active units of every group."""
         pairs = zip(self.sums, self.squares, strict=True)
         variances = [square / self.images - (total / self.images).square() for total, square in pairs]
         return [int(torch.sum(variance > ACTIVE_VARIANCE)) for variance in variances]

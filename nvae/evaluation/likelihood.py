@@ -78,7 +78,7 @@ def evaluate(
     importance-weighted bound is the mean over images of log mean_k p(x, z_k) / q(z_k | x) (Burda et al. 2016), which
     rises to log p(x) with the number of samples.
     batch_size: samples per top-down pass, which bounds the memory. The bottom-up pass is computed once per image. The
-    draws depend on the seed, the batch size and the kind of device.
+    draws depend on the seed, the batch size and the type of device.
     count_active: count the active units too, which takes one more top-down pass per image.
     Raises ArgumentError.
     """
@@ -146,7 +146,7 @@ def _bounds(
     samples_per_pass: int,
     generator: torch.Generator,
 ) -> Bounds:
-    """The bounds of n images from their features and targets, in passes of at most n * samples_per_pass samples."""
+    """Return the bounds of n images from features and targets, in passes of at most n * samples_per_pass samples."""
     draws = [
         _draw(model, features, targets, part.stop - part.start, generator)
         for part in batches(samples, samples_per_pass)

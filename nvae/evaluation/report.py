@@ -16,7 +16,7 @@ from nvae.summary import table
 
 
 def report(evaluation: Evaluation, model: HierarchicalVAE, images: str) -> str:
-    """Return the page. images: a name of the images, such as "validation images of mnist"."""
+    """Return an evaluation as a text. images: a name of the images, such as "validation images of mnist"."""
 
     def row(name: str, nats: Estimate, bits: Estimate) -> tuple[str, ...]:
         return name, f"{_with_error(nats, 2)} nats", f"{_with_error(bits, 4)} bits/dim"
@@ -73,7 +73,7 @@ def report_stem(folder: Path, name: str, metadata: dict[str, Any]) -> Path:
 
 
 def is_saved(stem: Path, metadata: dict[str, Any]) -> bool:
-    """Whether <stem>.json and <stem>.png exist, and the JSON file has this metadata."""
+    """Return whether <stem>.json and <stem>.png exist, and the JSON file has this metadata."""
     try:
         content = json.loads(_json_path(stem).read_text())
     except (OSError, ValueError, RecursionError):

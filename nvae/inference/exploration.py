@@ -1,4 +1,4 @@
-"""What each latent group does: resample the noise of one group, keep all other noise, and compare the images.
+"""Explore the latent groups: resample the noise of one group, keep all other noise, and compare the images.
 
 The tools call resampling a group a "jam". A pass starts right before z of the resampled group is sampled, from the
 cached state of the unchanged image, so that nothing above the group is computed twice.

@@ -35,7 +35,7 @@ def interpolate(
     """Return images (T, C, S, S) in [0, 1] between two, at times (T,) in [0, 1], or at T evenly spaced times.
 
     a, b: the noise of the two images, (1, *noise_shape) per latent group, from `seed_noise`, or from `encode` with
-    `Sampler(model, iterations=0)`. Every group turns from a to b by itself. pixel_seed: of drawn pixels, for all.
+    `Sampler(model, iterations=0)`. Each group is interpolated separately. pixel_seed: seed of drawn pixels.
     """
     check_noise(sampler.model, a, count=1)
     check_noise(sampler.model, b, count=1)
@@ -72,9 +72,9 @@ def walk(
 ) -> Iterator[Tensor]:
     """Yield images (B, C, S, S) in [0, 1], `frames` in all, from seed to seed and back to the first, in equal steps."""
     seeds = check_seeds(seeds)
-    places = torch.arange(check_count("frames", frames), dtype=torch.float64) * len(seeds) / frames
+    positions = torch.arange(check_count("frames", frames), dtype=torch.float64) * len(seeds) / frames
     noise = [seed_noise(sampler.model, [seed]) for seed in (*seeds, seeds[0])]
     for leg, (a, b) in enumerate(zip(noise[:-1], noise[1:], strict=True)):
-        times = places[(places >= leg) & (places < leg + 1)] - leg
+        times = positions[(positions >= leg) & (positions < leg + 1)] - leg
         for part in batches(len(times), sampler.batch_size):
             yield _between(sampler, a, b, times[part], pixels, pixel_seed)

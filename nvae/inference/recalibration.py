@@ -1,7 +1,7 @@
 """Batch-norm recalibration: statistics of the decoder for a temperature (NVAE, section 4.3 and its official program).
 
-The running statistics of training are those of z ~ q(z | x). Samples from the prior at a temperature cause other
-activations, so their statistics are measured by passes from the prior in training mode. `Sampler` does this.
+The running statistics of training belong to z ~ q(z | x). Samples from the prior at a temperature cause other
+activations, so passes from the prior in training mode measure new statistics. `Sampler` does this.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nvae.progress import Progress, track
 from nvae.seeds import seeded
 
 PASS_IMAGES = 16
-MAX_UNCERTAINTY = 0.3  # of statistics that count as converged
+MAX_UNCERTAINTY = 0.3  # statistics with at most this uncertainty count as converged
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Statistics:
 
     @property
     def converged(self) -> bool:
-        """Whether as many other passes would give about the same statistics."""
+        """Whether the same number of other passes would give similar statistics."""
         return self.uncertainty <= MAX_UNCERTAINTY
 
     @property
@@ -64,7 +64,7 @@ class Statistics:
 
 @torch.no_grad()
 def prior_batch_norms(model: HierarchicalVAE) -> dict[str, _BatchNorm]:
-    """Find the batch norms that a pass from the prior goes through, by running one; in the order of the modules."""
+    """Find the batch norms in a pass from the prior by running one pass; ordered as the modules."""
     used: set[_BatchNorm] = set()
     norms = {
         name: module
@@ -99,7 +99,7 @@ def restored_batch_norms(norms: Iterable[_BatchNorm]) -> Iterator[None]:
 
 @contextmanager
 def with_statistics(model: HierarchicalVAE, statistics: Statistics | None) -> Iterator[None]:
-    """Let the model's batch norms use these statistics within the context; None: their own."""
+    """Let the model's batch norms use these statistics within the context; None keeps the model's own statistics."""
     if statistics is None:
         yield
         return
@@ -161,8 +161,8 @@ class Moments:
         self.eps = norm.eps
         self.mean = torch.zeros_like(norm.running_mean, dtype=torch.float32)
         self.mean_variance = torch.zeros_like(self.mean)
-        self.squared_distances = torch.zeros_like(self.mean)  # of the passes' means from their mean
-        self.squared_deviations = torch.zeros_like(self.mean)  # of the passes' variances from their mean
+        self.squared_distances = torch.zeros_like(self.mean)  # between the means of the passes and their mean
+        self.squared_deviations = torch.zeros_like(self.mean)  # between the variances of the passes and their mean
 
     def add(self, norm: _BatchNorm) -> None:
         """Add the running statistics of a pass."""
@@ -175,11 +175,11 @@ class Moments:
         self.squared_deviations += deviation * (norm.running_var - self.mean_variance)
 
     def variance(self) -> Tensor:
-        """The variance over all passes, (channels,)."""
+        """Return the variance over all passes, (channels,)."""
         return self.mean_variance + self.squared_distances / self.passes
 
     def uncertainty(self) -> float:
-        """The relative standard error of the variance, and of the mean in standard deviations, over the channels.
+        """Return the relative standard error of the variance, and of the mean in standard deviations, over channels.
 
         Close to 1 if a single pass dominates. Passes of 16 independent images from a Normal differ by a third in their
         variance and a quarter in their mean, so 20 passes have an uncertainty of at most a tenth. NaN after one pass.
@@ -191,5 +191,5 @@ class Moments:
         return (squared_error / (self.passes * (self.passes - 1))).mean().sqrt().item()
 
     def is_finite(self) -> bool:
-        """Whether the statistics so far are finite."""
+        """Return whether the statistics so far are finite."""
         return bool((self.mean.isfinite() & self.mean_variance.isfinite()).all())

@@ -19,8 +19,8 @@ from nvae.progress import Progress, batches
 def encode(model: HierarchicalVAE, images: Tensor, batch_size: int = BATCH_SIZE, progress: Progress = False) -> Noise:
     """Return the noise, one (N, *noise_shape) per latent group, that decodes to the reconstructions of images.
 
-    images: (N, C, S, S) in [0, 1]. z is the center of each posterior, and the noise is what its prior needs at
-    temperature 1 to give this z: for Normals (mu_q - mu_p) / sigma_p. It is 0 where an image is what the prior expects.
+    images: (N, C, S, S) in [0, 1]. z is the center of each posterior. The noise is the noise from which the prior makes
+    this z at temperature 1: for Normals (mu_q - mu_p) / sigma_p, which is 0 if the two centers are equal.
     Decode with `Sampler(model, iterations=0)`. Raises ArgumentError.
     """
     images = check_images(model, images)

@@ -1,7 +1,7 @@
 """Images from noise: one seed, one image.
 
 The noise of an image, one (B, *noise_shape) per latent group with the top group first, determines the image: the
-priors turn noise into latents on the way down. Noise comes from seeds, or from images (`encode`).
+priors turn noise into latents in the top-down pass. Noise comes from seeds, or from images (`encode`).
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Sampler:
 
     @property
     def warnings(self) -> list[str]:
-        """Sentences for the user about the recalibration."""
+        """Warnings about the recalibration, one sentence each."""
         if self.iterations == 0:
             return []
         if self.statistics is None:
@@ -153,7 +153,7 @@ class Sampler:
         start: DecoderState | None = None,
         return_states: bool = False,
     ) -> tuple[Tensor, TopDownOutput]:
-        """Run one pass; returns its images (B, C, S, S) in [0, 1] and its output. `start` etc. as in the model."""
+        """Run one pass; return images (B, C, S, S) in [0, 1] and the output. start, return_states: see the model."""
         with eval_mode(self.model), with_statistics(self.model, self.statistics):
             output = self.model.top_down(
                 FromNoise(noise, self.group_temperatures),

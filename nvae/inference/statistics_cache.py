@@ -17,7 +17,7 @@ MAX_ENTRIES = 50
 
 
 class StatisticsCache:
-    """The statistics measured for a model, in `<model file>.statistics`, by temperature and iterations.
+    """The recalibrated statistics of a model, in `<model file>.statistics`, by temperature and iterations.
 
     The file names the weights and the architecture that its statistics belong to. A file of another model, of an older
     format or with damage counts as empty. A file that cannot be written is skipped. The 50 newest entries are kept.

@@ -1,1 +1,1 @@
-"""Import checkpoints of other projects: one file per project, one shared walk through our network, strict loading."""
+"""Import checkpoints of other projects: one file per project, one shared key map of our network, strict loading."""

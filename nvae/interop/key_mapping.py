@@ -109,7 +109,7 @@ def build_key_map(model: HierarchicalVAE, layout: Layout) -> KeyMap:
 
 
 def tensor_keys(ours: str, theirs: str, module: nn.Module, renamed: Mapping[str, str]) -> KeyMap:
-    """Map the tensors of a module from our prefix to the project's. `renamed`: tensors with another name there."""
+    """Map the tensors of a module from our prefix to the project's prefix. renamed: tensors with another name."""
     ours, theirs = ours.rstrip("."), theirs.rstrip(".")
     return {f"{ours}.{name}": f"{theirs}.{renamed.get(name, name)}" for name in module.state_dict()}
 

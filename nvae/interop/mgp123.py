@@ -30,7 +30,7 @@ def latent_groups(state: Mapping[str, Tensor]) -> int:
 
 
 def weights_of(state: Mapping[str, Tensor], config: NVAEConfig) -> Mapping[str, Tensor]:
-    """Return the weights as they are: the seed's shapes are ours."""
+    """Return the weights unchanged: the seed project has our shapes."""
     return state
 
 
@@ -105,9 +105,9 @@ _LAYOUT = Layout(
 
 
 def config_of(content: Mapping[str, Any], state: Mapping[str, Tensor], source: str) -> tuple[NVAEConfig, list[str]]:
-    """Return the config of a checkpoint, and warnings about what was assumed. Raises UserError.
+    """Return the config of a checkpoint, and warnings about assumptions. Raises UserError.
 
-    A checkpoint holds the path of its YAML file. A config in model_configs/ with the name of that file is taken if its
+    A checkpoint holds the path of its YAML file. A config in model_configs/ with the name of that file is used if its
     shapes agree. Otherwise the architecture is derived from the shapes of the weights.
     """
     path = content.get("model_arch")
@@ -143,7 +143,7 @@ def _config_named(name: str) -> NVAEConfig | None:
 
 
 def _visible(config: NVAEConfig) -> list[Any]:
-    """Return everything that shapes show of a config."""
+    """Return the values of a config that the shapes of weights determine."""
     keys = (
         *("channel_towers", "latent_size", "input_dimension", "image_channels", "num_flows", "num_blocks_prepost"),
         *("cells_per_split_enc", "cells_per_input_dec", "num_cells_per_block_prepost", "channel_multiplier"),
@@ -172,7 +172,7 @@ def _architecture(state: Mapping[str, Tensor], source: str) -> NVAEConfig:
     channels, image_channels = state["initial_transform.weight_v"].shape[:2]
     parameters, decoder_channels = state["to_distribution_conv.1.weight_v"].shape[:2]
     downsampling = sorted(name for name in state if name.endswith("skip down.conv_1.weight"))
-    quarter, narrow = state[downsampling[0]].shape[:2] if downsampling else (1, 2)
+    quarter, skip_channels = state[downsampling[0]].shape[:2] if downsampling else (1, 2)
     blocks = sum(name.startswith("preprocess.") for name in downsampling)
     cells = _count(state, r"preprocess\.model\.(\d+)\.")
     splits_of: dict[int, set[str]] = defaultdict(set)
@@ -191,7 +191,7 @@ def _architecture(state: Mapping[str, Tensor], source: str) -> NVAEConfig:
         "num_flows": _count(state, r"mixer\.normal_flow_block\.0\.model\.(\d+)\.") // 2,
         "num_blocks_prepost": blocks,
         "num_cells_per_block_prepost": cells // blocks if blocks else 1,
-        "channel_multiplier": 4 * quarter // narrow,
+        "channel_multiplier": 4 * quarter // skip_channels,
         "cells_per_split_enc": _count(
             state, r"encoder_tower\.model\.enc_block_1\.model\.split_1\.model\.cell_encoder(\d+)\."
         ),

@@ -1,1 +1,1 @@
-"""The networks and what their numbers mean; knows nothing of files, devices, data sets or plots."""
+"""The networks, distributions and likelihoods, independent of files, devices, data sets and plots."""

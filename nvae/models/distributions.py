@@ -1,6 +1,6 @@
 """Distributions over the z of a latent group: sampling from noise, log densities, KL divergences.
 
-A distribution turns noise into z and z back into noise; it owns the effect of a temperature and its flow, if any.
+A distribution turns noise into z and z back into noise. The effect of a temperature and a flow belong to it.
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ Noise = list[Tensor]  # one (B, ...) per latent group, top group first
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half-precision tensors as float32, others unchanged: densities are never computed in half precision."""
+    """Convert half precision to float32, because densities need it; return other tensors unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def draw_noise(
     shapes: Sequence[tuple[int, ...]], batch_size: int, generator: torch.Generator | None, device: torch.device | str
 ) -> Noise:
-    """Standard normal noise (B, *shape) for every shape, in order.
+    """Draw standard normal noise (B, *shape) for every shape, in order.
 
-    Drawn on the generator's device, so that a CPU generator gives the same numbers on any device.
+    The draws are made on the generator's device, so that a CPU generator gives the same numbers on any device.
     """
     source = generator.device if generator is not None else device
     return [torch.randn((batch_size, *shape), generator=generator, device=source).to(device) for shape in shapes]
 
 
 def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal noise of a tensor's shape, drawn on the generator's device."""
+    """Draw standard normal noise with the shape, dtype and device of `like`, on the generator's device."""
     device = generator.device if generator is not None else like.device
     return torch.randn(like.shape, generator=generator, device=device, dtype=torch.float32).to(like.device, like.dtype)
 
 
 def standard_uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Uniform noise strictly inside (0, 1) of a tensor's shape, drawn on the generator's device."""
+    """Draw uniform noise inside (0, 1) with the shape, dtype and device of `like`, on the generator's device."""
     device = generator.device if generator is not None else like.device
     noise = torch.rand(like.shape, generator=generator, device=device, dtype=torch.float32)
     return noise.clamp(1e-7, 1 - 1e-7).to(like.device, like.dtype)
 
 
 def soft_clamp(x: Tensor) -> Tensor:
-    """5 tanh(x / 5): the identity near zero, never beyond 5 (NVAE's official implementation)."""
+    """Return 5 tanh(x / 5): nearly x around zero, and always inside (-5, 5) (NVAE's official implementation)."""
     return SOFT_CLAMP * torch.tanh(x / SOFT_CLAMP)
 
 
 def sum_per_image(x: Tensor) -> Tensor:
-    """(B, ...) to (B,)."""
+    """Sum over all dimensions but the first: (B, ...) to (B,)."""
     return x.flatten(1).sum(1)
 
 
@@ -67,25 +67,25 @@ class Flow(Protocol):
 
 
 class Distribution:
-    """A distribution over the z (B, ...) of one latent group. Noise is standard normal, of the group's noise shape."""
+    """A distribution over z (B, ...) of one latent group. Noise is standard normal, (B, *noise_shape) of the group."""
 
     def sample(self, noise: Tensor, temperature: float = 1.0) -> Tensor:
-        """z from noise. A temperature below 1 makes samples more typical; 0 gives the center."""
+        """Return z from noise. A temperature below 1 makes samples more typical; 0 gives the center."""
         raise NotImplementedError
 
     def log_prob(self, z: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Log density at z, (B,), in nats.
+        """Return the log density at z, (B,), in nats.
 
-        noise: what the group's posterior was sampled with, for a prior whose log density is a Monte Carlo bound.
+        noise: the noise of the posterior's sample z; used by a prior whose log density is a Monte Carlo bound.
         """
         raise NotImplementedError
 
     def to_noise(self, z: Tensor) -> Tensor:
-        """The noise from which `sample` makes z at temperature 1."""
+        """Return the noise from which `sample` makes z at temperature 1."""
         raise NotImplementedError
 
     def sample_and_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """z and its log density (B,); a flow is cheaper sampled than inverted."""
+        """Return z and its log density (B,), without the inverse of a flow."""
         z = self.sample(noise)
         return z, self.log_prob(z)
 
@@ -117,7 +117,7 @@ class DiagonalNormal(Distribution):
         return (self.sigma - MIN_SIGMA) * temperature + MIN_SIGMA
 
     def log_density(self, z: Tensor) -> Tensor:
-        """Log density in nats, elementwise."""
+        """Return the log density in nats, elementwise."""
         return -0.5 * ((z - self.mu) / self.sigma).square() - self.sigma.log() - 0.5 * math.log(2 * math.pi)
 
     def log_prob(self, z: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -127,7 +127,7 @@ class DiagonalNormal(Distribution):
         return (z - self.mu) / self.sigma
 
     def kl(self, other: DiagonalNormal) -> Tensor:
-        """KL(self || other) in nats, elementwise, in closed form."""
+        """Return KL(self || other) in nats, elementwise, in closed form."""
         ratio = self.sigma / other.sigma
         distance = (self.mu - other.mu) / other.sigma
         return 0.5 * (ratio.square() + distance.square() - 1) - ratio.log()
@@ -137,11 +137,11 @@ class DiagonalNormal(Distribution):
 class SoftClampedNormal(DiagonalNormal):
     """The Normal of NVAE: mu and log sigma through the soft clamp, sigma = exp(log sigma) + 0.01."""
 
-    raw: Tensor = field(kw_only=True)  # (B, 2L, H, W), before the clamp: residual posteriors add to it
+    raw: Tensor = field(kw_only=True)  # (B, 2L, H, W), before the clamp: residual posteriors add to the prior's raw
 
     @classmethod
     def from_raw(cls, raw: Tensor, temperature_rule: TemperatureRule = "sigma_above_minimum") -> SoftClampedNormal:
-        """From the network's (B, 2L, H, W): the channels of mu, then those of log sigma."""
+        """Build from the network's output (B, 2L, H, W): L channels of mu, then L channels of log sigma."""
         mu, log_sigma = soft_clamp(at_least_float32(raw)).chunk(2, dim=1)
         return cls(mu, log_sigma.exp() + MIN_SIGMA, temperature_rule, raw=raw)
 
@@ -163,15 +163,15 @@ class FlowDistribution(Distribution):
         return self.base.to_noise(self.flow.inverse(z))
 
     def sample_and_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        before, log_prob = self.base.sample_and_log_prob(noise)
-        return self.flow(before), log_prob
+        base_sample, log_prob = self.base.sample_and_log_prob(noise)
+        return self.flow(base_sample), log_prob
 
 
 def kl_divergence(posterior: Distribution, prior: Distribution, log_q: Tensor, log_p: Tensor) -> Tensor:
-    """KL(posterior || prior), (B,), in nats.
+    """Return KL(posterior || prior), (B,), in nats.
 
-    In closed form for two diagonal Normals; otherwise the sample's log q(z) - log p(z), which has the same expectation,
-    or a larger one where log p is a lower bound.
+    Two diagonal Normals have a closed form. Otherwise the result is log q(z) - log p(z) of the sample: its expectation
+    is the KL, or more if log p is a lower bound.
     """
     if isinstance(posterior, DiagonalNormal) and isinstance(prior, DiagonalNormal):
         return sum_per_image(posterior.kl(prior))
@@ -179,7 +179,7 @@ def kl_divergence(posterior: Distribution, prior: Distribution, log_q: Tensor, l
 
 
 def map_tensors(value: object, function: Callable[[Tensor], Tensor]) -> object:
-    """A state or a distribution with `function` applied to every tensor inside; modules stay the same objects."""
+    """Apply a function to every tensor inside a state or a distribution; modules stay the same objects."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""The registry of model families, and from a config to a model."""
+"""The registry of model families: from a dictionary to a config class, and from a config to a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Family(NamedTuple):
-    """Where a family lives: the package, and in its config.py and network.py the two classes."""
+    """The package of a family, the class in its config.py, and the class in its network.py."""
 
     package: str
     config: str
@@ -29,7 +29,7 @@ DEFAULT_FAMILY = "nvae"  # the seed's files name no family
 
 
 def config_class(data: Mapping[str, Any]) -> type[ModelConfig]:
-    """The class that validates a config's dictionary: that of its `family`, or of the default where none is named.
+    """Return the class that validates a config's dictionary: the class of its `family`, or of the default family.
 
     Raises InvalidValueError for an unknown family.
     """
@@ -41,9 +41,9 @@ def config_class(data: Mapping[str, Any]) -> type[ModelConfig]:
 
 
 def build_model(config: ModelConfig) -> HierarchicalVAE:
-    """The model that a config describes, with fresh weights that its seed determines.
+    """Build the model of a config, with new weights from the config's seed.
 
-    Leaves torch's own random state as it was. Build under `torch.device("meta")` to get shapes without memory.
+    Torch's global random state does not change. Build under `torch.device("meta")` to get shapes without memory.
     """
     import torch  # here, so that reading a config does not load torch
 

@@ -1,6 +1,6 @@
 """HierarchicalVAE: the base class of every family, and the one top-down pass.
 
-A family gives this class an encoder, one module per latent group, and a decoder of the last state. The pass from the
+A family provides an encoder, one module per latent group, and a decoder of the last state. The pass from the
 initial state to the likelihood's parameters is the same for every family and every use. Training, sampling, exploration
 and interpolation differ only in where the z of each group comes from: a `LatentSource`.
 """
@@ -37,7 +37,7 @@ class Level:
 
 
 class LatentGroup(nn.Module):
-    """What a family defines for one latent group. `state` is what the groups above pass down."""
+    """The base class of a family's latent groups. `state` is the state that the groups above pass down."""
 
     level: Level
 
@@ -48,25 +48,25 @@ class LatentGroup(nn.Module):
 
     @property
     def posterior_noise_shape(self) -> tuple[int, ...]:
-        """Shape, without the batch, of the noise of a posterior pass: for z, and for a prior that is a bound."""
+        """Shape, without the batch, of the noise in a posterior pass: for z, and for a prior that gives a bound."""
         return self.noise_shape
 
     def prior(self, state: State) -> tuple[State, Distribution]:
-        """p(z | z above), and the state that posterior and merge continue with."""
+        """Return the state for `posterior` and `merge`, and p(z | z above)."""
         raise NotImplementedError
 
     def posterior(self, state: State, features: Any, prior: Distribution) -> Distribution:
-        """q(z | x, z above); features: the group's part of `bottom_up`."""
+        """Return q(z | x, z above). features: this group's element of `bottom_up`."""
         raise NotImplementedError
 
     def merge(self, state: State, z: Tensor) -> State:
-        """The state after this group."""
+        """Return the state after this group, from the state of `prior` and z."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class GroupOutput:
-    """The results of one group. posterior, kl, log_q and log_p exist where an image was encoded."""
+    """The results of one group. posterior, kl, log_q and log_p are None if z does not come from a posterior."""
 
     z: Tensor
     prior: Distribution
@@ -78,14 +78,14 @@ class GroupOutput:
 
 @dataclass(frozen=True)
 class DecoderState:
-    """The state of a pass right before a group's z is sampled; a later pass can start here."""
+    """The state of a pass right before a group's z is sampled; a later pass can start from this state."""
 
     group: int
     state: State
     prior: Distribution
 
     def repeated(self, count: int) -> DecoderState:
-        """The same state for `count` images, from a pass with one image."""
+        """Return the state for `count` images, from the state of one image."""
 
         def expand(x: Tensor) -> Tensor:
             return x.expand(count, *x.shape[1:])
@@ -95,12 +95,12 @@ class DecoderState:
 
 @dataclass(frozen=True)
 class TopDownOutput:
-    """Result of a top-down pass. A pass that started at group k has no results for the groups before k."""
+    """The result of a top-down pass. A pass that started at group k has no results for the groups before k."""
 
     parameters: Tensor  # (B, P, H, W), of p(x | z)
     px_z: PixelDistribution
     groups: dict[int, GroupOutput]
-    states: dict[int, DecoderState] = field(default_factory=dict)  # before each group, if asked for
+    states: dict[int, DecoderState] = field(default_factory=dict)  # before each group; empty without return_states
 
     @property
     def kl(self) -> Tensor:
@@ -112,13 +112,13 @@ class TopDownOutput:
 
 
 class LatentSource(Protocol):
-    """Gives the z of one group, from the state that reached the group and the group's prior."""
+    """A function that returns z of one group, from the state before the group and the group's prior."""
 
     def __call__(self, index: int, group: LatentGroup, state: State, prior: Distribution) -> GroupOutput: ...
 
 
 def group_value(value: float | Sequence[float], index: int) -> float:
-    """The value of one group, where there is one value for all groups or one per group."""
+    """Return the value of group `index`. value: one number for all groups, or one per group."""
     return value if isinstance(value, int | float) else value[index]
 
 
@@ -150,7 +150,7 @@ class FromNoise:
 
 @dataclass(frozen=True)
 class FromLatents:
-    """The z of every group, given: decoding, interpolation."""
+    """Given z, one tensor (B, *latent_shape) per group: decoding, interpolation."""
 
     latents: Sequence[Tensor]
 
@@ -172,10 +172,10 @@ class PerGroup:
 
 
 class HierarchicalVAE(nn.Module):
-    """A hierarchical VAE. A family overrides bottom_up, initial_state and decode, and the hooks below that it needs.
+    """A hierarchical VAE. A family overrides bottom_up, initial_state, decode and, if needed, the hooks below.
 
-    config: what built the model. levels: top first. groups: top first. likelihood: what the decoder's output means.
-    padding: pixels by which the latents' area exceeds the image on each side.
+    config: the config of the model. levels, groups: top first. likelihood: from the decoder's output to p(x | z).
+    padding: pixels that the network adds to each side of an image.
     """
 
     padding = 0
@@ -188,15 +188,15 @@ class HierarchicalVAE(nn.Module):
         self.groups: nn.ModuleList  # of LatentGroup; set by the family
 
     def bottom_up(self, images: Tensor) -> list[Any]:
-        """Images (B, C, H, W) in [0, 1] to the features of every latent group, top group first."""
+        """Map images (B, C, H, W) in [0, 1] to the features of every latent group, top group first."""
         raise NotImplementedError
 
     def initial_state(self, batch_size: int) -> State:
-        """The state at the top, before any z."""
+        """Return the state at the top, before any z."""
         raise NotImplementedError
 
     def decode(self, state: State, channels: Sequence[int] | None = None) -> Tensor:
-        """The likelihood's parameters (B, P, H, W) from the last state.
+        """Return the likelihood's parameters (B, P, H, W) from the last state.
 
         channels: compute only these; the other channels are NaN.
         """
@@ -205,14 +205,14 @@ class HierarchicalVAE(nn.Module):
     # Hooks with a default that suits most families.
 
     def calibrate(self, images_u8: Tensor) -> None:
-        """Fill buffers that depend on the data, from training images (N, C, S, S); called once, before training."""
+        """Fill buffers that depend on the data, from all training images, uint8 (N, C, S, S), once before training."""
 
     def regularization_terms(self) -> dict[str, nn.Module]:
-        """Modules whose forward() is a scalar that training may add to the loss, by name."""
+        """Return modules by name; training may add their outputs, scalars of `forward()`, to the loss."""
         return {}
 
     def recompute_activations(self, recompute: bool) -> None:
-        """Activation checkpointing, for a family that has it: compute activations again in the backward pass."""
+        """Compute activations again in the backward pass (activation checkpointing), in families that support it."""
 
     # What every family has.
 
@@ -231,19 +231,19 @@ class HierarchicalVAE(nn.Module):
         return [group.posterior_noise_shape for group in self.groups]
 
     def draw_noise(self, batch_size: int, generator: torch.Generator | None = None) -> Noise:
-        """Noise for a pass from the prior, on the model's device, drawn on the generator's."""
+        """Draw noise for a pass from the prior: drawn on the generator's device, returned on the model's device."""
         return draw_noise(self.noise_shapes, batch_size, generator, self.device)
 
     def draw_posterior_noise(self, batch_size: int, generator: torch.Generator | None = None) -> Noise:
-        """Noise for a posterior pass, on the model's device, drawn on the generator's."""
+        """Draw noise for a posterior pass: drawn on the generator's device, returned on the model's device."""
         return draw_noise(self.posterior_noise_shapes, batch_size, generator, self.device)
 
     def no_noise(self, batch_size: int) -> Noise:
-        """Zeros in place of noise for a pass from the prior: every z is the center of its distribution."""
+        """Return zeros as the noise for a pass from the prior: every z is then the center of its distribution."""
         return [torch.zeros(batch_size, *shape, device=self.device) for shape in self.noise_shapes]
 
     def no_posterior_noise(self, batch_size: int) -> Noise:
-        """Zeros in place of noise for a posterior pass."""
+        """Return zeros as the noise for a posterior pass."""
         return [torch.zeros(batch_size, *shape, device=self.device) for shape in self.posterior_noise_shapes]
 
     def top_down(
@@ -255,11 +255,11 @@ class HierarchicalVAE(nn.Module):
         return_states: bool = False,
         mean_only: bool = False,
     ) -> TopDownOutput:
-        """Pass from the initial state, or from `start`, to the likelihood's parameters.
+        """Run the top-down pass from the initial state, or from `start`, to the likelihood's parameters.
 
         source: where the z of each group comes from. batch_size: not needed with `start`.
-        return_states: keep the state before every group. mean_only: compute only the channels of the output that the
-        mean and the most likely image need; the others are NaN, so log_prob and sample are not valid.
+        return_states: return the state before every group. mean_only: compute only the output channels that the mean
+        and the most likely image need; the other channels are NaN, so log_prob and sample are not valid.
         """
         if start is None:
             if batch_size is None:
@@ -281,5 +281,5 @@ class HierarchicalVAE(nn.Module):
         return DecoderState(index, *self.groups[index].prior(state))
 
     def forward(self, images: Tensor, noise: Noise) -> TopDownOutput:
-        """The posterior pass of training: encode images (B, C, H, W) in [0, 1], z ~ q from noise drawn outside."""
+        """Run the posterior pass of training. images: (B, C, H, W) in [0, 1]. noise: from `draw_posterior_noise`."""
         return self.top_down(FromPosterior(self.bottom_up(images), noise), len(images))

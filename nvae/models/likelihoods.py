@@ -1,10 +1,10 @@
-"""p(x | z): what the network's output says about the pixels.
+"""The likelihoods p(x | z).
 
-A likelihood turns the output (B, P, H, W) into a distribution over images on [0, 1]. Log probabilities are in nats
-per subpixel, (B, C, H, W), or per pixel, (B, 1, H, W), where the channels are coupled: a probability of one of the
-2^bits values where the likelihood is discrete, a density where it is not.
+A likelihood turns the network's output (B, P, H, W) into a distribution over images on [0, 1]. Its log_prob is in nats
+per subpixel, (B, C, H, W), or per pixel, (B, 1, H, W), if the channels are coupled. A discrete likelihood gives
+probabilities of the 2^bits values, a continuous one gives densities.
 
-All likelihoods are in this one file of about 400 lines, because they share its helpers and are read side by side.
+All likelihoods are in this one file, long as the file is, because they share its helpers and are read side by side.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from nvae.schema import ModelConfig
 MIN_LOG_SCALE = -7.0
 MAX_LOG_SCALE = 60.0  # changes no probability; beyond 85 the gradient is not finite in float32
 MIN_LOG_MASS = math.log(1e-10)
-SMALL_LOG_MASS = math.log(1e-5)  # below this the coupled mixture takes the density for the mass
+SMALL_LOG_MASS = math.log(1e-5)  # below this value, the coupled mixture computes the mass from the density
 LOWER_TAIL = 5e-4
 UPPER_TAIL = 1 - 5e-3
 
@@ -42,24 +42,24 @@ class PixelDistribution(Protocol):
     """A distribution over images (B, C, H, W) on [0, 1]."""
 
     def log_prob(self, images: Tensor) -> Tensor:
-        """Log probability or density, in nats, of every subpixel, (B, C, H, W), or of every pixel, (B, 1, H, W)."""
+        """Return log probabilities or densities in nats: per subpixel, (B, C, H, W), or per pixel, (B, 1, H, W)."""
 
     def mean(self) -> Tensor:
-        """The mean image, not clamped to [0, 1]."""
+        """Return the mean image, not clamped to [0, 1]."""
 
     def most_likely(self) -> Tensor:
-        """The mean of the most likely component, not clamped to [0, 1]."""
+        """Return the mean of the most likely component, not clamped to [0, 1]."""
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """One drawn image, not clamped to [0, 1]."""
+        """Draw one image per element of the batch, not clamped to [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What the decoder's output (B, P, H, W) means.
+    """A likelihood, as a function from the decoder's output (B, P, H, W) to a distribution.
 
-    num_parameters: P. distribution: from the output to p(x | z). density_bits: what turns -log2 of a density into bits
-    per dimension. mean_channels: the channels of the output that the mean and the most likely image depend on.
+    num_parameters: P. distribution: from the output to p(x | z). density_bits: added to -log2 of a density per subpixel
+    to get bits per dimension. mean_channels: the output channels on which the mean and the most likely image depend.
     """
 
     num_parameters: int
@@ -71,22 +71,22 @@ class Likelihood:
         return self.distribution(at_least_float32(output))
 
     def bits_per_dimension(self, nats: Tensor | float, dimensions: int) -> Tensor | float:
-        """Bits per subpixel from a negative log-likelihood, or bound, in nats per image of `dimensions` subpixels."""
+        """Convert a negative log-likelihood, or a bound, in nats per image of `dimensions` subpixels to bits/dim."""
         return nats / (dimensions * math.log(2)) + self.density_bits
 
 
 def build_likelihood(config: ModelConfig) -> Likelihood:
-    """The likelihood that a config names: sampling_method, n_mix, likelihood_tails, pixel_bits, pixel_range."""
+    """Return the likelihood of a config: sampling_method, n_mix, likelihood_tails, pixel_bits, pixel_range."""
     return LIKELIHOODS[config.sampling_method](config)
 
 
 def last_value(config: ModelConfig) -> int:
-    """The number of the brightest value that a subpixel can have: 255 for 8 bits."""
+    """Return the number of the brightest value of a subpixel: 255 for 8 bits."""
     return 2**config.pixel_bits - 1
 
 
 def _density_bits(config: ModelConfig) -> float:
-    # A density times the distance of two neighboring values is a probability.
+    # The probability of a value is about its density times the distance to the next value.
     return math.log2(last_value(config) / (2 if config.pixel_range == "centered" else 1))
 
 
@@ -98,19 +98,19 @@ def _num_components(config: ModelConfig) -> int:
     return 1 if config.sampling_method == "logistic" else config.n_mix
 
 
-def _split(output: Tensor, channels: int, components: int, kinds: int) -> tuple[Tensor, ...]:
-    """(B, C * K * M, H, W) to K tensors (B, C, M, H, W)."""
+def _split(output: Tensor, channels: int, components: int, parameters: int) -> tuple[Tensor, ...]:
+    """Split (B, C * K * M, H, W) into the K parameters, (B, C, M, H, W) each."""
     batch, _, height, width = output.shape
-    return output.view(batch, channels, kinds, components, height, width).unbind(2)
+    return output.view(batch, channels, parameters, components, height, width).unbind(2)
 
 
 def _to_centered(images: Tensor) -> Tensor:
-    """[0, 1] to [-1, 1]."""
+    """Map [0, 1] to [-1, 1]."""
     return 2 * images - 1
 
 
 def _to_unit(images: Tensor) -> Tensor:
-    """[-1, 1] to [0, 1]."""
+    """Map [-1, 1] to [0, 1]."""
     return (images + 1) / 2
 
 
@@ -169,11 +169,11 @@ class Gaussian:
 
 
 class Mixture:
-    """A mixture per subpixel, each with its own selectors. Tensors are (B, C, M, H, W); means are on [0, 1]."""
+    """A mixture for every subpixel, with logits and means (B, C, M, H, W); means are on [0, 1]."""
 
     @staticmethod
-    def channels_by_kind(config: ModelConfig) -> Tensor:
-        """Numbers of the output's channels by image channel, kind of parameter and component, (C, 3, M)."""
+    def channels_by_parameter(config: ModelConfig) -> Tensor:
+        """Return the indices of the output channels by image channel, parameter and component, (C, 3, M)."""
         channels, components = config.image_channels, _num_components(config)
         return torch.arange(3 * components * channels, device="cpu").view(channels, 3, components)
 
@@ -182,11 +182,11 @@ class Mixture:
         self.means = means
 
     def component_log_prob(self, images: Tensor) -> Tensor:
-        """(B, C, 1, H, W) to (B, C, M, H, W)."""
+        """Return the log probability of images (B, C, 1, H, W) under every component, (B, C, M, H, W)."""
         raise NotImplementedError
 
     def sample_component(self, index: Tensor, generator: torch.Generator | None) -> Tensor:
-        """A draw of the component chosen for every subpixel, index and draw (B, C, 1, H, W)."""
+        """Draw from component `index` (B, C, 1, H, W) of every subpixel; returns (B, C, 1, H, W)."""
         raise NotImplementedError
 
     def log_prob(self, images: Tensor) -> Tensor:
@@ -212,11 +212,11 @@ class GaussianMixture(Mixture):
 
     @classmethod
     def likelihood(cls, config: ModelConfig) -> Likelihood:
-        kinds = cls.channels_by_kind(config)
+        channels = cls.channels_by_parameter(config)
         distribution = partial(
             cls, channels=config.image_channels, components=config.n_mix, centered=config.pixel_range == "centered"
         )
-        return Likelihood(kinds.numel(), distribution, _density_bits(config), kinds[:, :2].flatten().tolist())
+        return Likelihood(channels.numel(), distribution, _density_bits(config), channels[:, :2].flatten().tolist())
 
     def __init__(self, output: Tensor, channels: int, components: int, centered: bool = False) -> None:
         logits, mu, log_sigma = _split(soft_clamp(output), channels, components, 3)
@@ -235,16 +235,16 @@ class GaussianMixture(Mixture):
 
 @dataclass(frozen=True)
 class LogMasses:
-    """Logs of what a logistic holds of the line around a pixel's value: of its bin, and beyond the bin's edges."""
+    """Log masses of a logistic distribution around a value: in the value's bin, and beyond the bin's edges."""
 
-    centered: Tensor  # the value's distance from the mean, in scales
+    centered: Tensor  # (value - mean) / scale
     bin: Tensor
-    below_upper: Tensor  # all that lies below the bin's upper edge
-    above_lower: Tensor
+    below_upper: Tensor  # of all values below the bin's upper edge
+    above_lower: Tensor  # of all values above the bin's lower edge
 
 
 def discretized_logistic(distance: Tensor, log_scale: Tensor, last: int) -> LogMasses:
-    """Log masses of bins of width 2 / last, whose centers have a distance from the logistic's mean."""
+    """Return log masses for bins of width 2 / last. distance: from the logistic's mean to the center of the bin."""
     inverse_scale = torch.exp(-log_scale)
     centered, half_bin = distance * inverse_scale, inverse_scale / last
     below_upper = functional.logsigmoid(centered + half_bin)
@@ -258,15 +258,15 @@ class LogisticMixture(Mixture):
     """M discretized logistics per subpixel over the 2^bits values (Salimans et al. 2017, without channel coupling).
 
     Output per component: logit (softly clamped), mu (clamped to [-5, 5]) and log scale (at least -7), on [-1, 1].
-    A value's probability is the mass between its neighbors' midpoints, at least 1e-10; the first and the last value
-    take the open tails. The originals open the upper tail from 0.995 on, which the value 254 takes too: their
-    probabilities of the 256 values add up to 1 + p(255). `upper_tail` is the image value above which the tail is open,
-    `last` the number of the last value.
+    A value's probability is the mass of its bin, which ends halfway to the two neighboring values, at least 1e-10. The
+    bins of the first and the last value include the open tails. `upper_tail` is the image value above which the bin
+    includes the upper tail; the original programs use 0.995, which applies to the value 254 too, so their probabilities
+    of the 256 values add up to 1 + p(255). `last` is the number of the last value.
     """
 
     @classmethod
     def likelihood(cls, config: ModelConfig) -> Likelihood:
-        kinds = cls.channels_by_kind(config)
+        channels = cls.channels_by_parameter(config)
         distribution = partial(
             cls,
             channels=config.image_channels,
@@ -274,7 +274,7 @@ class LogisticMixture(Mixture):
             last=last_value(config),
             upper_tail=_upper_tail(config),
         )
-        return Likelihood(kinds.numel(), distribution, 0.0, kinds[:, :2].flatten().tolist())
+        return Likelihood(channels.numel(), distribution, 0.0, channels[:, :2].flatten().tolist())
 
     def __init__(self, output: Tensor, channels: int, components: int, last: int, upper_tail: float) -> None:
         logits, mu, log_scale = _split(output, channels, components, 3)
@@ -287,7 +287,7 @@ class LogisticMixture(Mixture):
 
     def component_log_prob(self, images: Tensor) -> Tensor:
         masses = discretized_logistic(_to_centered(images) - self.mu, self.log_scale, self.last)
-        # The floor bounds the value, not the gradient: a component that lost its pixel can still find it.
+        # The minimum bounds the value, not the gradient, so a component with a tiny mass still gets a gradient.
         log_mass = masses.bin + (MIN_LOG_MASS - masses.bin).clamp(min=0).detach()
         inner = torch.where(images > self.upper_tail, masses.above_lower, log_mass)
         return torch.where(images < LOWER_TAIL, masses.below_upper, inner)
@@ -298,11 +298,11 @@ class LogisticMixture(Mixture):
 
 
 class CoupledLogisticMixture:
-    """M discretized logistics over RGB, all channels with the same selector (Salimans et al. 2017; NVAE's program).
+    """M discretized logistics over RGB pixels with shared mixture weights (Salimans et al. 2017; NVAE's program).
 
     Output: M logits, then per channel M means, M log scales (at least -7) and M coefficients (through tanh), on
-    [-1, 1]. The mean of green moves with red, that of blue with red and green. Where a bin's mass is below 1e-5, the
-    density at its center times its width stands for it. Tails as in `LogisticMixture`.
+    [-1, 1]. The mean of green depends linearly on red, the mean of blue on red and green. For a bin with a mass below
+    1e-5, the mass is the density at the bin's center times the width. The tails are the same as in `LogisticMixture`.
     """
 
     log_scale_range = (MIN_LOG_SCALE, MAX_LOG_SCALE)
@@ -311,13 +311,13 @@ class CoupledLogisticMixture:
     def likelihood(cls, config: ModelConfig) -> Likelihood:
         components = config.n_mix
         distribution = partial(cls, components=components, last=last_value(config), upper_tail=_upper_tail(config))
-        kinds = cls.channels_by_kind(components)
-        mean_channels = [*range(components), *kinds[:, [0, 2]].flatten().tolist()]  # all but the scales
+        channels = cls.channels_by_parameter(components)
+        mean_channels = [*range(components), *channels[:, [0, 2]].flatten().tolist()]  # all but the scales
         return Likelihood(10 * components, distribution, 0.0, mean_channels)
 
     @staticmethod
-    def channels_by_kind(components: int) -> Tensor:
-        """Numbers of the output's channels by image channel, kind of parameter and component, (3, 3, M)."""
+    def channels_by_parameter(components: int) -> Tensor:
+        """Return the indices of the output channels by image channel, parameter and component, (3, 3, M)."""
         return components + torch.arange(9 * components, device="cpu").view(3, 3, components)
 
     def __init__(self, output: Tensor, components: int, last: int, upper_tail: float) -> None:
@@ -341,7 +341,7 @@ class CoupledLogisticMixture:
         return torch.logsumexp(log_mass.sum(1) + functional.log_softmax(self.logits, dim=1), dim=1, keepdim=True)
 
     def bin_log_mass(self, masses: LogMasses) -> Tensor:
-        """Log mass of bins that are not at the ends; where the mass is small, from the density at the center."""
+        """Return the log mass of bins without tails; if the mass is small, from the density at the center."""
         log_density = functional.logsigmoid(masses.centered) + functional.logsigmoid(-masses.centered) - self.log_scales
         return torch.where(masses.bin > SMALL_LOG_MASS, masses.bin, log_density + math.log(2 / self.last))
 
@@ -357,12 +357,12 @@ class CoupledLogisticMixture:
         index = _draw_component(self.logits, 1, generator)
         scales = _of_component(self.log_scales, index).exp()
         drawn = _of_component(self.means, index) + scales * standard_logistic(scales, generator)
-        # Rounded one after the other: what shifts a channel's mean is the value that the channels before it have.
+        # Rounded one after the other, because a channel's mean depends on the rounded values of the channels before.
         return self._coupled(drawn, _of_component(self.coefficients, index), partial(_nearest_value, last=self.last))
 
     @staticmethod
     def _coupled(values: Tensor, coefficients: Tensor, quantize: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
-        """(B, 3, H, W) on [0, 1] from values before the coupling, each channel quantized before the next."""
+        """Return (B, 3, H, W) on [0, 1] from values before the coupling, each channel quantized before the next."""
 
         def finished(x: Tensor) -> Tensor:
             return _to_centered(quantize(_to_unit(x.clamp(-1, 1))))
@@ -375,18 +375,18 @@ class CoupledLogisticMixture:
 
 
 def _draw_component(logits: Tensor, dim: int, generator: torch.Generator | None) -> Tensor:
-    """A draw from the categorical along `dim`, which is kept with size 1 (the Gumbel-max trick)."""
+    """Draw from the categorical distributions along `dim`, which is kept with size 1 (the Gumbel-max trick)."""
     gumbel = -torch.log(-torch.log(standard_uniform(logits, generator)))
     return (logits + gumbel).argmax(dim, keepdim=True)
 
 
 def _of_component(x: Tensor, index: Tensor) -> Tensor:
-    """x (B, 3, M, H, W) at the component index (B, 1, H, W) of every pixel: (B, 3, H, W)."""
+    """Select from x (B, 3, M, H, W) the component `index` (B, 1, H, W) of every pixel; returns (B, 3, H, W)."""
     return x.gather(2, index[:, None].expand(-1, x.shape[1], -1, -1, -1))[:, :, 0]
 
 
 def standard_logistic(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Noise of the standard logistic distribution, drawn like `standard_uniform`."""
+    """Draw standard logistic noise with the shape, dtype and device of `like`, on the generator's device."""
     uniform = standard_uniform(like, generator)
     return torch.log(uniform) - torch.log1p(-uniform)
 
@@ -395,7 +395,7 @@ def _nearest_value(images: Tensor, last: int) -> Tensor:
     return (images * last).round() / last
 
 
-# Adding a likelihood: a class like those above, a line here, and its name in schema.SamplingMethod.
+# To add a likelihood, write a class with `likelihood`, add a line here, and add the name to schema.SamplingMethod.
 LIKELIHOODS: dict[str, Callable[[ModelConfig], Likelihood]] = {
     "bernoulli": Bernoulli.likelihood,
     "gaussian": Gaussian.likelihood,

@@ -1,1 +1,1 @@
-"""What a person sees and touches: pictures, windows, animations, picking."""
+"""User interfaces: pictures, windows, animations, picking."""

@@ -57,7 +57,7 @@ def overview(
 
 
 def shown_positions(positions: int, with_original: bool) -> int:
-    """Return how many of a group's positions `positions_picture` has room for, so that no cell stays empty."""
+    """Return how many positions of a group `positions_picture` shows, so that no cell stays empty."""
     columns = 4 if with_original else 3
     return min(positions, columns) if positions < JAM_ROWS * columns else JAM_ROWS * columns
 

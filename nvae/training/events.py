@@ -1,4 +1,4 @@
-"""What training reports to its caller. The loop prints nothing itself."""
+"""The events that training reports to its caller. The training loop itself prints nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def print_event(event: Event) -> None:
 
 
 class Reporter:
-    """Passes events on, whatever happens to the receiver: a message that cannot be delivered never ends a run."""
+    """Passes events to a receiver. An error of the receiver never ends a run."""
 
     def __init__(self, on_event: Callable[[Event], object] | None) -> None:
         """on_event: receives every Event; without one, warnings become Python warnings and the rest is dropped."""
@@ -51,7 +51,7 @@ class Reporter:
             self._on_event(event)
         except Exception as error:
             self._on_event = _warn
-            warnings.warn(f"training goes on without reports, because one failed: {error!r}", stacklevel=2)
+            warnings.warn(f"training continues without reports, because a report failed: {error!r}", stacklevel=2)
 
 
 def _warn(event: Event) -> None:

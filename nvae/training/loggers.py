@@ -76,7 +76,7 @@ LOGGERS: list[Callable[[Path, int], Logger]] = [JSONLines, TensorBoard]
 
 
 class RunLogger:
-    """All loggers of a run. What fails here is a warning, once per logger: no record is worth a training."""
+    """All loggers of a run. A failing logger gives one warning and is removed; the training continues."""
 
     def __init__(
         self, folder: Path, config: ModelConfig, step: int, groups: int, warn: Callable[[str], object]
@@ -136,7 +136,7 @@ class RunLogger:
 
 
 def read_metrics(file: Path, groups: int) -> tuple[list[dict[str, Any]], int]:
-    """Return the lines of a metrics.jsonl for a model of so many latent groups, and the number of damaged lines."""
+    """Return the lines of a metrics.jsonl, and the number of damaged lines. groups: number of latent groups."""
     raw = file.read_bytes().splitlines() if file.exists() else []
     lines = [line for line in map(_parse, raw) if line is not None and _is_valid(line, groups)]
     return lines, len(raw) - len(lines)

@@ -59,10 +59,10 @@ def train(
         config, name = load_config(config), name or config_path(config).stem
     name = name or f"{config.family}_{config.dataset.name}"
     set_fast_defaults()
-    chosen = choose_device(device)
+    selected = choose_device(device)
     data = load_data(config, progress)
     with explained_out_of_memory():
-        trainer = Trainer(config, data, chosen)
+        trainer = Trainer(config, data, selected)
         return _Training(trainer, name, Path(folder), Reporter(on_event), fresh, progress).run()
 
 
@@ -89,7 +89,7 @@ class _Training:
             reporter.warn(warning)
         if not continues:
             trainer.model.calibrate(trainer.data.training)
-            trainer.save(self.checkpoint)  # first, so that a folder that cannot be written is noticed before the work
+            trainer.save(self.checkpoint)  # before the first step, so that a folder without write access fails early
         step, groups = trainer.progress.step, len(trainer.model.groups)
         self.logger = RunLogger(self.folder, trainer.config, step, groups, reporter.warn)
         try:
@@ -186,7 +186,7 @@ class _Training:
     def _try_to_draw(self, draw: Callable[[], object]) -> None:
         try:
             draw()
-        except Exception as error:  # of files, fonts, backends, recalibration: no picture is worth a training
+        except Exception as error:  # from files, fonts, backends, recalibration: training continues without the picture
             step = self.trainer.progress.step
             self.reporter.warn(f"the pictures of step {step} could not be drawn: {error}", once=f"drawing: {error}")
 

@@ -42,7 +42,7 @@ def metrics_line(trainer: Trainer, last_step: dict[str, Any], clock: Clock) -> d
 
 
 def metrics_text(line: dict[str, Any], epochs: int) -> str:
-    """Return a line of metrics for people."""
+    """Return a line of metrics as a text."""
     text = f"epoch {line['epoch']:g}/{epochs}: "
     if "loss" in line:
         text += f"loss {line['loss']:.1f}, KL {line['kl']:.1f}, {line['bits_per_dimension']:.3f} bits/dim, "
@@ -59,7 +59,7 @@ def metrics_text(line: dict[str, Any], epochs: int) -> str:
 def health_warnings(
     kl_per_group: list[float], bits_per_dimension: float, config: ModelConfig, warmed_up: bool
 ) -> dict[str, str]:
-    """Return warnings, by their kind, about validation results that are finite but of a useless model.
+    """Return warnings, by name, about validation results that are finite but show a useless model.
 
     warmed_up: whether the KL warm-up is over; before, a small KL is no failure.
     """
@@ -87,7 +87,7 @@ class Clock:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the time and images so far."""
+        """Set the time and the images to zero."""
         self._images, self._seconds, self._since = 0, 0.0, time.perf_counter()
 
     def step(self, images: int) -> None:
@@ -108,7 +108,7 @@ class Clock:
         return self._images / max(seconds, 1e-9)
 
     def time_left(self, images: int) -> str:
-        """Return the time that so many images take, for people."""
+        """Return the time of a number of images as a text."""
         seconds = max(images, 0) / max(self.images_per_second(), 1e-9)
         if seconds > 5400:
             return f"{seconds / 3600:.1f} h"

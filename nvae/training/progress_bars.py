@@ -1,4 +1,4 @@
-"""Progress bars of training: one for the epochs, one for the steps of an epoch. In a notebook too."""
+"""Progress bars of training, also in notebooks: one for the epochs, one for the steps of an epoch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SECONDS_BETWEEN_NUMBERS = 0.5
 
 
 class ProgressBars:
-    """Two bars, or nothing if not enabled. A terminal that goes away only ends the bars."""
+    """Two bars, or nothing if not enabled. If the terminal is closed, the bars end and training continues."""
 
     def __init__(self, epochs: int, steps_per_epoch: int, epoch: int, enabled: bool) -> None:
         self._enabled = enabled
@@ -44,7 +44,7 @@ class ProgressBars:
         self._try(show)
 
     def activity(self, name: str) -> None:
-        """Show what takes time between two steps."""
+        """Show a text about the work between two steps."""
         self._try(lambda: self._steps.set_description_str(name))
 
     def close(self) -> None:
@@ -62,5 +62,5 @@ class ProgressBars:
             return
         try:
             action()
-        except Exception:  # whatever an output that has gone away raises
+        except Exception:  # a closed output raises various exceptions
             self._enabled = False

@@ -68,7 +68,7 @@ class RunningMean:
         return {key: value.tolist() for key, value in (self.means | maxima).items()}
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all metrics."""
         self.images, self.means, self.maxima = 0, {}, {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class Snapshot:
 
 
 def find_mismatch(value: Any, template: Any, key: str) -> str | None:
-    """Return the first difference in kind between a saved value and the trainer's own, as "key: got X, expected Y".
+    """Return the first difference in type or shape between a saved value and a template, as "key: got X, expected Y".
 
     Dictionaries must have the same keys, lists the same length, tensors the same shape and finite numbers. Whole
     numbers are counts, from 0 on; other numbers must be finite.
@@ -139,11 +139,11 @@ def find_mismatch(value: Any, template: Any, key: str) -> str | None:
     else:
         allowed = _allowed(value, template)
         return None if allowed is None else f"{key}: got {_kind(value)}, expected {allowed}"
-    return next((found for part in parts if (found := find_mismatch(*part))), None)
+    return next((mismatch for part in parts if (mismatch := find_mismatch(*part))), None)
 
 
 def _allowed(value: Any, template: Any) -> str | None:
-    """Return None for a value of the template's kind, else a description of the kind."""
+    """Return None for a value that fits the template, else a description of allowed values."""
     if isinstance(template, Tensor):
         fits = isinstance(value, Tensor) and value.shape == template.shape and not value.is_complex()
         shape = tuple(template.shape)

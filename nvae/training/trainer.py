@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from nvae.checkpoint import CheckpointError, load, restore, save
 from nvae.config import flat
@@ -32,7 +33,7 @@ RECOVERY_ADVICE = (
     "Continue from the last checkpoint, which is intact, with a lower training_parameters.learning_rate, a longer "
     "learning_rate_warmup_epochs, or gradient_clipping (100, for example)."
 )
-# Between a checkpoint and the config that continues it, the schedule may differ, and the path of the same images.
+# A config that continues a checkpoint may differ in the schedule, and in the path of the same images.
 FIXED_KEYS = {
     "training_parameters.seed",
     "training_parameters.spectral_scope",
@@ -58,7 +59,8 @@ class Trainer:
         self.data = data
         self.device = device
         self.model = build_model(config).to(device)
-        if self.batch_size == 1 and self.model.levels[0].resolution == 1:
+        has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.model.modules())
+        if has_batch_norm and self.batch_size == 1 and self.model.levels[0].resolution == 1:
             raise UserError(
                 "batch norm needs more than one value per channel: got a batch of one image and a top level of 1 x 1. "
                 "Set batch_size to 2 or more with at least as many images, or use fewer scales."
@@ -97,7 +99,7 @@ class Trainer:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches only: the remaining images wait for another epoch's order."""
+        """The number of full batches. The remaining images are left out of an epoch."""
         return len(self.data.training) // self.batch_size
 
     @property
@@ -129,7 +131,7 @@ class Trainer:
     # ----------------------------------------------------------------------------------------------------- one step
 
     def inputs_and_targets(self, images_u8: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the encoder sees and what the likelihood is of, both (B, C, S, S) in [0, 1], at this step."""
+        """Return the encoder's images and the likelihood's images at this step, both (B, C, S, S) in [0, 1]."""
         seed, step, dataset = self.schedule.seed, self.progress.step, self.config.dataset
         images = to_float(images_u8, self.device, self.config.pixel_bits)
         if dataset.horizontal_flip:
@@ -202,7 +204,7 @@ class Trainer:
 
     @cached_property
     def _buffers(self) -> Snapshot:
-        """What a forward pass changes: batch-norm statistics and the vectors of power iterations."""
+        """The tensors that a forward pass changes: batch-norm statistics and the vectors of power iterations."""
         return Snapshot([*self.model.buffers(), *self.regularizers.buffers()])
 
     def _must_skip(self, loss: Tensor, gradient_norm: Tensor) -> bool:
@@ -305,7 +307,7 @@ class Trainer:
         groups = own["param_groups"]
         saved_groups = saved.get("param_groups")
         if isinstance(saved_groups, list) and len(saved_groups) == len(groups):
-            # Versions of torch differ in their options. Those that the config decides are set at every step.
+            # Versions of torch differ in their options. Every step sets the options of `hyperparameters`.
             groups = [
                 {key: group.get(key, value) for key, value in saved.items()} | {"params": group["params"]}
                 for group, saved in zip(groups, saved_groups, strict=True)

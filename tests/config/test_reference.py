@@ -6,7 +6,7 @@ import pytest
 from pydantic import Field
 
 from nvae.config.fields import allowed_values
-from nvae.config.reference import as_markdown, as_text, reference
+from nvae.config.reference import as_text, reference
 from nvae.models.families import FAMILIES, config_class
 from nvae.models.nvae.config import Towers
 from nvae.schema import DATASETS, Section
@@ -27,11 +27,6 @@ def test_every_field_has_a_description_of_one_line(section):
         assert "|" not in field.description, key  # would end a cell of the page's tables
 
 
-def test_docs_page_is_up_to_date(root):
-    page = (root / "docs" / "config.md").read_text(encoding="utf-8")
-    assert page == as_markdown(reference()) + "\n", "run: python3 -m nvae config --markdown > docs/config.md"
-
-
 def test_reference_has_every_key_with_its_default_and_bounds():
     rows = {row.key: row for table in reference() for row in table.rows}
     assert rows["n_mix"][1:3] == ("a whole number from 1 to 1,000", "3 (nvlabs: 10)")
@@ -45,9 +40,8 @@ def test_reference_has_every_key_with_its_default_and_bounds():
         assert keys <= rows.keys()
 
 
-def test_config_command_prints_text_or_the_page(command):
+def test_config_command_prints_the_reference(command):
     assert command("-m", "config", "nvae").out == as_text(reference(["nvae"])) + "\n"
-    assert command("-m", "config", "--markdown").out == as_markdown(reference()) + "\n"
     command("-m", "config", "nvea").assert_refused("nvea")
 
 

@@ -199,7 +199,7 @@ def test_newest_entries_are_kept(model, cache):
     assert equal(cache.find([0.0], 2), kept)
     for t in (MAX_ENTRIES, MAX_ENTRIES + 1):
         cache.keep([float(t)], 2, kept)
-    found = [cache.find([float(t)], 2) is not None for t in (0, 1, 2, MAX_ENTRIES, MAX_ENTRIES + 1)]
-    assert found == [False, False, True, True, True]
+    is_kept = [cache.find([float(t)], 2) is not None for t in (0, 1, 2, MAX_ENTRIES, MAX_ENTRIES + 1)]
+    assert is_kept == [False, False, True, True, True]
     assert len(torch.load(cache.path, weights_only=True)["statistics"]) == MAX_ENTRIES
     assert os.listdir(cache.path.parent) == ["a.model.statistics"]  # no previous file either

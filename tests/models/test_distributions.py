@@ -52,7 +52,7 @@ def test_kl_is_the_mean_of_the_log_ratio(two_normals, generator):
     ratio = q.log_density(z) - p.log_density(z)  # (draws, 6)
     standard_error = ratio.std(0) / draws**0.5
     assert ((ratio.mean(0) - q.kl(p)).abs() < 5 * standard_error).all()
-    assert (standard_error < 0.02 * q.kl(p).max()).all(), "the test would accept anything"
+    assert (standard_error < 0.02 * q.kl(p).max()).all(), "the standard error is too large to test anything"
 
 
 def test_kl_agrees_with_torch_and_is_not_symmetric(two_normals):
@@ -67,21 +67,21 @@ def test_kl_of_equal_normals_is_zero_and_of_others_positive(two_normals):
     assert (q.kl(p) > 0).all()
 
 
-def test_sample_is_mu_plus_sigma_eps(two_normals):
+def test_sample_is_mu_plus_sigma_times_noise(two_normals):
     normal, _ = two_normals
-    eps = torch.arange(6, dtype=torch.float64) - 3
-    torch.testing.assert_close(normal.sample(eps), normal.mu + normal.sigma * eps)
+    noise = torch.arange(6, dtype=torch.float64) - 3
+    torch.testing.assert_close(normal.sample(noise), normal.mu + normal.sigma * noise)
 
 
 def test_sample_carries_the_gradient_of_its_parameters(two_normals):
     mu, sigma = (t.clone().requires_grad_() for t in (two_normals[0].mu, two_normals[0].sigma))
-    eps = torch.arange(6, dtype=torch.float64) - 3
-    DiagonalNormal(mu, sigma).sample(eps).sum().backward()
-    assert torch.equal(mu.grad, torch.ones_like(eps))
-    assert torch.equal(sigma.grad, eps)
+    noise = torch.arange(6, dtype=torch.float64) - 3
+    DiagonalNormal(mu, sigma).sample(noise).sum().backward()
+    assert torch.equal(mu.grad, torch.ones_like(noise))
+    assert torch.equal(sigma.grad, noise)
 
 
-def test_raw_parameters_are_mu_then_log_sigma_both_clamped():
+def test_from_raw_takes_mu_then_log_sigma_both_clamped():
     raw = torch.tensor([1.0, -20.0, 0.5, 20.0], dtype=torch.float64).view(1, 4, 1, 1)  # two latents
     normal = SoftClampedNormal.from_raw(raw)
     clamped = [5 * math.tanh(v / 5) for v in (1.0, -20.0, 0.5, 20.0)]
@@ -99,7 +99,7 @@ def test_raw_parameters_are_mu_then_log_sigma_both_clamped():
         ("variance", lambda sigma, t: sigma * t**0.5),  # Ladder VAE and DVP-VAE
     ],
 )
-def test_temperature_scales_what_its_rule_says_and_leaves_mu(rule, tempered, temperature, generator):
+def test_temperature_scales_sigma_by_its_rule_and_leaves_mu(rule, tempered, temperature, generator):
     raw = torch.randn(2, 6, 3, 3, generator=generator, dtype=torch.float64)
     normal, noise = SoftClampedNormal.from_raw(raw, rule), torch.randn(2, 3, 3, 3, generator=generator).double()
     expected = normal.mu + tempered(normal.sigma, temperature) * noise
@@ -112,7 +112,7 @@ def test_to_noise_inverts_sample(two_normals):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_densities_are_never_computed_in_half_precision(dtype):
+def test_from_raw_converts_half_precision_to_float32(dtype):
     raw = torch.linspace(-3, 3, 8).to(dtype).view(1, 8, 1, 1)
     normal = SoftClampedNormal.from_raw(raw)
     assert normal.mu.dtype == normal.sigma.dtype == torch.float32
@@ -120,7 +120,7 @@ def test_densities_are_never_computed_in_half_precision(dtype):
     assert at_least_float32(raw.double()).dtype == torch.float64
 
 
-def test_one_seed_is_one_noise_whatever_the_dtype():
+def test_standard_normal_depends_on_the_seed_and_not_on_the_dtype():
     def draw(dtype):
         return standard_normal(torch.empty(3, 4, dtype=dtype), torch.Generator().manual_seed(5))
 
@@ -129,7 +129,7 @@ def test_one_seed_is_one_noise_whatever_the_dtype():
     assert not torch.equal(draw(torch.float32), standard_normal(torch.empty(3, 4), torch.Generator().manual_seed(6)))
 
 
-def test_noise_has_the_stated_distribution(generator):
+def test_standard_noise_has_its_mean_and_variance(generator):
     draws = 100_000
     normal = standard_normal(torch.empty(draws), generator)
     assert abs(normal.mean()) < 5 / draws**0.5

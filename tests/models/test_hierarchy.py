@@ -1,4 +1,4 @@
-"""One walk from the top to the pixels, whatever chooses z on the way."""
+"""The top-down pass and the sources of z."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def noise_of(model, batch: int, generator: torch.Generator) -> list[torch.Tensor
     return [torch.randn(batch, *shape, generator=generator) for shape in model.noise_shapes]
 
 
-# ------------------------------------------------------------------------------------------- the shape of things
+# ------------------------------------------------------------------------------------------- shapes of results
 
 
-def test_the_noise_shapes_are_those_of_the_latents_top_group_first(model):
+def test_noise_shapes_are_the_latent_shapes_top_group_first(model):
     assert model.noise_shapes == [(2, 2, 2), (2, 2, 2), (2, 4, 4), (2, 4, 4)]
     with torch.no_grad():
         result = model.top_down(FromNoise(model.draw_noise(5)), 5)
@@ -47,7 +47,7 @@ def test_the_noise_shapes_are_those_of_the_latents_top_group_first(model):
 
 
 @torch.no_grad()
-def test_a_posterior_pass_has_a_kl_per_image_and_group(model, images):
+def test_posterior_pass_has_a_kl_per_image_and_group(model, images):
     result = model(images, model.draw_posterior_noise(3))
     assert result.kl.shape == (3, GROUPS)
     for index, group in result.groups.items():
@@ -55,17 +55,17 @@ def test_a_posterior_pass_has_a_kl_per_image_and_group(model, images):
     assert len(model.bottom_up(images)) == GROUPS
 
 
-def test_a_pass_from_the_top_needs_a_batch_size(model):
+def test_top_down_from_the_top_needs_a_batch_size(model):
     with pytest.raises(ValueError, match="batch_size"):
         model.top_down(FromNoise(model.draw_noise(2)))
 
 
-# --------------------------------------------------------------------------------------------- starting half-way
+# --------------------------------------------------------------------------------------------- starting at a group
 
 
 @FLOWS
 @torch.no_grad()
-def test_a_pass_restarted_after_any_group_equals_the_whole_pass(make_model, flows):
+def test_top_down_from_any_group_equals_the_whole_pass(make_model, flows):
     model = make_model(**flows)
     noise = noise_of(model, 3, seeded())
     whole = model.top_down(FromNoise(noise, 0.7), 3, return_states=True)
@@ -77,7 +77,7 @@ def test_a_pass_restarted_after_any_group_equals_the_whole_pass(make_model, flow
 
 
 @torch.no_grad()
-def test_a_restarted_posterior_pass_equals_the_whole_pass(model, images):
+def test_top_down_posterior_pass_from_a_group_equals_the_whole_pass(model, images):
     features, noise = model.bottom_up(images), noise_of(model, 3, seeded())
     whole = model.top_down(FromPosterior(features, noise=noise), 3, return_states=True)
     rest = model.top_down(FromPosterior(features, noise=noise), start=whole.states[2], return_states=True)
@@ -87,16 +87,16 @@ def test_a_restarted_posterior_pass_equals_the_whole_pass(model, images):
 
 
 @torch.no_grad()
-def test_states_are_kept_only_when_asked_for(model):
+def test_top_down_returns_states_only_with_return_states(model):
     assert model.top_down(FromNoise(model.draw_noise(1)), 1).states == {}
 
 
-# ----------------------------------------------------------------------------------------------- choosing z
+# ----------------------------------------------------------------------------------------------- sources of z
 
 
 @FLOWS
 @torch.no_grad()
-def test_the_latents_of_an_image_reproduce_its_reconstruction(make_model, flows, images):
+def test_from_latents_reproduces_the_reconstruction(make_model, flows, images):
     model = make_model(**flows)
     encoded = model(images, model.draw_posterior_noise(len(images), seeded()))
     latents = [group.z for group in encoded.groups.values()]
@@ -108,7 +108,7 @@ def test_the_latents_of_an_image_reproduce_its_reconstruction(make_model, flows,
 
 @pytest.mark.parametrize("kept", range(GROUPS + 1))
 @torch.no_grad()
-def test_the_first_groups_of_an_image_can_be_kept_and_the_rest_be_free(model, images, kept):
+def test_per_group_keeps_the_first_groups_of_an_image(model, images, kept):
     encoded = model(images, model.draw_posterior_noise(len(images), seeded()))
     latents = [group.z for group in encoded.groups.values()]
     free = FromNoise(model.draw_noise(3, seeded(1)))
@@ -119,8 +119,8 @@ def test_the_first_groups_of_an_image_can_be_kept_and_the_rest_be_free(model, im
 
 
 @torch.no_grad()
-def test_the_choosers_can_be_mixed_in_any_order(model, images):
-    """Posterior at the odd groups, prior at the even ones: each group sees only the state that came down to it."""
+def test_per_group_mixes_sources_in_any_order(model, images):
+    """Posterior at odd groups, prior at even groups: z depends only on the state before the group and on its source."""
     features, noise = model.bottom_up(images), noise_of(model, 3, seeded())
     posterior, prior = FromPosterior(features, noise=noise), FromNoise(noise)
     mixed = model.top_down(PerGroup([prior, posterior, prior, posterior]), 3, return_states=True)
@@ -132,14 +132,14 @@ def test_the_choosers_can_be_mixed_in_any_order(model, images):
 
 
 @torch.no_grad()
-def test_at_temperature_zero_z_is_the_priors_mean_up_to_the_floor_of_sigma(model):
+def test_from_noise_at_temperature_zero_is_the_mean_with_the_minimum_sigma(model):
     noise = noise_of(model, 2, seeded())
     for index, group in model.top_down(FromNoise(noise, 0.0), 2).groups.items():
         torch.testing.assert_close(group.z, group.prior.mu + 0.01 * noise[index])
 
 
 @torch.no_grad()
-def test_the_prior_of_the_top_group_is_a_standard_normal_at_its_temperature(model):
+def test_prior_of_the_top_group_is_standard_normal_up_to_the_minimum_sigma(model):
     noise = model.draw_noise(2)
     top = model.top_down(FromNoise(noise, 0.6), 2).groups[0]
     assert torch.equal(top.prior.mu, torch.zeros(2, 2, 2, 2))
@@ -147,7 +147,7 @@ def test_the_prior_of_the_top_group_is_a_standard_normal_at_its_temperature(mode
 
 
 @torch.no_grad()
-def test_a_temperature_per_group_changes_that_group_and_those_below(model):
+def test_temperature_of_a_group_changes_this_group_and_lower_ones(model):
     noise = noise_of(model, 2, seeded())
     plain = model.top_down(FromNoise(noise, 0.7), 2)
     per_group = model.top_down(FromNoise(noise, [0.7] * GROUPS), 2)
@@ -157,13 +157,13 @@ def test_a_temperature_per_group_changes_that_group_and_those_below(model):
         assert torch.equal(changed.groups[index].z, plain.groups[index].z) == (index < 2), index
 
 
-# ------------------------------------------------------------------------------------------------- evidence
+# ------------------------------------------------------------------------------------------------- log densities and KL
 
 
 @pytest.mark.parametrize("fixed_flows", [False, True])
 @torch.no_grad()
-def test_log_q_minus_log_p_averages_to_the_kl(make_model, images, fixed_flows):
-    """Of every group: given the groups above, the sample's log ratio has the closed form's mean."""
+def test_log_ratio_averages_to_the_kl(make_model, images, fixed_flows):
+    """Given the groups above, the mean of log q(z) - log p(z) over samples is the KL in closed form."""
     model = make_model(num_flows=int(fixed_flows), fixed_flows=fixed_flows)
     draws = 1000
     result = model(images[:1].expand(draws, -1, -1, -1), model.draw_posterior_noise(draws, seeded()))
@@ -173,7 +173,7 @@ def test_log_q_minus_log_p_averages_to_the_kl(make_model, images, fixed_flows):
         assert excess.std() > 0.01
         assert (group.kl > 0).all()
     top = result.groups[0]
-    torch.testing.assert_close(top.kl, top.kl[:1].expand(draws), msg="the top group's KL depends on the draw")
+    torch.testing.assert_close(top.kl, top.kl[:1].expand(draws), msg="the KL of the top group depends on the noise")
 
 
 def normal(distribution) -> torch.distributions.Normal:
@@ -181,30 +181,32 @@ def normal(distribution) -> torch.distributions.Normal:
 
 
 @torch.no_grad()
-def test_a_flow_on_the_posterior_alone_has_the_log_ratio_of_the_draw_for_a_kl(make_model, images):
-    """log q is the density before the flow, which preserves volume; log p is the prior's at the flow's end."""
+def test_kl_with_a_flow_on_the_posterior_is_the_log_ratio_of_the_sample(make_model, images):
+    """log q is the base density before the flow, which preserves volume; log p is the prior density after the flow."""
     model = make_model(num_flows=1, fixed_flows=False)
     noise = noise_of(model, 3, seeded())
     result = model.top_down(FromPosterior(model.bottom_up(images), noise), 3)
     for index, group in result.groups.items():
         base = group.posterior.base
-        before = base.mu + base.sigma * noise[index]
-        torch.testing.assert_close(group.z, model.groups[index].flow(before))
-        log_q = normal(base).log_prob(before).sum((1, 2, 3))
+        base_z = base.mu + base.sigma * noise[index]
+        torch.testing.assert_close(group.z, model.groups[index].flow(base_z))
+        log_q = normal(base).log_prob(base_z).sum((1, 2, 3))
         log_p = normal(group.prior).log_prob(group.z).sum((1, 2, 3))
-        # Sums of some hundred terms of both signs, in float32.
+        # Tolerances for float32 sums of some hundred terms of both signs.
         torch.testing.assert_close(group.log_q, log_q, rtol=1e-5, atol=1e-3)
         torch.testing.assert_close(group.log_p, log_p, rtol=1e-5, atol=1e-3)
         torch.testing.assert_close(group.kl, log_q - log_p, rtol=1e-5, atol=1e-3)
-        assert (group.z - before).abs().max() > 1e-3
-        unflowed = normal(group.prior).log_prob(before).sum((1, 2, 3))
-        assert (log_p - unflowed).abs().min() > 0.01, "the test would accept a log p before the flow"
+        assert (group.z - base_z).abs().max() > 1e-3
+        unflowed = normal(group.prior).log_prob(base_z).sum((1, 2, 3))
+        assert (log_p - unflowed).abs().min() > 0.01, (
+            "the test cannot tell log p after the flow from log p before the flow"
+        )
         torch.testing.assert_close(group.posterior.to_noise(group.z), noise[index], rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_fixed_flows_follow_both_sides_and_others_the_posterior_only(make_model, images):
-    """A fixed flow is part of the merge of z, so prior and posterior are the Normals before the flow."""
+def test_fixed_flows_are_part_of_the_merge(make_model, images):
+    """With fixed flows, z is the sample before the flow, and the merge applies the flow."""
     for fixed in (True, False):
         model = make_model(num_flows=1, fixed_flows=fixed)
         noise = noise_of(model, 2, seeded())
@@ -219,8 +221,8 @@ def test_fixed_flows_follow_both_sides_and_others_the_posterior_only(make_model,
 
 
 @torch.no_grad()
-def test_a_posterior_that_adds_nothing_to_the_prior_has_no_kl(model, images):
-    """The posterior's parameters are residual: what its head gives is added to the prior's."""
+def test_kl_of_a_zero_residual_posterior_is_zero(model, images):
+    """The posterior head gives residuals: its output is added to the parameters of the prior."""
     for group in model.groups:
         group.posterior_head.parametrizations.weight.original0.zero_()
         group.posterior_head.bias.zero_()
@@ -231,7 +233,7 @@ def test_a_posterior_that_adds_nothing_to_the_prior_has_no_kl(model, images):
 
 
 @torch.no_grad()
-def test_images_of_a_batch_do_not_see_each_other_in_evaluation(model, images):
+def test_eval_mode_results_do_not_depend_on_the_batch(model, images):
     noise = noise_of(model, 3, seeded())
     whole = model.top_down(FromPosterior(model.bottom_up(images), noise=noise), 3)
     alone = model.top_down(FromPosterior(model.bottom_up(images[1:2]), noise=[n[1:2] for n in noise]), 1)
@@ -239,7 +241,7 @@ def test_images_of_a_batch_do_not_see_each_other_in_evaluation(model, images):
     torch.testing.assert_close(alone.px_z.mean(), whole.px_z.mean()[1:2], rtol=1e-5, atol=1e-5)
 
 
-def test_a_pass_leaves_torchs_own_random_state_alone(model, images):
+def test_passes_leave_the_global_random_state_unchanged(model, images):
     before = torch.get_rng_state()
     with torch.no_grad():
         model(images, model.draw_posterior_noise(len(images), seeded())).px_z.sample(seeded())
@@ -247,14 +249,14 @@ def test_a_pass_leaves_torchs_own_random_state_alone(model, images):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_image_depends_on_the_noise_of_every_group(model):
+def test_image_depends_on_the_noise_of_every_group(model):
     noise = [n.requires_grad_() for n in noise_of(model, 2, seeded())]
     model.top_down(FromNoise(noise), 2).px_z.mean().square().sum().backward()
     for n in noise:
         assert (n.grad != 0).all()
 
 
-def test_a_group_does_not_see_the_noise_of_groups_below_it(model, images):
+def test_kl_of_a_group_depends_on_the_noise_of_higher_groups_only(model, images):
     features = model.bottom_up(images)
     for below in range(1, GROUPS):
         noise = [n.requires_grad_() for n in noise_of(model, 3, seeded())]
@@ -265,7 +267,7 @@ def test_a_group_does_not_see_the_noise_of_groups_below_it(model, images):
 
 
 @torch.no_grad()
-def test_densities_of_a_model_under_autocast_are_in_single_precision(model, images):
+def test_autocast_densities_are_float32(model, images):
     exact = model(images, model.draw_posterior_noise(len(images), seeded()))
     with torch.autocast("cpu", torch.bfloat16):
         rough = model(images, model.draw_posterior_noise(len(images), seeded()))
@@ -280,9 +282,7 @@ def test_densities_of_a_model_under_autocast_are_in_single_precision(model, imag
     ids=["mgp123", "nvlabs", "mgp123 spectral", "nvlabs spectral"],
 )
 @pytest.mark.parametrize("autocast", [False, True])
-def test_recomputing_activations_changes_neither_loss_nor_gradients_nor_statistics(
-    make_model, images, autocast, changes
-):
+def test_recompute_activations_changes_no_number(make_model, images, autocast, changes):
     results = []
     for recompute in (False, True):
         model = make_model(**changes).train()
@@ -293,11 +293,11 @@ def test_recomputing_activations_changes_neither_loss_nor_gradients_nor_statisti
         loss = result.kl.sum() - result.px_z.log_prob(images).sum()
         loss.backward()
         results.append([loss.detach(), *(p.grad for p in model.parameters()), *model.buffers()])
-    for found, expected in zip(*results, strict=True):
-        assert torch.equal(found, expected)
+    for recomputed, expected in zip(*results, strict=True):
+        assert torch.equal(recomputed, expected)
 
 
-def test_noise_is_drawn_group_by_group_from_the_top(model):
+def test_draw_noise_draws_group_by_group_from_the_top(model):
     generator = seeded(11)
     for noise, shape in zip(model.draw_noise(2, seeded(11)), model.noise_shapes, strict=True):
         assert torch.equal(noise, torch.randn(2, *shape, generator=generator))

@@ -71,9 +71,9 @@ def test_cell_at_finds_a_cell_where_it_is_drawn_and_nowhere_else(texts, cell):
     seen = np.zeros(5, int)
     for y in range(picture.shape[0]):
         for x in range(picture.shape[1]):
-            found = places.cell_at(x, y, 5)
+            index = places.cell_at(x, y, 5)
             here = (picture[y, x] == expected).all(1)  # texts are gray
-            assert here.tolist() == [i == found for i in range(5)], (x, y)
+            assert here.tolist() == [i == index for i in range(5)], (x, y)
             seen += here
     assert seen.tolist() == [places.side**2] * 5
 

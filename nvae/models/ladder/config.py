@@ -80,12 +80,12 @@ class LadderConfig(ModelConfig):
         counts = self.latents_per_scale
         if counts[-1] == 0 or any(first and not later for first, later in zip(counts, counts[1:], strict=False)):
             raise InvalidValueError("latents_per_scale", list(counts), "zeros only before the first scale with latents")
-        halvings = len(counts) - self.first_scale_at_image_size
-        if self.input_dimension % 2**halvings:
+        downsamplings = len(counts) - self.first_scale_at_image_size
+        if self.input_dimension % 2**downsamplings:
             raise InvalidValueError(
                 "input_dimension",
                 self.input_dimension,
-                f"a multiple of {2**halvings}, because {len(counts)} scales downsample {halvings} times",
+                f"a multiple of {2**downsamplings}, because {len(counts)} scales downsample {downsamplings} times",
             )
         blocks = sum(counts) * (2 + self.decoder_blocks_per_latent + self.encoder_blocks_per_scale)
         if (blocks := blocks + self.num_init_blocks + self.num_postprocess_blocks) > MAX_BLOCKS:
@@ -104,7 +104,7 @@ class LadderConfig(ModelConfig):
 
 
 def channels_per_scale(config: LadderConfig) -> list[int]:
-    """Channels of every scale, finest first: c, int(c * scale_multiplier), ..."""
+    """Return the channels of every scale, finest first: c, int(c * scale_multiplier), ..."""
     channels = [config.channels]
     while len(channels) < len(config.latents_per_scale):
         channels.append(int(channels[-1] * config.scale_multiplier))

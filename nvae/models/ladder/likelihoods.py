@@ -1,4 +1,4 @@
-"""The likelihoods of the Ladder VAE's program, where they differ from those of the same name."""
+"""The likelihoods of the Ladder VAE's program that differ from the ordinary likelihoods of the same name."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ClampedBernoulli(Bernoulli):
 
 
 class FlooredLogisticMixture(CoupledLogisticMixture):
-    """As CoupledLogisticMixture, with log scales in [-8, 1] and a mass of at least 1e-10 in every bin."""
+    """A CoupledLogisticMixture with log scales in [-8, 1] and a mass of at least 1e-10 in every bin."""
 
     log_scale_range = (-8.0, 1.0)
 
@@ -42,7 +42,7 @@ class FlooredLogisticMixture(CoupledLogisticMixture):
 
 
 def build_ladder_likelihood(config: ModelConfig) -> Likelihood:
-    """The likelihood that a config names; of two names in the variant of the Ladder VAE's program."""
+    """Return the likelihood of a config; bernoulli and coupled_logistic_mixture in the variants of this module."""
     likelihood = build_likelihood(config)
     if config.sampling_method == "bernoulli":
         return replace(likelihood, distribution=ClampedBernoulli)

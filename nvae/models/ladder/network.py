@@ -1,7 +1,7 @@
-"""The Ladder VAE of Kuzina and Tomczak (TMLR 2024): what its published program computes without the diffusion prior.
+"""The Ladder VAE of Kuzina and Tomczak (TMLR 2024): the model of the published program without the diffusion prior.
 
-The state that passes down is (s, sum of all z at the image's resolution). A prior returns features h beside its
-parameters, which are added to s for the merge, while the posterior sees s without h. The output sees the z alone.
+The state is (s, sum of all z at the image's resolution). A prior returns its parameters and features h. The merge sees
+s + h, the posterior sees s without h, and the output sees only the sum of all z.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LadderState = tuple[Tensor, ...]
 
 
 def ladder_levels(config: LadderConfig) -> list[Level]:
-    """The levels of the hierarchy, top to bottom; a scale without latents has none."""
+    """Return the levels of the hierarchy, top first; a scale without latents has no level."""
     first = 0 if config.first_scale_at_image_size else 1
     finest_first = [
         Level(groups, config.input_dimension // 2 ** (first + scale), channels, channels, config.latent_size)
@@ -42,9 +42,10 @@ def ladder_levels(config: LadderConfig) -> list[Level]:
 
 
 class Block(nn.Module):
-    """body(x) + skip(x): 1x1, 3x3, 3x3 and 1x1 convolutions (B, in, H, W) to (B, out, H, W), `hidden` inside.
+    """body(x) + skip(x), (B, in, H, W) to (B, out, H, W). The body has 1x1, 3x3, 3x3 and 1x1 convolutions.
 
-    preactivation: normalization and activation before each convolution (encoder), not after (decoder).
+    hidden: channels between the convolutions. preactivation: True for normalization and activation before each
+    convolution (encoder), False for after (decoder).
     """
 
     def __init__(
@@ -82,14 +83,14 @@ class Block(nn.Module):
 
 
 def zero_last(block: Block) -> Block:
-    """The block, starting as its skip."""
+    """Set the last convolution of a block to zero, so that the block starts as its skip; return the block."""
     nn.init.zeros_(block.last_convolution.weight)
     nn.init.zeros_(block.last_convolution.bias)
     return block
 
 
 class Encoder(nn.Module):
-    """Bottom-up: blocks, average pooling, and a feature map per scale (small) or per latent group (plain)."""
+    """The bottom-up network: blocks and average pooling; one feature map per scale (small) or latent group (plain)."""
 
     def __init__(self, config: LadderConfig) -> None:
         super().__init__()
@@ -118,7 +119,7 @@ class Encoder(nn.Module):
             kernel = 2 if count else 2 * kernel
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, C, H, W) in [0, 1] to one feature map per latent group, top group first."""
+        """Map images (B, C, H, W) in [0, 1] to one feature map per latent group, top group first."""
         h = self.stem((255 * images - self.mean) / self.std)
         features = []
         for stage, kernel in zip(self.stages, self.pooling, strict=True):
@@ -142,7 +143,7 @@ class LadderGroup(LatentGroup):
         block = partial(Block, config, preactivation=False)
         self.prior_block = zero_last(block(channels, hidden, 2 * latents + channels))
         self.posterior_block = zero_last(block(channels, hidden, 2 * latents))
-        self.z_projection = nn.Conv2d(latents, channels, 1)  # of the last group: without a use, as in the original
+        self.z_projection = nn.Conv2d(latents, channels, 1)  # unused in the last group, as in the original
         blocks: list[Block] = []
         if below is not None:
             widths = [channels] * config.decoder_blocks_per_latent + [below.decoder_channels]
@@ -179,7 +180,7 @@ class LadderGroup(LatentGroup):
 
 
 def resize(x: Tensor, side: int) -> Tensor:
-    """(B, C, H, W) to (B, C, side, side), bilinearly."""
+    """Resize (B, C, H, W) to (B, C, side, side), bilinearly."""
     return x if x.shape[-1] == side else functional.interpolate(x, (side, side), mode="bilinear", align_corners=False)
 
 

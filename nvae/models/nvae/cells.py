@@ -25,30 +25,30 @@ Resample = Literal["downsample", "upsample"] | None
 
 @dataclass(frozen=True)
 class CellOptions:
-    """The options in which the cells of one model are alike."""
+    """The options that all cells of a model share."""
 
-    normalization: Normalization = "none"  # of the convolutions of residual cells and of skips
-    inverted_normalization: Normalization = "none"  # of those of inverted residual cells
+    normalization: Normalization = "none"  # of the convolutions in residual cells and in skips
+    inverted_normalization: Normalization = "none"  # of the convolutions in inverted residual cells
     squeeze_excitation: Literal["none", "half", "sixteenth"] = "half"
     downsample_skip: Literal["aligned", "shifted"] = "aligned"
     upsample_skip_bias: bool = True
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
-    """Batch normalization of (B, C, H, W)."""
+    """Return a batch norm for (B, C, H, W)."""
     return nn.BatchNorm2d(channels, momentum=BATCH_NORM_MOMENTUM)
 
 
 def normalize_before_upsampling(norm: nn.Module, x: Tensor, repeats: int) -> Tensor:
-    """norm(x), where x will be upsampled so that each pixel becomes `repeats` pixels.
+    """Return norm(x) of an x that will be upsampled: each pixel becomes `repeats` pixels.
 
     Normalizing before a nearest-neighbor upsampling gives the same numbers at a fraction of the cost. Only the unbiased
-    variance that enters the running statistics depends on the number of pixels; it is corrected here.
+    variance in the running statistics depends on the number of pixels; this function corrects that variance.
     """
     if repeats == 1 or not isinstance(norm, _BatchNorm) or not norm.training or not norm.track_running_stats:
         return norm(x)
     running_var = norm.running_var
-    norm.running_var = running_var.clone()  # autograd keeps what the norm updates, so the correction needs a copy
+    norm.running_var = running_var.clone()  # autograd saves the buffer that the norm updates: correct a copy of it
     y = norm(x)
     count = x.numel() // x.shape[1]
     correction = repeats * (count - 1) / (repeats * count - 1)
@@ -59,14 +59,14 @@ def normalize_before_upsampling(norm: nn.Module, x: Tensor, repeats: int) -> Ten
 
 
 class Swish(nn.Module):
-    """x * sigmoid(x), in place where no gradient needs the input."""
+    """x * sigmoid(x), in place when gradients are off."""
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class SqueezeExcitation(nn.Module):
-    """Gates channels by what the whole image shows (Hu et al. 2018). Returns the gate, (B, C, 1, 1)."""
+    """Squeeze-and-excitation (Hu et al. 2018): a factor in (0, 1) per channel, (B, C, H, W) to (B, C, 1, 1)."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
@@ -74,12 +74,12 @@ class SqueezeExcitation(nn.Module):
         self.excite = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = self.excite(functional.relu(self.squeeze(x.mean((2, 3)))))
-        return torch.sigmoid(gate)[:, :, None, None]
+        logits = self.excite(functional.relu(self.squeeze(x.mean((2, 3)))))  # (B, C)
+        return torch.sigmoid(logits)[:, :, None, None]
 
 
 def squeeze_excitation(channels: int, options: CellOptions) -> SqueezeExcitation | None:
-    """The squeeze-and-excitation of a cell with so many channels."""
+    """Return the squeeze-and-excitation of a cell with this number of channels; None if the options have none."""
     if options.squeeze_excitation == "none":
         return None
     return SqueezeExcitation(
@@ -88,10 +88,11 @@ def squeeze_excitation(channels: int, options: CellOptions) -> SqueezeExcitation
 
 
 class FactorizedReduce(nn.Module):
-    """Swish, then four 1x1 convolutions of every second pixel, a quarter of the channels each.
+    """Swish, then four 1x1 convolutions with stride 2, each for a quarter of the output channels.
 
-    Aligned, all four see the pixels of even rows and columns, and are computed as one. Shifted, they see the four
-    pixels of each square: itself, the one down and to the right, the one to the right, the one below.
+    (B, C_in, H, W) to (B, C_out, H / 2, W / 2). Aligned: all four see the pixels of even rows and columns, and are
+    computed as one convolution. Shifted: each sees another pixel of every 2x2 square, in the order top left, bottom
+    right, top right, bottom left.
     """
 
     SHIFTS = {"aligned": ((0, 0), (0, 0), (0, 0), (0, 0)), "shifted": ((0, 0), (1, 1), (0, 1), (1, 0))}
@@ -119,9 +120,10 @@ class FactorizedReduce(nn.Module):
 
 
 class UpsampleSkip(nn.Module):
-    """Doubles the resolution bilinearly (aligned corners) around a 1x1 convolution.
+    """A 1x1 convolution, then bilinear upsampling by 2 with aligned corners.
 
-    The interpolation's weights sum to one, so it commutes with the convolution, which is cheaper done first.
+    (B, C_in, H, W) to (B, C_out, 2 H, 2 W). The interpolation's weights sum to one, so the two operations commute; the
+    convolution is cheaper at the lower resolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, options: CellOptions) -> None:
@@ -134,7 +136,7 @@ class UpsampleSkip(nn.Module):
 
 
 def skip(in_channels: int, out_channels: int, options: CellOptions, resample: Resample) -> nn.Module:
-    """The path around a cell."""
+    """Return the skip connection of a cell."""
     if resample == "downsample":
         return FactorizedReduce(in_channels, out_channels, options)
     if resample == "upsample":
@@ -143,7 +145,7 @@ def skip(in_channels: int, out_channels: int, options: CellOptions, resample: Re
 
 
 class Cell(nn.Module):
-    """skip(x) + 0.1 * SE(f(x)): what all cells have in common. `branch` is f, `se` is SE, or None."""
+    """The base class of all cells: skip(x) + 0.1 * se(f(x)) * f(x). `branch` computes f; `se` may be None."""
 
     se: SqueezeExcitation | None
 
@@ -162,10 +164,10 @@ class Cell(nn.Module):
 
 
 class ResidualCell(Cell):
-    """f: twice (batch norm, activation, 3x3 convolution), resampling before or with the first convolution.
+    """A cell with f = twice (batch norm, activation, 3x3 convolution); the first convolution resamples.
 
-    activation: what precedes each convolution, with a batch norm ("bn...") or without one. dilations: of the two
-    convolutions.
+    activation: the function before each convolution; the prefix "bn" adds a batch norm before the function.
+    dilations: one number for each of the two convolutions.
     """
 
     def __init__(
@@ -201,10 +203,10 @@ class ResidualCell(Cell):
 
 
 class InvertedResidualCell(Cell):
-    """f: 1x1 to `expansion` times the channels, 5x5 depthwise, 1x1.
+    """A cell with f = 1x1 convolution to `expansion` times the channels, 5x5 depthwise convolution, 1x1 convolution.
 
-    Every convolution has a batch norm before and after, those inside the expansion with swish, and no bias.
-    groups: of the convolution in the middle; None for depthwise.
+    A batch norm precedes and follows every convolution; swish follows the two batch norms of the expanded channels.
+    Convolutions have no bias. groups: groups of the middle convolution; None for a depthwise convolution.
     """
 
     def __init__(
@@ -238,7 +240,7 @@ class InvertedResidualCell(Cell):
         repeats = 4 if self.resample == "upsample" else 1
         h = self.expand(normalize_before_upsampling(self.norm1, x, repeats))  # (B, expanded, H, W)
         h = self.act(normalize_before_upsampling(self.norm2, h, repeats))
-        if self.resample == "upsample":  # everything before works on single pixels, so it may precede the upsampling
+        if self.resample == "upsample":  # all layers before work on single pixels: upsampling after them is cheaper
             h = functional.interpolate(h, scale_factor=2, mode="nearest")
         h = self.act(self.norm3(self.depthwise(h)))
         return self.norm4(self.project(h))  # (B, out_channels, H, W)
@@ -246,7 +248,7 @@ class InvertedResidualCell(Cell):
 
 @dataclass(frozen=True)
 class CellTypes:
-    """Which cell a model has in each of its four places: functions (in, out, options, resample) -> Cell."""
+    """The cells of a model's four parts, as functions (in_channels, out_channels, options, resample) -> Cell."""
 
     preprocess: Callable[..., Cell]
     encoder: Callable[..., Cell]
@@ -255,13 +257,13 @@ class CellTypes:
 
 
 def cell_types(arch_instance: ArchInstance) -> CellTypes:
-    """The cells that the original NVAE knows by one name."""
+    """Return the cells behind one of the original NVAE's names."""
     residual = ResidualCell
     inverted6, inverted3 = (partial(InvertedResidualCell, expansion=expansion) for expansion in (6, 3))
     if arch_instance in ("res_elu", "res_bnelu", "res_bnswish"):
         cell = partial(ResidualCell, activation=arch_instance.removeprefix("res_"))
         return CellTypes(cell, cell, cell, cell)
-    if arch_instance in _DILATIONS:  # every convolution of the bottom-up network's cells, pre-processing included
+    if arch_instance in _DILATIONS:  # for all cells of the bottom-up network, pre-processing included
         dilated = partial(residual, dilations=_DILATIONS[arch_instance])
         return CellTypes(dilated, dilated, inverted6, inverted3)
     large, grouped = partial(inverted6, kernel_size=11), partial(inverted3, groups=8)
@@ -278,10 +280,10 @@ _DILATIONS = {"res53_mbconv": (2, 1), "res35_mbconv": (1, 2), "res55_mbconv": (2
 
 
 class CellStack(nn.Sequential):
-    """Cells one after another. With `recompute`, what happens inside a cell is computed again for the gradient.
+    """Cells one after another. With `recompute`, the backward pass computes the activations inside cells again.
 
-    Cells draw no random numbers, and the second computation leaves the running statistics alone, so nothing but time
-    and memory depends on it.
+    Cells draw no random numbers, and the second computation does not change the running statistics, so `recompute`
+    changes time and memory only.
     """
 
     recompute = False
@@ -296,16 +298,16 @@ class CellStack(nn.Sequential):
 
 
 def _recomputation_contexts(cell: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
-    return nullcontext(), _still_statistics(cell)
+    return nullcontext(), _frozen_statistics(cell)
 
 
 @contextmanager
-def _still_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch norms and spectral norms inside `module` change nothing that outlives the computation.
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Keep the buffers of the batch norms and spectral norms inside `module` unchanged by a forward pass.
 
-    Batch norms note the statistics of their batch in copies, which are thrown away. Giving them no statistics to update
-    would do as well, but for what autograd saves, and checkpointing counts that. Spectral norms leave out the step of
-    power iteration that the first computation took.
+    Batch norms update copies of their running statistics, and the copies are dropped. Switching off the update would
+    change which tensors autograd saves, and activation checkpointing requires the same tensors both times. Spectral
+    norms take no step of power iteration, because the first computation took one.
     """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     kept = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers(recurse=False)]

@@ -32,7 +32,7 @@ ArchInstance = Literal[
     "mbconv_den",
 ]
 
-# What a style changes in the defaults below, which are those of `mgp123`. Every one of these keys can be set by itself.
+# The defaults that a style changes; the defaults below are the style `mgp123`. Each of these keys can be set by itself.
 STYLES: dict[str, dict[str, Any]] = {
     "mgp123": {},
     "nvlabs": {
@@ -77,14 +77,14 @@ CELLS_PER_BLOCK = Towers(encoder=2, decoder=2)
 
 
 def _same_towers(value: Any) -> Any:
-    """`channel_towers: 32` is short for the same number in both towers."""
+    """Expand the short form `channel_towers: 32`: the same number in both towers."""
     if isinstance(value, int) and not isinstance(value, bool):
         return {"encoder": value, "decoder": value}
     return value
 
 
 def _cells_of_both(value: Any) -> Any:
-    """As in `channel_towers`, but a tower that is not mentioned has its default."""
+    """Expand the short form, and give a tower that is left out its default."""
     value = _same_towers(value)
     return CELLS_PER_BLOCK.model_dump() | value if isinstance(value, dict) else value
 
@@ -187,7 +187,7 @@ class NVAEConfig(ModelConfig):
     @model_validator(mode="before")
     @classmethod
     def _style_defaults(cls, data: Any) -> Any:
-        """Put the style's values where the file has none."""
+        """Use the style's values for the keys that the file leaves out."""
         if not isinstance(data, dict) or not isinstance(data.get("style", "mgp123"), str):
             return data
         style = STYLES.get(data.get("style", "mgp123"), {})
@@ -217,37 +217,38 @@ class NVAEConfig(ModelConfig):
         return self
 
     def _check_resolution(self) -> None:
-        side, halvings = self.input_dimension + 2 * self.padding, self.num_blocks_prepost + self.number_of_scales - 1
-        if side % 2**halvings:
+        side, downsamplings = self.input_dimension + 2 * self.padding, _downsamplings(self)
+        if side % 2**downsamplings:
             raise InvalidValueError(
                 "input_dimension",
                 self.input_dimension,
-                f"a multiple of {2**halvings}{', with the padding' if self.padding else ''}: num_blocks_prepost "
-                f"{self.num_blocks_prepost} and number_of_scales {self.number_of_scales} downsample {halvings} times",
+                f"a multiple of {2**downsamplings}{', with the padding' if self.padding else ''}: num_blocks_prepost "
+                f"{self.num_blocks_prepost} and number_of_scales {self.number_of_scales} downsample {downsamplings} "
+                "times",
             )
 
     def _check_channels(self) -> None:
         towers, multiplier, blocks = self.channel_towers, self.channel_multiplier, self.num_blocks_prepost
-        halvings = blocks + self.number_of_scales - 1
-        if (widest := max(towers.encoder, towers.decoder) * multiplier**halvings) > MAX_WIDTH:
+        downsamplings = _downsamplings(self)
+        if (widest := max(towers.encoder, towers.decoder) * multiplier**downsamplings) > MAX_WIDTH:
             raise InvalidValueError(
                 "channel_multiplier",
                 multiplier,
                 f"at most {MAX_WIDTH} channels at the coarsest scale; these settings give {widest}",
             )
         # Every downsampling skip gives a quarter of its channels to each of four convolutions.
-        if halvings and (towers.encoder * multiplier) % 4:
+        if downsamplings and (towers.encoder * multiplier) % 4:
             raise InvalidValueError(
                 "channel_towers.encoder",
                 towers.encoder,
                 f"a number that divides by 4 when multiplied by channel_multiplier {multiplier}",
             )
         if self.arch_instance == "mbconv_den":
-            # The blocks that have cells with grouped convolutions, counted in downsamplings.
+            # The resolutions that have cells with grouped convolutions, as a number of downsamplings.
             first = 0 if self.postprocess_upsample == "first" and self.num_cells_per_block_prepost.decoder > 1 else 1
-            for tower, places in (("encoder", range(blocks)), ("decoder", range(first, blocks + 1))):
+            for tower, counts in (("encoder", range(blocks)), ("decoder", range(first, blocks + 1))):
                 channels = getattr(towers, tower)
-                if blocks and any(3 * channels * multiplier**i % 8 for i in places):
+                if blocks and any(3 * channels * multiplier**i % 8 for i in counts):
                     raise InvalidValueError(
                         f"channel_towers.{tower}", channels, "a multiple of 8, for the 8 groups of mbconv_den"
                     )
@@ -261,8 +262,13 @@ class NVAEConfig(ModelConfig):
             data[section] = _same_towers(data[section])
 
 
+def _downsamplings(config: NVAEConfig) -> int:
+    """Return how often the encoder downsamples."""
+    return config.num_blocks_prepost + config.number_of_scales - 1
+
+
 def _filled(data: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """`data`, with `defaults` for the keys that it lacks, in sections too."""
+    """Return `data` with `defaults` for the missing keys, also inside sections."""
     result = dict(data)
     for key, default in defaults.items():
         if key not in data:
@@ -273,7 +279,7 @@ def _filled(data: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 def groups_per_scale(config: NVAEConfig) -> tuple[int, ...]:
-    """Number of latent groups at each scale, finest first: n, max(min_splits, n // exponential_scaling), ..."""
+    """Return the latent groups per scale, finest first: n, max(min_splits, n // exponential_scaling), ..."""
     groups = [config.initial_splits_per_scale]
     while len(groups) < config.number_of_scales:
         groups.append(max(config.min_splits, groups[-1] // config.exponential_scaling))

@@ -1,7 +1,7 @@
 """Normalized and masked convolutions.
 
-All are parametrizations of an ordinary `nn.Conv2d`, so `convolution.weight` is always the effective weight, whoever
-asks: the forward pass, a regularizer, or an importer.
+All are parametrizations of an ordinary `nn.Conv2d`, so `convolution.weight` is always the effective weight: for the
+forward pass, for a regularizer and for an importer.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ FIRST_POWER_ITERATIONS = 20
 
 
 def normalized(convolution: nn.Conv2d, normalization: Normalization) -> nn.Conv2d:
-    """The convolution, its weight normalized by every output channel's norm, or by the largest singular value."""
+    """Normalize a convolution's weight by the norm of each output channel, or by the largest singular value.
+
+    Returns the same convolution.
+    """
     if normalization != "none":
-        parametrize.register_parametrization(convolution, "weight", _NORMALISATIONS[normalization]())
+        parametrize.register_parametrization(convolution, "weight", _NORMALIZATIONS[normalization]())
     return convolution
 
 
 def is_spectrally_normalized(convolution: nn.Conv2d) -> bool:
-    """Whether the convolution's weight is divided by its largest singular value."""
+    """Return whether a convolution's weight is divided by its largest singular value."""
     return parametrize.is_parametrized(convolution, "weight") and isinstance(
         convolution.parametrizations.weight[0], SpectralNorm
     )
@@ -40,11 +43,11 @@ def _channel_norm(weight: Tensor) -> Tensor:
 class WeightNorm(nn.Module):
     """Parametrization (g, v) -> g * v / ||v||: g is `original0`, v is `original1` (Salimans and Kingma 2016).
 
-    As `torch.nn.utils.parametrizations.weight_norm`, but the weight stays channels last; that one copies it eight times
-    in a training step to turn it round and back.
+    The same formula as `torch.nn.utils.parametrizations.weight_norm`, but the weight stays channels last. Torch's
+    version converts the weight to another memory format and back, eight copies per training step.
 
-    mask: of a causal convolution, applied to v before its norm is taken.
-    gain: a factor on the norm that the weight starts with.
+    mask: the mask of a causal convolution, applied to v before the norm is computed.
+    gain: a factor on the initial norm of the weight.
     """
 
     mask: Tensor | None
@@ -72,7 +75,7 @@ class WeightNorm(nn.Module):
 
 
 class ExponentialWeightNorm(WeightNorm):
-    """Parametrization (n, v) -> exp(n) * v / (||v|| + 1e-5), n starting at log(||v|| + 1e-2) (NVAE's program)."""
+    """Parametrization (n, v) -> exp(n) * v / (||v|| + 1e-5); n starts at log(||v|| + 1e-2), as in NVAE's program."""
 
     def _scale(self, n: Tensor, norm: Tensor) -> Tensor:
         return n.exp() / (norm + 1e-5)
@@ -84,8 +87,9 @@ class ExponentialWeightNorm(WeightNorm):
 class SpectralNorm(nn.Module):
     """Parametrization w -> w / sigma, sigma the largest singular value of w as (C_out, the rest) (Miyato et al. 2018).
 
-    One step of power iteration at every use in training, whose vectors are kept and saved with the model. As
-    `torch.nn.utils.parametrizations.spectral_norm`, but in float32 under autocast, and with the weight channels last.
+    Every use in training takes one step of power iteration; its vectors are buffers, saved with the model. Unlike
+    `torch.nn.utils.parametrizations.spectral_norm`, this one computes in float32 under autocast, and the weight stays
+    channels last.
     """
 
     left: Tensor
@@ -102,7 +106,7 @@ class SpectralNorm(nn.Module):
         with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             if self.training:
                 self._iterate(matrix.detach())
-            # Copies, for the iteration of a later use writes into the buffers that this one's gradient needs.
+            # Copies: a later use iterates in the buffers before the gradient has used these values.
             left, right = self.left.clone(), self.right.clone()
             return weight / (left @ matrix @ right)
 
@@ -120,11 +124,11 @@ class SpectralNorm(nn.Module):
         return weight
 
 
-_NORMALISATIONS = {"linear": WeightNorm, "exponential": ExponentialWeightNorm, "spectral": SpectralNorm}
+_NORMALIZATIONS = {"linear": WeightNorm, "exponential": ExponentialWeightNorm, "spectral": SpectralNorm}
 
 
 class Masked(nn.Module):
-    """Parametrization that keeps the entries of a weight where the mask is one."""
+    """Parametrization that multiplies a weight by a mask of zeros and ones."""
 
     mask: Tensor
 
@@ -144,14 +148,14 @@ def causal_mask(
     center: Literal["earlier", "earlier and own"],
     columns: Literal["left", "right"],
 ) -> Tensor:
-    """Mask of an autoregressive convolution over (row, column, channel).
+    """Return the mask of an autoregressive convolution over (row, column, channel).
 
-    Rows above, and in the same row the columns to the left or to the right, are seen whole. At the center tap the
-    channels come in as many groups as the smaller side has channels, and a channel sees the groups before its own
-    ("earlier"), or its own too; a depthwise convolution's center sees only its own channel.
-    (Kingma et al. 2016; NVAE, section 3.4.)
+    An output sees all channels of the rows above and, in its own row, of the columns on the side `columns`. At the
+    center tap, the channels form as many groups as the smaller of in_channels and out_channels. An output channel sees
+    the groups before its own ("earlier"), or also its own ("earlier and own"). A depthwise convolution sees at most its
+    own channel there. (Kingma et al. 2016; NVAE, section 3.4.)
 
-    Returns (out_channels, in_channels / groups, kernel_size, kernel_size) of zeros and ones.
+    Shape (out_channels, in_channels / groups, kernel_size, kernel_size), zeros and ones.
     """
     middle = kernel_size // 2
     mask = torch.zeros(out_channels, in_channels // groups, kernel_size, kernel_size)
@@ -163,9 +167,10 @@ def causal_mask(
         mask[:, :, middle, middle] = float(own_visible)
     else:
         latents = min(in_channels, out_channels)
-        of_input = torch.arange(in_channels) // (in_channels // latents)
-        of_output = (torch.arange(out_channels) // (out_channels // latents))[:, None]
-        mask[:, :, middle, middle] = (of_input <= of_output if own_visible else of_input < of_output).float()
+        input_group = torch.arange(in_channels) // (in_channels // latents)
+        output_group = (torch.arange(out_channels) // (out_channels // latents))[:, None]
+        visible = input_group <= output_group if own_visible else input_group < output_group
+        mask[:, :, middle, middle] = visible.float()
     return mask
 
 
@@ -182,20 +187,21 @@ def masked_convolution(
     normalization: Literal["none", "linear", "exponential"] = "none",
     gain: float = 1.0,
 ) -> nn.Conv2d:
-    """A causal convolution that keeps the resolution; `mirrored` turns the order of the pixels (not channels) round.
+    """Return a causal convolution that keeps the resolution.
 
-    gain: factor on the norm that the weight starts with, where it is normalized.
+    mirrored: reverse the order of the pixels, but not of the channels. gain: factor on the initial norm of a normalized
+    weight.
     """
     mask = causal_mask(in_channels, out_channels, kernel_size, groups, center, columns)
     mask = mask.flip(2, 3) if mirrored else mask
     convolution = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=bias)
-    masked = Masked(mask) if normalization == "none" else _NORMALISATIONS[normalization](mask, gain)
+    masked = Masked(mask) if normalization == "none" else _NORMALIZATIONS[normalization](mask, gain)
     parametrize.register_parametrization(convolution, "weight", masked)
     return convolution
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution without bias, that keeps the resolution, or halves it with stride 2."""
+    """A depthwise convolution without bias: keeps the resolution, or downsamples with stride 2."""
 
     def __init__(self, channels: int, kernel_size: int, stride: int = 1) -> None:
         super().__init__(channels, channels, kernel_size, stride, padding=kernel_size // 2, groups=channels, bias=False)
@@ -212,11 +218,11 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 class _DepthwiseConvolution(torch.autograd.Function):
-    """Depthwise convolution whose gradients are computed fast on a CPU, as depthwise convolutions themselves.
+    """A depthwise convolution whose backward pass consists of depthwise convolutions, which are faster on a CPU.
 
-    The gradient of the input is that of the output convolved with the mirrored kernel. The gradient of the weight is
-    the input of every image correlated with its gradient of the output, as if that were the kernel. oneDNN's forward
-    kernels do both two to five times as fast as its backward ones (measured by benchmarks/depthwise.py).
+    The gradient of the input is the gradient of the output, convolved with the mirrored kernel. The gradient of the
+    weight is each image's input, correlated with the gradient of the image's output as a kernel. Both run on oneDNN's
+    forward kernels, two to five times as fast as its backward kernels (measured by benchmarks/depthwise.py).
     """
 
     @staticmethod

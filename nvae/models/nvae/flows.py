@@ -16,10 +16,10 @@ INITIAL_GAIN = 0.1  # factor on the initial norm of a normalized flow's last wei
 
 
 class FlowCell(nn.Module):
-    """z - m(z), where m of a value sees only values before it: the Jacobian is triangular with ones on the diagonal.
+    """z - m(z), (B, L, H, W): each value of m depends only on earlier values of z, so the log-determinant is 0.
 
-    columns: which columns of its own row a value sees. Normalized weights, as in the original NVAE, come with hidden
-    layers without biases.
+    columns: the columns of the same row that count as earlier. With a normalization, hidden layers have no biases, as
+    in the original NVAE.
     """
 
     def __init__(
@@ -39,19 +39,19 @@ class FlowCell(nn.Module):
         self.project = convolution(hidden, latent_size, 1, center="earlier and own", gain=INITIAL_GAIN)
 
     def shift(self, z: Tensor) -> Tensor:
-        """m(z), (B, L, H, W)."""
+        """Return m(z), (B, L, H, W)."""
         h = functional.elu(self.expand(z))  # (B, 6L, H, W)
-        h = functional.elu(functional.elu(self.depthwise(h)))  # twice, as both original programs do
+        h = functional.elu(functional.elu(self.depthwise(h)))  # two activations, as in both original programs
         return self.project(h)
 
     def forward(self, z: Tensor) -> Tensor:
         return z - self.shift(z)
 
     def inverse(self, y: Tensor) -> Tensor:
-        """The z with forward(z) = y, by z <- y + m(z).
+        """Return the z with forward(z) = y, (B, L, H, W), by iterating z <- y + m(z).
 
-        Each iteration makes at least one more value of each image exact, so the number of values is enough; in practice
-        a few iterations reach the precision of the numbers.
+        Each iteration makes at least one more value of each image exact, so as many iterations as values suffice. In
+        practice a few iterations reach the precision of the numbers.
         """
         z = y
         for _ in range(y[0].numel()):
@@ -63,7 +63,7 @@ class FlowCell(nn.Module):
 
 
 class Flow(nn.Sequential):
-    """`num_flows` pairs of cells, the second of each pair mirrored in space. z to z, log-determinant 0."""
+    """`num_flows` pairs of flow cells, the second of each pair mirrored in space. Log-determinant 0."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Flow(nn.Sequential):
         super().__init__(*(cell(mirrored=i % 2 == 1) for i in range(2 * num_flows)))
 
     def inverse(self, z: Tensor) -> Tensor:
-        """The map backward, (B, L, H, W) to (B, L, H, W)."""
+        """Return the inverse of forward, (B, L, H, W) to (B, L, H, W)."""
         for cell in reversed(self):
             z = cell.inverse(z)
         return z

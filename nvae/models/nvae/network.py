@@ -1,4 +1,4 @@
-"""The NVAE towers, built from level specs (Vahdat and Kautz 2020), in all the variants that a config can ask for."""
+"""The NVAE of Vahdat and Kautz (2020): the network that an NVAEConfig describes, built from its levels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from nvae.models.nvae.regularization import (
 
 
 def nvae_levels(config: NVAEConfig) -> list[Level]:
-    """The levels of the hierarchy, top to bottom."""
+    """Return the levels of the hierarchy, top first."""
     side = config.input_dimension + 2 * config.padding
     finest_first = [
         Level(
@@ -87,21 +87,21 @@ class NVAE(HierarchicalVAE):
 
 
 def state_channels(config: NVAEConfig, top: Level) -> int:
-    """Channels of the learned constant. A plain VAE has none: its state is made of z alone."""
+    """Return the number of channels of the learned constant: 0 for a plain VAE, whose state is z alone."""
     return 0 if config.plain_vae else top.decoder_channels
 
 
 class BuildingBlocks(NamedTuple):
-    """What the parts of a network are made of: normalizations outside cells and of flows, cells and their options."""
+    """The normalizations, cell types and cell options that all parts of a network share."""
 
-    normalization: Normalization
+    normalization: Normalization  # of convolutions outside cells and flows
     flow_normalization: Literal["none", "linear", "exponential"]
     options: CellOptions
     types: CellTypes
 
 
 def building_blocks(config: NVAEConfig) -> BuildingBlocks:
-    """From the keys of a config. Spectral normalization takes the place of every other one but that of flows."""
+    """Return the building blocks of a config. Spectral normalization replaces weight normalization outside flows."""
     inside = config.weight_normalization if config.normalize_cells else "none"
     spectral = config.spectral_normalization
     options = CellOptions(
@@ -116,7 +116,7 @@ def building_blocks(config: NVAEConfig) -> BuildingBlocks:
 
 
 class Encoder(nn.Module):
-    """Bottom-up: stem, pre-processing, then a stack of cells per latent group, whose features are tapped."""
+    """The bottom-up network: stem, pre-processing, then one stack of cells per latent group."""
 
     def __init__(self, config: NVAEConfig, levels: Sequence[Level]) -> None:
         super().__init__()
@@ -144,6 +144,7 @@ class Encoder(nn.Module):
         self.top = nn.Sequential(nn.ELU(), normalized(nn.Conv2d(channels, channels, 1), normalization), nn.ELU())
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Map images (B, C, H, W) in [0, 1] to the features of every latent group, top group first."""
         h = self.preprocess(self.stem(2 * images - 1 if self.centered else images))
         features = []
         for stack in self.tower:
@@ -178,12 +179,12 @@ class NVAEGroup(LatentGroup):
             self.encoder_combiner = normalized(nn.Conv2d(channels, level.encoder_channels, 1), normalization)
         self.posterior_head = normalized(nn.Conv2d(level.encoder_channels, 2 * latents, 3, padding=1), normalization)
         self.flow = Flow(latents, config.num_flows, config.flow_columns, flow_normalization)
-        joined = (channels if above is not None else state_channels(config, level)) + latents
-        self.decoder_combiner = normalized(nn.Conv2d(joined, channels, 1), normalization)
+        combined = (channels if above is not None else state_channels(config, level)) + latents
+        self.decoder_combiner = normalized(nn.Conv2d(combined, channels, 1), normalization)
 
     @property
     def heads(self) -> list[nn.Module]:
-        """The convolutions that give the parameters of prior and posterior."""
+        """The convolutions whose outputs are the parameters of prior and posterior."""
         return [head for head in (self.prior_head, self.posterior_head) if head is not None]
 
     def prior(self, state: Tensor) -> tuple[Tensor, SoftClampedNormal]:
@@ -206,15 +207,15 @@ class NVAEGroup(LatentGroup):
 
     def merge(self, state: Tensor, z: Tensor) -> Tensor:
         z = z.to(state.dtype)
-        if self.fixed_flow:  # prior and posterior share the flow, so the KL is that of the Normals before the flow
+        if self.fixed_flow:  # prior and posterior share the flow, so the flow does not change the KL of the two Normals
             z = self.flow(z)
         return self.decoder_combiner(torch.cat([state, z], dim=1))
 
 
 class Output(nn.Module):
-    """Post-processing back to full resolution, and the likelihood's parameters."""
+    """Post-processing: upsampling to full resolution, then the convolution that gives the likelihood's parameters."""
 
-    def __init__(self, config: NVAEConfig, parameters: int) -> None:
+    def __init__(self, config: NVAEConfig, num_parameters: int) -> None:
         super().__init__()
         blocks, multiplier = config.num_blocks_prepost, config.channel_multiplier
         normalization, _, options, types = building_blocks(config)
@@ -231,14 +232,14 @@ class Output(nn.Module):
                 cells.append(cell(channels, next_channels, options, "upsample"))
             channels = next_channels
         self.postprocess = CellStack(*cells)
-        self.head = normalized(nn.Conv2d(channels, parameters, 3, padding=1), normalization)
+        self.head = normalized(nn.Conv2d(channels, num_parameters, 3, padding=1), normalization)
 
     def forward(self, state: Tensor, channels: Sequence[int] | None = None) -> Tensor:
-        """(B, parameters, H, W). channels: only these are computed, the others are NaN."""
+        """Return (B, num_parameters, H, W). channels: compute only these output channels; the others are NaN."""
         features = functional.elu(self.postprocess(state))
         if channels is None or len(channels) == self.head.out_channels:
             return self.head(features)
-        some = functional.conv2d(features, self.head.weight[channels], self.head.bias[channels], padding=1)
-        output = some.new_full((len(some), self.head.out_channels, *some.shape[2:]), torch.nan)
-        output[:, channels] = some
+        computed = functional.conv2d(features, self.head.weight[channels], self.head.bias[channels], padding=1)
+        output = computed.new_full((len(computed), self.head.out_channels, *computed.shape[2:]), torch.nan)
+        output[:, channels] = computed
         return output

@@ -18,10 +18,10 @@ from nvae.models.nvae.convolutions import FIRST_POWER_ITERATIONS, is_spectrally_
 
 
 def regularized_convolutions(model: nn.Module, scope: Literal["cells_and_heads", "all"]) -> list[nn.Conv2d]:
-    """Return the convolutions of the branches of cells and of the heads of priors and posteriors, or all convolutions.
+    """Return the convolutions in cells and in the heads of priors and posteriors, or all convolutions of a model.
 
-    With "cells_and_heads", the convolutions of a cell's skip are left out, as in the seed's program. Convolutions with
-    spectral normalization, whose largest singular value is one already, are left out of both.
+    The scope "cells_and_heads" leaves out the skips of cells, as the seed project does. Both scopes leave out
+    convolutions with spectral normalization, because their largest singular value is always one.
     """
     inside: dict[int, nn.Conv2d] = {}
     for module in model.modules():
@@ -36,10 +36,10 @@ def regularized_convolutions(model: nn.Module, scope: Literal["cells_and_heads",
 
 
 class SpectralRegularization(nn.Module):
-    """The sum over convolutions of the largest singular value of the weight, to the power of `exponent`, 1 or 2.
+    """The sum over convolutions of the weight's largest singular value to the power of `exponent`, 1 or 2.
 
-    A weight counts as the matrix (C_out, the rest). Its largest singular value comes from power iteration, whose
-    vectors are kept between steps and saved with a checkpoint. Weights of one shape are handled in one batch.
+    A weight is taken as the matrix (C_out, the rest). Power iteration gives the singular value; its vectors are buffers
+    that stay between steps and are saved with a checkpoint. Weights of one shape are computed in one batch.
     """
 
     def __init__(self, convolutions: Sequence[nn.Conv2d], exponent: int = 2) -> None:
@@ -56,17 +56,17 @@ class SpectralRegularization(nn.Module):
             self.singular_values(FIRST_POWER_ITERATIONS)
 
     def singular_values(self, iterations: int = 1) -> Tensor:
-        """The largest singular value of every weight, differentiable, after some more steps of power iteration."""
+        """Take steps of power iteration; return the largest singular values, (convolutions,), differentiable."""
         values = []
         for i, batch in enumerate(self._batches):
             right = getattr(self, f"right{i}")  # (n, columns, 1)
-            # Input channels last, as they lie in memory; the order of its columns does not change a singular value.
+            # Input channels last, the order in memory; the order of a matrix's columns changes no singular value.
             weights = torch.stack([c.weight.permute(0, 2, 3, 1).flatten(1) for c in batch])  # (n, C_out, columns)
             with torch.no_grad():
                 for _ in range(iterations):
                     left = functional.normalize(weights @ right, dim=1)  # (n, C_out, 1)
                     image = weights.mT @ left
-                    value = image.norm(dim=1, keepdim=True)  # left^T W right, right being image / value
+                    value = image.norm(dim=1, keepdim=True)  # left^T W right, with the new right = image / value
                     right.copy_(image / value.clamp(min=1e-12))
             values.append(_SingularValue.apply(weights, value, left, right.clone()).flatten())
         return torch.cat(values) if values else torch.zeros(0)
@@ -76,7 +76,7 @@ class SpectralRegularization(nn.Module):
 
 
 class _SingularValue(torch.autograd.Function):
-    """Singular values (n, 1, 1) that are known, with the vectors that give their gradient, left right^T."""
+    """Singular values (n, 1, 1), computed before, as a function of the weights with the gradient left right^T."""
 
     @staticmethod
     def forward(ctx, weights: Tensor, value: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -91,11 +91,12 @@ class _SingularValue(torch.autograd.Function):
 
 
 class BatchNormRegularization(nn.Module):
-    """The sum over the batch norms of a model of the largest |gamma|."""
+    """The sum over a model's batch norms of the largest absolute weight, max |gamma|."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self._norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]  # not submodules: the model's own
+        # A list, so that the batch norms are not registered as submodules: they belong to the model.
+        self._norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
 
     def forward(self) -> Tensor:
         largest = [norm.weight.abs().max() for norm in self._norms]

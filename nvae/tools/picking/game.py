@@ -33,7 +33,7 @@ class Picking:
 
     While picking, a cell is picked by its number and unpicked by the same number. Once all winners are picked, going on
     leads to ordering. While ordering, cells get the first places in the order they are named; the others follow in the
-    order they were picked, once a person accepts that with Enter. Every action can be undone.
+    order they were picked, once the user confirms with Enter. Every action can be undone.
     """
 
     batch_size: int
@@ -77,7 +77,7 @@ class Picking:
         return View(list(self.picks), captions, set(places), title, hint)
 
     def answer(self, text: str) -> str:
-        """Carry out what a person typed; return a message for them, or "". A wrong answer changes nothing."""
+        """Carry out an answer of the user; return a message for the user, or "". A wrong answer changes nothing."""
         text = text.strip().lower()
         if self.stage == "done":
             return ""

@@ -1,4 +1,4 @@
-"""Cherry-picked images: the file that says what made each of them, and drawing them again from that file."""
+"""Cherry-picked images: the file with the settings of every image, and drawing the images again from the file."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ class Selection(BaseModel):
         scale_noise: list[float] | None = None,
     ) -> Selection:
         """Return the same seeds with other settings; None keeps a setting."""
-        of_picks = {"model": model, "temperature": temperature, "iterations": iterations}
-        of_all = {"pixels": pixels, "scale_noise": scale_noise}
-        changes: dict[str, Any] = {key: value for key, value in of_picks.items() if value is not None}
+        pick_settings = {"model": model, "temperature": temperature, "iterations": iterations}
+        common = {"pixels": pixels, "scale_noise": scale_noise}
+        changes: dict[str, Any] = {key: value for key, value in pick_settings.items() if value is not None}
         if changes:
             changes["statistics"] = None  # the recorded digest belongs to the old settings
         picks = [pick.model_copy(update=changes) for pick in self.cells]
-        return self.model_copy(update={key: v for key, v in of_all.items() if v is not None} | {"cells": picks})
+        return self.model_copy(update={key: v for key, v in common.items() if v is not None} | {"cells": picks})
 
 
 def load_selection(path: Path) -> Selection:

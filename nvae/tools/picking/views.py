@@ -22,7 +22,7 @@ from nvae.tools.grids import Layout
 from nvae.tools.picking.game import MAX_DIGIT_CELLS, Picking, View
 
 Draw = Callable[[View], tuple[Image.Image, Layout]]
-Save = Callable[[], str]  # called after every change; returns a message for the person, or ""
+Save = Callable[[], str]  # called after every change; returns a message for the user, or ""
 
 POLL_SECONDS = 0.05
 WINDOW_KEYS = "click: as its number; Space, Right: as Enter"

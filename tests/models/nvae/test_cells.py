@@ -1,4 +1,4 @@
-"""Residual cells: the fast ways of computing them give the numbers of the definition."""
+"""Residual cells: the fast computations give the numbers of the definitions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ORIGINAL = CellOptions(
     normalization="exponential", squeeze_excitation="sixteenth", downsample_skip="shifted", upsample_skip_bias=False
 )
 SPECTRAL = CellOptions(normalization="spectral", inverted_normalization="spectral")
-ALL_DETAILS = pytest.mark.parametrize("details", [SEED, ORIGINAL], ids=["mgp123", "nvlabs"])
+BOTH_STYLES = pytest.mark.parametrize("options", [SEED, ORIGINAL], ids=["mgp123", "nvlabs"])
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -39,7 +39,7 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> to
 
 
 def build(kind: type, *arguments, **options) -> nn.Module:
-    """A module in float64 whose every parameter, ones and zeros included, is random."""
+    """Build a float64 module with random values in all parameters, also where the initial values are ones or zeros."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
         module = kind(*arguments, **options).double()
@@ -48,12 +48,12 @@ def build(kind: type, *arguments, **options) -> nn.Module:
     return module
 
 
-def doubled(x: torch.Tensor) -> torch.Tensor:
+def upsampled(x: torch.Tensor) -> torch.Tensor:
     return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 
 def plain_norm(norm: nn.Module) -> nn.BatchNorm2d:
-    """torch's own batch norm with the settings of the paper's code and the parameters and statistics of ours."""
+    """Return a new batch norm with the original's settings and the parameters and statistics of `norm`."""
     plain = nn.BatchNorm2d(norm.num_features, eps=1e-5, momentum=0.05).double().train(norm.training)
     plain.load_state_dict(norm.state_dict())
     return plain
@@ -64,39 +64,39 @@ def assert_same_statistics(ours: nn.BatchNorm2d, theirs: nn.BatchNorm2d) -> None
     torch.testing.assert_close(ours.running_var, theirs.running_var)
 
 
-def test_normalizing_before_upsampling_equals_normalizing_the_upsampled_image():
+def test_normalize_before_upsampling_equals_normalizing_the_upsampled_image():
     ours = build(batch_norm, 3)
     theirs = plain_norm(ours)
-    for step in range(3):  # the statistics must stay together step after step
+    for step in range(3):  # the running statistics must agree after every step
         x = random(2, 3, 2, 3, seed=step) * (step + 1) + step
-        torch.testing.assert_close(doubled(normalize_before_upsampling(ours, x, 4)), theirs(doubled(x)))
+        torch.testing.assert_close(upsampled(normalize_before_upsampling(ours, x, 4)), theirs(upsampled(x)))
         assert_same_statistics(ours, theirs)
         assert ours.num_batches_tracked == theirs.num_batches_tracked
     ours.eval()
     theirs.eval()
-    torch.testing.assert_close(doubled(normalize_before_upsampling(ours, x, 4)), theirs(doubled(x)))
+    torch.testing.assert_close(upsampled(normalize_before_upsampling(ours, x, 4)), theirs(upsampled(x)))
 
 
-def test_normalizing_before_upsampling_has_the_gradients_of_the_upsampled_image():
+def test_normalize_before_upsampling_has_the_gradients_of_the_upsampled_image():
     ours = build(batch_norm, 3)
     theirs = plain_norm(ours)
     weighting = random(2, 3, 4, 6, seed=1)
     gradients = []
     for compute, norm in (
-        (lambda x: doubled(normalize_before_upsampling(ours, x, 4)), ours),
-        (lambda x: theirs(doubled(x)), theirs),
+        (lambda x: upsampled(normalize_before_upsampling(ours, x, 4)), ours),
+        (lambda x: theirs(upsampled(x)), theirs),
     ):
         x = random(2, 3, 2, 3).requires_grad_()
         (compute(x) * weighting).sum().backward()
         gradients.append((x.grad, norm.weight.grad, norm.bias.grad))
-    for found, expected in zip(*gradients, strict=True):
-        torch.testing.assert_close(found, expected)
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("resample", [None, "upsample"])
-def test_converted_cell_equals_the_cell(resample, training):
-    """torch's converter to synchronized batch norms changes no number, on one process."""
+def test_cell_converted_to_sync_batch_norm_is_unchanged(resample, training):
+    """In one process, torch's conversion to synchronized batch norms changes no number."""
     for cell in (
         build(InvertedResidualCell, 4, 4, SEED, resample, expansion=3),
         build(ResidualCell, 4, 4, SEED, resample, activation="bnelu"),
@@ -121,36 +121,36 @@ def test_swish_is_x_times_sigmoid_and_in_place_only_without_gradient():
         assert Swish()(x).data_ptr() == x.data_ptr()
 
 
-def test_squeeze_excitation_gates_channels_by_their_means():
-    gate = build(SqueezeExcitation, 4, 2)
+def test_squeeze_excitation_is_a_function_of_channel_means():
+    se = build(SqueezeExcitation, 4, 2)
     x = random(3, 4, 5, 5)
-    hidden = (x.mean((2, 3)) @ gate.squeeze.weight.T + gate.squeeze.bias).clamp(min=0)
-    expected = 1 / (1 + torch.exp(-(hidden @ gate.excite.weight.T + gate.excite.bias)))
-    assert gate(x).shape == (3, 4, 1, 1)
-    torch.testing.assert_close(gate(x)[:, :, 0, 0], expected)
-    torch.testing.assert_close(gate(x), gate(x.flip(2, 3)), msg="where a value stands must not matter")
+    hidden = (x.mean((2, 3)) @ se.squeeze.weight.T + se.squeeze.bias).clamp(min=0)
+    expected = 1 / (1 + torch.exp(-(hidden @ se.excite.weight.T + se.excite.bias)))
+    assert se(x).shape == (3, 4, 1, 1)
+    torch.testing.assert_close(se(x)[:, :, 0, 0], expected)
+    torch.testing.assert_close(se(x), se(x.flip(2, 3)), msg="the result depends on the positions of values")
 
 
 @pytest.mark.parametrize(
-    ("kind", "channels", "hidden"),
+    ("width", "channels", "hidden"),
     [("half", 4, 2), ("half", 128, 64), ("sixteenth", 4, 4), ("sixteenth", 64, 4), ("sixteenth", 128, 8)],
 )
-def test_the_hidden_width_of_squeeze_excitation_is_a_half_or_a_sixteenth_of_the_channels(kind, channels, hidden):
-    details = CellOptions(squeeze_excitation=kind)
+def test_squeeze_excitation_hidden_width(width, channels, hidden):
+    options = CellOptions(squeeze_excitation=width)
     for cell in (
-        ResidualCell(8, channels, details, "downsample"),
-        InvertedResidualCell(8, channels, details, "upsample", expansion=1),
+        ResidualCell(8, channels, options, "downsample"),
+        InvertedResidualCell(8, channels, options, "upsample", expansion=1),
     ):
         assert (cell.se.squeeze.in_features, cell.se.squeeze.out_features) == (channels, hidden)
         assert (cell.se.excite.in_features, cell.se.excite.out_features) == (hidden, channels)
 
 
 @pytest.mark.parametrize("resample", [None, "downsample"])
-def test_a_cell_without_squeeze_excitation_is_skip_plus_a_tenth_of_the_branch(resample):
-    details = CellOptions(squeeze_excitation="none")
+def test_cell_without_squeeze_excitation_is_skip_plus_a_tenth_of_the_branch(resample):
+    options = CellOptions(squeeze_excitation="none")
     for cell in (
-        build(ResidualCell, 4, 4, details, resample).eval(),
-        build(InvertedResidualCell, 4, 4, details, resample, expansion=2).eval(),
+        build(ResidualCell, 4, 4, options, resample).eval(),
+        build(InvertedResidualCell, 4, 4, options, resample, expansion=2).eval(),
     ):
         x = random(2, 4, 6, 6)
         assert not any(".se." in f".{name}" for name, _ in cell.named_parameters())
@@ -159,7 +159,7 @@ def test_a_cell_without_squeeze_excitation_is_skip_plus_a_tenth_of_the_branch(re
 
 
 @pytest.mark.parametrize("normalization", ["none", "linear", "exponential", "spectral"])
-def test_downsample_skip_is_its_four_strided_convolutions_of_the_swish(normalization):
+def test_factorized_reduce_aligned_is_four_strided_convolutions(normalization):
     skip = build(FactorizedReduce, 3, 8, CellOptions(normalization=normalization)).eval()
     x = random(2, 3, 6, 4)
     swish = x * torch.sigmoid(x)
@@ -170,38 +170,38 @@ def test_downsample_skip_is_its_four_strided_convolutions_of_the_swish(normaliza
 
 
 @pytest.mark.parametrize("size", [(6, 4), (2, 2)])
-def test_a_shifted_downsample_skip_sees_the_four_pixels_of_each_square(size):
-    """Itself, down and to the right, to the right, below; a quarter of the channels each."""
+def test_factorized_reduce_shifted_sees_the_four_pixels_of_each_square(size):
+    """The top left, bottom right, top right and bottom left pixel, for a quarter of the channels each."""
     skip = build(FactorizedReduce, 3, 8, CellOptions(normalization="exponential", downsample_skip="shifted"))
     x = random(2, 3, *size)
-    found = skip(x)
-    assert found.shape == (2, 8, size[0] // 2, size[1] // 2)
+    y = skip(x)
+    assert y.shape == (2, 8, size[0] // 2, size[1] // 2)
     for row in range(size[0] // 2):
         for column in range(size[1] // 2):
             for number, (down, right) in enumerate([(0, 0), (1, 1), (0, 1), (1, 0)]):
                 pixel = x[:, :, 2 * row + down, 2 * column + right]  # (B, 3)
                 convolution = skip.convolutions[number]
                 expected = (pixel * torch.sigmoid(pixel)) @ convolution.weight[:, :, 0, 0].T + convolution.bias
-                torch.testing.assert_close(found[:, 2 * number : 2 * number + 2, row, column], expected)
+                torch.testing.assert_close(y[:, 2 * number : 2 * number + 2, row, column], expected)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("normalization", ["none", "linear", "exponential", "spectral"])
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (4, 4)])
-def test_doubling_skip_is_interpolation_then_convolution(size, normalization, bias):
-    details = CellOptions(normalization=normalization, upsample_skip_bias=bias)
-    skip = build(UpsampleSkip, 3, 5, details).eval()
+def test_upsample_skip_is_interpolation_then_convolution(size, normalization, bias):
+    options = CellOptions(normalization=normalization, upsample_skip_bias=bias)
+    skip = build(UpsampleSkip, 3, 5, options).eval()
     assert (skip.convolution.bias is not None) == bias
     x = random(2, 3, *size)
-    expected = skip.convolution(nn.UpsamplingBilinear2d(scale_factor=2)(x))  # which aligns corners
+    expected = skip.convolution(nn.UpsamplingBilinear2d(scale_factor=2)(x))  # with aligned corners
     torch.testing.assert_close(skip(x), expected)
 
 
-@ALL_DETAILS
+@BOTH_STYLES
 @pytest.mark.parametrize(("resample", "out_channels"), [(None, 4), ("downsample", 8)])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_residual_cell_is_skip_plus_a_tenth_of_the_gated_branch(resample, out_channels, training, details):
-    cell = build(ResidualCell, 4, out_channels, details, resample).train(training)
+def test_residual_cell_matches_its_definition(resample, out_channels, training, options):
+    cell = build(ResidualCell, 4, out_channels, options, resample).train(training)
     norm1, norm2 = plain_norm(cell.norm1), plain_norm(cell.norm2)
     x = random(3, 4, 6, 6)
     h = functional.silu(norm1(x))
@@ -214,18 +214,18 @@ def test_a_residual_cell_is_skip_plus_a_tenth_of_the_gated_branch(resample, out_
     assert_same_statistics(cell.norm2, norm2)
 
 
-def test_a_cell_that_keeps_the_resolution_has_the_identity_for_a_skip():
+def test_cell_without_resampling_has_an_identity_skip():
     x = random(3, 4, 6, 6)
     for cell in (build(ResidualCell, 4, 4, SEED), build(InvertedResidualCell, 4, 4, SEED, expansion=2)):
         assert torch.equal(cell.skip(x), x)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_doubling_residual_cell_doubles_between_activation_and_convolution(training):
+def test_residual_cell_upsamples_between_activation_and_convolution(training):
     cell = build(ResidualCell, 4, 2, ORIGINAL, "upsample").train(training)
     norm1, norm2 = plain_norm(cell.norm1), plain_norm(cell.norm2)
     x = random(3, 4, 3, 5)
-    h = functional.conv2d(doubled(functional.silu(norm1(x))), cell.conv1.weight, cell.conv1.bias, padding=1)
+    h = functional.conv2d(upsampled(functional.silu(norm1(x))), cell.conv1.weight, cell.conv1.bias, padding=1)
     h = functional.conv2d(functional.silu(norm2(h)), cell.conv2.weight, cell.conv2.bias, padding=1)
     torch.testing.assert_close(cell(x), cell.skip(x) + 0.1 * cell.se(h) * h)
     assert_same_statistics(cell.norm1, norm1)
@@ -234,8 +234,8 @@ def test_a_doubling_residual_cell_doubles_between_activation_and_convolution(tra
 
 @pytest.mark.parametrize("dilations", [(2, 1), (1, 2), (2, 2)])
 @pytest.mark.parametrize(("resample", "out_channels"), [(None, 4), ("downsample", 8), ("upsample", 2)])
-def test_a_dilated_convolution_skips_every_second_pixel_and_keeps_the_size(resample, out_channels, dilations):
-    """Written out as the 5x5 convolution whose kernel has zeros between its entries."""
+def test_residual_cell_with_dilations_matches_a_5x5_kernel_with_zeros(resample, out_channels, dilations):
+    """A dilated 3x3 convolution is a 5x5 convolution whose kernel has zeros between its entries."""
     cell = build(ResidualCell, 4, out_channels, SEED, resample, dilations=dilations).eval()
 
     def convolve(h, convolution, dilation, stride):
@@ -247,7 +247,7 @@ def test_a_dilated_convolution_skips_every_second_pixel_and_keeps_the_size(resam
 
     x = random(2, 4, 6, 8)
     h = functional.silu(plain_norm(cell.norm1)(x))
-    h = doubled(h) if resample == "upsample" else h
+    h = upsampled(h) if resample == "upsample" else h
     h = convolve(h, cell.conv1, dilations[0], 2 if resample == "downsample" else 1)
     h = convolve(functional.silu(plain_norm(cell.norm2)(h)), cell.conv2, dilations[1], 1)
     torch.testing.assert_close(cell(x), cell.skip(x) + 0.1 * cell.se(h) * h)
@@ -255,7 +255,7 @@ def test_a_dilated_convolution_skips_every_second_pixel_and_keeps_the_size(resam
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize(("resample", "out_channels"), [(None, 4), ("downsample", 8), ("upsample", 2)])
-def test_a_residual_cells_activation_may_be_elu_with_or_without_batch_norm(resample, out_channels, normalize):
+def test_residual_cell_with_elu_matches_its_definition(resample, out_channels, normalize):
     activation = "bnelu" if normalize else "elu"
     cell = build(ResidualCell, 4, out_channels, SEED, resample, activation=activation).eval()
     assert any(isinstance(m, nn.BatchNorm2d) for m in cell.modules()) == normalize
@@ -266,29 +266,27 @@ def test_a_residual_cells_activation_may_be_elu_with_or_without_batch_norm(resam
         return torch.where(h > 0, h, torch.expm1(h))
 
     h = activate(x, cell.norm1)
-    h = doubled(h) if resample == "upsample" else h
+    h = upsampled(h) if resample == "upsample" else h
     stride = 2 if resample == "downsample" else 1
     h = functional.conv2d(h, cell.conv1.weight, cell.conv1.bias, stride, padding=1)
     h = functional.conv2d(activate(h, cell.norm2), cell.conv2.weight, cell.conv2.bias, padding=1)
     torch.testing.assert_close(cell(x), cell.skip(x) + 0.1 * cell.se(h) * h)
 
 
-@ALL_DETAILS
+@BOTH_STYLES
 @pytest.mark.parametrize(
     ("kernel_size", "groups"), [(5, None), (11, None), (5, 4)], ids=["depthwise 5x5", "depthwise 11x11", "4 groups"]
 )
 @pytest.mark.parametrize(("resample", "out_channels"), [(None, 4), ("upsample", 2), ("downsample", 8)])
 @pytest.mark.parametrize("training", [True, False])
-def test_an_inverted_residual_cell_equals_its_definition_in_the_naive_order(
-    resample, out_channels, training, kernel_size, groups, details
-):
-    """The definition doubles first and normalizes the big image; the cell does cheap things first."""
+def test_inverted_residual_cell_matches_its_definition(resample, out_channels, training, kernel_size, groups, options):
+    """The definition upsamples first; the cell computes some layers at the lower resolution."""
     cell = build(
-        InvertedResidualCell, 4, out_channels, details, resample, expansion=3, kernel_size=kernel_size, groups=groups
+        InvertedResidualCell, 4, out_channels, options, resample, expansion=3, kernel_size=kernel_size, groups=groups
     ).train(training)
     norms = [plain_norm(norm) for norm in (cell.norm1, cell.norm2, cell.norm3, cell.norm4)]
     x = random(2, 4, 6, 4)
-    h = norms[0](doubled(x) if resample == "upsample" else x)
+    h = norms[0](upsampled(x) if resample == "upsample" else x)
     h = functional.silu(norms[1](functional.conv2d(h, cell.expand.weight)))
     stride = 2 if resample == "downsample" else 1
     h = functional.conv2d(h, cell.depthwise.weight, None, stride, kernel_size // 2, groups=groups or 12)
@@ -301,21 +299,21 @@ def test_an_inverted_residual_cell_equals_its_definition_in_the_naive_order(
 
 
 @pytest.mark.parametrize(
-    ("details", "residual", "inverted"),
+    ("options", "residual", "inverted"),
     [(SEED, 0, 0), (ORIGINAL, 3, 1), (SPECTRAL, 3, 4)],
     ids=["none", "exponential", "spectral"],
 )
-def test_normalization_is_of_residual_cells_and_skips_and_of_inverted_cells_apart(details, residual, inverted):
-    """In the original only the skip of an inverted cell has a normalized weight."""
+def test_cell_options_normalize_residual_and_inverted_cells_separately(options, residual, inverted):
+    """In the original, the skip is the only normalized part of an inverted cell."""
 
     def normalized(cell):
         return sum(nn.utils.parametrize.is_parametrized(m, "weight") for m in cell.modules())
 
-    assert normalized(ResidualCell(4, 2, details, "upsample")) == residual
-    assert normalized(InvertedResidualCell(4, 2, details, "upsample", expansion=2)) == inverted
+    assert normalized(ResidualCell(4, 2, options, "upsample")) == residual
+    assert normalized(InvertedResidualCell(4, 2, options, "upsample", expansion=2)) == inverted
 
 
-# ---------------------------------------------------------------------------------------------- kinds of cells
+# ---------------------------------------------------------------------------------------------- types of cells
 
 
 def residual(activation: str = "bnswish", dilations: tuple[int, int] = (1, 1)) -> tuple:
@@ -326,21 +324,21 @@ def inverted(expansion: int, kernel_size: int = 5, groups: int | None = None) ->
     return "inverted", expansion, kernel_size, groups
 
 
-def kind_of(cell: nn.Module) -> tuple:
-    """What a cell is, read off its layers."""
+def description(cell: nn.Module) -> tuple:
+    """Return the type of a cell, derived from its layers."""
     if isinstance(cell, ResidualCell):
         assert cell.conv1.kernel_size == cell.conv2.kernel_size == (3, 3)
         assert type(cell.norm1) is type(cell.norm2)
         activation = "bn" if isinstance(cell.norm1, nn.BatchNorm2d) else ""
         activation += {nn.ELU: "elu", Swish: "swish"}[type(cell.act)]
         return residual(activation, (cell.conv1.dilation[0], cell.conv2.dilation[0]))
-    channels, wide = cell.expand.in_channels, cell.expand.out_channels
-    groups = None if cell.depthwise.groups == wide else cell.depthwise.groups
-    return inverted(wide // channels, cell.depthwise.kernel_size[0], groups)
+    channels, expanded = cell.expand.in_channels, cell.expand.out_channels
+    groups = None if cell.depthwise.groups == expanded else cell.depthwise.groups
+    return inverted(expanded // channels, cell.depthwise.kernel_size[0], groups)
 
 
 # Pre-processing, encoder, decoder, post-processing (shared/reference/README.md).
-KINDS = {
+TYPES = {
     "res_mbconv": (residual(), residual(), inverted(6), inverted(3)),
     "res_elu": (residual("elu"),) * 4,
     "res_bnelu": (residual("bnelu"),) * 4,
@@ -353,48 +351,44 @@ KINDS = {
     "mbconv_res": (inverted(3), inverted(6), residual(), residual()),
     "mbconv_den": (inverted(3, groups=8), inverted(6), inverted(6), inverted(3, groups=8)),
 }
-PLACES = ("preprocess", "encoder", "decoder", "postprocess")
+PARTS = ("preprocess", "encoder", "decoder", "postprocess")
 
 
-def test_every_name_that_a_config_may_give_is_in_the_table_above():
-    assert set(KINDS) == set(get_args(ArchInstance))
-
-
-@ALL_DETAILS
-@pytest.mark.parametrize("name", KINDS)
-def test_the_cells_of_a_name_are_the_originals_and_resample_in_every_place(name, details):
-    kinds = cell_types(name)
-    for place, expected in zip(PLACES, KINDS[name], strict=True):
+@BOTH_STYLES
+@pytest.mark.parametrize("name", get_args(ArchInstance))
+def test_cell_types_match_the_original_and_resample(name, options):
+    types = cell_types(name)
+    for part, expected in zip(PARTS, TYPES[name], strict=True):
         for resample, out_channels, side in ((None, 8, 8), ("downsample", 16, 4), ("upsample", 4, 16)):
-            cell = getattr(kinds, place)(8, out_channels, details, resample)
-            assert kind_of(cell) == expected, place
+            cell = getattr(types, part)(8, out_channels, options, resample)
+            assert description(cell) == expected, part
             y = cell(random(2, 8, 8, 8, dtype=torch.float32))
-            assert y.shape == (2, out_channels, side, side), (place, resample)
+            assert y.shape == (2, out_channels, side, side), (part, resample)
             assert y.isfinite().all()
 
 
 # --------------------------------------------------------------------------------------------------- recomputing
 
 
-DETAILS_OF_STACKS = pytest.mark.parametrize("details", [SEED, ORIGINAL, SPECTRAL], ids=["mgp123", "nvlabs", "spectral"])
+STACK_OPTIONS = pytest.mark.parametrize("options", [SEED, ORIGINAL, SPECTRAL], ids=["mgp123", "nvlabs", "spectral"])
 
 
-def stack(details: CellOptions = SEED) -> CellStack:
+def stack(options: CellOptions = SEED) -> CellStack:
     return build(
         CellStack,
-        ResidualCell(4, 8, details, "downsample"),
-        ResidualCell(8, 8, details, activation="bnelu"),
-        InvertedResidualCell(8, 8, details, expansion=2),
-        InvertedResidualCell(8, 4, details, "upsample", expansion=2),
+        ResidualCell(4, 8, options, "downsample"),
+        ResidualCell(8, 8, options, activation="bnelu"),
+        InvertedResidualCell(8, 8, options, expansion=2),
+        InvertedResidualCell(8, 4, options, "upsample", expansion=2),
     ).float()
 
 
-@DETAILS_OF_STACKS
+@STACK_OPTIONS
 @pytest.mark.parametrize("training", [True, False])
-def test_recomputing_activations_changes_no_number(training, details):
-    plain = stack(details).train(training)
-    fresh = [vector.clone() for norm in plain.modules() if isinstance(norm, SpectralNorm) for vector in norm.buffers()]
-    assert bool(fresh) == (details is SPECTRAL)
+def test_cell_stack_recompute_changes_no_number(training, options):
+    plain = stack(options).train(training)
+    before = [vector.clone() for norm in plain.modules() if isinstance(norm, SpectralNorm) for vector in norm.buffers()]
+    assert bool(before) == (options is SPECTRAL)
     recomputing = copy.deepcopy(plain)
     recomputing.recompute = True
     results = []
@@ -404,16 +398,16 @@ def test_recomputing_activations_changes_no_number(training, details):
             y = cells(x)
             y.square().sum().backward()
         results.append([y, x.grad, *(p.grad for p in cells.parameters()), *cells.buffers()])
-    for found, expected in zip(*results, strict=True):
-        assert torch.equal(found, expected)
+    for recomputed, expected in zip(*results, strict=True):
+        assert torch.equal(recomputed, expected)
     if training:
-        assert not torch.equal(plain[0].norm1.running_mean, torch.zeros(4)), "there was nothing to compare"
-    moved = [vector for norm in plain.modules() if isinstance(norm, SpectralNorm) for vector in norm.buffers()]
-    for before, after in zip(fresh, moved, strict=True):
-        assert torch.equal(before, after) != training, "power iteration goes on in training only"
+        assert not torch.equal(plain[0].norm1.running_mean, torch.zeros(4)), "the statistics did not change"
+    after = [vector for norm in plain.modules() if isinstance(norm, SpectralNorm) for vector in norm.buffers()]
+    for old, new in zip(before, after, strict=True):
+        assert torch.equal(old, new) != training, "power iteration must run in training only"
 
 
-def test_recomputing_spectrally_normalized_cells_leaves_them_in_training():
+def test_cell_stack_recompute_keeps_the_training_mode():
     cells = stack(SPECTRAL)
     cells.recompute = True
     cells(random(3, 4, 8, 8, dtype=torch.float32)).sum().backward()
@@ -423,7 +417,7 @@ def test_recomputing_spectrally_normalized_cells_leaves_them_in_training():
     assert not any(module.training for module in cells.modules())
 
 
-def test_recomputing_happens_once_per_cell_and_only_for_gradients():
+def test_cell_stack_recomputes_each_cell_once_and_only_for_gradients():
     cells = stack()
     calls = []
     for cell in cells:
@@ -440,7 +434,7 @@ def test_recomputing_happens_once_per_cell_and_only_for_gradients():
     assert len(calls) == 4
 
 
-def test_batch_norms_note_their_statistics_again_after_a_recomputation():
+def test_cell_stack_batch_norms_update_after_a_recomputation():
     cells = stack()
     cells.recompute = True
     cells(random(3, 4, 8, 8, dtype=torch.float32)).sum().backward()

@@ -23,7 +23,7 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> to
 
 
 def twins(channels: int, kernel: int, dtype: torch.dtype = torch.float64) -> tuple[DepthwiseConv2d, nn.Conv2d]:
-    """Ours and torch's, with the same weights."""
+    """Return our depthwise convolution and torch's convolution with the same weights."""
     ours = DepthwiseConv2d(channels, kernel).to(dtype)
     theirs = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False).to(dtype)
     for convolution in (ours, theirs):
@@ -37,7 +37,7 @@ def twins(channels: int, kernel: int, dtype: torch.dtype = torch.float64) -> tup
     [(3, 4, 8, 8, 5), (1, 1, 7, 5, 5), (2, 6, 2, 2, 5), (4, 3, 1, 1, 5), (2, 5, 9, 4, 3), (2, 2, 6, 6, 1)],
 )
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_depthwise_convolution_and_its_gradients_are_torchs(batch, channels, height, width, kernel, layout):
+def test_depthwise_convolution_and_gradients_match_torch(batch, channels, height, width, kernel, layout):
     ours, theirs = (convolution.to(memory_format=layout) for convolution in twins(channels, kernel))
     images = random(batch, channels, height, width).contiguous(memory_format=layout)
     weighting = random(batch, channels, height, width, seed=1)
@@ -47,8 +47,8 @@ def test_depthwise_convolution_and_its_gradients_are_torchs(batch, channels, hei
         y = convolution(x)
         (y * weighting).sum().backward()
         results.append((y.detach(), x.grad, convolution.weight.grad))
-    for found, expected in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_depthwise_convolution_passes_gradcheck():
@@ -61,27 +61,27 @@ def test_depthwise_convolution_passes_gradcheck():
     assert torch.autograd.gradcheck(f, (x, weight))
 
 
-def test_depthwise_convolution_gives_the_weights_gradient_of_an_input_without_one():
+def test_depthwise_weight_gradient_without_an_input_gradient():
     ours, theirs = twins(3, 5)
     for convolution in (ours, theirs):
         convolution(random(2, 3, 6, 6)).square().sum().backward()
     torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
 
 
-def test_depthwise_convolution_is_the_same_without_gradients_and_with_frozen_weights():
+def test_depthwise_convolution_without_gradients_or_with_frozen_weights_matches_torch():
     ours, theirs = twins(3, 5)
     x = random(2, 3, 6, 6)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x))
     ours.requires_grad_(False)
     x.requires_grad_()
-    (found,) = torch.autograd.grad(ours(x).square().sum(), x)
+    (gradient,) = torch.autograd.grad(ours(x).square().sum(), x)
     (expected,) = torch.autograd.grad(theirs(x).square().sum(), x)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradient, expected)
     assert ours.weight.grad is None
 
 
-def test_depthwise_convolution_under_autocast_is_torchs_to_the_precision_of_bfloat16():
+def test_depthwise_convolution_under_autocast_matches_torch():
     ours, theirs = twins(4, 5, torch.float32)
     images, weighting = random(3, 4, 8, 8, dtype=torch.float32), random(3, 4, 8, 8, seed=1, dtype=torch.float32)
     results = []
@@ -93,11 +93,11 @@ def test_depthwise_convolution_under_autocast_is_torchs_to_the_precision_of_bflo
         (y.float() * weighting).sum().backward()
         assert x.grad.dtype == convolution.weight.grad.dtype == torch.float32
         results.append((y.detach().float(), x.grad, convolution.weight.grad))
-    for found, expected in zip(*results, strict=True):
-        assert (found - expected).abs().max() < 0.02 * expected.abs().max()
+    for actual, expected in zip(*results, strict=True):
+        assert (actual - expected).abs().max() < 0.02 * expected.abs().max()
 
 
-def test_a_depthwise_convolution_with_stride_is_torchs():
+def test_depthwise_convolution_with_stride_matches_torch():
     ours = DepthwiseConv2d(4, 5, stride=2).double()
     theirs = nn.Conv2d(4, 4, 5, stride=2, padding=2, groups=4, bias=False).double()
     theirs.load_state_dict(ours.state_dict())
@@ -108,11 +108,11 @@ def test_a_depthwise_convolution_with_stride_is_torchs():
         assert y.shape == (2, 4, 4, 3)
         y.square().sum().backward()
         results.append((y.detach(), x.grad, convolution.weight.grad))
-    for found, expected in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected)
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
-def test_a_weight_normalized_weight_is_g_v_over_the_norm_of_v_per_output_channel():
+def test_weight_norm_is_g_v_over_the_norm_of_v():
     convolution = normalized(nn.Conv2d(3, 5, 3).double(), "linear")
     g, v = convolution.parametrizations.weight.original0, convolution.parametrizations.weight.original1
     assert g.shape == (5, 1, 1, 1)
@@ -125,10 +125,10 @@ def test_a_weight_normalized_weight_is_g_v_over_the_norm_of_v_per_output_channel
     torch.testing.assert_close(convolution(x), functional.conv2d(x, expected, convolution.bias))
     with torch.no_grad():
         v.mul_(7)
-    torch.testing.assert_close(convolution.weight, expected, msg="the length of v must not matter")
+    torch.testing.assert_close(convolution.weight, expected, msg="the weight depends on the length of v")
 
 
-def test_weight_normalization_starts_at_the_convolutions_own_weight():
+def test_weight_norm_starts_at_the_given_weight():
     convolution = nn.Conv2d(3, 5, 3)
     before = convolution.weight.detach().clone()
     torch.testing.assert_close(normalized(convolution, "linear").weight, before)
@@ -137,14 +137,14 @@ def test_weight_normalization_starts_at_the_convolutions_own_weight():
 MASKED_NORMS = pytest.mark.parametrize("normalization", ["linear", "exponential"])
 
 
-def test_an_exponentially_normalized_weight_is_exp_n_v_over_the_norm_of_v_per_output_channel():
+def test_exponential_weight_norm_is_exp_n_v_over_the_norm_of_v():
     convolution = normalized(nn.Conv2d(3, 5, 3).double(), "exponential")
     n, v = convolution.parametrizations.weight.original0, convolution.parametrizations.weight.original1
     assert n.shape == (5, 1, 1, 1)
     with torch.no_grad():
         n.copy_(random(5, 1, 1, 1))
         v.copy_(random(5, 3, 3, 3, seed=1))
-        v[0] *= 1e-6  # where the 1e-5 in the denominator counts
+        v[0] *= 1e-6  # so that the 1e-5 in the denominator matters
     expected = torch.stack([math.exp(n[i].item()) * v[i] / (v[i].square().sum().sqrt() + 1e-5) for i in range(5)])
     torch.testing.assert_close(convolution.weight, expected)
     assert convolution.weight[0].norm() < 0.5 * n[0].exp()
@@ -152,7 +152,7 @@ def test_an_exponentially_normalized_weight_is_exp_n_v_over_the_norm_of_v_per_ou
     torch.testing.assert_close(convolution(x), functional.conv2d(x, expected, convolution.bias))
 
 
-def test_exponential_normalization_starts_a_hundredth_above_the_norm():
+def test_exponential_weight_norm_starts_a_hundredth_above_the_norm():
     convolution = nn.Conv2d(3, 5, 3).double()
     before = convolution.weight.detach().clone()
     norm = before.square().sum((1, 2, 3), keepdim=True).sqrt()
@@ -163,26 +163,26 @@ def test_exponential_normalization_starts_a_hundredth_above_the_norm():
 
 
 @MASKED_NORMS
-def test_a_masked_weight_is_normalized_by_what_the_mask_leaves_of_it(normalization):
+def test_masked_weight_norm_is_computed_after_the_mask(normalization):
     convolution = masked_convolution(
         2, 4, 3, center="earlier", columns="left", mirrored=False, normalization=normalization, gain=0.3
     ).double()
     length, v = convolution.parametrizations.weight.original0, convolution.parametrizations.weight.original1
-    kept = v.detach() * causal_mask(2, 4, 3, 1, "earlier", "left")
-    norm = kept.square().sum((1, 2, 3), keepdim=True).sqrt()
+    visible = v.detach() * causal_mask(2, 4, 3, 1, "earlier", "left")
+    norm = visible.square().sum((1, 2, 3), keepdim=True).sqrt()
     start = 0.3 * norm if normalization == "linear" else (0.3 * norm + 1e-2).log()
-    torch.testing.assert_close(length.detach(), start, rtol=1e-6, atol=0)  # made in float32
+    torch.testing.assert_close(length.detach(), start, rtol=1e-6, atol=0)  # computed in float32
     with torch.no_grad():
         length.copy_(random(4, 1, 1, 1))
     scale = length / norm if normalization == "linear" else length.exp() / (norm + 1e-5)
-    torch.testing.assert_close(convolution.weight, scale * kept)
+    torch.testing.assert_close(convolution.weight, scale * visible)
     with torch.no_grad():
-        v[kept == 0] += 100
-    torch.testing.assert_close(convolution.weight, scale * kept, msg="a hidden entry counts in the norm")
+        v[visible == 0] += 100
+    torch.testing.assert_close(convolution.weight, scale * visible, msg="a hidden entry counts in the norm")
 
 
 @pytest.mark.parametrize("normalization", ["linear", "exponential", "spectral"])
-def test_a_normalized_weight_lies_channels_last_when_its_convolution_does(normalization):
+def test_normalized_weight_stays_channels_last(normalization):
     convolution = normalized(nn.Conv2d(6, 5, 3), normalization).to(memory_format=torch.channels_last)
     assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
 
@@ -191,7 +191,7 @@ def test_a_normalized_weight_lies_channels_last_when_its_convolution_does(normal
 
 
 def spectral(*arguments, kind: type[nn.Conv2d] = nn.Conv2d, **options) -> nn.Conv2d:
-    """Spectrally normalized, in float64, with a weight that its power iteration does not know yet."""
+    """Return a spectrally normalized float64 convolution whose weight changed after the last power iteration."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         convolution = normalized(kind(*arguments, **options).double(), "spectral")
@@ -215,9 +215,9 @@ def largest(weight: torch.Tensor) -> torch.Tensor:
     ],
     ids=["3x3", "1x1", "grouped", "depthwise"],
 )
-def test_in_training_the_largest_singular_value_tends_to_one(build):
+def test_spectral_norm_converges_to_one_in_training(build):
     convolution = build()
-    assert abs(largest(convolution.eval().weight).item() - 1) > 0.05, "there was nothing to learn"
+    assert abs(largest(convolution.eval().weight).item() - 1) > 0.05, "the norm was one before training"
     convolution.train()
     for _ in range(1000):
         weight = convolution.weight
@@ -226,35 +226,35 @@ def test_in_training_the_largest_singular_value_tends_to_one(build):
     torch.testing.assert_close(weight, raw / largest(raw))
 
 
-def test_a_spectrally_normalized_convolution_starts_near_one():
+def test_spectral_norm_starts_near_one():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         for convolution in (nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 1)):
             assert largest(normalized(convolution, "spectral").weight).item() == pytest.approx(1, abs=0.05)
 
 
-def test_spectral_normalization_has_the_gradient_of_the_singular_value_decomposition():
+def test_spectral_norm_gradient_matches_the_singular_value_decomposition():
     convolution, weighting = spectral(3, 5, 3), random(5, 3, 3, 3, seed=1)
     raw = convolution.parametrizations.weight.original
     for _ in range(1000):
         weight = convolution.weight
-    (found,) = torch.autograd.grad((weight * weighting).sum(), raw)
+    (gradient,) = torch.autograd.grad((weight * weighting).sum(), raw)
     (expected,) = torch.autograd.grad((raw / largest(raw) * weighting).sum(), raw)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_the_iteration_of_a_later_use_does_not_disturb_the_gradient_of_an_earlier_one():
+def test_spectral_norm_gradient_does_not_depend_on_later_uses():
     one, two = spectral(3, 5, 3), spectral(3, 5, 3)
     weighting = random(5, 3, 3, 3, seed=1)
     early = one.weight
     for _ in range(3):
-        one.weight  # noqa: B018 (moves the iteration on)
-    (found,) = torch.autograd.grad((early * weighting).sum(), one.parametrizations.weight.original)
+        one.weight  # noqa: B018 (one step of power iteration)
+    (gradient,) = torch.autograd.grad((early * weighting).sum(), one.parametrizations.weight.original)
     (expected,) = torch.autograd.grad((two.weight * weighting).sum(), two.parametrizations.weight.original)
-    assert torch.equal(found, expected)
+    assert torch.equal(gradient, expected)
 
 
-def test_power_iteration_moves_in_training_only():
+def test_spectral_norm_iterates_in_training_only():
     convolution = spectral(3, 5, 3)
     vectors = convolution.parametrizations.weight[0]
     before = [buffer.clone() for buffer in vectors.buffers()]
@@ -268,17 +268,17 @@ def test_power_iteration_moves_in_training_only():
         assert buffer.norm().item() == pytest.approx(1)
 
 
-def test_the_vectors_of_the_power_iteration_are_saved_and_restored():
+def test_spectral_norm_vectors_are_saved_and_restored():
     trained, fresh = spectral(3, 5, 3), spectral(3, 5, 3)
     for _ in range(7):
         trained.weight  # noqa: B018
     assert not torch.equal(trained.eval().weight, fresh.eval().weight)
     fresh.load_state_dict(trained.state_dict())
     assert torch.equal(trained.weight, fresh.weight)
-    assert torch.equal(trained.train().weight, fresh.train().weight), "the next steps are the same too"
+    assert torch.equal(trained.train().weight, fresh.train().weight), "the next power iteration differs"
 
 
-def test_under_autocast_the_power_iteration_is_in_single_precision():
+def test_spectral_norm_under_autocast_is_float32():
     rough, exact = spectral(4, 4, 3).float(), spectral(4, 4, 3).float()
     x = random(2, 4, 6, 6, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -294,10 +294,10 @@ def test_under_autocast_the_power_iteration_is_in_single_precision():
         for _ in range(500):
             weight = rough.weight
     assert weight.dtype == torch.float32
-    assert largest(weight).item() == pytest.approx(1, rel=1e-5), "bfloat16 has three digits"
+    assert largest(weight).item() == pytest.approx(1, rel=1e-5), "the iteration ran in bfloat16"
 
 
-def test_spectrally_normalized_convolutions_can_be_told_from_others():
+def test_is_spectrally_normalized_is_true_for_spectral_norm_only():
     assert is_spectrally_normalized(spectral(3, 5, 3))
     for other in ("none", "linear", "exponential"):
         assert not is_spectrally_normalized(normalized(nn.Conv2d(3, 5, 3), other))
@@ -311,7 +311,7 @@ COLUMNS = pytest.mark.parametrize(("columns", "left", "right"), [("left", 1, 0),
 
 
 @COLUMNS
-def test_the_mask_of_a_full_convolution_shows_rows_above_columns_of_one_side_and_earlier_channels(columns, left, right):
+def test_causal_mask_shows_rows_above_one_side_and_earlier_channels(columns, left, right):
     # two latents; outputs 0 and 1 belong to the first, 2 and 3 to the second
     mask = causal_mask(2, 4, 3, 1, "earlier", columns)
     assert mask.shape == (4, 2, 3, 3)
@@ -322,7 +322,7 @@ def test_the_mask_of_a_full_convolution_shows_rows_above_columns_of_one_side_and
 
 
 @COLUMNS
-def test_the_mask_of_a_depthwise_convolution_has_the_centre_only_where_own_channels_are_visible(columns, left, right):
+def test_causal_mask_of_a_depthwise_convolution_shows_the_center_for_own_channels(columns, left, right):
     earlier, own = (causal_mask(3, 3, 3, 3, center, columns) for center in ("earlier", "earlier and own"))
     assert earlier.shape == own.shape == (3, 1, 3, 3)
     assert earlier[1, 0].tolist() == [[1, 1, 1], [left, 0, right], [0, 0, 0]]
@@ -330,13 +330,13 @@ def test_the_mask_of_a_depthwise_convolution_has_the_centre_only_where_own_chann
 
 
 @COLUMNS
-def test_a_larger_mask_shows_both_rows_above_and_both_columns_of_one_side(columns, left, right):
+def test_causal_mask_5x5_shows_two_rows_and_two_columns(columns, left, right):
     mask = causal_mask(3, 3, 5, 3, "earlier and own", columns)[2, 0]
     assert mask.tolist() == [[1] * 5, [1] * 5, [left, left, 1, right, right], [0] * 5, [0] * 5]
 
 
 @pytest.mark.parametrize("columns", ["left", "right"])
-def test_the_mask_of_the_last_1x1_convolution_shows_a_latent_its_own_group_and_earlier_ones(columns):
+def test_causal_mask_1x1_shows_own_and_earlier_groups(columns):
     mask = causal_mask(6, 2, 1, 1, "earlier and own", columns)[:, :, 0, 0]
     assert mask.tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]]
 
@@ -344,7 +344,7 @@ def test_the_mask_of_the_last_1x1_convolution_shows_a_latent_its_own_group_and_e
 @pytest.mark.parametrize(
     ("normalization", "saved"), [("none", {"original"}), ("exponential", {"original0", "original1"})]
 )
-def test_a_masks_own_entries_are_not_saved(normalization, saved):
+def test_masked_convolution_does_not_save_its_mask(normalization, saved):
     convolution = masked_convolution(
         2, 4, 3, center="earlier", columns="right", mirrored=False, normalization=normalization
     )

@@ -1,4 +1,4 @@
-"""The NVAE towers: what a config builds."""
+"""The network of the NVAE family, as built from a config."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nvae.models.nvae.config import ArchInstance, groups_per_scale
 from nvae.models.nvae.convolutions import ExponentialWeightNorm, SpectralNorm, WeightNorm, is_spectrally_normalized
 from nvae.models.nvae.network import NVAE, nvae_levels
 
-SEEDS = {
+SEED_CONFIGS = {
     "big_logistic_mixture20latentnoflows": (18_584_772, 9),
     "gaussian_mixture": (6_335_934, 3),
     "gaussian_mixture5latent": (25_381_266, 4),
@@ -37,15 +37,15 @@ PUBLISHED = {
 NVLABS = {"style": "nvlabs", "n_mix": 2}
 
 
-@pytest.mark.parametrize("name", SEEDS)
-def test_the_seeds_configs_build_the_seeds_networks(name):
+@pytest.mark.parametrize("name", SEED_CONFIGS)
+def test_seed_configs_have_the_seed_projects_parameter_counts(name):
     with torch.device("meta"):
         model = NVAE(load_config(name))
-    assert (sum(p.numel() for p in model.parameters()), len(model.groups)) == SEEDS[name]
+    assert (sum(p.numel() for p in model.parameters()), len(model.groups)) == SEED_CONFIGS[name]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_published_settings_build_the_published_networks(name):
+def test_published_configs_have_the_published_parameter_counts(name):
     config = load_config(name)
     with torch.device("meta"):
         model = build_model(config)
@@ -53,7 +53,7 @@ def test_the_published_settings_build_the_published_networks(name):
     assert len(model.groups) == sum(groups_per_scale(config))
 
 
-def test_levels_go_from_the_coarsest_to_the_finest(make_config):
+def test_nvae_levels_are_ordered_from_coarsest_to_finest(make_config):
     levels = nvae_levels(
         make_config(
             channel_towers={"encoder": 4, "decoder": 6},
@@ -86,7 +86,11 @@ def test_levels_go_from_the_coarsest_to_the_finest(make_config):
         {"num_cells_per_block_prepost": {"encoder": 3, "decoder": 1}},
         {"residual_posterior": False},
         {"weight_normalization": "exponential"},
-        {"normalize_cells": True, "num_flows": 1, "fixed_flows": True},  # whose KL is no draw, and so is positive
+        {
+            "normalize_cells": True,
+            "num_flows": 1,
+            "fixed_flows": True,
+        },  # fixed flows: the KL is in closed form, so it is positive
         {"spectral_normalization": True, "num_flows": 1, "fixed_flows": True},
         {"squeeze_excitation": "none"},
         {"downsample_skip": "shifted", "upsample_skip_bias": False},
@@ -102,7 +106,7 @@ def test_levels_go_from_the_coarsest_to_the_finest(make_config):
     ids=str,
 )
 @torch.no_grad()
-def test_a_model_of_any_shape_encodes_and_decodes(make_model, make_config, changes):
+def test_nvae_of_any_settings_encodes_and_decodes(make_model, make_config, changes):
     model, config = make_model(**changes), make_config(**changes)
     images = torch.rand(2, config.image_channels, 8, 8, generator=torch.Generator().manual_seed(1))
     features = model.bottom_up(images)
@@ -121,7 +125,7 @@ def test_a_model_of_any_shape_encodes_and_decodes(make_model, make_config, chang
 @pytest.mark.parametrize("style", ["mgp123", "nvlabs"])
 @pytest.mark.parametrize("arch_instance", get_args(ArchInstance))
 @torch.no_grad()
-def test_a_model_of_any_cells_encodes_and_decodes(make_model, arch_instance, style):
+def test_nvae_of_any_cells_encodes_and_decodes(make_model, arch_instance, style):
     model = make_model(arch_instance=arch_instance, style=style, channel_towers=8)
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     for training in (True, False):
@@ -131,15 +135,15 @@ def test_a_model_of_any_cells_encodes_and_decodes(make_model, arch_instance, sty
         assert (result.kl > 0).all()
 
 
-def test_cells_resample_exactly_where_the_scale_changes(make_model):
+def test_nvae_cells_resample_between_scales_only(make_model):
     model = make_model(number_of_scales=3, input_dimension=16)  # groups 2, 2, 2
-    doubling = [[cell.resample == "upsample" for cell in group.cells] for group in model.groups]
-    assert doubling == [[], [False], [True, False], [False], [True, False], [False]]
-    halving = [[cell.conv1.stride == (2, 2) for cell in cells] for cells in model.encoder.tower]
-    assert halving == [[False], [False], [True, False], [False], [True, False], [False]]  # bottom to top
+    upsampling = [[cell.resample == "upsample" for cell in group.cells] for group in model.groups]
+    assert upsampling == [[], [False], [True, False], [False], [True, False], [False]]
+    downsampling = [[cell.conv1.stride == (2, 2) for cell in cells] for cells in model.encoder.tower]
+    assert downsampling == [[False], [False], [True, False], [False], [True, False], [False]]  # bottom to top
 
 
-def test_the_numbers_of_cells_are_those_of_the_config(make_model):
+def test_nvae_has_the_configured_numbers_of_cells(make_model):
     model = make_model(
         cells_per_split_enc=3, cells_per_input_dec=2, num_cells_per_block_prepost=4, num_blocks_prepost=2
     )
@@ -151,28 +155,28 @@ def test_the_numbers_of_cells_are_those_of_the_config(make_model):
     assert (residual, inverted) == (8 + 13, 8 + 7)
 
 
-def test_the_blocks_at_both_ends_may_have_different_numbers_of_cells(make_model):
+def test_nvae_pre_and_postprocessing_differ_in_cells(make_model):
     model = make_model(num_cells_per_block_prepost={"encoder": 4, "decoder": 2}, num_blocks_prepost=2)
     assert [cell.resample for cell in model.encoder.preprocess] == [None, None, None, "downsample"] * 2
     assert [cell.resample for cell in model.output.postprocess] == [None, "upsample"] * 2
 
 
 @pytest.mark.parametrize(
-    ("doubling", "expected"),
+    ("position", "expected"),
     [
         ("last", [(16, 16, None), (16, 16, None), (16, 8, "upsample"), (8, 8, None), (8, 8, None), (8, 4, "upsample")]),
         ("first", [(16, 8, "upsample"), (8, 8, None), (8, 8, None), (8, 4, "upsample"), (4, 4, None), (4, 4, None)]),
     ],
 )
-def test_post_processing_doubles_with_the_first_or_the_last_cell_of_a_block(make_model, doubling, expected):
+def test_postprocessing_upsamples_in_the_first_or_last_cell_of_a_block(make_model, position, expected):
     model = make_model(
-        num_cells_per_block_prepost=3, num_blocks_prepost=2, number_of_scales=1, postprocess_upsample=doubling
+        num_cells_per_block_prepost=3, num_blocks_prepost=2, number_of_scales=1, postprocess_upsample=position
     )
-    found = [(c.expand.in_channels, c.project.out_channels, c.resample) for c in model.output.postprocess]
-    assert found == expected
+    cells = [(c.expand.in_channels, c.project.out_channels, c.resample) for c in model.output.postprocess]
+    assert cells == expected
 
 
-def test_inverted_cells_are_six_times_as_wide_in_the_towers_and_three_times_in_post_processing(make_model):
+def test_inverted_cells_expand_by_six_in_groups_and_three_in_postprocessing(make_model):
     model = make_model()
     for group in model.groups:
         for cell in group.cells:
@@ -186,25 +190,25 @@ def test_inverted_cells_are_six_times_as_wide_in_the_towers_and_three_times_in_p
     [{}, NVLABS, NVLABS | {"arch_instance": "res_elu"}, {"spectral_normalization": True}],
     ids=["mgp123", "nvlabs", "nvlabs res_elu", "spectral"],
 )
-def test_every_parameter_takes_part_in_training(make_model, changes):
+def test_nvae_every_parameter_has_a_gradient(make_model, changes):
     model = make_model(num_flows=1, number_of_scales=3, input_dimension=16, **changes).train()
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     result = model(images, model.draw_posterior_noise(len(images), torch.Generator().manual_seed(2)))
     (result.kl.sum() - result.px_z.log_prob(images).sum()).backward()
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert without == []
-    still = [name for name, p in model.named_parameters() if p.ndim == 4 and not p.grad.any()]
-    assert still == []
+    zero = [name for name, p in model.named_parameters() if p.ndim == 4 and not p.grad.any()]
+    assert zero == []
 
 
-def test_sampling_does_not_touch_the_encoder(make_model):
+def test_nvae_samples_without_the_encoder(make_model):
     model = make_model()
     model.top_down(FromNoise(model.draw_noise(2)), 2).px_z.mean().sum().backward()
     assert all(parameter.grad is None for parameter in model.encoder.parameters())
     assert model.constant.grad.abs().max() > 0
 
 
-def test_the_learned_constant_starts_as_a_standard_normal(make_config):
+def test_constant_starts_standard_normal(make_config):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         constant = torch.cat([NVAE(make_config(channel_towers=4, latent_size=1)).constant for _ in range(50)])
@@ -214,7 +218,7 @@ def test_the_learned_constant_starts_as_a_standard_normal(make_config):
 
 
 @pytest.mark.parametrize("changes", [{"initial_constant": "uniform"}, {"style": "nvlabs"}], ids=str)
-def test_the_learned_constant_may_start_uniform(make_config, changes):
+def test_constant_starts_uniform_if_configured(make_config, changes):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         constant = NVAE(make_config(input_dimension=64, **changes)).constant
@@ -225,14 +229,14 @@ def test_the_learned_constant_may_start_uniform(make_config, changes):
     assert abs(constant.mean() - 0.5) < 5 / (12 * count) ** 0.5
 
 
-# ----------------------------------------------------------------------------------------- the original's details
+# ----------------------------------------------------------------------------------------- the two styles
 
 
 def convolutions(module: nn.Module) -> list[nn.Conv2d]:
     return [m for m in module.modules() if isinstance(m, nn.Conv2d)]
 
 
-def test_in_the_originals_style_every_convolution_outside_inverted_cells_is_exponentially_normalized(make_model):
+def test_nvlabs_style_normalizes_exponentially_outside_inverted_cells(make_model):
     model = make_model(num_flows=1, **NVLABS)
     inside = {id(c) for m in model.modules() if isinstance(m, InvertedResidualCell) for c in convolutions(m)}
     inside -= {id(c) for m in model.modules() if isinstance(m, InvertedResidualCell) for c in convolutions(m.skip)}
@@ -245,7 +249,7 @@ def test_in_the_originals_style_every_convolution_outside_inverted_cells_is_expo
             assert isinstance(convolution.parametrizations.weight[0], ExponentialWeightNorm)
 
 
-def test_in_the_seeds_style_only_convolutions_outside_cells_are_normalized_and_linearly(make_model):
+def test_mgp123_style_normalizes_linearly_outside_cells(make_model):
     model = make_model()
     cells = [m for m in model.modules() if isinstance(m, ResidualCell | InvertedResidualCell)]
     inside = {id(c) for cell in cells for c in convolutions(cell)}
@@ -256,17 +260,17 @@ def test_in_the_seeds_style_only_convolutions_outside_cells_are_normalized_and_l
 
 
 @pytest.mark.parametrize("style", ["mgp123", "nvlabs"])
-def test_with_spectral_normalization_every_convolution_but_the_flows_has_it(make_model, style):
+def test_spectral_normalization_covers_all_convolutions_outside_flows(make_model, style):
     model = make_model(spectral_normalization=True, num_flows=1, style=style)
-    of_flows = {id(c) for group in model.groups for c in convolutions(group.flow)}
-    assert of_flows
+    in_flows = {id(c) for group in model.groups for c in convolutions(group.flow)}
+    assert in_flows
     for convolution in convolutions(model):
-        assert is_spectrally_normalized(convolution) == (id(convolution) not in of_flows)
+        assert is_spectrally_normalized(convolution) == (id(convolution) not in in_flows)
     assert not any(isinstance(m, SpectralNorm) for m in make_model(style=style).modules())
 
 
 @torch.no_grad()
-def test_a_network_of_centred_pixels_sees_twice_the_image_minus_one(make_model):
+def test_centered_pixel_range_maps_images_to_minus_one_to_one(make_model):
     unit, centered = make_model(), make_model(pixel_range="centered")
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     for ours, theirs in zip(centered.bottom_up(images), unit.bottom_up(2 * images - 1), strict=True):
@@ -275,8 +279,8 @@ def test_a_network_of_centred_pixels_sees_twice_the_image_minus_one(make_model):
 
 
 @torch.no_grad()
-def test_without_residual_parameters_the_posteriors_head_says_all(make_model):
-    """A head that says nothing makes the posterior Normal(0, 1.01), whatever the prior."""
+def test_posterior_without_residual_parameters_ignores_the_prior(make_model):
+    """A posterior head with zero output gives Normal(0, 1.01) for every prior."""
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     for residual in (True, False):
         model = make_model(residual_posterior=residual)
@@ -293,7 +297,7 @@ def test_without_residual_parameters_the_posteriors_head_says_all(make_model):
 
 
 @torch.no_grad()
-def test_the_prior_of_the_top_group_has_a_sigma_of_1_01_times_the_temperature_in_the_originals_style(make_model):
+def test_nvlabs_style_temperature_scales_the_minimum_sigma(make_model):
     model = make_model(**NVLABS)
     for temperature in (1.0, 0.6):
         noise = model.draw_noise(2)
@@ -301,14 +305,14 @@ def test_the_prior_of_the_top_group_has_a_sigma_of_1_01_times_the_temperature_in
         torch.testing.assert_close(groups[0].z, 1.01 * temperature * noise[0])
     noise = [torch.ones(2, *shape) for shape in model.noise_shapes]
     for group in model.top_down(FromNoise(noise, 0.0), 2).groups.values():
-        assert torch.equal(group.z, group.prior.mu), "at temperature 0 nothing is left to chance"
+        assert torch.equal(group.z, group.prior.mu), "z depends on the noise at temperature 0"
 
 
 # ---------------------------------------------------------------------------------------------------- plain VAE
 
 
 @pytest.mark.parametrize("style", ["mgp123", "nvlabs"])
-def test_a_plain_vae_has_no_towers_and_no_constant(make_model, style):
+def test_plain_vae_has_no_towers_and_no_constant(make_model, style):
     model = make_model(
         style=style,
         number_of_scales=1,
@@ -331,7 +335,7 @@ def test_a_plain_vae_has_no_towers_and_no_constant(make_model, style):
     torch.testing.assert_close(result.groups[0].z, 1.01 * z)
 
 
-def test_a_single_group_need_not_be_a_plain_vae(make_model):
+def test_single_group_without_plain_vae_has_towers_and_a_constant(make_model):
     model = make_model(number_of_scales=1, initial_splits_per_scale=1)
     assert [len(cells) for cells in model.encoder.tower] == [1]
     assert model.constant.numel() > 0
@@ -344,7 +348,7 @@ PADDING = pytest.mark.parametrize("changes", [{}, NVLABS], ids=["mgp123", "nvlab
 
 
 def twins(make_model, changes):
-    """A padded model, and one of the same weights for images with the margin."""
+    """Return a padded model, and a model with the same weights for images that include the margin."""
     padded, whole = make_model(**PADDED, **changes), make_model(**changes)
     whole.load_state_dict(padded.state_dict())
     return padded, whole
@@ -352,7 +356,7 @@ def twins(make_model, changes):
 
 @PADDING
 @torch.no_grad()
-def test_a_padded_model_is_the_model_of_the_images_with_a_black_margin_looked_at_inside(make_model, changes):
+def test_padded_model_equals_a_larger_model_on_padded_images(make_model, changes):
     padded, whole = twins(make_model, changes)
     images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     with_margin = functional.pad(images, (2, 2, 2, 2))
@@ -370,24 +374,24 @@ def test_a_padded_model_is_the_model_of_the_images_with_a_black_margin_looked_at
 
 
 @PADDING
-def test_what_the_network_says_about_the_margin_changes_nothing(make_model, changes):
+def test_padded_model_ignores_the_output_in_the_margin(make_model, changes):
     model = make_model(**PADDED, **changes)
     images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-    outputs, found = [], []
+    outputs, results = [], []
 
     def disturbed(module, inputs, output):
         margin = torch.ones_like(output)
         margin[..., 2:-2, 2:-2] = 0
         outputs.append(output)
-        return output + 7 * len(found) * margin  # not at the first pass
+        return output + 7 * len(results) * margin  # unchanged in the first pass
 
     model.output.register_forward_hook(disturbed)
     for _ in range(2):
         result = model(images, model.draw_posterior_noise(len(images), torch.Generator().manual_seed(2)))
-        found.append((result.px_z.log_prob(images), result.px_z.mean(), result.kl))
-    for quiet, loud in zip(*found, strict=True):
-        assert torch.equal(quiet, loud)
-    (gradient,) = torch.autograd.grad(found[0][0].sum(), outputs[0])
+        results.append((result.px_z.log_prob(images), result.px_z.mean(), result.kl))
+    for first, second in zip(*results, strict=True):
+        assert torch.equal(first, second)
+    (gradient,) = torch.autograd.grad(results[0][0].sum(), outputs[0])
     assert gradient.shape[2:] == (8, 8)
     assert (gradient[..., 2:-2, 2:-2] != 0).any()
     gradient[..., 2:-2, 2:-2] = 0

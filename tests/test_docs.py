@@ -1,0 +1,18 @@
+"""The pages of docs/ that are made from the code are up to date, and links in the documentation lead somewhere."""
+
+import re
+import runpy
+
+import pytest
+
+
+@pytest.mark.parametrize("name", ["config.md", "cli.md", "files.md"])
+def test_page_is_up_to_date(root, name):
+    page = runpy.run_path(str(root / "docs" / "make_pages.py"))["PAGES"][name]()
+    assert (root / "docs" / name).read_text(encoding="utf-8") == page, "run make docs"
+
+
+def test_links_lead_to_files(root):
+    for page in [root / "README.md", *(root / "docs").glob("*.md"), root / "tests" / "data" / "README.md"]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), (page.name, target)
