@@ -26,13 +26,13 @@ PRECISIONS = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e
 @pytest.mark.parametrize("name", RECORDINGS)
 @torch.no_grad()
 def test_passes_match_recordings(passes, recording, assert_close, name, dtype, tolerance):
-    walk, recorded = passes(name, dtype), recording(name)
-    actual = walk.posterior()
+    model_passes, recorded = passes(name, dtype), recording(name)
+    actual = model_passes.posterior()
     for key, expected in recorded["eval"].items():
         assert actual[key].dtype == dtype, key
         assert_close(actual[key], expected, tolerance)
     for expected in recorded.get("prior", []):
-        assert_close(walk.prior(expected)["mean"].clamp(0, 1), expected["mean"])  # the seed clamps images
+        assert_close(model_passes.prior(expected)["mean"].clamp(0, 1), expected["mean"])  # the seed clamps images
 
 
 @pytest.mark.parametrize("name", RECORDINGS[:2])
