@@ -100,6 +100,9 @@ def read_whole(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+        parts = {name.rpartition("/")[2] for name in archive.namelist()}
+    if "data.pkl" not in parts or "constants.pkl" in parts:  # any other zip file, or TorchScript
+        raise pickle.UnpicklingError("not a file of torch.save")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -1,4 +1,4 @@
-"""The optimizers that `training_parameters.optimizer` can name. A new optimizer is one line of OPTIMIZERS."""
+"""The optimizers that `training_parameters.optimizer` can name; docs/extending.md says how to add one."""
 
 from __future__ import annotations
 

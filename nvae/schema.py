@@ -15,7 +15,7 @@ from nvae.errors import InvalidValueError
 MAX_COUNT = 10**9  # images and steps
 MAX_RATE = 1e6  # learning rates and other factors: float32 optimizers overflow far above
 MAX_SEED = 2**63 - 1  # torch's generators take 64 bits
-MAX_TOY_BYTES = 2**32  # toy_faces are drawn into memory
+MAX_DRAWN_BYTES = 2**32  # of images that the program draws into memory
 
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -25,9 +25,18 @@ PositiveRate = Annotated[float, Field(gt=0, le=MAX_RATE)]
 Portion = Annotated[float, Field(ge=0, le=1)]
 PathText = Annotated[str, Field(pattern=r"^[^\x00]*$")]  # no file name holds a zero character
 
-DatasetName = Literal["folder", "mnist", "fashion_mnist", "cifar10", "toy_faces"]
 SamplingMethod = Literal[
-    "bernoulli", "gaussian", "gaussian_mixture", "logistic", "logistic_mixture", "coupled_logistic_mixture"
+    "bernoulli",
+    "gaussian",
+    "gaussian_mixture",
+    "logistic",
+    "logistic_mixture",
+    "coupled_logistic_mixture",
+]
+OptimizerName = Literal[
+    "adamax",
+    "adam",
+    "adamw",
 ]
 WARMUPS = ("warmup_epochs", "warmup_steps", "warmup_portion")  # three ways to give the length of the KL warm-up
 SELECTING_KEYS = ("family", "dataset.name")  # their values decide which other keys exist
@@ -52,6 +61,9 @@ class DatasetConfig(Section):
         description="Draw every subpixel as 0 or 1 with its brightness as the probability: training images anew at "
         "every step, validation images once. Needs sampling_method: bernoulli.",
     )
+
+    def check(self, input_dimension: int) -> None:
+        """Raise InvalidValueError for keys that do not suit images of this size."""
 
 
 class FolderDataset(DatasetConfig):
@@ -85,8 +97,20 @@ class ToyFacesDataset(DatasetConfig):
         300, description="Number of faces for validation."
     )
 
+    def check(self, input_dimension: int) -> None:
+        most = MAX_DRAWN_BYTES // (3 * input_dimension**2)
+        for key in ("training_images", "validation_images"):
+            if (images := getattr(self, key)) > most:
+                raise InvalidValueError(
+                    f"dataset.{key}", images, f"at most {most} with input_dimension {input_dimension}"
+                )
 
-DATASET_CLASSES = (FolderDataset, DownloadedDataset, ToyFacesDataset)  # a new data set: its class here
+
+DATASET_CLASSES = (
+    FolderDataset,
+    DownloadedDataset,
+    ToyFacesDataset,
+)
 DATASETS: dict[str, type[DatasetConfig]] = {
     name: dataset for dataset in DATASET_CLASSES for name in get_args(dataset.model_fields["name"].annotation)
 }
@@ -122,7 +146,11 @@ def select_dataset(section: dict[str, Any], name: Any) -> dict[str, Any]:
 class TrainingParameters(Section):
     """The training schedule."""
 
-    optimizer: Literal["adamax", "adam", "adamw"] = Field("adamax", description="The optimizer.")
+    optimizer: OptimizerName = Field(
+        "adamax",
+        description="The optimizer. The defaults of learning_rate and optimizer_epsilon suit adamax; the others need "
+        "smaller ones, such as 1e-3 and 1e-8.",
+    )
     optimizer_epsilon: Annotated[float, Field(ge=1e-12, le=1)] = Field(
         1e-3, description="Added to the denominator of the optimizer's update."
     )
@@ -255,13 +283,7 @@ class ModelConfig(Section):
             raise InvalidValueError(
                 "dataset.binarize", True, f"False, or sampling_method bernoulli instead of {self.sampling_method}"
             )
-        if isinstance(self.dataset, ToyFacesDataset):
-            most = MAX_TOY_BYTES // (3 * self.input_dimension**2)
-            for key in ("training_images", "validation_images"):
-                if (images := getattr(self.dataset, key)) > most:
-                    raise InvalidValueError(
-                        f"dataset.{key}", images, f"at most {most} with input_dimension {self.input_dimension}"
-                    )
+        self.dataset.check(self.input_dimension)
         return self
 
     @classmethod

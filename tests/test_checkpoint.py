@@ -1,6 +1,7 @@
 import errno
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,15 @@ def test_load_refuses_another_programs_checkpoint(tmp_path):
     torch.save({"epoch": 1, "state_dict": {"weight": torch.zeros(2)}}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="another program"):
         load(tmp_path / "a.pt")
+
+
+def test_load_refuses_torchscript_and_other_zip_files_as_another_programs(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pt")
+    with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
+        archive.writestr("a.png", b"")
+    for name in ("script.pt", "pictures.zip"):
+        with pytest.raises(CheckpointError, match=f"{name} was written by another program"):
+            load(tmp_path / name)
 
 
 def rewrite(path, **changes):

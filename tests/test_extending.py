@@ -28,10 +28,10 @@ def follow(recipe: str, package_root: Path) -> None:
             file.write_text(f"{file.read_text()}\n\n{code}")
         else:
             assert language == "diff"
-            lines = code.splitlines()
-            old = "\n".join(line[1:] for line in lines if line.startswith("-"))
-            new = "\n".join(line[1:] for line in lines if line.startswith("+"))
-            assert file.read_text().count(old) == 1, (path, old)
+            lines = code.splitlines()  # a sign, or a space for a line that stays
+            old = "".join(f"{line[1:]}\n" for line in lines if not line.startswith("+"))
+            new = "".join(f"{line[1:]}\n" for line in lines if not line.startswith("-"))
+            assert file.read_text().count(old) == 1, f"the diff of {path} in docs/extending.md needs an update: {old}"
             file.write_text(file.read_text().replace(old, new))
 
 
@@ -71,11 +71,11 @@ CHECKS = {
     "A likelihood": ("sampling_method: laplace\n" + NETWORK + TOY, TRAIN),
     "A data set": (NETWORK + "dataset: {name: stripes, images: 20}\n", TRAIN),
     "An optimizer": (
-        NETWORK + TOY + "training_parameters: {optimizer: nadam, epochs: 1, batch_size: 8, evaluation_samples: 0}\n",
+        NETWORK + TOY + "training_parameters: {optimizer: radam, epochs: 1, batch_size: 8, evaluation_samples: 0}\n",
         "import torch\nfrom nvae.config import parse_config\nfrom nvae.training.trainer import Trainer\n"
         "from nvae.data.registry import load_data\n"
         "config = parse_config(CONFIG)\ntrainer = Trainer(config, load_data(config), torch.device('cpu'))\n"
-        "assert type(trainer.optimizer) is torch.optim.NAdam\n"
+        "assert type(trainer.optimizer) is torch.optim.RAdam\n"
         "trainer.step(trainer.data.training[:8])\n",
     ),
     "A family": ("family: mlp\ninput_dimension: 8\n" + TOY, TRAIN),

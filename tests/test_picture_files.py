@@ -1,5 +1,6 @@
 import errno
 import os
+import warnings
 
 import pytest
 from PIL import Image
@@ -19,6 +20,13 @@ def test_read_metadata_of_a_damaged_file_is_empty(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
     assert read_metadata(tmp_path / "a.png") == {}
     assert read_metadata(tmp_path / "missing.png") == {}
+
+
+def test_read_metadata_of_a_large_picture_warns_of_nothing(tmp_path):
+    path = save_picture(Image.new("1", (10_000, 10_000)), tmp_path / "a.png", {"seed": 3})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_metadata(path) == {"seed": "3"}
 
 
 def test_save_picture_full_disk_keeps_the_earlier_file(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@ import pytest
 
 from nvae.config import load_config
 from nvae.models.families import build_model
+from nvae.optim import OPTIMIZERS
 from nvae.summary import cost_per_image, num_parameters, summary, training_bytes
 
 
@@ -57,7 +58,7 @@ def test_cost_includes_the_padding(make_config):
     assert padded.operations == cost_per_image(make_config(input_dimension=16)).operations
 
 
-@pytest.mark.parametrize("optimizer", ["adamax", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_training_bytes_are_activations_weights_gradients_and_moments(make_config, optimizer):
     config = make_config(training_parameters={"optimizer": optimizer})
     parameters, cost = num_parameters(build_model(config)), cost_per_image(config)

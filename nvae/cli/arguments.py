@@ -15,7 +15,7 @@ ITERATIONS = 20
 MAX_DIGITS = 18  # of a whole number
 MAX_ITERATIONS = 100_000
 MAX_SECONDS = 600  # of an animation
-MAX_TEMPERATURE = 2.0  # usual; a higher one in a list is probably a decimal comma
+MAX_FACTOR = 2.0  # usual temperature or factor on the noise; a higher one in a list is probably a decimal comma
 PIXELS = ("mean", "most_likely", "sample")
 ANIMATION_FORMATS = ("webp", "gif", "mp4")
 
@@ -69,13 +69,13 @@ def numbers(text: str) -> list[float]:
     return values
 
 
-def temperatures(text: str) -> list[float]:
-    """Parse a temperature, or one per scale; warn if they look like one number with a decimal comma."""
+def per_scale(text: str) -> list[float]:
+    """Parse a factor, or one per scale; warn if they look like one number with a decimal comma."""
     values = numbers(text)
-    if len(values) > 1 and (0 in values or max(values) > MAX_TEMPERATURE):
+    if len(values) > 1 and (0 in values or max(values) > MAX_FACTOR):
         each = " and ".join(f"{value:g}" for value in values)
         print(
-            f"warning: {text} is read as {len(values)} temperatures, one per scale: {each}. "
+            f"warning: {text} is read as {len(values)} numbers, one per scale: {each}. "
             f"For one number, write a decimal point: {text.replace(',', '.', 1)}.",
             file=sys.stderr,
         )
@@ -115,7 +115,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Add [TEMPERATURE] and [ITERATIONS], both None if not given."""
     parser.add_argument(
         "temperature",
-        type=temperatures,
+        type=per_scale,
         nargs="?",
         metavar="TEMPERATURE",
         help="factor on the prior's standard deviations: 0.6 to 0.8 gives clean images, 1 the full variety; or one per "

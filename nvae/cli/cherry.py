@@ -22,9 +22,8 @@ from nvae.cli.arguments import (
     add_seed,
     add_show_seeds,
     chosen_seed,
-    numbers,
+    per_scale,
     print_warnings,
-    temperatures,
     up_to,
 )
 from nvae.cli.errors import INTERRUPTED
@@ -45,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_pixels(parser)
     parser.add_argument(
         "--scale-noise",
-        type=numbers,
+        type=per_scale,
         metavar="S[,S...]",
         help="factor on the noise, or one per scale, the coarsest first (default: 1)",
     )
@@ -63,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperature",
         dest="redo_temperature",
-        type=temperatures,
+        type=per_scale,
         metavar="T[,T...]",
         help="with --redo: another temperature (default: the recorded one)",
     )

@@ -23,9 +23,9 @@ from nvae.cli.arguments import (
     add_seed,
     animation_format,
     chosen_seed,
+    per_scale,
     print_warnings,
     reproduce_with_seed,
-    temperatures,
     up_to,
 )
 from nvae.cli.models import open_model, open_sampler
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_animation(parser, "animate the way from A to B and back", f"{ANIMATION_SECONDS}; with --walk 2 per sample")
     parser.add_argument(
         "--temperature",
-        type=temperatures,
+        type=per_scale,
         metavar="T[,T...]",
         help=f"temperature of samples, or one per scale (default: that of the picks, else {TEMPERATURE})",
     )

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nvae.cli.arguments import print_warnings
 from nvae.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -51,10 +50,24 @@ def open_sampler(
 
     temperature: one number, or one per scale. Also returns the digest of the model's weights.
     """
+    (sampler,) = open_samplers(model, path, [temperature], iterations)
+    return sampler, sampler.cache.weights
+
+
+def open_samplers(
+    model: HierarchicalVAE, path: str, temperatures: Sequence[Sequence[float]], iterations: int
+) -> list[Sampler]:
+    """Make a sampler per temperature as `open_sampler` does; print each different warning once."""
+    from nvae.arguments import format_values
     from nvae.inference.sampling import Sampler
     from nvae.inference.statistics_cache import StatisticsCache
 
     cache = StatisticsCache(model, path)
-    sampler = Sampler(model, temperature, iterations, cache, progress=progress_bar)
-    print_warnings(sampler.warnings)
-    return sampler, cache.weights
+    samplers = [Sampler(model, temperature, iterations, cache, progress=progress_bar) for temperature in temperatures]
+    warned: dict[str, list[str]] = {}
+    for sampler in samplers:
+        for warning in sampler.warnings:
+            warned.setdefault(warning, []).append(format_values(sampler.temperature))
+    for warning, at in warned.items():
+        print(warning if len(at) == len(samplers) else f"at temperature {', '.join(at)}: {warning}")
+    return samplers

@@ -17,9 +17,9 @@ from nvae.cli.arguments import (
     add_seed,
     chosen_seed,
     naturals,
+    per_scale,
     print_warnings,
     reproduce_with_seed,
-    temperatures,
 )
 from nvae.cli.models import open_model
 from nvae.cli.progress import progress_bar
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--temperature",
-        type=temperatures,
+        type=per_scale,
         metavar="T[,T...]",
         help="with --keep-groups: temperature of the groups sampled from the prior (default: 0, the prior's mean)",
     )

@@ -16,12 +16,12 @@ from nvae.cli.arguments import (
     add_show_seeds,
     chosen_seed,
     numbers,
+    per_scale,
     positive,
     reproduce_with_seed,
-    temperatures,
     up_to,
 )
-from nvae.cli.models import open_model, open_sampler
+from nvae.cli.models import open_model, open_sampler, open_samplers
 from nvae.errors import UserError
 
 ROWS, COLUMNS, SWEEP_COLUMNS = 3, 3, 8
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperature",
         dest="temperature_option",
-        type=temperatures,
+        type=per_scale,
         metavar="T[,T...]",
         help="the temperature as an option; then only ITERATIONS may follow MODEL (default: TEMPERATURE)",
     )
@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> None:
     columns = options.columns or (SWEEP_COLUMNS if options.sweep else COLUMNS)
     seeds = range(first_seed, first_seed + columns * (1 if options.sweep else options.rows or ROWS))
     rows = [[temperature] for temperature in options.sweep] if options.sweep else [options.temperature]
-    samplers = (open_sampler(model, options.model, temperature, options.iterations)[0] for temperature in rows)
+    samplers = open_samplers(model, options.model, rows, options.iterations)
     images = torch.cat([sampler.sample(seeds, options.pixels).cpu() for sampler in samplers])
     labels = [f"t = {temperature:g}" for temperature in options.sweep or []]
     captions = [str(seed) for seed in seeds] * len(rows) if options.show_seeds else []

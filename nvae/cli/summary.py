@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nvae.cli.models import find_model
 from nvae.errors import UserError
 
 PICTURE_SUFFIXES = (".png", ".gif", ".webp")
@@ -17,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         metavar="WHAT",
-        help="a config's name or YAML file, a .checkpoint or .model file, or a .png, .gif or .webp result",
+        help="the name of a config or of a trained run, a YAML, .checkpoint or .model file, or a .png, .gif or .webp "
+        "result; a name of both means the config",
     )
 
 
@@ -27,9 +29,11 @@ def run(options: argparse.Namespace) -> None:
         _describe_picture(path)
         return
     from nvae.checkpoint import load
-    from nvae.config import is_yaml, load_config
+    from nvae.config import available_configs, is_yaml, load_config
     from nvae.summary import summary
 
+    if options.what not in available_configs():
+        path = Path(find_model(options.what))
     if path.is_file() and not is_yaml(path):
         print(summary(load(path)["config"]))
     else:

@@ -13,11 +13,11 @@ from nvae.data.folder import load_folder
 from nvae.data.images import Data, binarize, map_chunks, to_float
 from nvae.data.mnist import load_mnist
 from nvae.data.toy_faces import load_toy_faces
-from nvae.schema import DatasetName, ModelConfig
+from nvae.schema import ModelConfig
 from nvae.seeds import seeded
 
 # Each loader takes the config and whether to show a progress bar.
-LOADERS: dict[DatasetName, Callable[[ModelConfig, bool], Data]] = {
+LOADERS: dict[str, Callable[[ModelConfig, bool], Data]] = {
     "folder": load_folder,
     "mnist": load_mnist,
     "fashion_mnist": load_mnist,

@@ -4,7 +4,7 @@ A likelihood turns the network's output (B, P, H, W) into a distribution over im
 per subpixel, (B, C, H, W), or per pixel, (B, 1, H, W), if the channels are coupled. A discrete likelihood gives
 probabilities of the 2^bits values, a continuous one gives densities.
 
-All likelihoods are in this one file of about 400 lines, because they share its helpers and are read side by side.
+All likelihoods are in this one file, long as the file is, because they share its helpers and are read side by side.
 """
 
 from __future__ import annotations

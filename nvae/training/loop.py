@@ -196,7 +196,7 @@ class _Training:
         """Evaluate the result on the validation images: evaluation.json and .png, once for a trained model."""
         trainer, schedule = self.trainer, self.trainer.schedule
         samples, stem = schedule.evaluation_samples, self.folder / "evaluation"
-        metadata = {"step": trainer.progress.step, "seed": schedule.seed}
+        metadata = {"model": self.name, "step": trainer.progress.step, "seed": schedule.seed}
         if samples == 0 or is_saved(stem, metadata | {"samples": samples}):
             return
         images, model = trainer.data.validation, trainer.eval_model

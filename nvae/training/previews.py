@@ -17,7 +17,7 @@ from nvae.data.images import Data, to_float
 from nvae.inference.reconstruction import reconstruct
 from nvae.inference.sampling import Sampler
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.picture_files import save_picture
+from nvae.picture_files import as_texts, save_picture
 from nvae.tools.animation import save_animation
 from nvae.tools.grids import grid, single
 
@@ -36,7 +36,7 @@ def draw_samples(model: HierarchicalVAE, folder: Path, step: int) -> Image.Image
     """
     rows = [Sampler(model, temperature, RECALIBRATION_PASSES).sample(COLUMNS) for temperature in TEMPERATURES]
     picture = grid(torch.cat(rows), COLUMNS, cell=96, labels=[f"t = {t:g}" for t in TEMPERATURES])
-    metadata = {"step": step, "temperatures": TEMPERATURES, "seed": 0, "iterations": RECALIBRATION_PASSES}
+    metadata = _metadata(folder, step) | {"temperatures": TEMPERATURES, "seed": 0, "iterations": RECALIBRATION_PASSES}
     save_picture(picture, folder / "samples.png", metadata)
     save_picture(single(_frame(rows)), folder / "samples" / f"step_{step:08d}.png", metadata)
     return picture
@@ -63,7 +63,8 @@ def draw_film(folder: Path) -> Path | None:
                 pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
             yield to_float(pixels[None], "cpu").repeat(REPEATS, 1, 1, 1)
 
-    return save_animation(frames(), folder / "samples.webp", "samples", "webp", {"temperatures": TEMPERATURES})
+    metadata = {"model": folder.name, "temperatures": TEMPERATURES}
+    return save_animation(frames(), folder / "samples.webp", "samples", "webp", metadata)
 
 
 def draw_reconstructions(model: HierarchicalVAE, data: Data, folder: Path, step: int) -> Image.Image:
@@ -79,7 +80,7 @@ def draw_reconstructions(model: HierarchicalVAE, data: Data, folder: Path, step:
     if len(originals) % COLUMNS and len(originals) > COLUMNS:  # full rows only
         pairs, labels = pairs[:2], labels[:2]
     picture = grid(torch.cat(pairs), min(COLUMNS, len(originals)), cell=96, labels=labels)
-    save_picture(picture, folder / "reconstructions.png", {"step": step})
+    save_picture(picture, folder / "reconstructions.png", _metadata(folder, step))
     return picture
 
 
@@ -87,6 +88,8 @@ def draw_curves(metrics: list[dict[str, Any]], groups: list[str], folder: Path) 
     """Draw bits_per_dimension.png and kl_per_group.png from lines of metrics; `groups` names the groups, top first."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    metadata = as_texts(_metadata(folder, metrics[-1]["step"]))
 
     def figure(title: str, ylabel: str) -> tuple[Figure, Any]:
         figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -103,14 +106,19 @@ def draw_curves(metrics: list[dict[str, Any]], groups: list[str], folder: Path) 
     axes.plot(*columns("bits_per_dimension"), label="training")
     axes.plot(*columns("validation_bits_per_dimension"), "o-", label="validation")
     axes.legend()
-    bits.savefig(folder / "bits_per_dimension.png", dpi=110)
+    bits.savefig(folder / "bits_per_dimension.png", dpi=110, metadata=metadata)
 
     kls, axes = figure("KL of each latent group, the top one first", "nats per image")
     epochs, kl_per_group = columns("kl_per_group")
     if epochs:
         axes.stackplot(epochs, *zip(*kl_per_group, strict=True), labels=groups, colors=_colors(len(groups)))
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", ncols=-(-len(groups) // 20))
-    kls.savefig(folder / "kl_per_group.png", dpi=110)
+    kls.savefig(folder / "kl_per_group.png", dpi=110, metadata=metadata)
+
+
+def _metadata(folder: Path, step: int) -> dict[str, object]:
+    """Name the run, as the commands take it for MODEL, and the step."""
+    return {"model": folder.name, "step": step}
 
 
 def _colors(count: int) -> list[Any]:

@@ -70,6 +70,14 @@ def test_summary_of_a_config_and_of_its_model_agree(command, trained):
     assert by_name.out.splitlines()[:10] == by_file.out.splitlines()[:10]
 
 
+def test_summary_takes_the_name_of_a_run(command, configs):
+    changes = ("--set", "training_parameters.epochs=1", "--set", "latent_size=3")
+    assert command("train.py", "little", "--name", "second", *changes).code == 0
+    by_name, by_file = (command("-m", "summary", what).out for what in ("second", "saved_weights/second.checkpoint"))
+    assert by_name == by_file
+    assert by_name != command("-m", "summary", "little").out  # a config's name means the config
+
+
 def test_summary_of_a_picture_prints_its_settings(command, trained, files):
     command("sample.py", "little", "0.7", "0", "--seed", "5", "--out", "a.png")
     lines = [line.split(maxsplit=1) for line in command("-m", "summary", "a.png").out.splitlines()]

@@ -62,6 +62,13 @@ def test_sample_sweep_has_one_row_per_temperature_that_spreads(command, files):
     assert spread[0] < spread[1] < spread[2]
 
 
+def test_sample_sweep_prints_a_warning_once(command):
+    _, out, _ = command("sample.py", "tiny", "--sweep", "0.5,1,1.5", "1")
+    assert len(out.splitlines()) == 3  # the warning about one pass, the file, the command
+    _, out, _ = command("sample.py", "tiny", "--sweep", "0.5,1.5,0.5", "1")
+    assert len(out.splitlines()) == 3
+
+
 def test_sample_temperature_per_scale(command, files, all_differ):
     for temperature in ("0.2,1.5", "1.5,0.2", "0.2"):
         command("sample.py", "tiny", temperature, "0", "--seed", "5", "--count", "1", "--out", temperature)

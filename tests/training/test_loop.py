@@ -12,6 +12,7 @@ from nvae.data.images import to_float
 from nvae.errors import UserError
 from nvae.evaluation.likelihood import evaluate
 from nvae.inference.reconstruction import reconstruct
+from nvae.picture_files import read_metadata
 from nvae.tools.grids import grid
 from nvae.training import loop, memory
 from nvae.training.loggers import read_metrics
@@ -111,6 +112,17 @@ def test_train_draws_samples_numbered_and_a_film(run, tmp_path):
     assert {"samples.png", "reconstructions.png", "kl_per_group.png", "bits_per_dimension.png"} < set(
         os.listdir(folder)
     )
+
+
+def test_train_pictures_name_the_run_and_the_step(run, tmp_path):
+    run()
+    folder = tmp_path / "runs" / "small"
+    pictures = [*folder.glob("*.png"), folder / "samples.webp"]
+    assert len(pictures) == 6
+    for path in pictures:
+        metadata = read_metadata(path)
+        assert metadata["model"] == "small"
+        assert metadata.get("step") == (None if path.suffix == ".webp" else "9")
 
 
 def test_train_continues_to_more_epochs_and_names_a_number_that_works(run, tmp_path):

@@ -78,6 +78,8 @@ class Selection(BaseModel):
 
 def load_selection(path: Path) -> Selection:
     """Read a selection from its .json file, or from the metadata of its picture. Raises UserError."""
+    if path.exists() and not path.is_file():  # a pipe would block forever
+        raise UserError(f"{path} is not a regular file: {EXPECTED}.")
     try:
         content = path.read_bytes()
     except OSError as error:

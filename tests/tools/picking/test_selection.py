@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from functools import cache
 
@@ -111,6 +112,13 @@ def test_load_selection_unreadable_file_names_it(tmp_path):
     for path in (tmp_path / "nowhere.json", tmp_path):
         with pytest.raises(UserError, match=path.name):
             load_selection(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_load_selection_refuses_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(UserError, match="pipe.json"):
+        load_selection(tmp_path / "pipe.json")
 
 
 def test_load_selection_reads_a_picture(pick, tmp_path):
