@@ -165,8 +165,8 @@ def test_elbo_has_the_kl_in_closed_form(config, few):
     assert evaluation.elbo.mean < evaluation.log_likelihood.mean
     (gains, sigma), _ = joint()[1]
     x = to_float(few, "cpu").double().flatten(1) - 0.5
-    mu, spread = x @ (0.6 * gains + 0.1), 1.4 * sigma
-    kl = 0.5 * (spread**2 + mu.square() - 1) - math.log(spread)
+    mu, sigma = x @ (0.6 * gains + 0.1), 1.4 * sigma
+    kl = 0.5 * (sigma**2 + mu.square() - 1) - math.log(sigma)
     assert evaluation.kl_per_group[0] == pytest.approx(kl.mean().item(), rel=1e-6)
 
 

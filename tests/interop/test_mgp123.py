@@ -128,8 +128,8 @@ def test_config_is_derived_from_shapes(file, make_model, changes, assumed):
 
 def test_config_with_the_name_of_the_yaml_needs_the_same_shapes(file):
     seed = load_config("gaussian_mixture")
-    narrow = config_from_dict(seed.model_dump() | {"channel_towers": 4}, "test")
-    for config, equal in ((seed, True), (narrow, False)):
+    smaller = config_from_dict(seed.model_dump() | {"channel_towers": 4}, "test")
+    for config, equal in ((seed, True), (smaller, False)):
         content = checkpoint_of(build_model(config), model_arch="a\\b/gaussian_mixture.yaml")
         imported = import_checkpoint(file(content)).model.config
         assert imported.channel_towers == config.channel_towers
