@@ -58,8 +58,8 @@ class DatasetConfig(Section):
     horizontal_flip: bool = Field(False, description="Mirror each training image with probability 0.5.")
     binarize: bool = Field(
         False,
-        description="Draw every subpixel as 0 or 1 with its brightness as the probability: training images anew at "
-        "every step, validation images once. Needs sampling_method: bernoulli.",
+        description="Draw every subpixel as 0 or 1 with its brightness as the probability: training images at every "
+        "step, validation images once. Needs sampling_method: bernoulli.",
     )
 
     def check(self, input_dimension: int) -> None:

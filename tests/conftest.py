@@ -1,4 +1,4 @@
-"""What the tests share: tiny models, private random streams, and the recordings of the original programs."""
+"""Fixtures of all tests: tiny models, random generators, and recordings of the original programs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nvae.models.hierarchy import HierarchicalVAE
 from nvae.models.nvae.network import NVAE
 from nvae.schema import ModelConfig
 
-# Here and in the programs that tests start: on tiny tensors threads only wait for each other.
+# One thread, also in the programs that tests start: on tiny tensors, more threads are slower.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MPLBACKEND"] = "agg"  # no window on a developer's desktop
@@ -58,7 +58,7 @@ def reference() -> Path:
 
 @pytest.fixture(scope="session")
 def recording() -> Callable[[str], dict[str, Any]]:
-    """A function: what an original program computed on random weights, by the name of the file in tests/data."""
+    """A function: a recording of an original program with random weights, by the name of its file in tests/data."""
 
     @functools.cache
     def recording(name: str) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def make_model(make_config: Callable[..., ModelConfig]) -> Callable[..., Hierarc
 
 @pytest.fixture
 def generator() -> torch.Generator:
-    """A private random stream, the same in every test."""
+    """A new random generator with the same seed in every test."""
     return torch.Generator().manual_seed(0)
 
 
@@ -118,14 +118,14 @@ COMMANDS_ON_A_DEVICE = ("evaluate", "interpolate", "reconstruct")
 
 
 class Result(NamedTuple):
-    """What a command left behind."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
     error: str
 
     def assert_refused(self, pattern: str) -> None:
-        """Bad input: exit code 2, and one sentence, which the pattern describes."""
+        """Assert exit code 2 and one line of error text that matches the pattern."""
         assert self.code == 2, self
         assert re.search(pattern, self.error), self.error
         assert "Traceback" not in self.error

@@ -118,7 +118,7 @@ def _exit_code(main: Callable[[], int | None], command: str) -> int:
 def _drop_unusable_backend() -> None:
     """Remove MPLBACKEND from the environment if matplotlib refuses it here: pictures are files in any case."""
     backend = os.environ.pop("MPLBACKEND", "")
-    if not backend or backend.startswith("module://"):  # those of notebooks are no use in a program
+    if not backend or backend.startswith("module://"):  # a backend of a notebook does not work in a program
         return
     import matplotlib  # without the variable: with a wrong one, the import itself fails
 

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"with --nll: importance samples per image (default: {IMPORTANCE_SAMPLES})",
     )
     parser.add_argument(
-        "--dataset", metavar="NAME", help="name of a data set, such as mnist or folder (default: that of the model)"
+        "--dataset", metavar="NAME", help="name of a data set, such as mnist or folder (default: the model's data set)"
     )
     parser.add_argument("--path", help="folder of the data set (default: the folder used in training)")
     parser.add_argument(

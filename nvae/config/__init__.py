@@ -103,8 +103,8 @@ def parse_config(text: str, overrides: Sequence[str] = (), source: str = "the co
 def config_from_dict(data: Mapping[str, Any], source: str, resolved: bool = False) -> ModelConfig:
     """Return the config of a plain dictionary; `source` names the dictionary in messages. Raises ConfigError.
 
-    resolved: the dictionary is the whole config of an existing model, as in a checkpoint. Defaults, and those of a
-    style, do not apply to keys that are newer than the dictionary (`migrations.NEW_KEYS`).
+    resolved: the dictionary is the whole config of an existing model, as in a checkpoint. Keys that are newer than the
+    dictionary then keep the earlier behavior (`migrations.NEW_KEYS`) instead of the defaults of a style.
     """
     return _validated(dict(data), resolved or data.get(RESOLVED) is True, {}, source)
 

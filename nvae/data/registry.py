@@ -30,7 +30,7 @@ def load_data(config: ModelConfig, progress: bool = False) -> Data:
     """Load the data set of a config, with the config's `input_dimension` and `image_channels`. Raises UserError.
 
     With `dataset.binarize`, validation images are binarized once, with the same result in every run, so that their
-    likelihoods are comparable. Training images are not: training binarizes them anew at every step.
+    likelihoods are comparable. Training images stay gray here: every training step binarizes its batch.
     """
     data = LOADERS[config.dataset.name](config, progress)
     return replace(data, validation=_binarized_once(data.validation, "validation", config))

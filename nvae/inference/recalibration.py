@@ -133,7 +133,7 @@ def measure(
     with eval_mode(model), restored_batch_norms(norms.values()):
         for norm in norms.values():
             norm.train()
-            norm.momentum = 1.0  # after a pass, the running statistics are those of the pass
+            norm.momentum = 1.0  # the running statistics become the statistics of the pass
             norm.running_mean = norm.running_mean.clone()
             norm.running_var = norm.running_var.clone()
             norm.num_batches_tracked = norm.num_batches_tracked.clone()

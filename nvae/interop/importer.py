@@ -26,7 +26,7 @@ class Project(Protocol):
     NAME: str
 
     def matches(self, state: Mapping[str, Tensor]) -> bool:
-        """Return whether the names of the weights are those of this project."""
+        """Return whether the weights have the names of this project."""
 
     def latent_groups(self, state: Mapping[str, Tensor]) -> int:
         """Count the latent groups whose weights are there."""

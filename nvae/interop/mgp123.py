@@ -20,7 +20,7 @@ NAME = "the seed project (mgp123)"
 
 
 def matches(state: Mapping[str, Tensor]) -> bool:
-    """Return whether the names of the weights are those of the seed project."""
+    """Return whether the weights have the names of the seed project."""
     return latent_groups(state) > 0
 
 

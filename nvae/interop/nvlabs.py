@@ -37,7 +37,7 @@ _SCHEDULE = {
 
 
 def matches(state: Mapping[str, Tensor]) -> bool:
-    """Return whether the names of the weights are those of the original NVAE."""
+    """Return whether the weights have the names of the original NVAE."""
     return latent_groups(state) > 0
 
 
@@ -138,7 +138,7 @@ def _schedule(args: Mapping[str, Any]) -> dict[str, Any]:
     if args.get("weight_decay_norm_anneal") is True and initial is not None:
         schedule["regularization_constant_initial"] = initial
     processes = [_number(args, key) for key in ("num_process_per_node", "num_proc_node")]
-    if "batch_size" in schedule:  # the original's is that of one GPU
+    if "batch_size" in schedule:  # in the original, the batch size of one GPU
         schedule["batch_size"] *= math.prod(n for n in processes if n is not None)
     return schedule
 

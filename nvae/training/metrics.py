@@ -11,7 +11,7 @@ from nvae.schema import ModelConfig
 from nvae.training.trainer import Trainer
 
 COLLAPSED_KL = 0.01  # nats per image
-DIVERGED_BITS = 4  # bits per dimension above those of the uniform distribution
+DIVERGED_BITS = 4  # bits per dimension above the uniform distribution
 
 
 def with_bound(values: dict[str, Any], trainer: Trainer) -> dict[str, Any]:

@@ -263,7 +263,7 @@ class Trainer:
             training = training | {"regularizers": regularizers}
             warnings.append(
                 f"{path} was written by version 1, which regularized other convolutions: the power iterations of the "
-                "spectral regularization start anew."
+                "spectral regularization start again."
             )
         if mismatch := find_mismatch(training, self._template(training), "training"):
             raise CheckpointError(

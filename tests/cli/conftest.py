@@ -71,12 +71,12 @@ def configs(folder):
 
 @pytest.fixture
 def typed(monkeypatch):
-    """A function: what is typed into the next command."""
+    """A function that sets the typed input of the next command."""
     return lambda *lines: monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
 
 
 class Files:
-    """What the tests ask about files."""
+    """Functions about files, as static methods."""
 
     @staticmethod
     def all(folder):
@@ -114,5 +114,5 @@ def files():
 
 @pytest.fixture
 def all_differ():
-    """A function: whether no two arrays are the same."""
+    """A function: whether all arrays are different."""
     return lambda arrays: len({array.tobytes() for array in arrays}) == len(arrays)

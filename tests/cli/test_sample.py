@@ -58,8 +58,8 @@ def test_sample_sweep_has_one_row_per_temperature_that_spreads(command, files):
         assert picture.height == 3 * 164 + 4
         assert (picture.text["temperature"], picture.text["iterations"]) == ("[0.0, 0.5, 2.0]", "3")
         cells = np.asarray(picture, int)[4:, picture.width - 2 * 164 :]
-    spread = [np.abs(row[:, :160] - row[:, 164:324]).mean() for row in cells.reshape(3, 164, 328, 3)[:, :160]]
-    assert spread[0] < spread[1] < spread[2]
+    differences = [np.abs(row[:, :160] - row[:, 164:324]).mean() for row in cells.reshape(3, 164, 328, 3)[:, :160]]
+    assert differences[0] < differences[1] < differences[2]
 
 
 def test_sample_sweep_prints_a_warning_once(command):

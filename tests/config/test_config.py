@@ -1,4 +1,4 @@
-"""Configs: what loads, what a style fills in, overrides, and files of earlier versions."""
+"""Configs: loading, styles, overrides, and files of earlier versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a config: the fields of ConfigError, one snapshot of its messages, and hostile files."""
+"""Errors of configs: the fields of ConfigError, one snapshot of the messages, and hostile files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ latent_size: 4
 
 
 def error_of(text: str, *overrides: str) -> ConfigError:
-    """The error of a text that is refused, with a message of one printable line."""
+    """Return the error of a refused text; check that the message is one printable line."""
     with pytest.raises(ConfigError) as caught:
         parse_config(text, overrides, source="my.yaml")
     assert str(caught.value).isprintable()
@@ -27,7 +27,7 @@ def error_of(text: str, *overrides: str) -> ConfigError:
 
 
 def test_messages_render_as_recorded(tmp_path):
-    """The one test of wording: every kind of error once."""
+    """The only test of wording: every kind of error once."""
     (tmp_path / "image.yaml").write_bytes(b"\xff\xfe\x00\x89PNG")
     with pytest.raises(ConfigError) as unreadable:
         load_config(tmp_path / "image.yaml")

@@ -26,13 +26,13 @@ def images_u8():
 
 # --------------------------------------------------------------------------- a model with a known marginal likelihood
 
-SLOPE, SPREAD = 0.7, 0.8  # z2 = SLOPE z1 + SPREAD noise
+SLOPE, SIGMA = 0.7, 0.8  # z2 = SLOPE z1 + SIGMA noise
 WEIGHT = torch.tensor([[0.3, -0.2], [0.1, 0.25], [0.05, 0.1]], dtype=torch.float64)  # x = 0.5 + WEIGHT z + NOISE noise
 NOISE = 0.15
 
 
 class LinearGroup(LatentGroup):
-    """One number per group; the state is all numbers so far, (B, groups, 1, 1); no clamps, so that all is Gaussian."""
+    """A group with one latent number, without clamps, so that all distributions are Gaussian. State: all z so far."""
 
     level = Level(1, resolution=1, encoder_channels=2, decoder_channels=1, latent_size=1)
 
@@ -44,7 +44,7 @@ class LinearGroup(LatentGroup):
         if self.index == 0:
             zeros = state.new_zeros(len(state), 1, 1, 1)
             return state, DiagonalNormal(zeros, torch.ones_like(zeros))
-        return state, DiagonalNormal(SLOPE * state, torch.full_like(state, SPREAD))
+        return state, DiagonalNormal(SLOPE * state, torch.full_like(state, SIGMA))
 
     def posterior(self, state, features, prior):
         given = torch.cat([features, state], 1)  # x, then z above
@@ -66,7 +66,7 @@ class Linear:
 
 
 class LinearModel(HierarchicalVAE):
-    """Images (B, 3, 1, 1). The features of both groups are the centered images; the decoder gives z itself."""
+    """A model of images (B, 3, 1, 1). The features of both groups are the centered images; the decoder returns z."""
 
     def __init__(self, config, levels, groups):
         config = config.model_copy(update={"input_dimension": 1})
@@ -85,7 +85,7 @@ class LinearModel(HierarchicalVAE):
 
 
 def linear_gaussian(config, exact: bool) -> HierarchicalVAE:
-    """exact: with the true posterior; else with one that is off in mean and spread."""
+    """Build the model. exact: with the true posterior; False for a posterior with wrong means and sigmas."""
     covariance, posterior = joint()
     if not exact:
         posterior = [(0.6 * gains + 0.1, sigma * 1.4) for gains, sigma in posterior]
@@ -95,10 +95,11 @@ def linear_gaussian(config, exact: bool) -> HierarchicalVAE:
 
 
 def joint():
-    """The covariance of (z1, z2, x1, x2, x3), and the posteriors q(z1 | x), q(z2 | x, z1): gains and sigma."""
-    of_z = torch.tensor([[1, SLOPE], [SLOPE, SLOPE**2 + SPREAD**2]], dtype=torch.float64)
-    of_x = WEIGHT @ of_z @ WEIGHT.T + NOISE**2 * torch.eye(3, dtype=torch.float64)
-    covariance = torch.cat([torch.cat([of_z, of_z @ WEIGHT.T], 1), torch.cat([WEIGHT @ of_z, of_x], 1)])
+    """Return the covariance of (z1, z2, x1, x2, x3), and gains and sigma of the posteriors q(z1 | x), q(z2 | x, z1)."""
+    z_covariance = torch.tensor([[1, SLOPE], [SLOPE, SLOPE**2 + SIGMA**2]], dtype=torch.float64)
+    x_covariance = WEIGHT @ z_covariance @ WEIGHT.T + NOISE**2 * torch.eye(3, dtype=torch.float64)
+    xz_covariance = WEIGHT @ z_covariance
+    covariance = torch.cat([torch.cat([z_covariance, xz_covariance.T], 1), torch.cat([xz_covariance, x_covariance], 1)])
 
     def conditional(unknown, known):
         inverse = torch.linalg.inv(covariance[known][:, known])
@@ -164,12 +165,12 @@ def test_elbo_has_the_kl_in_closed_form(config, few):
     assert evaluation.elbo.mean < evaluation.log_likelihood.mean
     (gains, sigma), _ = joint()[1]
     x = to_float(few, "cpu").double().flatten(1) - 0.5
-    mu, spread = x @ (0.6 * gains + 0.1), 1.4 * sigma
-    kl = 0.5 * (spread**2 + mu.square() - 1) - math.log(spread)
+    mu, sigma = x @ (0.6 * gains + 0.1), 1.4 * sigma
+    kl = 0.5 * (sigma**2 + mu.square() - 1) - math.log(sigma)
     assert evaluation.kl_per_group[0] == pytest.approx(kl.mean().item(), rel=1e-6)
 
 
-# -------------------------------------------------------------------------------------------------- as it is used
+# -------------------------------------------------------------------------------------------------- tiny networks
 
 
 def test_one_sample_gives_the_mean_bound_of_the_images(make_model, images_u8):
@@ -193,7 +194,7 @@ def test_one_sample_gives_the_mean_bound_of_the_images(make_model, images_u8):
 
 
 def test_incomplete_batch_counts_by_its_images(make_model, images_u8):
-    """Noise apart, which only the sampled terms see: the KL of the top group depends on the image alone."""
+    """The KL of the top group depends on the images alone, not on the noise."""
     model = make_model()
     parts, whole = evaluate(model, images_u8, batch_size=4), evaluate(model, images_u8, batch_size=10)
     assert parts.images == whole.images == 10
@@ -213,7 +214,7 @@ def test_images_are_encoded_once_and_passes_are_bounded(make_model, images_u8, b
 
 
 def test_features_and_targets_are_repeated_together(make_model, images_u8):
-    """Repeating features and images must go together: with a mistake the reconstruction would be of another image."""
+    """Features and images are repeated in the same order, else an image is compared with another reconstruction."""
     model = make_model()
     alone = [evaluate(model, image[None], 8, 4).kl_per_group[0] for image in images_u8[:3]]
     together = evaluate(model, images_u8[:3], 12, 4)
@@ -285,7 +286,7 @@ def test_standard_error_of_a_single_image_is_nan():
 
 
 class Moving(LinearGroup):
-    """Three latents: one follows the image, one the z above alone, one is far from its prior, always equally."""
+    """Three latents: the first mean depends on the image, the second on the z above; the third is constant."""
 
     def prior(self, state):
         zeros = state.new_zeros(len(state), 3, 1, 1)
@@ -299,7 +300,7 @@ class Moving(LinearGroup):
 
 @pytest.mark.parametrize(("gain", "active"), [(2.0, [1, 2]), (0.05, [0, 0])])
 def test_active_unit_follows_the_image(config, gain, active):
-    """The z above moves with the image too, and so does what follows it; its noise does not count."""
+    """A latent that depends on the z above is active if the mean of that z depends on the image."""
     groups = [Moving(i, gain, 0.0) for i in range(2)]
     for group in groups:
         group.level = Level(1, 1, 2, 1, latent_size=3)

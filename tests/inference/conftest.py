@@ -16,13 +16,13 @@ def assert_within_fixture() -> Callable[..., None]:
 
 @pytest.fixture(scope="module")
 def bernoulli_model(make_model):
-    """A tiny model whose mean images are not clamped anywhere."""
+    """A tiny model whose mean images are never clamped."""
     return make_model(sampling_method="bernoulli")
 
 
 @pytest.fixture
 def passes(monkeypatch):
-    """A function: the outputs of all later top-down passes of a model, in a list."""
+    """A function that returns a list, to which all later top-down passes of a model append their outputs."""
 
     def spy(model):
         outputs, top_down = [], model.top_down

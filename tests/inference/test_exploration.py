@@ -18,7 +18,7 @@ from nvae.models.hierarchy import FromNoise
 
 GROUPS = 4
 TEMPERATURE = 0.7
-KINDS = {
+VARIANTS = {
     "plain": {},
     "fixed flows": {"num_flows": 1, "fixed_flows": True},
     "nvlabs": {"style": "nvlabs", "num_flows": 1},
@@ -42,7 +42,7 @@ def base(sampler):
 
 
 def with_noise_at(base, group, noise):
-    """The noise (K, L, H, W) of every group: given for one group, that of the base point for the others."""
+    """Return noise (K, L, H, W) per group: `noise` for one group, the base point's noise for the other groups."""
     return [noise if index == group else kept.expand(len(noise), -1, -1, -1) for index, kept in enumerate(base.noise)]
 
 
@@ -67,9 +67,9 @@ def test_base_point_is_the_image_of_its_noise(sampler, base, assert_within):
     assert list(base.states) == list(range(GROUPS))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_resampled_image_is_that_of_a_whole_pass_with_the_same_noise(make_model, kind, assert_within):
-    model = make_model(**KINDS[kind] | {"sampling_method": "bernoulli"})
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resample_group_equals_a_whole_pass_with_the_same_noise(make_model, variant, assert_within):
+    model = make_model(**VARIANTS[variant] | {"sampling_method": "bernoulli"})
     sampler = Sampler(model, [0.4, 0.9], iterations=2)
     base = base_point(sampler, sampler.noise([3]))
     for group in range(GROUPS):
@@ -81,8 +81,8 @@ def test_resampled_image_is_that_of_a_whole_pass_with_the_same_noise(make_model,
 
 @ANY_GROUP
 @torch.no_grad()
-def test_resampling_a_group_changes_no_group_above(model, sampler, base, group, passes, assert_within):
-    """The groups above are not computed; in a whole pass they have the same z."""
+def test_resample_group_changes_no_group_above(model, sampler, base, group, passes, assert_within):
+    """Groups above the resampled group are not computed; a whole pass gives them the same z."""
     noise = draw_group_noise(model, group, 3, seed=1)
     whole = model.top_down(FromNoise(with_noise_at(base, group, noise), TEMPERATURE), 3)
     unchanged = model.top_down(FromNoise(base.noise, TEMPERATURE), 1)
@@ -98,7 +98,7 @@ def test_resampling_a_group_changes_no_group_above(model, sampler, base, group, 
             assert (output.groups[index].z - unchanged.groups[index].z).abs().amax((1, 2, 3)).min() > 1e-3, index
 
 
-def test_resampled_image_does_not_depend_on_the_others(model, sampler, base, assert_within):
+def test_resample_group_image_does_not_depend_on_the_batch(model, sampler, base, assert_within):
     noise = draw_group_noise(model, 2, 5, seed=1)
     together = resample_group(sampler, base, 2, noise)
     assert_within(resample_group(sampler, base, 2, noise[3:4])[0], together[3])
@@ -107,7 +107,7 @@ def test_resampled_image_does_not_depend_on_the_others(model, sampler, base, ass
 
 
 def test_group_noise_does_not_depend_on_the_number_of_draws(model):
-    """Also where the size is not a multiple of 16, which torch draws at once."""
+    """Also if the size is not a multiple of 16, the number of values that torch draws together."""
     for group in range(GROUPS):
         many = draw_group_noise(model, group, 5, seed=1)
         assert all(torch.equal(draw_group_noise(model, group, n, seed=1), many[:n]) for n in range(1, 5)), group
@@ -147,7 +147,7 @@ def test_explore_resamples_every_group_in_turn(model, sampler, base, assert_with
         assert_within(images, sampler.decode(with_noise_at(base, group, noise)))
 
 
-def test_drawn_pixels_have_one_seed_for_all_images(sampler):
+def test_resample_group_draws_pixels_with_one_seed(sampler):
     base = base_point(sampler, sampler.noise([3]), "sample", pixel_seed=5)
     same = resample_group(sampler, base, 1, base.noise[1].expand(2, -1, -1, -1))
     assert torch.equal(same, base.image.expand(2, -1, -1, -1))
@@ -167,7 +167,7 @@ def test_group_noise_refuses_wrong_arguments(model, wrong):
         draw_group_noise(model, **{"group": 0, "count": 1} | wrong)
 
 
-def test_noise_of_another_shape_is_refused(sampler, base):
+def test_resample_group_refuses_noise_of_another_shape(sampler, base):
     with pytest.raises(ArgumentError):
         base_point(sampler, sampler.noise([1, 2]))
     for group, noise in ((0, base.noise[3]), (3, base.noise[3][0]), (4, base.noise[3])):
@@ -178,7 +178,7 @@ def test_noise_of_another_shape_is_refused(sampler, base):
 # ----------------------------------------------------------------------------------------------------- positions
 
 
-def test_every_position_is_resampled_by_itself(model, sampler, base, resampled):
+def test_explore_positions_resamples_one_position_at_a_time(model, sampler, base, resampled):
     group, count = 3, 2
     explore_positions(sampler, base, group, count, keep=3)
     *every, kept = resampled
@@ -189,8 +189,8 @@ def test_every_position_is_resampled_by_itself(model, sampler, base, resampled):
     assert (kept != base.noise[group]).any(1).sum((1, 2)).tolist() == [1] * 3 * count
 
 
-def test_influence_and_where_are_means_over_all_draws(model, sampler, base, assert_within):
-    """Against every position and draw decoded by itself."""
+def test_explore_positions_influence_and_where_are_means_over_draws(model, sampler, base, assert_within):
+    """Compare with a separate pass for every position and draw."""
     group, count = 2, 3
     height, width = model.noise_shapes[group][1:]
     fresh = draw_group_noise(model, group, count, 5, 2.0)
@@ -212,19 +212,19 @@ def test_influence_and_where_are_means_over_all_draws(model, sampler, base, asse
         assert_within(effects.changes[index], change[row, column].mean(0))
 
 
-def test_strongest_positions_are_those_of_largest_influence(sampler, base):
+def test_explore_positions_strongest_have_the_largest_influence(sampler, base):
     effects = explore_positions(sampler, base, 3, 1, keep=5)
     influences = [effects.influence[position].item() for position in effects.strongest]
     assert influences == sorted(effects.influence.flatten().tolist(), reverse=True)[:5]
     assert len(set(effects.strongest)) == 5
 
 
-def test_at_most_all_positions_are_kept(sampler, base):
+def test_explore_positions_keeps_at_most_all_positions(sampler, base):
     effects = explore_positions(sampler, base, 0, 1, keep=8)
     assert len(effects.strongest) == len(effects.images) == len(effects.changes) == 4
 
 
-def test_positions_at_strength_zero_do_not_depend_on_the_number_of_draws(sampler, base, assert_within):
+def test_explore_positions_at_strength_zero_does_not_depend_on_the_draws(sampler, base, assert_within):
     one, three = (explore_positions(sampler, base, 1, count, strength=0.0) for count in (1, 3))
     assert_within(one.influence, three.influence)
     assert_within(one.where, three.where)
@@ -261,8 +261,8 @@ def test_sweep_step_from_the_last_frame_to_the_first_is_like_the_others(sampler,
 
 
 @torch.no_grad()
-def test_resampling_costs_less_from_group_to_group(make_model):
-    """In multiplications, per image."""
+def test_resample_group_costs_less_for_lower_groups(make_model):
+    """Compare the numbers of multiplications per image."""
     model = make_model().requires_grad_(False)
     sampler = Sampler(model, TEMPERATURE, iterations=0)
     noise = model.no_noise(1)
@@ -275,11 +275,11 @@ def test_resampling_costs_less_from_group_to_group(make_model):
         return counter.get_total_flops() // count
 
     whole = operations(1, sampler.decode, noise)
-    assert operations(1, base_point, sampler, noise) == whole  # keeping the states costs nothing
+    assert operations(1, base_point, sampler, noise) == whole  # returning the states costs no operations
     resampled = []
     for group in range(GROUPS):
         zeros = torch.zeros(5, *model.noise_shapes[group])
         resampled.append(operations(5, resample_group, sampler, base, group, zeros))
-    assert resampled[0] == whole  # there is only a constant above the top group
+    assert resampled[0] == whole  # no layer precedes the top group
     assert resampled == sorted(set(resampled), reverse=True)
     assert resampled[-1] > 0

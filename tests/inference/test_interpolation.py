@@ -18,7 +18,7 @@ def sampler(bernoulli_model):
 
 @pytest.fixture
 def noise_of_passes(sampler, monkeypatch):
-    """The noise of every later pass of the sampler, (B, ...) per group."""
+    """A list that receives the noise of every later pass of the sampler, (B, ...) per group."""
     noises, top_down = [], sampler.top_down
 
     def spy(noise, *args, **options):
@@ -50,7 +50,7 @@ def test_slerp_ends_at_its_arguments(assert_within):
 def test_slerp_turns_at_constant_speed(assert_within):
     a, b = draws(2, 50)
     times = torch.linspace(0, 1, 11, dtype=torch.float64)
-    points = slerp(a, 3 * b, times)  # of any length: the plane and the angle stay the same
+    points = slerp(a, 3 * b, times)  # the length of b changes neither the plane nor the angle
     whole = angles(b, a)
     between = slerp(a / a.norm(), b / b.norm(), times)
     assert_within(angles(between, a), times * whole, 1e-7)
@@ -88,7 +88,7 @@ def test_slerp_from_zero_to_zero_is_zero():
 
 
 def test_slerp_of_almost_equal_points_is_almost_linear(assert_within):
-    """In float32, down to angles whose cosine is 1."""
+    """In float32, also for angles whose cosine rounds to 1."""
     a, other = draws(2, 200).float()
     times = torch.linspace(0, 1, 5)
     for size in 10.0 ** -torch.arange(2, 9):
@@ -158,7 +158,7 @@ def test_interpolation_refuses_other_times(sampler, times):
 # ----------------------------------------------------------------------------------------------------------- mix
 
 
-def test_mixture_has_the_first_groups_of_one_image_and_the_rest_of_another(bernoulli_model, assert_within):
+def test_mix_takes_the_first_groups_of_one_image_and_the_rest_of_another(bernoulli_model, assert_within):
     sampler = Sampler(bernoulli_model, iterations=0)
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     coarse, fine = ([group[i : i + 1] for group in encode(bernoulli_model, images)] for i in (0, 1))
@@ -184,7 +184,7 @@ def test_walk_starts_at_the_first_seed_and_passes_every_other(sampler, assert_wi
     [([1, 2, 3], 12), ([1, 2, 3], 10), ([1, 2], 3), ([1], 4), ([1, 2, 3, 4], 3), ([1, 2, 3], 1)],
 )
 def test_walk_is_evenly_spaced_on_the_closed_curve(sampler, noise_of_passes, assert_within, seeds, frames):
-    """Frame f is at f * seeds / frames, where whole numbers are the seeds and then the first one again."""
+    """Frame f is at position f * seeds / frames; whole positions are the seeds, the last one the first seed again."""
     assert len(torch.cat(list(walk(sampler, seeds, frames)))) == frames
     for group, ends in enumerate(seed_noise(sampler.model, [*seeds, seeds[0]])):
         noise = torch.cat([part[group] for part in noise_of_passes])

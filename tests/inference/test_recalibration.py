@@ -36,13 +36,13 @@ def momenta_of(model):
 
 
 @pytest.mark.parametrize("style", ["mgp123", "nvlabs"])
-def test_prior_batch_norms_are_those_of_the_decoder(make_model, style):
+def test_prior_batch_norms_are_the_decoders(make_model, style):
     model = make_model(style=style)
     names = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
     assert list(prior_batch_norms(model)) == [name for name in names if not name.startswith("encoder")]
 
 
-def test_prior_batch_norms_exclude_those_of_the_posterior(make_model):
+def test_prior_batch_norms_exclude_posterior_heads(make_model):
     """A family may have batch norms in posterior heads, which a pass from the prior does not use."""
     model = make_model()
     before = list(prior_batch_norms(model))
@@ -53,7 +53,7 @@ def test_prior_batch_norms_exclude_those_of_the_posterior(make_model):
     assert list(statistics.means) == before
 
 
-def test_prior_batch_norms_exclude_those_without_running_statistics(make_model):
+def test_prior_batch_norms_exclude_norms_without_running_statistics(make_model):
     model = make_model()
     model.output.head = nn.Sequential(nn.BatchNorm2d(4, track_running_stats=False), model.output.head)
     model.output.head.out_channels = model.output.head[1].out_channels
@@ -72,8 +72,8 @@ def test_measure_of_a_model_without_batch_norms_is_none(make_model, monkeypatch)
 # ---------------------------------------------------------------------------------------------------- statistics
 
 
-def test_statistics_are_the_exact_averages_of_the_passes(make_model):
-    """Against moments from hooks: the mean of the passes' means; mean variance plus variance of means."""
+def test_measure_averages_the_passes_exactly(make_model):
+    """Compare with moments from hooks: the mean of the means; the mean variance plus the variance of the means."""
     model, iterations = make_model(), 5
     name = "groups.3.cells.0.norm3"
     inputs = []
@@ -82,7 +82,7 @@ def test_statistics_are_the_exact_averages_of_the_passes(make_model):
     generator = seeded(0, "batch-norm readjustment")
     for module in model.modules():
         if isinstance(module, _BatchNorm):
-            module.momentum = 0.0  # looking changes nothing
+            module.momentum = 0.0  # these passes must not change the statistics
     with torch.no_grad():
         for _ in range(iterations):
             model.top_down(FromNoise(model.draw_noise(PASS_IMAGES, generator), 0.7), PASS_IMAGES)
@@ -95,13 +95,13 @@ def test_statistics_are_the_exact_averages_of_the_passes(make_model):
     torch.testing.assert_close(statistics.variances[name].double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_statistics_of_one_temperature_are_always_the_same(make_model):
+def test_measure_is_deterministic(make_model):
     one, other = (measure(make_model(), 0.7, 3) for _ in range(2))
     assert all(torch.equal(one.means[name], other.means[name]) for name in one.means)
     assert all(torch.equal(one.variances[name], other.variances[name]) for name in one.variances)
 
 
-def test_measure_leaves_the_model_and_the_random_state_as_they_were(make_model):
+def test_measure_restores_the_model_and_the_random_state(make_model):
     model = make_model()
     before, momenta, random_state = state(model), momenta_of(model), torch.get_rng_state()
     statistics = measure(model, 0.7, 2)
@@ -110,7 +110,7 @@ def test_measure_leaves_the_model_and_the_random_state_as_they_were(make_model):
     assert not any(torch.equal(before[f"{name}.running_mean"], mean) for name, mean in statistics.means.items())
 
 
-def test_measure_that_is_interrupted_leaves_the_model_as_it_was(make_model, monkeypatch):
+def test_measure_interrupted_restores_the_model(make_model, monkeypatch):
     model = make_model()
     before, momenta, top_down, passes = state(model), momenta_of(model), model.top_down, []
 
@@ -127,7 +127,7 @@ def test_measure_that_is_interrupted_leaves_the_model_as_it_was(make_model, monk
     assert_unchanged(model, before, momenta)
 
 
-def test_statistics_that_are_not_finite_are_refused(make_model):
+def test_measure_refuses_statistics_that_are_not_finite(make_model):
     model = make_model()
     model.groups[-1].decoder_combiner.bias.data.fill_(float("inf"))
     before, momenta = state(model), momenta_of(model)
@@ -151,7 +151,7 @@ def test_with_statistics_sets_and_restores_them_also_after_an_error(make_model):
     assert_unchanged(model, before, momenta)
 
 
-def test_restored_batch_norms_keep_the_very_same_tensors():
+def test_restored_batch_norms_keep_the_same_tensors():
     norm = nn.BatchNorm2d(2)
     own = norm.running_mean
     with restored_batch_norms([norm]):
@@ -191,21 +191,21 @@ def test_uncertainty_is_one_where_a_single_pass_dominates():
     assert moments.uncertainty() == pytest.approx(1, abs=0.01)
 
 
-def test_default_iterations_converge(make_model):
+def test_measure_with_default_iterations_converges(make_model):
     statistics = measure(make_model(), 0.7)
     assert statistics.converged
     assert statistics.warning is None
     assert 0 < statistics.uncertainty < measure(make_model(), 0.7, 2).uncertainty
 
 
-def test_one_pass_is_a_warning(make_model):
+def test_warning_after_one_pass(make_model):
     statistics = measure(make_model(), 0.7, 1)
     assert not statistics.converged
     assert statistics.warning
 
 
-def test_passes_that_differ_wildly_are_a_warning_with_their_uncertainty(make_model, monkeypatch):
-    """The constant at the top of this model changes with every pass."""
+def test_warning_of_different_passes_has_the_uncertainty(make_model, monkeypatch):
+    """The learned constant of this model changes with every pass."""
     model = make_model()
     top_down, steps = model.top_down, iter([0, 0, 30, -60, 90])
 

@@ -19,7 +19,7 @@ def equal(one, other):
 
 
 def made_up(model, seed=0):
-    """Statistics that nobody measured."""
+    """Return statistics with arbitrary values."""
     generator = torch.Generator().manual_seed(seed)
     norms = prior_batch_norms(model)
     means, variances = (
@@ -120,7 +120,7 @@ def foreign(path):
 
 
 def overwritten(path):
-    """Some bytes of a tensor are zero."""
+    """Set some bytes of a tensor to zero."""
     content = torch.load(path, weights_only=True)
     (entry,) = content["statistics"].values()
     whole = bytearray(path.read_bytes())
@@ -130,7 +130,7 @@ def overwritten(path):
 
 
 def edited(change):
-    """The file with its one entry changed."""
+    """Write the file with its one entry changed."""
 
     def edit(path):
         content = torch.load(path, weights_only=True)
@@ -162,7 +162,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_or_foreign_file_counts_as_empty_and_is_replaced(model, cache, damage):
+def test_cache_damaged_or_foreign_file_counts_as_empty_and_is_replaced(model, cache, damage):
     kept = made_up(model)
     cache.keep(T, 2, kept)
     DAMAGES[damage](cache.path)
@@ -172,7 +172,7 @@ def test_damaged_or_foreign_file_counts_as_empty_and_is_replaced(model, cache, d
     assert os.listdir(cache.path.parent) == ["a.model.statistics"]
 
 
-def test_file_that_cannot_be_written_is_skipped(model, tmp_path):
+def test_cache_file_that_cannot_be_written_is_skipped(model, tmp_path):
     (tmp_path / "file").write_text("")
     cache = StatisticsCache(model, tmp_path / "file" / "a.model")
     assert equal(Sampler(model, 0.7, 2, cache).statistics, measure(model, T, 2))
@@ -180,7 +180,7 @@ def test_file_that_cannot_be_written_is_skipped(model, tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_statistics_that_are_not_finite_are_not_kept(make_model, tmp_path):
+def test_cache_does_not_keep_statistics_that_are_not_finite(make_model, tmp_path):
     model = make_model()
     model.groups[-1].decoder_combiner.bias.data.fill_(float("inf"))
     cache = StatisticsCache(model, tmp_path / "a.model")
@@ -189,7 +189,7 @@ def test_statistics_that_are_not_finite_are_not_kept(make_model, tmp_path):
     assert not cache.path.exists()
 
 
-def test_newest_entries_are_kept(model, cache):
+def test_cache_keeps_the_newest_entries(model, cache):
     kept = made_up(model)
     cache.keep([0.0], 2, kept)
     content = torch.load(cache.path, weights_only=True)
@@ -202,4 +202,4 @@ def test_newest_entries_are_kept(model, cache):
     is_kept = [cache.find([float(t)], 2) is not None for t in (0, 1, 2, MAX_ENTRIES, MAX_ENTRIES + 1)]
     assert is_kept == [False, False, True, True, True]
     assert len(torch.load(cache.path, weights_only=True)["statistics"]) == MAX_ENTRIES
-    assert os.listdir(cache.path.parent) == ["a.model.statistics"]  # no previous file either
+    assert os.listdir(cache.path.parent) == ["a.model.statistics"]  # and no previous file

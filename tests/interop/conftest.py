@@ -1,4 +1,4 @@
-"""What the tests of imports share: checkpoint files, models of recordings, and the passes that are compared."""
+"""Fixtures of the import tests: checkpoint files, recorded models, and passes to compare."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def file(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def imported(recording, tmp_path_factory) -> Callable[..., HierarchicalVAE]:
-    """A function: the model imported from a recording, written to a file as its own program would have done."""
+    """A function: the model of a recording, imported from a checkpoint in the format of its program."""
 
     @functools.cache
     def load(name: str) -> HierarchicalVAE:
@@ -77,14 +77,14 @@ def imported(recording, tmp_path_factory) -> Callable[..., HierarchicalVAE]:
 
 
 class Passes:
-    """Passes of a model through the images and the noise of a recording."""
+    """Passes of a model over the images and the noise of a recording."""
 
     def __init__(self, model: HierarchicalVAE, recording: dict[str, Any]) -> None:
         self.model, self.recording = model, recording
         self.dtype = next(model.parameters()).dtype
 
     def posterior(self) -> dict[str, Tensor]:
-        """Named results of the posterior pass. Recorded images fill the network's input: our own padding is skipped."""
+        """Return results of the posterior pass by name. Recorded images include the padding, so ours is skipped."""
         images, padding = self.recording["x"].to(self.dtype), self.model.config.padding
         source = FromPosterior(self.model.encoder(images), noise=self._noise(self.recording["noise"]))
         result, logits = self._top_down(source)
@@ -108,7 +108,7 @@ class Passes:
         }
 
     def prior(self, expected: dict[str, Any]) -> dict[str, Tensor]:
-        """Named results of the prior pass with the recorded noise and temperature."""
+        """Return results of the prior pass by name, with the recorded noise and temperature."""
         result, logits = self._top_down(FromNoise(self._noise(expected["noise"]), expected["temperature"]))
         return {"logits": some(logits), "mean": some(result.px_z.mean())}
 
@@ -135,7 +135,7 @@ def passes(imported, recording) -> Callable[..., Passes]:
 
 @pytest.fixture(scope="session")
 def assert_close() -> Callable[..., None]:
-    """A function that compares to a share of the recording's largest value: sums of canceling terms have no more."""
+    """A function that compares with a tolerance relative to the recording's largest value, because terms cancel."""
 
     def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
         assert actual.shape == expected.shape

@@ -1,4 +1,4 @@
-"""Checkpoint files of other programs become models, or one sentence says why not; no code in them runs."""
+"""Checkpoint files of other programs become models or are refused in one sentence; no code in a file runs."""
 
 from __future__ import annotations
 

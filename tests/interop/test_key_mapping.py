@@ -1,4 +1,4 @@
-"""Every tensor of a file must match one of the model; nothing is computed with tensors that are not what they claim."""
+"""Every tensor of a file must match a tensor of the model; malformed tensors are refused before any computation."""
 
 from __future__ import annotations
 

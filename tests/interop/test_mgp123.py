@@ -26,13 +26,13 @@ PRECISIONS = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e
 @pytest.mark.parametrize("name", RECORDINGS)
 @torch.no_grad()
 def test_passes_match_recordings(passes, recording, assert_close, name, dtype, tolerance):
-    walk, recorded = passes(name, dtype), recording(name)
-    actual = walk.posterior()
+    model_passes, recorded = passes(name, dtype), recording(name)
+    actual = model_passes.posterior()
     for key, expected in recorded["eval"].items():
         assert actual[key].dtype == dtype, key
         assert_close(actual[key], expected, tolerance)
     for expected in recorded.get("prior", []):
-        assert_close(walk.prior(expected)["mean"].clamp(0, 1), expected["mean"])  # the seed clamps images
+        assert_close(model_passes.prior(expected)["mean"].clamp(0, 1), expected["mean"])  # the seed clamps images
 
 
 @pytest.mark.parametrize("name", RECORDINGS[:2])
@@ -128,8 +128,8 @@ def test_config_is_derived_from_shapes(file, make_model, changes, assumed):
 
 def test_config_with_the_name_of_the_yaml_needs_the_same_shapes(file):
     seed = load_config("gaussian_mixture")
-    narrow = config_from_dict(seed.model_dump() | {"channel_towers": 4}, "test")
-    for config, equal in ((seed, True), (narrow, False)):
+    smaller = config_from_dict(seed.model_dump() | {"channel_towers": 4}, "test")
+    for config, equal in ((seed, True), (smaller, False)):
         content = checkpoint_of(build_model(config), model_arch="a\\b/gaussian_mixture.yaml")
         imported = import_checkpoint(file(content)).model.config
         assert imported.channel_towers == config.channel_towers

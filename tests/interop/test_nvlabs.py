@@ -40,13 +40,13 @@ def test_weights_fill_the_model(imported, recording, name):
 @PRECISIONS
 @torch.no_grad()
 def test_passes_match_recordings(passes, recording, assert_close, name, dtype, tolerance):
-    walk, recorded = passes(name, dtype), recording(name)
-    actual = walk.posterior()
+    model_passes, recorded = passes(name, dtype), recording(name)
+    actual = model_passes.posterior()
     for key, expected in recorded["eval"].items():
         assert actual[key].dtype == dtype, key
         assert_close(actual[key], expected, tolerance)
     assert recorded["prior"]["temperature"] < 1
-    sample = walk.prior(recorded["prior"])
+    sample = model_passes.prior(recorded["prior"])
     for key in recorded["prior"].keys() & sample.keys():
         assert_close(sample[key], recorded["prior"][key], tolerance)
 
@@ -55,16 +55,16 @@ def test_passes_match_recordings(passes, recording, assert_close, name, dtype, t
 @PRECISIONS
 @torch.no_grad()
 def test_training_pass_matches_recordings(passes, recording, assert_close, name, dtype, tolerance):
-    walk, expected = passes(name, dtype), recording(name)["train"]
-    levels, coefficient = walk.model.train().levels, expected["kl_coefficient"]
-    actual = walk.posterior()
+    model_passes, expected = passes(name, dtype), recording(name)["train"]
+    levels, coefficient = model_passes.model.train().levels, expected["kl_coefficient"]
+    actual = model_passes.posterior()
     for key in expected.keys() & actual.keys():
         assert_close(actual[key], expected[key], tolerance)
     assert (expected["kl"] - recording(name)["eval"]["kl"]).abs().max() > 0.01, "batch norms used running statistics"
     assert 0 < coefficient < 1
     kl, reconstruction = balanced_kl(actual["kl"], levels, coefficient), expected["reconstruction"].mean()
     assert_close((kl + actual["reconstruction"]).mean(), expected["loss"], 1e-6)
-    assert_close(kl.mean(), expected["loss"] - reconstruction, 1e-3)  # a small part of the loss: by itself too
+    assert_close(kl.mean(), expected["loss"] - reconstruction, 1e-3)  # separately: the KL is a small part of the loss
     if "balance_alpha" in expected:
         assert_close(torch.tensor(balance_alphas(levels)), expected["balance_alpha"])
         assert_close(balancing_weights(actual["kl"], levels), expected["kl_group_coefficients"])
@@ -73,11 +73,11 @@ def test_training_pass_matches_recordings(passes, recording, assert_close, name,
 @EVERY_RECORDING
 @torch.no_grad()
 def test_running_statistics_match_recordings(passes, recording, assert_close, name):
-    walk, expected = passes(name), recording(name)["train"]["running_stats"]
-    before = {ours: tensor.clone() for ours, tensor in walk.model.state_dict().items()}
-    walk.model.train()
-    walk.posterior()
-    after, theirs = walk.model.state_dict(), key_map(walk.model)
+    model_passes, expected = passes(name), recording(name)["train"]["running_stats"]
+    before = {ours: tensor.clone() for ours, tensor in model_passes.model.state_dict().items()}
+    model_passes.model.train()
+    model_passes.posterior()
+    after, theirs = model_passes.model.state_dict(), key_map(model_passes.model)
     ours = [our_name for our_name in after if theirs[our_name] in expected]
     assert len(ours) == len(expected)
     assert {our_name for our_name in after if our_name.endswith(("running_mean", "running_var"))} <= set(ours)
@@ -99,18 +99,18 @@ def test_regularization_matches_recordings(imported, recording, name):
     assert BatchNormRegularization(model)().item() == pytest.approx(expected["batch_norm"], rel=1e-4)
 
 
-def gradient_norms(walk, recorded) -> dict[str, float]:
-    """The norm of the gradient of the balanced loss for every parameter, by the original's names."""
-    walk.model.train().requires_grad_(True)
-    results = walk.posterior()
-    kl = balanced_kl(results["kl"], walk.model.levels, recorded["train"]["kl_coefficient"])
+def gradient_norms(model_passes, recorded) -> dict[str, float]:
+    """Return the gradient norms of the balanced loss by the original's parameter names."""
+    model_passes.model.train().requires_grad_(True)
+    results = model_passes.posterior()
+    kl = balanced_kl(results["kl"], model_passes.model.levels, recorded["train"]["kl_coefficient"])
     (kl + results["reconstruction"]).mean().backward()
-    theirs = key_map(walk.model)
-    return {theirs[name]: p.grad.norm().item() for name, p in walk.model.named_parameters()}
+    theirs = key_map(model_passes.model)
+    return {theirs[name]: p.grad.norm().item() for name, p in model_passes.model.named_parameters()}
 
 
 def zero_in_exact_arithmetic(model) -> set[str]:
-    """Names of biases whose only effect is taken back by a batch norm."""
+    """Return the names of biases without effect, because a batch norm subtracts them."""
     names: set[str] = set()
     for name, module in model.named_modules():
         if isinstance(module, ResidualCell):
@@ -125,22 +125,22 @@ def zero_in_exact_arithmetic(model) -> set[str]:
 def test_gradient_norms_match_recordings(passes, recording, name, dtype, floor):
     """Every norm to 1e-3, or to `floor` of the largest.
 
-    Some gradients are zero, or nearly so, because a batch norm takes back what their parameter does: biases before it,
-    and lengths of the weights before it, whose gradient is what its epsilon leaves. Their recorded norms are float32's
-    rounding of canceling terms. 1e-8 of the largest norm is a sixth of what float32 can resolve next to that norm.
+    Some gradients are (nearly) zero, because a batch norm removes the effect of the parameter: biases before the norm,
+    and lengths of weights before the norm, which have an effect through epsilon only. Their recorded norms are rounding
+    errors of float32. 1e-8 of the largest norm is a sixth of the resolution of float32 at that norm.
     """
-    walk, expected = passes(name, dtype), recording(name)["train"]["grad_norms"]
-    actual = gradient_norms(walk, recording(name))
+    model_passes, expected = passes(name, dtype), recording(name)["train"]["grad_norms"]
+    actual = gradient_norms(model_passes, recording(name))
     assert actual.keys() == expected.keys()
-    nothing = floor * max(expected.values())
-    assert {key: norm for key, norm in expected.items() if abs(actual[key] - norm) > 1e-3 * norm + nothing} == {}
+    resolution = floor * max(expected.values())
+    assert {key: norm for key, norm in expected.items() if abs(actual[key] - norm) > 1e-3 * norm + resolution} == {}
     if dtype is torch.float64:
-        theirs = key_map(walk.model)
-        silent = {theirs[ours] for ours in zero_in_exact_arithmetic(walk.model)}
-        silent |= {key for key, norm in expected.items() if norm == 0}  # hidden units that are zero on all images
-        assert {key for key, norm in actual.items() if norm < 1e-12} == silent
-        # Few of the other norms are so small that the criterion above says nothing about them.
-        assert sum(norm < 100 * nothing for key, norm in expected.items() if key not in silent) < 0.05 * len(expected)
+        theirs = key_map(model_passes.model)
+        zero = {theirs[ours] for ours in zero_in_exact_arithmetic(model_passes.model)}
+        zero |= {key for key, norm in expected.items() if norm == 0}  # hidden units that are zero on all images
+        assert {key for key, norm in actual.items() if norm < 1e-12} == zero
+        # The criterion above is too weak for small norms: few of the other norms are small.
+        assert sum(norm < 100 * resolution for key, norm in expected.items() if key not in zero) < 0.05 * len(expected)
 
 
 # ------------------------------------------------------------------------------------------------------ settings

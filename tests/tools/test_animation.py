@@ -18,19 +18,19 @@ TOLERANCE = {"gif": 16, "webp": 16, "mp4": 24}  # of colors, in 255ths
 
 
 def plain(colors, side=8):
-    """Images of one color each."""
+    """Return images of one color each."""
     return colors[:, :, None, None].expand(-1, -1, side, side)
 
 
 def frames_of(path):
-    """(F, H, W, 3), as a player shows them."""
+    """Return the frames of an animation, (F, H, W, 3)."""
     if path.suffix != ".mp4":
         with Image.open(path) as animation:
             return np.stack([np.asarray(frame.convert("RGB"), float) for frame in ImageSequence.Iterator(animation)])
     import imageio_ffmpeg
 
-    about, *frames = imageio_ffmpeg.read_frames(path)
-    width, height = about["size"]
+    metadata, *frames = imageio_ffmpeg.read_frames(path)
+    width, height = metadata["size"]
     return np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3).astype(float) for frame in frames])
 
 
@@ -48,7 +48,7 @@ def test_animation_has_every_frame_in_its_color(tmp_path, file_format):
     path = save_animation(batches, tmp_path / "new", "walk", file_format, METADATA, side=60)
     assert path == tmp_path / "new" / f"walk.{file_format}"
     frames = frames_of(path)
-    assert frames.shape == (5, 64, 64, 3)  # 8 pixels 8 times are the first 60 and more
+    assert frames.shape == (5, 64, 64, 3)  # 64 is the first multiple of 8 from 60 on
     assert np.abs(frames.mean((1, 2)) - COLORS.numpy() * 255).max() <= TOLERANCE[file_format]
     assert os.listdir(tmp_path / "new") == [path.name]
 
@@ -90,7 +90,7 @@ def test_animation_frames_have_256_pixels_or_more(tmp_path, side, expected):
 def test_gif_has_one_palette_and_no_dithering(tmp_path):
     ramp = torch.linspace(0, 1, 32).expand(2, 3, 32, 32)
     frames = frames_of(save_animation([ramp], tmp_path, "a", "gif", METADATA, 32))
-    assert (frames == frames[0, 0]).all()  # rows and frames that are alike stay alike
+    assert (frames == frames[0, 0]).all()  # equal rows and frames stay equal
 
 
 @FORMATS

@@ -23,7 +23,7 @@ from nvae.tools.grids import (
 
 
 def colored(count, side=8):
-    """Images of one color each, of which no two are alike and none is gray."""
+    """Return images of one color each, all different and none gray."""
     images = torch.zeros(count, 3, side, side)
     images[:, 0] = (torch.arange(count) / count)[:, None, None]
     images[:, 2] = 0.6
@@ -31,7 +31,7 @@ def colored(count, side=8):
 
 
 def colors(count):
-    """What `colored` images are in a picture, (count, 3)."""
+    """Return the colors of the `colored` images in a picture, (count, 3)."""
     return np.round(colored(count)[:, :, 0, 0].numpy() * 255).astype(np.uint8)
 
 
@@ -79,7 +79,7 @@ def test_cell_at_finds_a_cell_where_it_is_drawn_and_nowhere_else(texts, cell):
 
 
 def test_cell_at_takes_fractions_of_pixels():
-    """As a window says where the mouse is: numbers with a fraction."""
+    """A window gives the position of the mouse with fractions of pixels."""
     places = layout(8, 2, 8)
     left, top = places.corner(1)
     assert (left, top) == (2 * MARGIN + 8, MARGIN)

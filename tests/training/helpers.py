@@ -1,4 +1,4 @@
-"""What the tests of training share: keys of configs, steps, and all numbers of a trainer."""
+"""Helpers of the training tests: config keys, steps, and all numbers of a trainer."""
 
 import math
 from collections.abc import Iterator
@@ -30,13 +30,13 @@ def flat_state(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def everything(trainer: Trainer) -> dict[str, Any]:
-    """All numbers of a trainer, by name."""
+    """Return all numbers of a trainer, by name."""
     parts = {name: part.state_dict() for name, part in trainer.evolving.items()}
     return dict(flat_state(parts | {"weights": trainer.model.state_dict()}))
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
-    """The names of numbers that differ between two results of `everything`."""
+    """Return the names of the numbers that differ between two results of `everything`."""
 
     def same(a: Any, b: Any) -> bool:
         return torch.equal(a, b) if torch.is_tensor(a) and torch.is_tensor(b) else a is b or a == b
@@ -45,5 +45,5 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
 
 
 def gradient_norm(trainer: Trainer) -> float:
-    """The norm of the gradients that a step has left."""
+    """Return the norm of the gradients of the last step."""
     return math.sqrt(sum(p.grad.square().sum().item() for p in trainer.model.parameters() if p.grad is not None))

@@ -1,7 +1,7 @@
 """The config of the NVAE family: the keys of the seed project and of the original NVAE.
 
-The flat keys are the format of the seed project. Every other key extends the format and defaults to the seed's
-behavior, or, with `style: nvlabs`, to that of the original NVAE (`STYLES`).
+The flat keys are the format of the seed project. Every other key extends the format and defaults to the seed
+project's behavior, or, with `style: nvlabs`, to the original NVAE's behavior (`STYLES`).
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class NVAETrainingParameters(TrainingParameters):
     )
     spectral_scope: Literal["cells_and_heads", "all"] = Field(
         "cells_and_heads",
-        description="Convolutions in the spectral regularization: those of cells and of the heads that give priors and "
+        description="Convolutions in the spectral regularization: in cells and in the heads that give priors and "
         "posteriors, or all.",
     )
 
@@ -112,7 +112,7 @@ class NVAEConfig(ModelConfig):
 
     family: Literal["nvae"] = Field("nvae", description="NVAE (Vahdat and Kautz 2020).")
     style: Literal["mgp123", "nvlabs"] = Field(
-        "mgp123", description="Whose defaults: of the seed project (mgp123), or of the original NVAE (nvlabs)."
+        "mgp123", description="Set of defaults: the seed project's (mgp123) or the original NVAE's (nvlabs)."
     )
     channel_towers: Annotated[Towers, BeforeValidator(_same_towers)] = Field(description="Channels at full resolution.")
     number_of_scales: Annotated[int, Field(ge=1, le=12)] = Field(description="Resolutions that have latent groups.")
@@ -130,9 +130,9 @@ class NVAEConfig(ModelConfig):
     num_flows: Annotated[int, Field(ge=0, le=100)] = Field(
         0, description="Pairs of autoregressive flow cells on the posterior of every group."
     )
-    fixed_flows: bool = Field(False, description="Put the same flows on the prior too.")
+    fixed_flows: bool = Field(False, description="Apply the flows to the prior too.")
     flow_columns: Literal["left", "right"] = Field(
-        "right", description="The side of its own row that a flow cell sees first."
+        "right", description="The side of a value's row that a flow cell sees; a mirrored cell sees the other side."
     )
     num_blocks_prepost: Annotated[int, Field(ge=0, le=12)] = Field(
         1, description="Blocks that downsample before the first latents, and that upsample after the last."
@@ -147,7 +147,7 @@ class NVAEConfig(ModelConfig):
     )
     arch_instance: ArchInstance = Field(
         "res_mbconv",
-        description="The kinds of cells, named as in the original NVAE: res_mbconv has residual cells in the encoder "
+        description="The types of cells, named as in the original NVAE: res_mbconv has residual cells in the encoder "
         "and inverted residual cells in the decoder.",
     )
     plain_vae: bool = Field(

@@ -21,7 +21,7 @@ TOLERANCE = 1e-5  # of each tensor's largest value
 
 
 def config_of(recorded: dict) -> LadderConfig:
-    """Our config for the recorded settings."""
+    """Return our config for the recorded settings."""
     return config_from_dict(
         {
             "family": "ladder",
@@ -49,7 +49,7 @@ def config_of(recorded: dict) -> LadderConfig:
 
 
 def block_names(ours: str, theirs: str, block: Block, preactivation: bool) -> dict[str, str]:
-    """Our name of every module of a block to the original's."""
+    """Map our names of the modules of a block to the original's names."""
     names = {f"{ours}.skip": f"{theirs}.skip"}
     convolutions = norms = 0
     has_norm = any(isinstance(m, torch.nn.BatchNorm2d) for m in block.body)
@@ -73,7 +73,7 @@ def block_names(ours: str, theirs: str, block: Block, preactivation: bool) -> di
 
 
 def module_names(model: LadderVAE) -> dict[str, str]:
-    """Our name of every module with weights to the original's."""
+    """Map our names of the modules with weights to the original's names."""
     names = {"encoder.stem.0": "encoder.pre_process.0", "output.projection": "decoder.z_to_features"}
     for i, block in enumerate(model.encoder.stem[1:], 1):
         names |= block_names(f"encoder.stem.{i}", f"encoder.pre_process.{i}", block, True)
@@ -96,7 +96,7 @@ TENSORS = {"parametrizations.weight.original0": "weight_g", "parametrizations.we
 
 
 def tensor_names(model: LadderVAE) -> dict[str, str]:
-    """Our name of every tensor to the original's."""
+    """Map our names of the tensors to the original's names."""
     names = {}
     for module, theirs in module_names(model).items():
         for name in names_inside(model, module):
@@ -131,7 +131,7 @@ def images_of(recorded: dict) -> torch.Tensor:
 
 
 def targets_of(recorded: dict) -> torch.Tensor:
-    """The binary images of the likelihood; the encoder sees the gray ones."""
+    """Return the binary images of the likelihood; the encoder sees gray images."""
     target = recorded["x_target"]
     return (target + 1) / 2 if target.min() < 0 else target
 
@@ -260,7 +260,7 @@ SMALL = {
     ],
     ids=str,
 )
-def test_ladder_of_any_settings_trains_and_restarts_half_way(changes):
+def test_ladder_of_any_settings_trains_and_restarts_at_a_group(changes):
     config = config_from_dict(SMALL | changes, "the test")
     model = build_model(config)
     images = torch.rand(3, config.image_channels, 8, 8, generator=torch.Generator().manual_seed(0)).round()
@@ -288,7 +288,7 @@ def test_ladder_prior_and_posterior_start_as_linear_maps():
 
 @torch.no_grad()
 def test_ladder_mixture_probabilities_sum_to_one(generator):
-    """Over all values of a gray pixel's red channel given green and blue: an exact discretized mixture."""
+    """Sum over all values of red, with fixed green and blue."""
     likelihood = build_ladder_likelihood(
         config_from_dict(
             SMALL | {"sampling_method": "coupled_logistic_mixture", "n_mix": 3, "pixel_bits": 2}, "the test"

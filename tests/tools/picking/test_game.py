@@ -7,13 +7,13 @@ from nvae.tools.picking.game import Picking
 
 @pytest.fixture
 def picking():
-    """Nine samples at once, the first with seed 100, of which four are to be picked."""
+    """A game with batches of nine samples from seed 100 on, and four winners."""
     return Picking(batch_size=9, winners=4, first_seed=100)
 
 
 @pytest.fixture
 def ordering(picking):
-    """The same, with the seeds 100, 101, 102, 103 picked."""
+    """The same game after the seeds 100, 101, 102 and 103 were picked."""
     picking.answer("1234")
     picking.answer("")
     assert picking.stage == "ordering"
@@ -55,14 +55,14 @@ def test_picking_a_picked_number_unpicks_it(picking):
     assert picking.picks == [104, 108]
 
 
-def test_picking_is_full_until_a_person_goes_on(picking):
+def test_picking_full_game_waits_for_confirmation(picking):
     picking.answer("1 2 3 4")
     assert picking.stage == "picking"
     for extra in ("5", "5 6"):
         assert picking.answer(extra) != ""
     assert picking.toggle_pick(4) != ""
     assert state(picking) == (0, [100, 101, 102, 103], [], "picking")
-    assert picking.answer("5 1") == ""  # unpicks the one, so that there is room for the other
+    assert picking.answer("5 1") == ""  # unpicks 1 before picking 5
     assert picking.picks == [101, 102, 103, 104]
     picking.answer("0")
     assert picking.stage == "ordering"
@@ -77,7 +77,7 @@ def test_picking_wrong_answers_change_nothing(picking, line):
     assert picking.answer(line) != ""
     assert state(picking) == before
     picking.undo()
-    assert picking.picks == []  # there was no more to undo than the 2
+    assert picking.picks == []  # only the pick of 2 was undone
 
 
 def test_picking_more_than_nine_cells_needs_numbers_apart():

@@ -24,7 +24,7 @@ def draw(view):
 
 
 class Record:
-    """What is saved, every time."""
+    """Records what is saved at every call."""
 
     def __init__(self, picking):
         self.picking, self.saved, self.answer = picking, [], ""
@@ -39,7 +39,7 @@ class Record:
 
 @pytest.fixture
 def play(tmp_path, monkeypatch, capsys):
-    """A function that plays a game with what someone types; returns the game, its record, and what was printed."""
+    """A function that plays a game with typed lines; returns the game, its record, and the printed text."""
 
     def play(*lines, batch=9, winners=3, answer="", draw=draw):
         picking = Picking(batch, winners, first_seed=100)
@@ -55,7 +55,7 @@ def play(tmp_path, monkeypatch, capsys):
 
         monkeypatch.setattr("builtins.input", read)
         pick_at_prompt(picking, draw, record.save, tmp_path / "batch.png")
-        assert list(typed) == []  # nobody is asked after the end
+        assert list(typed) == []  # no input is read after the end
         return picking, record, capsys.readouterr().out
 
     return play
@@ -104,7 +104,7 @@ def test_prompt_tells_what_goes_wrong_with_saving(play):
 
 def test_prompt_takes_bytes_that_are_no_text_as_a_wrong_answer(tmp_path, monkeypatch):
     class Terminal(io.RawIOBase):
-        """What is typed comes line by line."""
+        """Return the typed text line by line."""
 
         lines = iter([b"2\n", b"\xff\n", b"3\n", b"q\n"])
 
@@ -138,7 +138,7 @@ def test_prompt_shows_pictures_in_the_terminal(tmp_path, monkeypatch, capsys, pr
 
 
 class Desk:
-    """A window with a game in it, and what a person's hands can do there."""
+    """A window with a game, and methods that send keys and clicks to the window."""
 
     def __init__(self, batch=9, winners=3, **state):
         self.picking = Picking(batch, winners, 100, **state)
@@ -149,24 +149,24 @@ class Desk:
         self.turn()
 
     def turn(self):
-        """What the window's loop does between events."""
+        """Update the window, as its loop does between events."""
         if self.window.open and self.picking.stage != "done":
             self.window.update()
 
     def press(self, *keys):
-        """Keys, one by one."""
+        """Press keys one by one."""
         for key in keys:
             self.press_at_once(key)
             self.turn()
 
     def press_at_once(self, *keys):
-        """Keys that come before the window has drawn anew."""
+        """Press keys before the window is drawn again."""
         for key in keys:
             x, y = self.place_of(0)  # over the picture, as matplotlib's own keys want it
             self.canvas.callbacks.process("key_press_event", KeyEvent("key_press_event", self.canvas, key, x, y))
 
     def place_of(self, cell):
-        """Where the middle of a cell is in the window."""
+        """Return the center of a cell in window coordinates."""
         self.window.axes.apply_aspect()
         left, top = self.window.layout.corner(cell)
         half = self.window.layout.side / 2
@@ -185,7 +185,7 @@ class Desk:
         self.canvas.callbacks.process("close_event", CloseEvent("close_event", self.canvas))
 
     def marked(self):
-        """(N, 2): where the window has the color of marks, as x and y from the lower left corner."""
+        """Return the positions of pixels in the color of marks, (N, 2), x and y from the lower left corner."""
         self.canvas.draw()
         pixels = np.asarray(self.canvas.buffer_rgba())[::-1, :, :3].astype(int)
         rows, columns = np.nonzero(np.abs(pixels - MARK).max(-1) < 25)
@@ -351,7 +351,7 @@ def test_window_texts_stay_inside_and_apart_from_the_picture(desk, size):
     desk.turn()
     desk.canvas.draw()
     if size == (1, 1):
-        return  # there is no room; nothing fails
+        return  # no space for the texts; nothing fails
     figure = desk.window.figure.bbox
     title, line = (text.get_window_extent() for text in (desk.window.title, desk.window.line))
     for extent in (title, line):
@@ -369,7 +369,7 @@ def test_window_texts_stay_inside_and_apart_from_the_picture(desk, size):
 
 @pytest.fixture
 def run(desk, monkeypatch):
-    """A function that runs a window while hands act, some in every turn of its loop; returns the desk."""
+    """A function that runs a window and performs one action in every turn of its loop; returns the desk."""
 
     def run(*turns, answers=None, **game):
         there = desk(**game)
@@ -435,7 +435,7 @@ def test_loop_takes_answers_from_the_terminal(run):
 
 
 def test_window_ignores_input_for_cells_that_are_gone(desk):
-    """It comes while the next batch, or the picks, are not drawn yet; only q is always understood."""
+    """Input that arrives before the next view is drawn is ignored, except q."""
     desk = desk()
     desk.press_at_once("0", "3", "0")
     desk.click_at(*desk.place_of(4))
