@@ -62,12 +62,11 @@ def check_count(name: str, value: Any, least: int = 1, most: int | None = None) 
 
 def check_seeds(seeds: Any) -> list[int]:
     """Return one or more seeds as a list of integers. Raises ArgumentError."""
-    if isinstance(seeds, Tensor):
-        seeds = seeds.tolist()
-    seeds = list(seeds) if hasattr(seeds, "__iter__") and not isinstance(seeds, str) else None
-    if not seeds or not all(_is_integer(seed) and seed >= 0 for seed in seeds):
+    values = seeds.tolist() if isinstance(seeds, Tensor) else seeds
+    values = list(values) if hasattr(values, "__iter__") and not isinstance(values, str) else []
+    if not values or not all(_is_integer(seed) and seed >= 0 for seed in values):
         raise ArgumentError("seeds", seeds, "one or more integers from 0 on")
-    return [int(seed) for seed in seeds]
+    return [int(seed) for seed in values]
 
 
 def _is_integer(value: Any) -> bool:
@@ -87,7 +86,7 @@ def check_images(model: HierarchicalVAE, images: Any) -> Tensor:
         raise ArgumentError("images", str(images.dtype), "floating-point values in [0, 1]; divide uint8 by 255")
     if not (images.min() >= 0 and images.max() <= 1):
         raise ArgumentError("images", f"values from {images.min():g} to {images.max():g}", "values in [0, 1]")
-    return images.to(model.device)
+    return images.to(model.device, torch.float32)
 
 
 def check_images_u8(model: HierarchicalVAE, images_u8: Any, name: str = "images_u8") -> None:

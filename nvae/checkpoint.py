@@ -19,7 +19,7 @@ import torch
 from nvae.config import ConfigError, config_from_dict
 from nvae.errors import UserError
 from nvae.files import WriteError, atomic_write, previous_path
-from nvae.migrations import migrate_content
+from nvae.migrations import migrate_content, version1_weight_name
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
 
@@ -75,7 +75,8 @@ def save(
 def weights_digest(model: HierarchicalVAE) -> str:
     """Return 32 hexadecimal digits that identify a model's weights and running statistics, on any device."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
+    named = {version1_weight_name(name): tensor for name, tensor in model.state_dict().items()}
+    for name, tensor in sorted(named.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -134,8 +135,10 @@ def load(path: str | Path) -> dict[str, Any]:
     if wrong:
         raise CheckpointError(f"{path} lacks {' and '.join(wrong)}, or has another kind of value there: {EXPECTED}.")
     for name, tensor in content["weights"].items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.is_complex():
-            raise CheckpointError(f"{path} has {name!r} among its weights: expected names with real tensors.")
+        if not isinstance(name, str) or not is_plain(tensor):
+            raise CheckpointError(f"{path} has {name!r} among its weights: expected names with dense, real tensors.")
+    if isinstance(content["version"], bool) or content["version"] < 1:
+        raise CheckpointError(f"{path} has the version {content['version']}: expected 1 to {VERSION}.")
     if content["version"] > VERSION:
         raise CheckpointError(f"{path} was written by a newer version of this program. Update this program.")
     if content["version"] == 1:
@@ -145,6 +148,12 @@ def load(path: str | Path) -> dict[str, Any]:
     except ConfigError as error:
         raise CheckpointError(f"{error} If a newer version wrote the file, update this program.") from error
     return content
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a value is a dense tensor of real numbers in the CPU's memory."""
+    is_dense = isinstance(value, torch.Tensor) and not value.is_nested and value.layout is torch.strided
+    return is_dense and value.device.type == "cpu" and not value.is_complex() and not value.is_quantized
 
 
 def _missing(path: Path) -> str:

@@ -65,6 +65,12 @@ def migrate_weights(weights: Mapping[Any, Any]) -> dict[Any, Any]:
     return {renamed(name) if isinstance(name, str) else name: tensor for name, tensor in weights.items()}
 
 
+def version1_weight_name(name: str) -> str:
+    """The name that a weight had in version 1: digests of weights are over these names, so that old ones stay valid."""
+    old = {new: old for old, new in RENAMED_MODULES.items()}
+    return ".".join(old.get(part, part) for part in name.split("."))
+
+
 def migrate_content(content: dict[str, Any]) -> dict[str, Any]:
     """Return the content of a version 1 file in the present format: weight names, metadata, state of regularizers."""
     content = dict(content)

@@ -146,6 +146,8 @@ def select_dataset(section: dict[str, Any], name: Any) -> dict[str, Any]:
 class TrainingParameters(Section):
     """The training schedule."""
 
+    FIXED: ClassVar[frozenset[str]] = frozenset({"seed", "optimizer"})  # keys that may not change in a run
+
     optimizer: OptimizerName = Field(
         "adamax",
         description="The optimizer. The defaults of learning_rate and optimizer_epsilon suit adamax; the others need "

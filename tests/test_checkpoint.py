@@ -379,3 +379,9 @@ def test_weights_digest_changes_with_names_shapes_and_dtypes():
     for module, (name, tensor) in zip(modules, others, strict=True):
         module.register_buffer(name, tensor)
     assert len({weights_digest(module) for module in modules}) == len(others)
+
+
+def test_version1_weights_keep_their_digest(root):
+    """The digest that version 1 computed, as cherry-picked selections of that version hold it."""
+    model = load_model(root / "tests" / "data" / "version1_seed_style.model")
+    assert weights_digest(model) == "d02f7a9abcb7544ab9352c6077827ef2"

@@ -208,10 +208,16 @@ def chosen_seed(options: argparse.Namespace) -> int:
 
 def reproduce_command(*added: str) -> str:
     """Return the line that tells how to get this result again: the command line plus some arguments."""
-    program, *arguments = sys.argv
-    program = Path(program)
-    start = {"__main__.py": "python3 -m nvae", "nvae": "nvae"}.get(program.name, f"python3 {shlex.quote(str(program))}")
-    return f"to reproduce: {start} {shlex.join([*arguments, *added])}"
+    is_script = Path(sys.argv[0]).stem not in ("__main__", "nvae")
+    arguments = sys.argv[1 if is_script else 2 :]
+    return f"to reproduce: {program()} {shlex.join([*arguments, *added])}"
+
+
+def program() -> str:
+    """Return the start of the command line: the script, or the package's program with the command."""
+    path, command = Path(sys.argv[0]), sys.argv[1:2]
+    starts = {"__main__": ["python3", "-m", "nvae", *command], "nvae": ["nvae", *command]}
+    return shlex.join(starts.get(path.stem, ["python3", str(path)]))
 
 
 def reproduce_with_seed(seed: int) -> str:

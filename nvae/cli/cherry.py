@@ -24,6 +24,7 @@ from nvae.cli.arguments import (
     chosen_seed,
     per_scale,
     print_warnings,
+    program,
     up_to,
 )
 from nvae.cli.errors import INTERRUPTED
@@ -156,4 +157,4 @@ def _print_result(picture: Path, warnings: list[str]) -> None:
     from nvae.tools.picking.selection import record_path
 
     print_warnings(warnings)
-    print(f"{picture}; to draw it again: python3 cherry.py --redo {shlex.quote(str(record_path(picture)))}")
+    print(f"{picture}; to draw it again: {program()} --redo {shlex.quote(str(record_path(picture)))}")

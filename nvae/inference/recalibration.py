@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nvae.errors import UserError
 from nvae.models.hierarchy import FromNoise, HierarchicalVAE
-from nvae.models.modes import eval_mode
+from nvae.models.modes import eval_mode, exclusive
 from nvae.progress import Progress, track
 from nvae.seeds import seeded
 
@@ -104,7 +104,7 @@ def with_statistics(model: HierarchicalVAE, statistics: Statistics | None) -> It
         yield
         return
     norms = {name: model.get_submodule(name) for name in statistics.means}
-    with restored_batch_norms(norms.values()):
+    with exclusive(model), restored_batch_norms(norms.values()):
         for name, norm in norms.items():
             norm.running_mean = statistics.means[name].to(norm.running_mean)
             norm.running_var = statistics.variances[name].to(norm.running_var)

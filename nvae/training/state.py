@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from nvae.checkpoint import is_plain
+
 MAXIMA = ("gradient_norm",)  # metrics whose maximum is kept beside their mean
 
 
@@ -145,9 +147,10 @@ def find_mismatch(value: Any, template: Any, key: str) -> str | None:
 def _allowed(value: Any, template: Any) -> str | None:
     """Return None for a value that fits the template, else a description of allowed values."""
     if isinstance(template, Tensor):
-        fits = isinstance(value, Tensor) and value.shape == template.shape and not value.is_complex()
-        shape = tuple(template.shape)
-        return None if fits and value.isfinite().all() else f"a tensor of shape {shape} with finite numbers"
+        fits = is_plain(value) and value.shape == template.shape and value.dtype == template.dtype
+        if fits and value.isfinite().all():
+            return None
+        return f"a tensor of shape {tuple(template.shape)} and {template.dtype} with finite numbers"
     if isinstance(template, bool | str | None):
         return None if type(value) is type(template) else f"a value such as {template!r}"
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -157,9 +160,11 @@ def _allowed(value: Any, template: Any) -> str | None:
 
 
 def _kind(value: Any) -> str:
-    if isinstance(value, Tensor):
+    if is_plain(value):
         finite = "" if value.isfinite().all() else ", not finite"
-        return f"a tensor of shape {tuple(value.shape)}{finite}"
+        return f"a tensor of shape {tuple(value.shape)} and {value.dtype}{finite}"
+    if isinstance(value, Tensor):
+        return "a tensor that is not dense, real and in CPU memory"
     if isinstance(value, dict):
         return f"the keys {_names(value)}"
     return repr(value)[:100]

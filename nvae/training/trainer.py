@@ -33,17 +33,6 @@ RECOVERY_ADVICE = (
     "Continue from the last checkpoint, which is intact, with a lower training_parameters.learning_rate, a longer "
     "learning_rate_warmup_epochs, or gradient_clipping (100, for example)."
 )
-# A config that continues a checkpoint may differ in the schedule, and in the path of the same images.
-FIXED_KEYS = {
-    "training_parameters.seed",
-    "training_parameters.spectral_scope",
-    "training_parameters.optimizer",
-}
-
-
-def is_changeable(key: str) -> bool:
-    """Return whether a dotted key of the config may change when a run continues."""
-    return key == "dataset.path" or (key.startswith("training_parameters.") and key not in FIXED_KEYS)
 
 
 class Trainer:
@@ -205,7 +194,9 @@ class Trainer:
     @cached_property
     def _buffers(self) -> Snapshot:
         """The tensors that a forward pass changes: batch-norm statistics and the vectors of power iterations."""
-        return Snapshot([*self.model.buffers(), *self.regularizers.buffers()])
+        saved = self.model.state_dict(keep_vars=True)  # without constants, such as masks
+        buffers = [buffer for name, buffer in self.model.named_buffers() if name in saved]
+        return Snapshot([*buffers, *self.regularizers.buffers()])
 
     def _must_skip(self, loss: Tensor, gradient_norm: Tensor) -> bool:
         # The only synchronization with the device in a step, at the end of the backward pass. With the norms and the
@@ -217,13 +208,16 @@ class Trainer:
     def _refuse_too_many_skips(self, metrics: dict[str, Any]) -> None:
         if self.progress.consecutive_skips < MAX_CONSECUTIVE_SKIPS:
             return
+        loss, norm = metrics["loss"].item(), metrics["gradient_norm"].item()
         threshold = self.schedule.gradient_skip_threshold
+        if threshold is not None and math.isfinite(loss) and math.isfinite(norm):
+            expected = f"a norm of at most gradient_skip_threshold, {threshold:g}"
+            advice = f"Raise gradient_skip_threshold above the usual norm, such as {2 * norm:.2g}, or set it to null."
+        else:
+            expected, advice = "finite numbers", RECOVERY_ADVICE
         raise UserError(
             f"{MAX_CONSECUTIVE_SKIPS} steps in a row were skipped, up to step {self.progress.step}: got a loss of "
-            f"{metrics['loss'].item():g} and a gradient norm of {metrics['gradient_norm'].item():g}, expected finite "
-            "numbers"
-            + (f" and a norm of at most gradient_skip_threshold, {threshold:g}" if threshold else "")
-            + f". {RECOVERY_ADVICE}"
+            f"{loss:g} and a gradient norm of {norm:g}, expected {expected}. {advice}"
         )
 
     def _advance(self, images: int, skipped: bool) -> None:
@@ -262,14 +256,16 @@ class Trainer:
         if content["version"] == 1 and find_mismatch(training.get("regularizers"), regularizers, ""):
             training = training | {"regularizers": regularizers}
             warnings.append(
-                f"{path} was written by version 1, which regularized other convolutions: the power iterations of the "
-                "spectral regularization start again."
+                f"{path} was written by version 1, which regularized other parts of the network: the state of the "
+                "regularization starts anew."
             )
         if mismatch := find_mismatch(training, self._template(training), "training"):
             raise CheckpointError(
                 f"{path} holds a training state that does not fit: {mismatch}. Use the program that wrote the file, or "
                 "start over."
             )
+        if any(state["step"] < 0 for state in training["optimizer"]["state"].values()):
+            raise CheckpointError(f"{path} holds a training state that does not fit: a negative number of steps.")
         if training["data"] != self.data.fingerprint:
             raise UserError(
                 f"the images of the data set {self.config.dataset.name} are not those that {path} was trained on. "
@@ -277,9 +273,14 @@ class Trainer:
             )
         restore(self.model, content, path)
         self.metadata = content["metadata"]
+        options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         for name, part in self.evolving.items():
             if name != "scaler" or (training["scaler"] and self.scaler.is_enabled()):
                 part.load_state_dict(training[name])
+        for group, own in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(own)  # the config and this program decide all options, not the file
+        if content["config"].training_parameters != self.schedule:
+            self.progress.consecutive_skips = 0  # what was changed may have been the cause
         self._end_epoch_without_a_full_batch()  # the batch size may have grown
         return warnings
 
@@ -317,13 +318,22 @@ class Trainer:
 
 
 def refuse_changes(config: ModelConfig, saved: ModelConfig, path: Path) -> None:
-    """Raise UserError if a config differs from a checkpoint's in a key that may not change, naming the keys."""
+    """Raise UserError if a config differs from a checkpoint's in a key that may not change, naming the keys.
+
+    The schedule may change, but for its FIXED keys, and the path of the same images.
+    """
     now, then = flat(config.model_dump()), flat(saved.model_dump())
+    fixed = type(config.training_parameters).FIXED
+
+    def is_changeable(key: str) -> bool:
+        section, _, name = key.partition(".")
+        return key == "dataset.path" or (section == "training_parameters" and name not in fixed)
+
     changed = [k for k in now | then if now.get(k) != then.get(k) and not is_changeable(k)]
     if changed:
         keys = ", ".join(f"{key} (was {then.get(key)}, is {now.get(key)})" for key in changed)
-        fixed = " and ".join(sorted(key.partition(".")[2] for key in FIXED_KEYS))
         raise UserError(
             f"the config has changed since {path} was written: {keys}. Only dataset.path and the keys of "
-            f"training_parameters other than {fixed} may change in a run. Undo the change, or start over."
+            f"training_parameters other than {' and '.join(sorted(fixed))} may change in a run. Undo the change, or "
+            "start over."
         )

@@ -106,10 +106,17 @@ def test_resume_keeps_the_skip_counters(make_trainer, tmp_path):
     trainer = make_trainer(gradient_skip_threshold=1e-9)
     advance(trainer, 2)
     trainer.save(tmp_path / "a.checkpoint")
-    again = make_trainer()
+    again = make_trainer(gradient_skip_threshold=1e-9)
     again.resume(tmp_path / "a.checkpoint")
     assert (again.progress.skipped_steps, again.progress.consecutive_skips) == (2, 2)
-    advance(again, 1)
+
+
+def test_resume_with_another_schedule_counts_skips_in_a_row_from_zero(make_trainer, tmp_path):
+    trainer = make_trainer(gradient_skip_threshold=1e-9)
+    advance(trainer, 2)
+    trainer.save(tmp_path / "a.checkpoint")
+    again = make_trainer()
+    again.resume(tmp_path / "a.checkpoint")
     assert (again.progress.skipped_steps, again.progress.consecutive_skips) == (2, 0)
 
 

@@ -92,6 +92,8 @@ def _cells_of_both(value: Any) -> Any:
 class NVAETrainingParameters(TrainingParameters):
     """The training schedule of an NVAE, with the regularization of Vahdat and Kautz 2020, appendix A."""
 
+    FIXED: ClassVar[frozenset[str]] = TrainingParameters.FIXED | {"spectral_scope"}
+
     regularization_constant: Rate = Field(
         5e-2, description="Weight of the spectral and of the batch-norm regularization; 0 for none."
     )
