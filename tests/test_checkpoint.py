@@ -172,6 +172,7 @@ def test_load_refuses_another_programs_checkpoint(tmp_path):
         load(tmp_path / "a.pt")
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # `torch.jit.save` is deprecated; files of it exist
 def test_load_refuses_torchscript_and_other_zip_files_as_another_programs(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pt")
     with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
