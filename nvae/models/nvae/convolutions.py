@@ -84,6 +84,27 @@ class ExponentialWeightNorm(WeightNorm):
         return (norm + 1e-2).log()
 
 
+def weight_matrix(weight: Tensor) -> Tensor:
+    """Return a weight (C_out, C_in, k, k) as the matrix (C_out, the rest); a view if the weight is channels last.
+
+    The order of the columns changes no singular value.
+    """
+    return weight.permute(0, 2, 3, 1).flatten(1)
+
+
+@torch.no_grad()
+def power_iteration(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Take one step of power iteration for matrices (..., m, n), from right vectors (..., n, 1).
+
+    Returns left (..., m, 1) and right (..., n, 1), of length 1, and left^T matrix right, (..., 1, 1): the largest
+    singular value, once the vectors have converged.
+    """
+    left = functional.normalize(matrix @ right, dim=-2)
+    image = matrix.mT @ left
+    value = image.norm(dim=-2, keepdim=True)
+    return left, image / value.clamp(min=1e-12), value
+
+
 class SpectralNorm(nn.Module):
     """Parametrization w -> w / sigma, sigma the largest singular value of w as (C_out, the rest) (Miyato et al. 2018).
 
@@ -101,7 +122,7 @@ class SpectralNorm(nn.Module):
         self.register_buffer("right", None)
 
     def forward(self, weight: Tensor) -> Tensor:
-        matrix = weight.permute(0, 2, 3, 1).flatten(1)  # a view of a weight that lies channels last
+        matrix = weight_matrix(weight)
         device = weight.device.type
         with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             if self.training:
@@ -110,13 +131,13 @@ class SpectralNorm(nn.Module):
             left, right = self.left.clone(), self.right.clone()
             return weight / (left @ matrix @ right)
 
-    @torch.no_grad()
     def _iterate(self, matrix: Tensor) -> None:
-        self.left.copy_(functional.normalize(matrix @ self.right, dim=0))
-        self.right.copy_(functional.normalize(matrix.mT @ self.left, dim=0))
+        left, right, _ = power_iteration(matrix, self.right[:, None])
+        self.left.copy_(left[:, 0])
+        self.right.copy_(right[:, 0])
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        matrix = weight.detach().permute(0, 2, 3, 1).flatten(1)
+        matrix = weight_matrix(weight.detach())
         self.left = matrix.new_zeros(len(matrix))
         self.right = functional.normalize(torch.randn_like(matrix[0]), dim=0)
         for _ in range(FIRST_POWER_ITERATIONS):

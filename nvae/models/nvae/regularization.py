@@ -14,7 +14,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nvae.models.hierarchy import LatentGroup
 from nvae.models.nvae.cells import Cell
-from nvae.models.nvae.convolutions import FIRST_POWER_ITERATIONS, is_spectrally_normalized
+from nvae.models.nvae.convolutions import (
+    FIRST_POWER_ITERATIONS,
+    is_spectrally_normalized,
+    power_iteration,
+    weight_matrix,
+)
 
 
 def regularized_convolutions(model: nn.Module, scope: Literal["cells_and_heads", "all"]) -> list[nn.Conv2d]:
@@ -60,15 +65,11 @@ class SpectralRegularization(nn.Module):
         values = []
         for i, batch in enumerate(self._batches):
             right = getattr(self, f"right{i}")  # (n, columns, 1)
-            # Input channels last, the order in memory; the order of a matrix's columns changes no singular value.
-            weights = torch.stack([c.weight.permute(0, 2, 3, 1).flatten(1) for c in batch])  # (n, C_out, columns)
-            with torch.no_grad():
-                for _ in range(iterations):
-                    left = functional.normalize(weights @ right, dim=1)  # (n, C_out, 1)
-                    image = weights.mT @ left
-                    value = image.norm(dim=1, keepdim=True)  # left^T W right, with the new right = image / value
-                    right.copy_(image / value.clamp(min=1e-12))
-            values.append(_SingularValue.apply(weights, value, left, right.clone()).flatten())
+            weights = torch.stack([weight_matrix(c.weight) for c in batch])  # (n, C_out, columns)
+            for _ in range(iterations):
+                left, updated, value = power_iteration(weights, right)
+                right.copy_(updated)
+            values.append(_SingularValue.apply(weights, value, left, updated).flatten())
         return torch.cat(values) if values else torch.zeros(0)
 
     def forward(self) -> Tensor:
