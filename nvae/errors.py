@@ -23,3 +23,9 @@ class InvalidValueError(ValueError):
     def __init__(self, key: str, got: Any, allowed: str) -> None:
         super().__init__(f"{key}: got {got!r}, expected {allowed}")
         self.key, self.got, self.allowed = key, got, allowed
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that memory was not enough; PyTorch says so in the text of a RuntimeError."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text

@@ -58,17 +58,17 @@ def migrate_config(data: Mapping[Any, Any]) -> dict[Any, Any]:
 
 def migrate_weights(weights: Mapping[Any, Any]) -> dict[Any, Any]:
     """Return a state dictionary of version 1 with the present names."""
-
-    def renamed(name: str) -> str:
-        return ".".join(RENAMED_MODULES.get(part, part) for part in name.split("."))
-
-    return {renamed(name) if isinstance(name, str) else name: tensor for name, tensor in weights.items()}
+    return {_with_parts(name, RENAMED_MODULES) if isinstance(name, str) else name: t for name, t in weights.items()}
 
 
 def version1_weight_name(name: str) -> str:
-    """The name that a weight had in version 1: digests of weights are over these names, so that old ones stay valid."""
-    old = {new: old for old, new in RENAMED_MODULES.items()}
-    return ".".join(old.get(part, part) for part in name.split("."))
+    """Return the name of a weight in version 1. Digests are over these names, so that old digests stay valid."""
+    return _with_parts(name, {new: old for old, new in RENAMED_MODULES.items()})
+
+
+def _with_parts(name: str, renamed: Mapping[str, str]) -> str:
+    """Rename the parts of a dotted name."""
+    return ".".join(renamed.get(part, part) for part in name.split("."))
 
 
 def migrate_content(content: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TextIO
 
 from nvae.cli.arguments import BAD_INPUT
-from nvae.errors import UserError
+from nvae.errors import UserError, is_out_of_memory
 
 INTERRUPTED = 130
 MEMORY_HINTS = {
@@ -101,8 +101,7 @@ def _exit_code(main: Callable[[], int | None], command: str) -> int:
         print("interrupted.", file=sys.stderr)
         return INTERRUPTED
     except (RuntimeError, MemoryError) as error:
-        out_of_memory = "out of memory" in str(error) or "can't allocate memory" in str(error)
-        if not out_of_memory and not isinstance(error, MemoryError):
+        if not is_out_of_memory(error):
             raise
         problem = f"there is not enough memory. {MEMORY_HINTS.get(command, SAMPLING_MEMORY_HINT)}"
     except OSError as error:

@@ -92,6 +92,7 @@ def evaluate(
     check_seeds([seed])
     active_units = ActiveUnits(model) if count_active else None
     images_per_pass = max(1, batch_size // samples)
+    samples_per_pass = max(1, batch_size // images_per_pass)
     plan = [  # a batch of images shares a bottom-up pass and a random stream; a part of them shares top-down passes
         (batch, part)
         for batch in batches(len(images_u8), batch_size)
@@ -108,7 +109,6 @@ def evaluate(
                 if active_units is not None:
                     active_units.add(features, len(images))
             part_features = [map_tensors(group, lambda x, part=part: x[part]) for group in features]
-            samples_per_pass = max(1, batch_size // images_per_pass)
             bounds.append(_bounds(model, part_features, targets[part], samples, samples_per_pass, generator))
     elbo, log_likelihood, reconstruction, kl = (torch.cat(values) for values in zip(*bounds, strict=True))
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from nvae.errors import UserError
+from nvae.errors import UserError, is_out_of_memory
 from nvae.schema import ModelConfig
 from nvae.summary import training_bytes
 
@@ -42,7 +42,6 @@ def explained_out_of_memory() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        text = str(error).lower()
-        if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        if is_out_of_memory(error):
             raise UserError(f"the memory is not enough for this training. {ADVICE}") from error
         raise
