@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -67,7 +67,12 @@ class Flow(Protocol):
 
 
 class Distribution:
-    """A distribution over z (B, ...) of one latent group. Noise is standard normal, (B, *noise_shape) of the group."""
+    """A distribution over z (B, ...) of one latent group. Noise is standard normal, (B, *noise_shape) of the group.
+
+    log_prob_is_bound: whether `log_prob` is only in expectation over its noise a lower bound of the log density.
+    """
+
+    log_prob_is_bound: ClassVar[bool] = False
 
     def sample(self, noise: Tensor, temperature: float = 1.0) -> Tensor:
         """Return z from noise. A temperature below 1 makes samples more typical; 0 gives the center."""
@@ -79,6 +84,10 @@ class Distribution:
         noise: the noise of the posterior's sample z; used by a prior whose log density is a Monte Carlo bound.
         """
         raise NotImplementedError
+
+    def published_log_prob(self, z: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Return `log_prob` as the published evaluation of the family computes it; different only for a bound."""
+        return self.log_prob(z, noise)
 
     def to_noise(self, z: Tensor) -> Tensor:
         """Return the noise from which `sample` makes z at temperature 1."""
@@ -165,6 +174,46 @@ class FlowDistribution(Distribution):
     def sample_and_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         base_sample, log_prob = self.base.sample_and_log_prob(noise)
         return self.flow(base_sample), log_prob
+
+
+@dataclass(frozen=True, eq=False)
+class NormalMixture(Distribution):
+    """A mixture of M diagonal Normals. Noise (B, 2, ...): the first part makes z, one number of the second the component.
+
+    log_weights: (B, M), normalized. mu, sigma: (B, M, ...). A temperature multiplies the variances.
+    """
+
+    log_weights: Tensor
+    mu: Tensor
+    sigma: Tensor
+
+    def _of_component(self, index: Tensor) -> DiagonalNormal:
+        """Return the Normals of one component per image. index: (B,)."""
+        rows = torch.arange(len(index), device=index.device)
+        return DiagonalNormal(self.mu[rows, index], self.sigma[rows, index], "variance")
+
+    def sample(self, noise: Tensor, temperature: float = 1.0) -> Tensor:
+        uniform = torch.special.ndtr(noise[:, 1].flatten(1)[:, :1].to(self.log_weights.dtype))
+        below = (self.log_weights.exp().cumsum(1) < uniform).sum(1)
+        index = below.clamp(max=self.log_weights.shape[1] - 1)  # the sum of the weights is rounded
+        return self._of_component(index).sample(noise[:, 0], temperature)
+
+    def _log_joint(self, z: Tensor) -> Tensor:
+        """Return log weight + log density of every component, (B, M)."""
+        log_density = DiagonalNormal(self.mu, self.sigma).log_density(z.unsqueeze(1))
+        return self.log_weights + log_density.flatten(2).sum(2)
+
+    def log_prob(self, z: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self._log_joint(z).logsumexp(1)
+
+    def to_noise(self, z: Tensor) -> Tensor:
+        """Return noise that gives z: of the most probable component, chosen by the middle of its interval."""
+        index = self._log_joint(z).argmax(1)
+        weights = self.log_weights.exp()
+        middle = (weights.cumsum(1) - weights / 2).gather(1, index[:, None])
+        choice = torch.special.ndtri(middle.double()).to(z.dtype).clamp(-8, 8)
+        own = self._of_component(index).to_noise(z)
+        return torch.stack([own, choice.view(-1, *(1,) * (z.dim() - 1)).expand_as(own)], dim=1)
 
 
 def kl_divergence(posterior: Distribution, prior: Distribution, log_q: Tensor, log_p: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ class Family(NamedTuple):
 FAMILIES = {
     "nvae": Family("nvae.models.nvae", "NVAEConfig", "NVAE"),
     "ladder": Family("nvae.models.ladder", "LadderConfig", "LadderVAE"),
+    "dvp": Family("nvae.models.dvp", "DVPConfig", "DVPVAE"),
 }
 DEFAULT_FAMILY = "nvae"  # the seed's files name no family
 

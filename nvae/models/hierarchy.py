@@ -40,6 +40,7 @@ class LatentGroup(nn.Module):
     """The base class of a family's latent groups. `state` is the state that the groups above pass down."""
 
     level: Level
+    is_context = False  # a context is above all scales of the hierarchy; every group below it sees the context
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -62,6 +63,10 @@ class LatentGroup(nn.Module):
     def merge(self, state: State, z: Tensor) -> State:
         """Return the state after this group, from the state of `prior` and z."""
         raise NotImplementedError
+
+    def image_of(self, z: Tensor) -> Tensor | None:
+        """Return the images (B, C, S, S) in [0, 1] that z (B, *latent_shape) stands for; None if z is no image."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -210,6 +215,10 @@ class HierarchicalVAE(nn.Module):
     def regularization_terms(self) -> dict[str, nn.Module]:
         """Return modules by name; training may add their outputs, scalars of `forward()`, to the loss."""
         return {}
+
+    def set_bound_terms(self, terms: int) -> bool:
+        """Set the number of terms of a prior's Monte Carlo bound in evaluation; return whether there is such a prior."""
+        return False
 
     def recompute_activations(self, recompute: bool) -> None:
         """Compute activations again in the backward pass (activation checkpointing), in families that support it."""

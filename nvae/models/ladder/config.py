@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from nvae.errors import InvalidValueError
-from nvae.schema import Channels, ModelConfig, PositiveRate, Rate, TrainingParameters
+from nvae.models.priors.config import TopPriorConfig
+from nvae.schema import Channels, PositiveRate, Rate, TrainingParameters
 
 MAX_BLOCKS = 2000
 MAX_WIDTH = 2**17  # channels of the widest layer
@@ -31,7 +32,7 @@ class LadderTrainingParameters(TrainingParameters):
     )
 
 
-class LadderConfig(ModelConfig):
+class LadderConfig(TopPriorConfig):
     """The keys of the family ladder."""
 
     family: Literal["ladder"] = Field(
@@ -70,6 +71,11 @@ class LadderConfig(ModelConfig):
     )
     pixel_std: Annotated[float, Field(gt=0, le=255)] = Field(
         127.5, description="Divides the pixels that the encoder sees, after pixel_mean is subtracted."
+    )
+    top_prior: Literal["learned", "standard", "gaussian", "mixture", "vampprior", "diffusion"] = Field(
+        "learned",
+        description="Prior of the first latent group: learned, a Normal from the network's first block; standard, "
+        "gaussian, mixture: Normals without a network; vampprior: the posteriors of learned pseudo-inputs; diffusion.",
     )
     training_parameters: LadderTrainingParameters = Field(
         LadderTrainingParameters(), description="The training schedule."

@@ -1,7 +1,8 @@
 """The Ladder VAE of Kuzina and Tomczak (TMLR 2024): the model of the published program without the diffusion prior.
 
 The state is (s, sum of all z at the image's resolution). A prior returns its parameters and features h. The merge sees
-s + h, the posterior sees s without h, and the output sees only the sum of all z.
+s + h, the posterior sees s without h, and the output sees only the sum of all z. A context, if there is one, is an image
+at the end of the state that every prior sees (the family dvp).
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
-from nvae.models.distributions import DiagonalNormal, at_least_float32
+from nvae.models.distributions import DiagonalNormal, Distribution, at_least_float32
 from nvae.models.hierarchy import HierarchicalVAE, LatentGroup, Level
 from nvae.models.ladder.config import LadderConfig, channels_per_scale
 from nvae.models.ladder.likelihoods import build_ladder_likelihood
+from nvae.models.priors.top_priors import LeadingNoiseNormal, VampPrior, build_top_prior, components_of
 
 MAX_LOG_VARIANCE = 1.0
 BATCH_NORM_MOMENTUM = 0.05
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU}
 
-# s before the prior; after it (s, s + h, sum of z), before the next prior (s, sum of z).
+# Before a prior (s, sum of z, *context), after it (s, s + h, sum of z, *context).
 LadderState = tuple[Tensor, ...]
 
 
@@ -132,16 +134,21 @@ class Encoder(nn.Module):
 
 
 class LadderGroup(LatentGroup):
-    """One latent group; `below` is the level of the next group, None after the last one."""
+    """One latent group; `below` is the level of the next group, None after the last one.
 
-    def __init__(self, config: LadderConfig, level: Level, below: Level | None, num_groups: int) -> None:
+    context_channels: channels of the image at the end of the state; 0 without a context.
+    """
+
+    def __init__(
+        self, config: LadderConfig, level: Level, below: Level | None, num_groups: int, context_channels: int = 0
+    ) -> None:
         super().__init__()
         self.level, self.below = level, below
         self.min_log_variance = config.min_log_variance
         channels, latents = level.decoder_channels, level.latent_size
         hidden = max(int(channels * config.hidden_multiplier), 1)
         block = partial(Block, config, preactivation=False)
-        self.prior_block = zero_last(block(channels, hidden, 2 * latents + channels))
+        self.prior_block = zero_last(block(channels + context_channels, hidden, 2 * latents + channels))
         self.posterior_block = zero_last(block(channels, hidden, 2 * latents))
         self.z_projection = nn.Conv2d(latents, channels, 1)  # unused in the last group, as in the original
         blocks: list[Block] = []
@@ -157,26 +164,48 @@ class LadderGroup(LatentGroup):
 
     def _normal(self, mu: Tensor, log_variance: Tensor) -> DiagonalNormal:
         log_variance = at_least_float32(log_variance).clamp(self.min_log_variance, MAX_LOG_VARIANCE)
-        return DiagonalNormal(at_least_float32(mu), (0.5 * log_variance).exp(), "variance")
+        return LeadingNoiseNormal(at_least_float32(mu), (0.5 * log_variance).exp(), "variance")
 
-    def prior(self, state: LadderState) -> tuple[LadderState, DiagonalNormal]:
-        s, z_sum = state
+    def prior(self, state: LadderState) -> tuple[LadderState, Distribution]:
+        s, z_sum, *context = state
         latents = self.level.latent_size
-        mu, log_variance, h = self.prior_block(s).split([latents, latents, s.shape[1]], dim=1)
-        return (s, s + h, z_sum), self._normal(mu, log_variance)
+        # Average pooling, from the context's resolution to the group's.
+        pooled = [functional.adaptive_avg_pool2d(image, s.shape[-1]).to(s.dtype) for image in context]
+        mu, log_variance, h = self.prior_block(torch.cat([s, *pooled], 1)).split([latents, latents, s.shape[1]], dim=1)
+        return (s, s + h, z_sum, *context), self._normal(mu, log_variance)
 
-    def posterior(self, state: LadderState, features: Tensor, prior: DiagonalNormal) -> DiagonalNormal:
-        s, _, _ = state
-        mu, log_variance = self.posterior_block((features + s) / math.sqrt(2)).chunk(2, dim=1)
+    def posterior(self, state: LadderState, features: Tensor, prior: Distribution | None) -> DiagonalNormal:
+        mu, log_variance = self.posterior_block((features + state[0]) / math.sqrt(2)).chunk(2, dim=1)
         return self._normal(mu, log_variance)
 
     def merge(self, state: LadderState, z: Tensor) -> LadderState:
-        _, s, z_sum = state
+        _, s, z_sum, *context = state
         z = z.to(s.dtype)
         z_sum = z_sum + resize(z, z_sum.shape[-1])
         if self.below is None:
-            return s, z_sum
-        return resize(self.blocks(s + self.z_projection(z)), self.below.resolution), z_sum
+            return s, z_sum, *context
+        return resize(self.blocks(s + self.z_projection(z)), self.below.resolution), z_sum, *context
+
+
+class TopGroup(LadderGroup):
+    """The first group with a prior of its own; its block gives h alone. After (s, sum of z), the state may have the
+    components of a vampprior."""
+
+    def __init__(self, config: LadderConfig, level: Level, below: Level | None, num_groups: int) -> None:
+        super().__init__(config, level, below, num_groups)
+        self.top_prior = build_top_prior(config, config.top_prior, level.latent_shape)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        return self.top_prior.noise_shape
+
+    @property
+    def posterior_noise_shape(self) -> tuple[int, ...]:
+        return self.top_prior.posterior_noise_shape
+
+    def prior(self, state: LadderState) -> tuple[LadderState, Distribution]:
+        s, z_sum, *components = state
+        return super().prior((s, z_sum))[0], self.top_prior(len(s), *components)
 
 
 def resize(x: Tensor, side: int) -> Tensor:
@@ -205,27 +234,41 @@ class Output(nn.Module):
 
 
 class LadderVAE(HierarchicalVAE):
-    """The Ladder VAE: bottom-up features per scale, a top-down pass from ones, an output that sees the sum of all z."""
+    """The Ladder VAE: bottom-up features per scale, a top-down pass from ones, an output that sees the sum of all z.
 
-    def __init__(self, config: LadderConfig) -> None:
+    context_channels: of the context of a family that extends this one; 0 without a context.
+    """
+
+    def __init__(self, config: LadderConfig, context_channels: int = 0) -> None:
         levels = ladder_levels(config)
         super().__init__(config, levels, build_ladder_likelihood(config))
         levels_of_groups = [level for level in levels for _ in range(level.groups)]
+        self.num_latents, self.top = len(levels_of_groups), levels[0]
         self.encoder = Encoder(config)
-        self.groups = nn.ModuleList(
-            LadderGroup(config, level, below, len(levels_of_groups))
-            for level, below in zip(levels_of_groups, [*levels_of_groups[1:], None], strict=True)
-        )
+        groups: list[LadderGroup] = []
+        for index, (level, below) in enumerate(zip(levels_of_groups, [*levels_of_groups[1:], None], strict=True)):
+            if index == 0 and not context_channels and config.top_prior != "learned":
+                groups.append(TopGroup(config, level, below, self.num_latents))
+            else:
+                groups.append(LadderGroup(config, level, below, self.num_latents, context_channels))
+        self.groups = nn.ModuleList(groups)
         self.output = Output(config, self.likelihood.num_parameters)
 
     def bottom_up(self, images: Tensor) -> list[Tensor]:
         return self.encoder(images)
 
     def initial_state(self, batch_size: int) -> LadderState:
-        top, side = self.levels[0], self.config.input_dimension
-        like = next(self.parameters())
-        s = like.new_ones(batch_size, top.decoder_channels, top.resolution, top.resolution)
-        return s, like.new_zeros(batch_size, top.latent_size, side, side)
+        side, like = self.config.input_dimension, next(self.parameters())
+        s = like.new_ones(batch_size, self.top.decoder_channels, self.top.resolution, self.top.resolution)
+        return s, like.new_zeros(batch_size, self.top.latent_size, side, side), *self._vampprior_components(batch_size)
+
+    def _vampprior_components(self, batch_size: int) -> tuple[Tensor, ...]:
+        """Return the posteriors of the pseudo-inputs, mu and sigma (B, M, *latent_shape); nothing without a vampprior."""
+        prior = getattr(self.groups[0], "top_prior", None)
+        if not isinstance(prior, VampPrior):
+            return ()
+        features = self.encoder(prior.images)[0]  # (M, ...)
+        return components_of(self.groups[0].posterior((features.new_ones(()),), features, None), batch_size)
 
     def decode(self, state: LadderState, channels: Sequence[int] | None = None) -> Tensor:
-        return self.output(state[1] / math.sqrt(len(self.groups)))
+        return self.output(state[1] / math.sqrt(self.num_latents))

@@ -1,0 +1,39 @@
+"""The config of the DVP-VAE family."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from nvae.errors import InvalidValueError
+from nvae.models.ladder.config import LadderConfig
+
+
+class DVPConfig(LadderConfig):
+    """The keys of the family dvp: those of the family ladder, and the context."""
+
+    family: Literal["dvp"] = Field(
+        "dvp", description="DVP-VAE, a Ladder VAE below a context with a diffusion prior (Kuzina and Tomczak 2024)."
+    )
+    context: Literal["dct", "downsample"] = Field(
+        "dct",
+        description="The context, a summary of the image above all latent groups: its lowest DCT coefficients, or the "
+        "image at a low resolution.",
+    )
+    context_size: Annotated[int, Field(ge=1, le=4096)] = Field(
+        7, description="Rows and columns of the context's coefficients or pixels."
+    )
+    top_prior: Literal["standard", "gaussian", "mixture", "vampprior", "diffusion"] = Field(
+        "diffusion",
+        description="Prior of the context: standard, gaussian, mixture: Normals without a network; vampprior: the "
+        "posteriors of learned pseudo-inputs; diffusion.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent_context(self) -> DVPConfig:
+        if self.context_size > self.input_dimension:
+            raise InvalidValueError(
+                "context_size", self.context_size, f"at most input_dimension, {self.input_dimension}"
+            )
+        return self

@@ -1,0 +1,88 @@
+"""Contexts: what the first latent u of a DVP-VAE is of an image, and the pseudo-input that u stands for."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from nvae.models.distributions import at_least_float32
+from nvae.models.dvp.config import DVPConfig
+from nvae.models.ladder.network import resize
+
+CHUNK = 256  # images transformed at once in the calibration
+
+
+def dct_matrix(size: int, rows: int) -> Tensor:
+    """Return the first rows of the orthonormal DCT-II matrix of vectors of `size` numbers, (rows, size), float64."""
+    k, n = torch.arange(rows, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)
+    matrix = math.sqrt(2 / size) * torch.cos(math.pi * (n + 0.5) * k / size)
+    matrix[0] /= math.sqrt(2)
+    return matrix
+
+
+def full_precision(x: Tensor) -> AbstractContextManager:
+    """Return a context that turns autocast off on the device of x; the meta device has none."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+class DCTContext(nn.Module):
+    """u: the lowest k x k DCT coefficients of an image in [0, 1], divided by `scale` and clamped to [-1, 1].
+
+    scale: (1, C, k, k), the largest magnitude of every coefficient in the training images, a whole number; 1 until
+    `calibrate`.
+    """
+
+    def __init__(self, config: DVPConfig) -> None:
+        super().__init__()
+        size, channels = config.context_size, config.image_channels
+        self.max_value, self.shift = 2**config.pixel_bits - 1, 8 - config.pixel_bits
+        self.register_buffer("scale", torch.ones(1, channels, size, size))
+        self.register_buffer("matrix", dct_matrix(config.input_dimension, size).float(), persistent=False)
+
+    def coefficients(self, images: Tensor) -> Tensor:
+        """Return the DCT coefficients (B, C, k, k) of images (B, C, S, S) in [0, 1]."""
+        with full_precision(images):
+            return self.matrix @ at_least_float32(images) @ self.matrix.T
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.coefficients(images) / self.scale).clamp(-1, 1)
+
+    def inverse(self, u: Tensor) -> Tensor:
+        """Return the pseudo-input (B, C, S, S) in [-1, 1] of u."""
+        with full_precision(u):
+            images = self.matrix.T @ (at_least_float32(u) * self.scale) @ self.matrix
+        return 2 * images.clamp(0, 1) - 1
+
+    @torch.no_grad()
+    def calibrate(self, images_u8: Tensor) -> None:
+        """Set `scale` from images, uint8 (N, C, S, S); a coefficient that is below 1 in all of them gets the scale 1."""
+        largest = torch.zeros_like(self.scale[0])
+        for chunk in images_u8.split(CHUNK):
+            images = (chunk.to(self.scale.device) >> self.shift).float() / self.max_value
+            largest = torch.maximum(largest, self.coefficients(images).floor().abs().amax(0))
+        self.scale.copy_(torch.where(largest > 0, largest, 1.0))
+
+
+class DownsampleContext(nn.Module):
+    """u: an image on [-1, 1], resized bilinearly to k x k without antialiasing."""
+
+    def __init__(self, config: DVPConfig) -> None:
+        super().__init__()
+        self.size, self.side = config.context_size, config.input_dimension
+
+    def forward(self, images: Tensor) -> Tensor:
+        return resize(2 * at_least_float32(images) - 1, self.size)
+
+    def inverse(self, u: Tensor) -> Tensor:
+        """Return the pseudo-input (B, C, S, S) of u, about in [-1, 1]."""
+        return resize(u, self.side)
+
+    def calibrate(self, images_u8: Tensor) -> None:
+        """Do nothing: there is nothing to calibrate."""
+
+
+CONTEXTS = {"dct": DCTContext, "downsample": DownsampleContext}

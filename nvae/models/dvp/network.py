@@ -1,0 +1,85 @@
+"""The DVP-VAE of Kuzina and Tomczak (TMLR 2024): a Ladder VAE whose priors see a pseudo-input, the image of a context u.
+
+The first latent group is the context u. q(u | x) is a Normal around a fixed summary of x, its lowest DCT coefficients.
+p(u) is a diffusion prior, or another top prior. The state of the ladder's groups ends with the pseudo-input of u.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nvae.models.distributions import DiagonalNormal, Distribution
+from nvae.models.dvp.config import DVPConfig
+from nvae.models.dvp.context import CONTEXTS
+from nvae.models.hierarchy import LatentGroup, Level
+from nvae.models.ladder.network import LadderState, LadderVAE
+from nvae.models.priors.diffusion import DiffusionPrior
+from nvae.models.priors.top_priors import LeadingNoiseNormal, VampPrior, build_top_prior, components_of
+
+LOG_VARIANCE_RANGE = (-12.0, -5.0)
+
+
+class ContextGroup(LatentGroup):
+    """The context u, (B, C, k, k), above the ladder."""
+
+    is_context = True
+
+    def __init__(self, config: DVPConfig) -> None:
+        super().__init__()
+        channels, size = config.image_channels, config.context_size
+        self.level = Level(1, size, channels, channels, channels)
+        self.context = CONTEXTS[config.context](config)
+        self.log_variance = nn.Parameter(torch.full((1, channels, size, size), config.diffusion_min_gamma))
+        self.top_prior = build_top_prior(config, config.top_prior, self.level.latent_shape)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        return self.top_prior.noise_shape
+
+    @property
+    def posterior_noise_shape(self) -> tuple[int, ...]:
+        return self.top_prior.posterior_noise_shape
+
+    def prior(self, state: LadderState) -> tuple[LadderState, Distribution]:
+        batch_size, components = len(state[0]), ()
+        if isinstance(self.top_prior, VampPrior):
+            components = components_of(self._posterior_around(self.context(self.top_prior.images)), batch_size)
+        return state, self.top_prior(batch_size, *components)
+
+    def posterior(self, state: LadderState, features: Tensor, prior: Distribution) -> DiagonalNormal:
+        return self._posterior_around(features)
+
+    def _posterior_around(self, mu: Tensor) -> DiagonalNormal:
+        if self.training:
+            with torch.no_grad():  # in place, as in the published program: the gradient is not zero at the ends
+                self.log_variance.clamp_(*LOG_VARIANCE_RANGE)
+            log_variance = self.log_variance
+        else:
+            log_variance = self.log_variance.clamp(*LOG_VARIANCE_RANGE)
+        return LeadingNoiseNormal(mu, (0.5 * log_variance).exp().expand_as(mu), "variance")
+
+    def merge(self, state: LadderState, z: Tensor) -> LadderState:
+        return *state, self.context.inverse(z)
+
+    def image_of(self, z: Tensor) -> Tensor:
+        return ((self.context.inverse(z) + 1) / 2).clamp(0, 1)
+
+
+class DVPVAE(LadderVAE):
+    """The DVP-VAE: a context, then the groups of a Ladder VAE."""
+
+    def __init__(self, config: DVPConfig) -> None:
+        super().__init__(config, context_channels=config.image_channels)
+        context = ContextGroup(config)
+        self.levels = (context.level, *self.levels)
+        self.groups.insert(0, context)
+
+    def bottom_up(self, images: Tensor) -> list[Tensor]:
+        return [self.groups[0].context(images), *self.encoder(images)]
+
+    def _vampprior_components(self, batch_size: int) -> tuple[Tensor, ...]:
+        return ()  # the context computes its own
+
+    def calibrate(self, images_u8: Tensor) -> None:
+        self.groups[0].context.calibrate(images_u8)

@@ -1,0 +1,228 @@
+"""The diffusion prior: a variational diffusion model (Kingma et al. 2021) as a prior over z.
+
+z_t = alpha_t z + sigma_t n at times t in [0, 1], with alpha_t^2 = sigmoid(-gamma_t) and sigma_t^2 = sigmoid(gamma_t).
+A network predicts the noise n. The bound is log p(z) >= -(L_0 + L_t + L_T), in expectation over the noise:
+
+    L_0 = D/2 (log 2 pi + gamma_0 + 1)                        of D numbers; the expectation is known
+    L_t = 1/2 E gamma'_t ||n - n_predicted||^2                over t uniform in [0, 1]
+    L_T = 1/2 sum(alpha_1^2 z^2 + sigma_1^2 - log sigma_1^2 - 1)
+
+A sample starts from z_1 ~ N(0, 1) and takes `steps` ancestral steps to t = 0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nvae.models.distributions import Distribution, at_least_float32, sum_per_image
+from nvae.models.priors.config import NoiseSchedule, Parametrization, TopPriorConfig
+from nvae.models.priors.unet import UNet
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """gamma_t, the negative log signal-to-noise ratio, from `lowest` at t = 0 to `highest` at t = 1.
+
+    linear: in t (Kingma et al. 2021). cosine: gamma = 2 log tan(angle), the angle linear in t (Nichol and Dhariwal
+    2021, with the ends of Hoogeboom et al. 2023), so that alpha_t is a cosine.
+    """
+
+    kind: NoiseSchedule
+    lowest: float
+    highest: float
+
+    @property
+    def _angles(self) -> tuple[float, float]:
+        return math.atan(math.exp(self.lowest / 2)), math.atan(math.exp(self.highest / 2))
+
+    def gamma(self, t: Tensor) -> Tensor:
+        """Return gamma at times t, elementwise."""
+        if self.kind == "linear":
+            return self.lowest + (self.highest - self.lowest) * t
+        first, last = self._angles
+        return 2 * torch.log(torch.tan(first + (last - first) * t))
+
+    def slope(self, t: Tensor) -> Tensor:
+        """Return the derivative of gamma at times t, elementwise."""
+        if self.kind == "linear":
+            return torch.full_like(t, self.highest - self.lowest)
+        first, last = self._angles
+        return 4 * (last - first) / torch.sin(2 * (first + (last - first) * t))
+
+
+class Losses(NamedTuple):
+    """The terms of the bound, (B,), in nats."""
+
+    start: Tensor  # L_0
+    diffusion: Tensor  # L_t
+    end: Tensor  # L_T
+
+    @property
+    def log_prob(self) -> Tensor:
+        return -(self.start + self.diffusion + self.end)
+
+
+class DrawnNoise(NamedTuple):
+    """The parts of the noise of a posterior pass, beside the noise of z. S terms of L_t."""
+
+    start: Tensor  # (B, *shape), of L_0; used by the published protocol alone
+    diffusion: Tensor  # (S, B, *shape)
+    times: Tensor  # (S, B), standard normal
+
+
+class DiffusionPrior(nn.Module):
+    """The network and the schedule of a diffusion prior over z of one shape (C, H, W).
+
+    evaluation_steps: number S of terms of L_t in evaluation mode, the number of sampling steps by default; training
+    mode has one. The times are stratified, t_i = (i - 1 + uniform) / S, so that the mean over the terms is an unbiased
+    estimate of L_t for every S.
+    """
+
+    def __init__(self, config: TopPriorConfig, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.shape, self.steps = shape, config.diffusion_steps
+        self.evaluation_steps = self.steps
+        self.parametrization: Parametrization = config.diffusion_parametrization
+        self.schedule = Schedule(config.diffusion_schedule, config.diffusion_min_gamma, config.diffusion_max_gamma)
+        self.unet = UNet(
+            shape[0], config.unet_channels, config.unet_blocks, config.unet_attention_heads, config.unet_dropout
+        )
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Noise of a sample: of z_1, then of every step."""
+        return self.steps + 1, *self.shape
+
+    @property
+    def bound_terms(self) -> int:
+        return 1 if self.training else self.evaluation_steps
+
+    @property
+    def posterior_noise_shape(self) -> tuple[int, ...]:
+        """Noise of a posterior pass, flat: of z, of L_0, of S terms of L_t, and of their S times."""
+        return (math.prod(self.shape) * (2 + self.bound_terms) + self.bound_terms,)
+
+    def split_noise(self, noise: Tensor) -> DrawnNoise:
+        """Split the noise (B, M) of a posterior pass, without the part of z."""
+        size = math.prod(self.shape)
+        terms = (noise.shape[1] - 2 * size) // (size + 1)
+        _, start, diffusion, times = noise.split([size, size, terms * size, terms], dim=1)
+        return DrawnNoise(
+            start.unflatten(1, self.shape),
+            diffusion.unflatten(1, (terms, *self.shape)).movedim(1, 0),
+            times.movedim(1, 0),
+        )
+
+    def forward(self, batch_size: int) -> DiffusionDistribution:
+        return DiffusionDistribution(self)
+
+    def predicted_noise(self, z: Tensor, t: Tensor) -> Tensor:
+        """Predict the noise n in z_t (B, *shape) at times t (B,)."""
+        output = at_least_float32(self.unet(z, t))
+        if self.parametrization == "eps":
+            return output
+        gamma = self.schedule.gamma(t)[:, None, None, None]  # v = alpha n - sigma z (Salimans and Ho 2022)
+        return gamma.neg().sigmoid().sqrt() * output + gamma.sigmoid().sqrt() * z
+
+    def losses(self, z: Tensor, noise: DrawnNoise, uniform_times: bool = True) -> Losses:
+        """Return the terms of the bound at z (B, *shape), with the expectation of L_0.
+
+        uniform_times: False for t = 1/S, 2/S, ..., 1, the published evaluation. The sum over these times is a right-end
+        sum of a falling function, so it is too small: no bound.
+        """
+        z = at_least_float32(z)
+        terms = len(noise.times)
+        uniform = torch.special.ndtr(noise.times) if uniform_times else torch.ones_like(noise.times)
+        diffusion = sum(
+            self._diffusion_term(z, n, (index + u) / terms)
+            for index, (n, u) in enumerate(zip(noise.diffusion, uniform, strict=True))
+        )
+        start = z.new_full((len(z),), 0.5 * math.prod(self.shape) * (LOG_2PI + self.schedule.lowest + 1))
+        return Losses(start, diffusion / terms, self._end_term(z))
+
+    def noisy_start(self, noise: DrawnNoise) -> Tensor:
+        """Return L_0 at one draw of its noise, (B,), as the published program computes it."""
+        return 0.5 * sum_per_image(LOG_2PI + self.schedule.lowest + noise.start.square())
+
+    def _diffusion_term(self, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        gamma = self.schedule.gamma(t)[:, None, None, None]
+        z_t = gamma.neg().sigmoid().sqrt() * z + gamma.sigmoid().sqrt() * noise
+        return 0.5 * self.schedule.slope(t) * sum_per_image((noise - self.predicted_noise(z_t, t)).square())
+
+    def _end_term(self, z: Tensor) -> Tensor:
+        signal, noise = (1 / (1 + math.exp(sign * self.schedule.highest)) for sign in (1, -1))
+        return 0.5 * sum_per_image(signal * z.square() + noise - math.log(noise) - 1)
+
+    def step(self, z: Tensor, index: int) -> tuple[Tensor, float]:
+        """Return the mean and the standard deviation of ancestral step `index` (0 to steps - 1) from z_t.
+
+        The step goes from t = 1 - index / steps to r = t - 1 / steps. The predicted z is clamped to [-1, 1].
+        """
+        gamma_t, gamma_r = (
+            self.schedule.gamma(torch.tensor(1 - i / self.steps, dtype=torch.float64)).item()
+            for i in (index, index + 1)
+        )
+        alpha_t, alpha_r = (1 / math.sqrt(1 + math.exp(gamma)) for gamma in (gamma_t, gamma_r))
+        variance_t, variance_r = (1 / (1 + math.exp(-gamma)) for gamma in (gamma_t, gamma_r))
+        noise = self.predicted_noise(z, torch.full_like(z[:, 0, 0, 0], 1 - index / self.steps))
+        predicted = ((z - math.sqrt(variance_t) * noise) / alpha_t).clamp(-1, 1)
+        ratio = alpha_t / alpha_r
+        added = variance_t - ratio**2 * variance_r  # the variance of z_t given z_r
+        mean = ratio * variance_r / variance_t * z + alpha_r * added / variance_t * predicted
+        return mean, math.sqrt(added * variance_r / variance_t)
+
+
+@dataclass(frozen=True, eq=False)
+class DiffusionDistribution(Distribution):
+    """The distribution of a diffusion prior. Its log density is a lower bound, in expectation over the noise."""
+
+    prior: DiffusionPrior
+    log_prob_is_bound: ClassVar[bool] = True
+
+    def sample(self, noise: Tensor, temperature: float = 1.0) -> Tensor:
+        """Return z from noise (B, steps + 1, *shape). temperature: a factor on the variance of z_1 and of every step.
+
+        z_0 is the sample, as in the published program: no division by alpha_0, and no noise of L_0.
+        """
+        factor = math.sqrt(temperature)
+        z = factor * noise[:, 0]
+        for index in range(self.prior.steps):
+            mean, sigma = self.prior.step(z, index)
+            z = mean + factor * sigma * noise[:, index + 1]
+        return z
+
+    def log_prob(self, z: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.prior.losses(z, self._drawn(noise)).log_prob
+
+    def published_log_prob(self, z: Tensor, noise: Tensor | None = None) -> Tensor:
+        drawn = self._drawn(noise)
+        losses = self.prior.losses(z, drawn, uniform_times=False)
+        return losses._replace(start=self.prior.noisy_start(drawn)).log_prob
+
+    def _drawn(self, noise: Tensor | None) -> DrawnNoise:
+        if noise is None:
+            raise ValueError("the bound of a diffusion prior needs the noise of the posterior pass")
+        return self.prior.split_noise(noise)
+
+    def to_noise(self, z: Tensor) -> Tensor:
+        """Return noise that gives z: the noise of the steps along z_t = alpha_t z, the center of every q(z_t | z).
+
+        Many noises give the same z; this one is the noise of a path without randomness in q (compare Huberman-Spiegelglas
+        et al. 2024, who draw the path).
+        """
+        prior, steps = self.prior, self.prior.steps
+        times = torch.arange(steps, -1, -1, dtype=torch.float64) / steps
+        alphas = prior.schedule.gamma(times).neg().sigmoid().sqrt().tolist()
+        path = [alpha * z for alpha in alphas[:-1]] + [z]
+        noise = [path[0]]
+        for index in range(steps):
+            mean, sigma = prior.step(path[index], index)
+            noise.append((path[index + 1] - mean) / sigma)
+        return torch.stack(noise, dim=1)
