@@ -223,6 +223,11 @@ class TrainingParameters(Section):
         False,
         description="Activation checkpointing: a quarter of the memory for a third more time; no number changes.",
     )
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None,
+        description="Decay of the exponential moving average (EMA) of the weights, such as 0.999: the part that stays "
+        "at every step. Validation, pictures and the result use the average; null for none.",
+    )
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = Field(
         0, description="Seed of the weights, the order of the images and all noise."
     )

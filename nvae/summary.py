@@ -53,15 +53,16 @@ def num_parameters(module: nn.Module) -> int:
 
 
 def training_bytes(config: ModelConfig, batch_size: int) -> int:
-    """Estimate the memory of training in float32: activations, weights, gradients and the optimizer's moments."""
+    """Estimate the memory of training in float32: activations, weights, gradients, moments, EMA."""
     with torch.device("meta"):
         parameters = num_parameters(build_model(config))
     return batch_size * cost_per_image(config).saved_bytes + parameters * _bytes_per_parameter(config)
 
 
 def _bytes_per_parameter(config: ModelConfig) -> int:
-    """Return the bytes of a parameter, its gradient and the optimizer's moments."""
-    return FLOAT32_BYTES * (2 + len(OPTIMIZERS[config.training_parameters.optimizer].moments))
+    """Return the bytes of a parameter, its gradient, the optimizer's moments and the EMA."""
+    schedule = config.training_parameters
+    return FLOAT32_BYTES * (2 + len(OPTIMIZERS[schedule.optimizer].moments) + (schedule.ema_decay is not None))
 
 
 def summary(config: ModelConfig) -> str:

@@ -88,7 +88,7 @@ class _Training:
         for warning in filter(None, warnings):
             reporter.warn(warning)
         if not continues:
-            trainer.model.calibrate(trainer.data.training)
+            trainer.calibrate()
             trainer.save(self.checkpoint)  # before the first step, so that a folder without write access fails early
         step, groups = trainer.progress.step, len(trainer.model.groups)
         self.logger = RunLogger(self.folder, trainer.config, step, groups, reporter.warn)

@@ -1,4 +1,4 @@
-"""The trainer: everything that evolves in training, one step, and saving and restoring the state."""
+"""The trainer: everything that evolves in training, and one step."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nvae.checkpoint import CheckpointError, load, restore, save
-from nvae.config import flat
+from nvae.checkpoint import save
 from nvae.data.images import Data, binarize, flip, to_float
 from nvae.devices import half_dtype
 from nvae.errors import UserError
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.objective import ElboTerms, balanced_kl, elbo_terms, kl_coefficient, regularization_coefficient
-from nvae.optim import OPTIMIZERS, build_optimizer, hyperparameters
+from nvae.optim import build_optimizer, hyperparameters
 from nvae.schema import ModelConfig
 from nvae.seeds import seeded
+from nvae.training.ema import EMA
+from nvae.training.resuming import restore_training, training_state
 from nvae.training.schedules import kl_warmup, learning_rate
-from nvae.training.state import Progress, RunningMean, Snapshot, Stateful, find_mismatch
+from nvae.training.state import Progress, RunningMean, Snapshot, Stateful
 
 # More than a search for the loss scale of float16 takes: from 2^16 down to 2^-24 it skips 40 steps.
 MAX_CONSECUTIVE_SKIPS = 100
@@ -55,6 +56,8 @@ class Trainer:
                 "Set batch_size to 2 or more with at least as many images, or use fewer scales."
             )
         self.model.recompute_activations(self.schedule.use_tensor_checkpoints)
+        decay = self.schedule.ema_decay
+        self.ema = None if decay is None else EMA(self.model, decay)
         self.regularizers = torch.nn.ModuleDict(self.model.regularization_terms())
         self.optimizer = build_optimizer(self.model, self.schedule)
         self.half = half_dtype(device) if self.schedule.half_precision else None
@@ -65,8 +68,14 @@ class Trainer:
 
     @property
     def eval_model(self) -> HierarchicalVAE:
-        """The model for validation, pictures and the result."""
-        return self.model
+        """The model for validation, pictures and the result: with the EMA of the weights, if there is one."""
+        return self.model if self.ema is None else self.ema.model
+
+    def calibrate(self) -> None:
+        """Fill the buffers that depend on the data, once before training."""
+        self.model.calibrate(self.data.training)
+        if self.ema is not None:
+            self.ema.copy_buffers(self.model)
 
     @property
     def evolving(self) -> dict[str, Stateful]:
@@ -171,6 +180,8 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group.update(hyperparameters(schedule, rate))
             self.scaler.step(self.optimizer)
+            if self.ema is not None:
+                self.ema.update(self.model)
             self.running_mean.add(metrics, len(images))
         self.scaler.update()
         self._advance(len(images), metrics["skipped"])
@@ -240,100 +251,13 @@ class Trainer:
 
         Raises CheckpointError, and UserError if the weights are not finite: the file at `path` then stays as it is.
         """
-        if not all(tensor.isfinite().all() for tensor in self.model.state_dict().values()):
+        tensors = [*self.model.state_dict().values(), *self.eval_model.state_dict().values()]
+        if not all(tensor.isfinite().all() for tensor in tensors):
             raise UserError(f"the weights are not finite at step {self.progress.step}. {RECOVERY_ADVICE}")
-        training = {name: part.state_dict() for name, part in self.evolving.items()}
-        save(self.model, path, training | {"data": self.data.fingerprint}, self.metadata)
+        save(self.eval_model, path, training_state(self), self.metadata)
 
     def resume(self, path: Path) -> list[str]:
         """Restore a checkpoint; return warnings. Raises CheckpointError or UserError and then changes nothing."""
-        content = load(path)
-        if "training" not in content:
-            raise CheckpointError(f"{path} is a model without a training state: expected a .checkpoint file.")
-        refuse_changes(self.config, content["config"], path)
-        training, warnings = content["training"], []
-        regularizers = self.regularizers.state_dict()
-        if content["version"] == 1 and find_mismatch(training.get("regularizers"), regularizers, ""):
-            training = training | {"regularizers": regularizers}
-            warnings.append(
-                f"{path} was written by version 1, which regularized other parts of the network: the state of the "
-                "regularization starts anew."
-            )
-        if mismatch := find_mismatch(training, self._template(training), "training"):
-            raise CheckpointError(
-                f"{path} holds a training state that does not fit: {mismatch}. Use the program that wrote the file, or "
-                "start over."
-            )
-        if any(state["step"] < 0 for state in training["optimizer"]["state"].values()):
-            raise CheckpointError(f"{path} holds a training state that does not fit: a negative number of steps.")
-        if training["data"] != self.data.fingerprint:
-            raise UserError(
-                f"the images of the data set {self.config.dataset.name} are not those that {path} was trained on. "
-                "Restore the old images, or start over."
-            )
-        restore(self.model, content, path)
-        self.metadata = content["metadata"]
-        options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        for name, part in self.evolving.items():
-            if name != "scaler" or (training["scaler"] and self.scaler.is_enabled()):
-                part.load_state_dict(training[name])
-        for group, own in zip(self.optimizer.param_groups, options, strict=True):
-            group.update(own)  # the config and this program decide all options, not the file
-        if content["config"].training_parameters != self.schedule:
-            self.progress.consecutive_skips = 0  # what was changed may have been the cause
+        warnings = restore_training(self, path)
         self._end_epoch_without_a_full_batch()  # the batch size may have grown
         return warnings
-
-    def _template(self, saved: dict[str, Any]) -> dict[str, Any]:
-        """Return a training state with the trainer's shapes, and with those keys that may differ taken from `saved`."""
-        own = {name: part.state_dict() for name, part in self.evolving.items()} | {"data": ""}
-        if isinstance(saved.get("scaler"), dict) and not (saved["scaler"] and own["scaler"]):
-            own["scaler"] = saved["scaler"]  # written on a device that needs no loss scale, or continued on one
-        own["running_mean"] = RunningMean.template(saved.get("running_mean"), len(self.model.groups))
-        if isinstance(saved.get("optimizer"), dict):
-            progress = saved.get("progress")
-            steps_taken = isinstance(progress, dict) and progress.get("step") != progress.get("skipped_steps")
-            own["optimizer"] = self._optimizer_template(saved["optimizer"], own["optimizer"], steps_taken)
-        return own
-
-    def _optimizer_template(self, saved: dict[str, Any], own: dict[str, Any], steps_taken: bool) -> dict[str, Any]:
-        moments, saved_states = OPTIMIZERS[self.schedule.optimizer].moments, saved.get("state")
-        states = {i: dict.fromkeys(moments, parameter) for i, parameter in enumerate(self.model.parameters())}
-        if isinstance(saved_states, dict) and (saved_states or not steps_taken):
-            # A parameter without a gradient has no state, and before the first step none has.
-            states = {i: state for i, state in states.items() if i in saved_states}
-            for i, state in states.items():
-                counts = saved_states[i] if isinstance(saved_states[i], dict) else {}
-                states[i] = {name: torch.zeros(()) for name in counts} | {"step": torch.zeros(())} | state
-        groups = own["param_groups"]
-        saved_groups = saved.get("param_groups")
-        if isinstance(saved_groups, list) and len(saved_groups) == len(groups):
-            # Versions of torch differ in their options. Every step sets the options of `hyperparameters`.
-            groups = [
-                {key: group.get(key, value) for key, value in saved.items()} | {"params": group["params"]}
-                for group, saved in zip(groups, saved_groups, strict=True)
-                if isinstance(saved, dict)
-            ]
-        return {"state": states, "param_groups": groups}
-
-
-def refuse_changes(config: ModelConfig, saved: ModelConfig, path: Path) -> None:
-    """Raise UserError if a config differs from a checkpoint's in a key that may not change, naming the keys.
-
-    The schedule may change, but for its FIXED keys, and the path of the same images.
-    """
-    now, then = flat(config.model_dump()), flat(saved.model_dump())
-    fixed = type(config.training_parameters).FIXED
-
-    def is_changeable(key: str) -> bool:
-        section, _, name = key.partition(".")
-        return key == "dataset.path" or (section == "training_parameters" and name not in fixed)
-
-    changed = [k for k in now | then if now.get(k) != then.get(k) and not is_changeable(k)]
-    if changed:
-        keys = ", ".join(f"{key} (was {then.get(key)}, is {now.get(key)})" for key in changed)
-        raise UserError(
-            f"the config has changed since {path} was written: {keys}. Only dataset.path and the keys of "
-            f"training_parameters other than {' and '.join(sorted(fixed))} may change in a run. Undo the change, or "
-            "start over."
-        )

@@ -32,7 +32,8 @@ def flat_state(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 def everything(trainer: Trainer) -> dict[str, Any]:
     """Return all numbers of a trainer, by name."""
     parts = {name: part.state_dict() for name, part in trainer.evolving.items()}
-    return dict(flat_state(parts | {"weights": trainer.model.state_dict()}))
+    parts |= {"weights": trainer.model.state_dict(), "eval_weights": trainer.eval_model.state_dict()}
+    return dict(flat_state(parts))
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> set[str]:

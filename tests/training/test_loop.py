@@ -279,3 +279,26 @@ def test_reconstructions_are_below_their_images(make_model, data, tmp_path):
     with Image.open(tmp_path / "reconstructions.png") as picture:
         assert np.array_equal(np.asarray(picture), np.asarray(expected))
     assert math.prod(picture.size) > 0
+
+
+# ------------------------------------------------------------------------------------------------------------- EMA
+
+
+def test_train_validates_draws_and_writes_the_ema(run, data, tmp_path, monkeypatch):
+    drawn = []
+    draw = loop.draw_samples
+
+    def draw_samples(model, *arguments):
+        drawn.append(model)
+        return draw(model, *arguments)
+
+    monkeypatch.setattr(loop, "draw_samples", draw_samples)
+    path, _ = run(ema_decay=0.9)
+    content = load(tmp_path / "saved_weights" / "small.checkpoint")
+    model, metadata = load_model_and_metadata(path)
+    assert all(torch.equal(content["weights"][name], tensor) for name, tensor in model.state_dict().items())
+    assert not torch.equal(content["training"]["model"]["constant"], content["weights"]["constant"])
+    evaluation = evaluate(model, data.validation, 4)
+    assert metrics_of(tmp_path)[-1]["validation_elbo"] == pytest.approx(evaluation.elbo.mean, rel=1e-5)
+    assert metadata["kl_per_group"] == pytest.approx(evaluation.kl_per_group, rel=1e-5)
+    assert torch.equal(drawn[-1].constant, model.constant)

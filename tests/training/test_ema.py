@@ -1,0 +1,152 @@
+import pytest
+import torch
+
+from nvae.checkpoint import CheckpointError, load, load_model
+from nvae.training.ema import EMA
+
+from .helpers import advance, differences, everything
+
+DECAY = 0.75
+
+
+def copied(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same_weights(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], tensor) for name, tensor in other.items())
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "a.checkpoint"
+
+
+def test_ema_averages_parameters_and_copies_buffers(make_trainer):
+    trainer = make_trainer(ema_decay=DECAY)
+    expected = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    for _ in range(4):  # across the end of an epoch
+        advance(trainer, 1)
+        for name, parameter in trainer.model.named_parameters():
+            expected[name] = DECAY * expected[name] + (1 - DECAY) * parameter.detach()
+    for name, parameter in trainer.eval_model.named_parameters():
+        torch.testing.assert_close(parameter, expected[name], msg=name)
+    buffers = dict(trainer.model.named_buffers())
+    assert any(name.endswith("running_var") for name in buffers)
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in trainer.eval_model.named_buffers())
+    assert not any(parameter.requires_grad for parameter in trainer.eval_model.parameters())
+    assert not trainer.eval_model.training
+
+
+def test_ema_of_decay_zero_is_the_model(make_trainer):
+    trainer = make_trainer(ema_decay=0.0)
+    advance(trainer, 2)
+    assert same_weights(copied(trainer.model), copied(trainer.eval_model))
+
+
+def test_ema_changes_no_step(make_trainer):
+    plain, averaged = make_trainer(), make_trainer(ema_decay=DECAY)
+    advance(plain, 4)
+    advance(averaged, 4)
+    assert same_weights(copied(plain.model), copied(averaged.model))
+    assert plain.eval_model is plain.model
+
+
+def test_ema_ignores_skipped_steps(make_trainer):
+    trainer = make_trainer(ema_decay=DECAY, gradient_skip_threshold=1e-9)
+    before = copied(trainer.eval_model)
+    assert advance(trainer, 1)[0]["skipped"]
+    assert same_weights(before, copied(trainer.eval_model))
+
+
+def test_ema_leaves_the_global_random_state(make_trainer):
+    model, state = make_trainer().model, torch.get_rng_state()
+    EMA(model, DECAY)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_calibrate_reaches_the_ema(make_trainer, monkeypatch):
+    trainer = make_trainer(ema_decay=DECAY)
+    seen = []
+
+    def calibrate(images_u8):
+        seen.append(images_u8)
+        for buffer in trainer.model.buffers():
+            buffer.fill_(3)
+
+    monkeypatch.setattr(trainer.model, "calibrate", calibrate)
+    trainer.calibrate()
+    assert seen[0] is trainer.data.training
+    assert all((buffer == 3).all() for buffer in trainer.eval_model.buffers())
+
+
+def test_checkpoint_holds_the_ema_as_weights_and_the_model_beside(make_trainer, path):
+    trainer = make_trainer(ema_decay=DECAY)
+    advance(trainer, 2)
+    trainer.save(path)
+    content = load(path)
+    assert same_weights(content["weights"], copied(trainer.eval_model))
+    assert same_weights(content["training"]["model"], copied(trainer.model))
+    assert same_weights(copied(load_model(path)), copied(trainer.eval_model))
+    assert not same_weights(content["weights"], content["training"]["model"])
+    plain = make_trainer()
+    plain.save(path)
+    assert "model" not in load(path)["training"]
+
+
+def test_resume_with_an_ema_equals_an_uninterrupted_run_bit_for_bit(make_trainer, path):
+    whole, first, second = (make_trainer(ema_decay=DECAY) for _ in range(3))
+    advance(whole, 5)
+    advance(first, 2)
+    first.save(path)
+    second.resume(path)
+    advance(second, 3)
+    assert not differences(everything(whole), everything(second))
+
+
+def test_resume_with_the_ema_turned_on_starts_from_the_weights(make_trainer, path):
+    plain, averaged = make_trainer(), make_trainer(ema_decay=DECAY)
+    advance(plain, 2)
+    plain.save(path)
+    averaged.resume(path)
+    assert same_weights(copied(averaged.model), copied(plain.model))
+    assert same_weights(copied(averaged.eval_model), copied(plain.model))
+    before = copied(plain.model)["constant"]
+    advance(averaged, 1)
+    expected = DECAY * before + (1 - DECAY) * averaged.model.constant.detach()
+    torch.testing.assert_close(averaged.eval_model.constant, expected)
+
+
+def test_resume_with_the_ema_turned_off_continues_the_weights_of_the_optimizer(make_trainer, path):
+    averaged, plain, whole = make_trainer(ema_decay=DECAY), make_trainer(), make_trainer()
+    advance(averaged, 2)
+    averaged.save(path)
+    plain.resume(path)
+    assert same_weights(copied(plain.model), copied(averaged.model))
+    advance(plain, 2)
+    advance(whole, 4)
+    assert not differences(everything(whole), everything(plain))
+    plain.save(path)
+    assert same_weights(load(path)["weights"], copied(plain.model))
+
+
+@pytest.mark.parametrize("ema_decay", [None, DECAY])
+@pytest.mark.parametrize("damage", ["kind", "missing", "shape", "nan"])
+def test_resume_refuses_damaged_weights_and_changes_nothing(make_trainer, path, damage, ema_decay):
+    trainer, again = make_trainer(ema_decay=DECAY), make_trainer(ema_decay=ema_decay)
+    trainer.save(path)
+    content = torch.load(path, weights_only=True)
+    weights = content["training"]["model"]
+    if damage == "kind":
+        content["training"]["model"] = 5
+    elif damage == "missing":
+        del weights["constant"]
+    elif damage == "shape":
+        weights["constant"] = weights["constant"][:, :1]
+    else:
+        weights["constant"][:] = torch.nan
+    torch.save(content, path)
+    before = everything(again)
+    with pytest.raises(CheckpointError, match=r"training\.model"):
+        again.resume(path)
+    assert not differences(before, everything(again))
