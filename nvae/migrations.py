@@ -23,6 +23,7 @@ RENAMED_KEYS = {
 RENAMED_VALUES = {("pixel_range", "centred"): "centered"}
 # Keys added after version 1, and the earlier behavior: the value of the key in a resolved config without the key.
 NEW_KEYS: dict[str, Any] = {
+    "dataset.encoder_input": "binary",
     "dataset.max_image_pixels": 64_000_000,  # earlier versions had no limit; the default lets their runs resume
     "training_parameters.optimizer": "adamax",
     "training_parameters.optimizer_epsilon": 1e-3,

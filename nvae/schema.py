@@ -61,6 +61,17 @@ class DatasetConfig(Section):
         description="Draw every subpixel as 0 or 1 with its brightness as the probability: training images at every "
         "step, validation images once. Needs sampling_method: bernoulli.",
     )
+    encoder_input: Literal["binary", "gray"] = Field(
+        "binary",
+        description="The encoder's images with binarize: true: the binary images, or the gray images they are drawn "
+        "from. The likelihood is always of the binary images. Without binarize only binary is allowed, without effect.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DatasetConfig:
+        if self.encoder_input == "gray" and not self.binarize:
+            raise InvalidValueError("encoder_input", "gray", "'binary', or binarize True")
+        return self
 
     def check(self, input_dimension: int) -> None:
         """Raise InvalidValueError for keys that do not suit images of this size."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from nvae.checkpoint import checkpoint_path, model_path, save
 from nvae.config import config_path, load_config
-from nvae.data.registry import load_data
+from nvae.data.registry import evaluation_images, load_data
 from nvae.devices import choose_device, set_fast_defaults
 from nvae.errors import UserError
 from nvae.evaluation.likelihood import evaluate
@@ -152,8 +152,10 @@ class _Training:
 
     def _validate(self) -> dict[str, Any]:
         trainer, schedule = self.trainer, self.trainer.schedule
-        images, model = trainer.data.validation, trainer.eval_model
-        evaluation = evaluate(model, images, schedule.batch_size, seed=schedule.seed, count_active=False)
+        images, targets = evaluation_images(trainer.data, "validation", trainer.config)
+        evaluation = evaluate(
+            trainer.eval_model, images, schedule.batch_size, 1, schedule.seed, targets, count_active=False
+        )
         if not math.isfinite(evaluation.elbo.mean):
             raise UserError(
                 f"the validation ELBO became {evaluation.elbo.mean} at step {trainer.progress.step}, and the state was "
@@ -199,11 +201,14 @@ class _Training:
         metadata = {"model": self.name, "step": trainer.progress.step, "seed": schedule.seed}
         if samples == 0 or is_saved(stem, metadata | {"samples": samples}):
             return
-        images, model = trainer.data.validation, trainer.eval_model
+        model = trainer.eval_model
+        images, targets = evaluation_images(trainer.data, "validation", trainer.config)
         self.reporter.info(
             f"evaluating on {len(images):,} validation images with {samples} importance samples per image"
         )
-        evaluation = evaluate(model, images, schedule.batch_size, samples, schedule.seed, progress=self.progress)
+        evaluation = evaluate(
+            model, images, schedule.batch_size, samples, schedule.seed, targets, progress=self.progress
+        )
         self.reporter.info(report(evaluation, model, "validation images"))
         self._check_health(evaluation.kl_per_group, evaluation.elbo_bits.mean, "at the end")
         self._try_to_draw(lambda: save_report(evaluation, model, stem, metadata))

@@ -223,6 +223,7 @@ def test_dataset_without_a_name_is_a_folder():
         "max_image_pixels": 64_000_000,
         "horizontal_flip": False,
         "binarize": False,
+        "encoder_input": "binary",
     }
 
 

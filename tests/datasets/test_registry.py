@@ -15,12 +15,16 @@ PARTS = ("training", "validation")
 
 @pytest.fixture
 def load(make_config):
-    """A function: a data set, and the images of both parts for an evaluation."""
+    """A function: a data set, and the targets of both parts for an evaluation."""
 
-    def load(binarize=True, **changes):
-        config = make_config(sampling_method="bernoulli", dataset=FACES | {"binarize": binarize}, **changes)
+    def load(binarize=True, encoder_input="binary", **changes):
+        dataset = FACES | {"binarize": binarize, "encoder_input": encoder_input}
+        config = make_config(sampling_method="bernoulli", dataset=dataset, **changes)
         data = load_data(config)
-        return data, {part: evaluation_images(data, part, config) for part in PARTS}
+        parts = {part: evaluation_images(data, part, config) for part in PARTS}
+        for part, (images, targets) in parts.items():
+            assert torch.equal(images, getattr(data, part) if encoder_input == "gray" else targets)
+        return data, {part: targets for part, (_, targets) in parts.items()}
 
     return load
 
@@ -46,11 +50,24 @@ def test_binarized_data_is_the_same_on_every_load(load):
     second, again = load()
     assert first.fingerprint == second.fingerprint != original.fingerprint
     assert torch.equal(first.training, original.training)  # training binarizes anew at every step
-    assert images["validation"] is first.validation
+    assert torch.equal(images["validation"], first.validation)
     for part in PARTS:
         assert images[part].dtype == torch.uint8
         assert set(images[part].unique().tolist()) == {0, 255}
         assert torch.equal(images[part], again[part])
+
+
+def test_evaluation_images_gray_have_the_targets_of_binary(load):
+    (original, _), (data, targets), (_, expected) = load(binarize=False), load(encoder_input="gray"), load()
+    assert torch.equal(data.validation, original.validation) and data.fingerprint == original.fingerprint
+    for part in PARTS:
+        assert torch.equal(targets[part], expected[part])
+
+
+def test_fingerprint_of_binary_input_is_that_of_earlier_versions(load):
+    """Checkpoints compare the digest: of a gray and a binarized data set, from commit 93c6e14."""
+    assert load(binarize=False)[0].fingerprint == "cdf7b72c8574cac79fb29263ba75da2a"
+    assert load()[0].fingerprint == "ae2d4350d17e0e5e720d0b73217a8024"
 
 
 @pytest.mark.parametrize("part", PARTS)
