@@ -91,10 +91,18 @@ class FolderDataset(DatasetConfig):
 
 
 class DownloadedDataset(DatasetConfig):
-    """A public data set, downloaded where absent. Its 10,000 test images are for validation."""
+    """A public data set, downloaded where absent."""
 
     name: Literal["mnist", "fashion_mnist", "cifar10"] = Field(description="The data set.")
     path: PathText = Field("dataset", description="Folder of the files, downloaded into the folder when absent.")
+    validation_images: Count | None = Field(
+        None,
+        description="Number of training images that are kept for validation, so that the test images stay apart for "
+        "the final evaluation; null to validate on the test images.",
+    )
+    split_seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = Field(
+        0, description="Seed of the choice of the validation_images."
+    )
 
 
 class ToyFacesDataset(DatasetConfig):

@@ -42,9 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--path", help="folder of the data set (default: the folder used in training)")
     parser.add_argument(
         "--part",
-        choices=("validation", "training"),
+        choices=("validation", "training", "test"),
         default="validation",
-        help="part of the data set (default: validation)",
+        help="part of the data set; test needs a model trained with dataset.validation_images (default: validation)",
     )
     parser.add_argument("--images", type=positive, metavar="N", help="only the first N images (default: all)")
     parser.add_argument(

@@ -13,10 +13,11 @@ from nvae.data.folder import load_folder
 from nvae.data.images import Data, binarize, map_chunks, to_float
 from nvae.data.mnist import load_mnist
 from nvae.data.toy_faces import load_toy_faces
-from nvae.schema import ModelConfig
+from nvae.errors import UserError
+from nvae.schema import DownloadedDataset, ModelConfig
 from nvae.seeds import seeded
 
-Part = Literal["training", "validation"]
+Part = Literal["training", "validation", "test"]
 
 # Each loader takes the config and whether to show a progress bar.
 LOADERS: dict[str, Callable[[ModelConfig, bool], Data]] = {
@@ -50,8 +51,17 @@ def evaluation_images(data: Data, part: Part, config: ModelConfig) -> Evaluation
 
     With `dataset.binarize`, the targets hold only 0 and 255, the same in every run, so that likelihoods are
     comparable. Images that are binary already stay as they are.
+    Raises UserError for the test part of a data set without one.
     """
     images_u8 = getattr(data, part)
+    if images_u8 is None:
+        name = config.dataset.name
+        reason = (
+            "its test images are the validation part, because the model was not trained with dataset.validation_images"
+            if isinstance(config.dataset, DownloadedDataset)
+            else "it has training and validation images only"
+        )
+        raise UserError(f"{name} has no test part: {reason}. Evaluate on the validation part.")
     targets_u8 = _binarized_once(images_u8, part, config)
     return EvaluationImages(images_u8 if config.dataset.encoder_input == "gray" else targets_u8, targets_u8)
 

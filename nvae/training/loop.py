@@ -195,23 +195,25 @@ class _Training:
     # --------------------------------------------------------------------------------------- beginning and end
 
     def _evaluate(self) -> None:
-        """Evaluate the result on the validation images: evaluation.json and .png, once for a trained model."""
+        """Evaluate the result: evaluation.json and .png, once for a trained model.
+
+        The images are the test images, or the validation images of a data set without a test part.
+        """
         trainer, schedule = self.trainer, self.trainer.schedule
         samples, stem = schedule.evaluation_samples, self.folder / "evaluation"
         metadata = {"model": self.name, "step": trainer.progress.step, "seed": schedule.seed}
         if samples == 0 or is_saved(stem, metadata | {"samples": samples}):
             return
         model = trainer.eval_model
-        images, targets = evaluation_images(trainer.data, "validation", trainer.config)
-        self.reporter.info(
-            f"evaluating on {len(images):,} validation images with {samples} importance samples per image"
-        )
+        part = "validation" if trainer.data.test is None else "test"
+        images, targets = evaluation_images(trainer.data, part, trainer.config)
+        self.reporter.info(f"evaluating on {len(images):,} {part} images with {samples} importance samples per image")
         evaluation = evaluate(
             model, images, schedule.batch_size, samples, schedule.seed, targets, progress=self.progress
         )
-        self.reporter.info(report(evaluation, model, "validation images"))
+        self.reporter.info(report(evaluation, model, f"{part} images"))
         self._check_health(evaluation.kl_per_group, evaluation.elbo_bits.mean, "at the end")
-        self._try_to_draw(lambda: save_report(evaluation, model, stem, metadata))
+        self._try_to_draw(lambda: save_report(evaluation, model, stem, metadata | {"part": part}))
 
     def _stop(self, signal_number: int) -> None:
         trainer = self.trainer
@@ -225,11 +227,13 @@ class _Training:
 
     def _introduce(self, continues: bool) -> None:
         trainer = self.trainer
+        data = trainer.data
+        parts = {"training": data.training, "validation": data.validation, "test": data.test}
+        counts = ", ".join(f"{len(images):,} {part} images" for part, images in parts.items() if images is not None)
         precision = f" in {str(trainer.half).removeprefix('torch.')}" if trainer.half else ""
         self.reporter.info(
             f"{self.name}: {num_parameters(trainer.model):,} parameters, {len(trainer.model.groups)} latent groups; "
-            f"{len(trainer.data.training):,} training images, {len(trainer.data.validation):,} validation images; "
-            f"on {trainer.device}{precision}"
+            f"{counts}; on {trainer.device}{precision}"
         )
         epochs, done = trainer.schedule.epochs, trainer.progress.epoch
         if continues and done >= epochs:

@@ -2,6 +2,7 @@ import json
 import math
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -102,6 +103,20 @@ def test_train_with_gray_input_validates_on_binary_targets(run, data, tmp_path):
     evaluation = evaluate(model, images, 4, 3, targets_u8=targets)
     result = json.loads((tmp_path / "runs" / "small" / "evaluation.json").read_text())
     assert result["log_likelihood"]["mean"] == pytest.approx(evaluation.log_likelihood.mean, rel=1e-5)
+
+
+def test_train_evaluates_the_result_on_the_test_images(run, data, tmp_path, monkeypatch):
+    with_test = replace(data, test=data.training[:5].flip(2))
+    monkeypatch.setattr(loop, "load_data", lambda config, progress: with_test)
+    path, events = run()
+    model, _ = load_model_and_metadata(path)
+    result = json.loads((tmp_path / "runs" / "small" / "evaluation.json").read_text())
+    assert (result["part"], result["images"]) == ("test", 5)
+    assert result["elbo"]["mean"] == pytest.approx(evaluate(model, with_test.test, 4, 10).elbo.mean, rel=1e-5)
+    texts = [event.text for event in events if event.kind == "info"]
+    assert any("5 test images with" in text for text in texts)
+    validation = metrics_of(tmp_path)[-1]["validation_elbo"]
+    assert validation == pytest.approx(evaluate(model, data.validation, 4).elbo.mean, rel=1e-5)
 
 
 def test_train_line_has_means_and_maximum_of_its_steps(run, make_trainer, tmp_path):

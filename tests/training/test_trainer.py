@@ -5,6 +5,7 @@ import torch
 
 from nvae.config import available_configs, load_config
 from nvae.data.images import Data, to_float
+from nvae.data.registry import evaluation_images, load_data
 from nvae.errors import UserError
 from nvae.models.nvae.config import groups_per_scale
 from nvae.models.nvae.regularization import BatchNormRegularization, SpectralRegularization, regularized_convolutions
@@ -203,6 +204,15 @@ def test_inputs_half_are_flipped_and_others_at_every_step(make_trainer):
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], seen[2])
     assert torch.equal(make_trainer().inputs_and_targets(images_u8)[0], upright)
+
+
+def test_flips_are_of_training_images_alone(make_config):
+    faces = {"name": "toy_faces", "training_images": 3, "validation_images": 5}
+    plain, flipping = (make_config(dataset=faces | {"horizontal_flip": flip}) for flip in (False, True))
+    data, same = load_data(plain), load_data(flipping)
+    for part in ("training", "validation"):
+        expected = evaluation_images(data, part, plain)
+        assert all(map(torch.equal, evaluation_images(same, part, flipping), expected))
 
 
 def test_inputs_binarized_average_to_the_gray_image(make_trainer):
