@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nvae.schema import DATASETS, dataset_class
-
 RENAMED_KEYS = {
     "weight_normalisation": "weight_normalization",
     "spectral_normalisation": "spectral_normalization",
@@ -23,6 +21,8 @@ RENAMED_KEYS = {
 RENAMED_VALUES = {("pixel_range", "centred"): "centered"}
 # Keys added after version 1, and the earlier behavior: the value of the key in a resolved config without the key.
 NEW_KEYS: dict[str, Any] = {
+    "dataset.encoder_input": "binary",
+    "dataset.split_seed": 0,  # validation_images of a downloaded data set is null by default; toy_faces has another
     "dataset.max_image_pixels": 64_000_000,  # earlier versions had no limit; the default lets their runs resume
     "training_parameters.optimizer": "adamax",
     "training_parameters.optimizer_epsilon": 1e-3,
@@ -30,8 +30,16 @@ NEW_KEYS: dict[str, Any] = {
     "training_parameters.gradient_skip_threshold": None,
     "training_parameters.ema_decay": None,
 }
-# In version 1, the section `dataset` had the keys of all data sets; only such a section has all of these keys.
-OLD_DATASET_KEYS = {"path", "validation_fraction", "training_images", "validation_images"}
+# The keys of version 1's data sets. Its section `dataset` had all of these keys, whatever the name; only such a section
+# does. A key may belong to more data sets today, with another meaning.
+OLD_DATASETS = {
+    "folder": {"path", "validation_fraction"},
+    "mnist": {"path"},
+    "fashion_mnist": {"path"},
+    "cifar10": {"path"},
+    "toy_faces": {"training_images", "validation_images"},
+}
+OLD_DATASET_KEYS = set().union(*OLD_DATASETS.values())
 RENAMED_MODULES = {"gate": "se", "spread": "depthwise"}  # parts of the name of a weight
 
 
@@ -51,8 +59,10 @@ def migrate_config(data: Mapping[Any, Any]) -> dict[Any, Any]:
             key = migrate_key(key)
         migrated[key] = RENAMED_VALUES.get((key, value), value) if isinstance(value, str) else value
     dataset = migrated.get("dataset")
-    if isinstance(dataset, dict) and dataset.keys() >= OLD_DATASET_KEYS and (own := dataset_class(dataset)):
-        others = {key for section in DATASETS.values() for key in section.model_fields} - set(own.model_fields)
+    if isinstance(dataset, dict) and dataset.keys() >= OLD_DATASET_KEYS:
+        name = dataset.get("name", "folder")
+        own = OLD_DATASETS.get(name, OLD_DATASET_KEYS) if isinstance(name, str) else OLD_DATASET_KEYS
+        others = OLD_DATASET_KEYS - own
         migrated["dataset"] = {key: value for key, value in dataset.items() if key not in others}
     return migrated
 

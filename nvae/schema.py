@@ -61,6 +61,17 @@ class DatasetConfig(Section):
         description="Draw every subpixel as 0 or 1 with its brightness as the probability: training images at every "
         "step, validation images once. Needs sampling_method: bernoulli.",
     )
+    encoder_input: Literal["binary", "gray"] = Field(
+        "binary",
+        description="The encoder's images with binarize: true: the binary images, or the gray images they are drawn "
+        "from. The likelihood is always of the binary images. Without binarize only binary is allowed, without effect.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DatasetConfig:
+        if self.encoder_input == "gray" and not self.binarize:
+            raise InvalidValueError("encoder_input", "gray", "'binary', or binarize True")
+        return self
 
     def check(self, input_dimension: int) -> None:
         """Raise InvalidValueError for keys that do not suit images of this size."""
@@ -80,10 +91,18 @@ class FolderDataset(DatasetConfig):
 
 
 class DownloadedDataset(DatasetConfig):
-    """A public data set, downloaded where absent. Its 10,000 test images are for validation."""
+    """A public data set, downloaded where absent."""
 
     name: Literal["mnist", "fashion_mnist", "cifar10"] = Field(description="The data set.")
     path: PathText = Field("dataset", description="Folder of the files, downloaded into the folder when absent.")
+    validation_images: Count | None = Field(
+        None,
+        description="Number of training images that are kept for validation, so that the test images stay apart for "
+        "the final evaluation; null to validate on the test images.",
+    )
+    split_seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = Field(
+        0, description="Seed of the choice of the validation_images."
+    )
 
 
 class ToyFacesDataset(DatasetConfig):

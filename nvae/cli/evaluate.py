@@ -42,9 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--path", help="folder of the data set (default: the folder used in training)")
     parser.add_argument(
         "--part",
-        choices=("validation", "training"),
+        choices=("validation", "training", "test"),
         default="validation",
-        help="part of the data set (default: validation)",
+        help="part of the data set; test needs a model trained with dataset.validation_images (default: validation)",
     )
     parser.add_argument("--images", type=positive, metavar="N", help="only the first N images (default: all)")
     parser.add_argument(
@@ -79,8 +79,8 @@ def run(options: argparse.Namespace) -> None:
     config = _with_dataset(model.config, options.dataset, options.path)
     data = load_data(config, progress=sys.stderr.isatty())
     print_warnings(data.warnings)
-    images_u8 = evaluation_images(data, options.part, config)[: options.images]
-    evaluation = evaluate(model, images_u8, options.batch_size, samples, options.seed, progress=progress_bar)
+    images, targets = (part[: options.images] for part in evaluation_images(data, options.part, config))
+    evaluation = evaluate(model, images, options.batch_size, samples, options.seed, targets, progress=progress_bar)
     if not math.isfinite(evaluation.elbo.mean):
         raise UserError(f"the ELBO of {options.model} on these images is {evaluation.elbo.mean}: damaged weights?")
     print(report(evaluation, model, f"{options.part} images of {config.dataset.name}"))

@@ -6,12 +6,13 @@ import torch
 
 from nvae.data.images import Data, resize, to_grayscale
 from nvae.data.paths import dataset_folder
+from nvae.data.splits import split
 from nvae.errors import UserError
 from nvae.schema import ModelConfig
 
 
 def load_cifar10(config: ModelConfig, progress: bool = False) -> Data:
-    """Load the 50,000 training images, and the 10,000 test images as the validation part. Raises UserError."""
+    """Load the 50,000 training images and the 10,000 test images. Raises UserError."""
     from torchvision.datasets import CIFAR10  # takes a second
 
     folder = dataset_folder(config.dataset)
@@ -30,4 +31,5 @@ def load_cifar10(config: ModelConfig, progress: bool = False) -> Data:
     images = [torch.from_numpy(part.transpose(0, 3, 1, 2)) for part in parts]
     if config.image_channels == 1:
         images = [to_grayscale(part) for part in images]
-    return Data(*(resize(part, config.input_dimension) for part in images))
+    training, test = (resize(part, config.input_dimension) for part in images)
+    return split(training, test, config.dataset)

@@ -56,7 +56,7 @@ def load_folder(config: ModelConfig, progress: bool = False) -> Data:
     threshold = config.dataset.validation_fraction
     below = sum(_rank(folder, file) < threshold for file in files if str(file) not in unreadable)
     training = len(images_u8) - min(max(below, 1), len(images_u8) - 1)
-    return Data(images_u8[:training], images_u8[training:], _warnings(len(files), unreadable))
+    return Data(images_u8[:training], images_u8[training:], warnings=_warnings(len(files), unreadable))
 
 
 def _image_files(folder: Path) -> Iterator[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,21 +19,27 @@ CHUNK = 256  # images converted at once: a whole data set as float32 could excee
 
 @dataclass(frozen=True)
 class Data:
-    """A data set, split into two disjoint parts. `warnings` holds sentences for the user, for example on bad files."""
+    """A data set, split into disjoint parts. `warnings` holds sentences for the user, for example on bad files."""
 
     training: Tensor  # uint8 (N, C, S, S)
     validation: Tensor  # uint8 (N, C, S, S)
+    test: Tensor | None = None  # uint8 (N, C, S, S); None where the validation part is all that is kept from training
     warnings: tuple[str, ...] = ()
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of the split and its images (evenly spaced images if a part exceeds a gigabyte)."""
+        """A digest of the images for training and validation (evenly spaced ones if a part exceeds a gigabyte)."""
         digest = hashlib.blake2b(digest_size=16)
         for part in (self.training, self.validation):
             digest.update(repr(tuple(part.shape)).encode())
             step = part.numel() // FINGERPRINT_BYTES + 1
             digest.update(np.ascontiguousarray(part[::step].numpy()))
         return digest.hexdigest()
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Data:
+        """Apply a function of uint8 images to every part."""
+        test = None if self.test is None else function(self.test)
+        return replace(self, training=function(self.training), validation=function(self.validation), test=test)
 
 
 def to_float(images_u8: Tensor, device: torch.device | str, bits: int = 8) -> Tensor:
@@ -98,6 +104,13 @@ def resize(images_u8: Tensor, size: int) -> Tensor:
         return part.round_().clamp_(0, 255)
 
     return map_chunks(resample, images_u8, (images_u8.shape[1], size, size))
+
+
+def pad_or_resize(images_u8: Tensor, size: int) -> Tensor:
+    """Pad black 28x28 images to 32x32, two pixels on each side; resample to any other size."""
+    if images_u8.shape[2:] == (28, 28) and size == 32:
+        return functional.pad(images_u8, (2, 2, 2, 2))
+    return resize(images_u8, size)
 
 
 def to_grayscale(images_u8: Tensor) -> Tensor:

@@ -9,21 +9,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from nvae.data.images import Data, resize
+from nvae.data.images import Data, pad_or_resize
 from nvae.data.paths import dataset_folder
+from nvae.data.splits import split
 from nvae.errors import UserError
 from nvae.schema import ModelConfig
 
-SIDE = 28
 IMAGES_MAGIC = 2051
 TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
-FILES = {"training": "train-images-idx3-ubyte", "validation": "t10k-images-idx3-ubyte"}
+FILES = {"training": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
 
 
 def load_mnist(config: ModelConfig, progress: bool = False) -> Data:
-    """Load the 60,000 training images, and the 10,000 test images as the validation part. Raises UserError."""
+    """Load the 60,000 training images and the 10,000 test images. Raises UserError."""
     name, folder = config.dataset.name, dataset_folder(config.dataset)
     class_name = TORCHVISION_CLASSES[name]
     folders = [folder, folder / class_name / "raw"]  # torchvision downloads to the second one
@@ -31,8 +30,9 @@ def load_mnist(config: ModelConfig, progress: bool = False) -> Data:
     if None in files.values():
         _download(name, class_name, folder)
         files = _find_files(folders)
-    images = {part: _fit(_read_images(file), config.input_dimension) for part, file in files.items()}
-    return Data(**{part: images_u8.expand(-1, config.image_channels, -1, -1) for part, images_u8 in images.items()})
+    images = {part: pad_or_resize(_read_images(file), config.input_dimension) for part, file in files.items()}
+    data = split(images["training"], images["test"], config.dataset)
+    return data.map(lambda images_u8: images_u8.expand(-1, config.image_channels, -1, -1))
 
 
 def _find_files(folders: list[Path]) -> dict[str, Path | None]:
@@ -68,8 +68,3 @@ def _read_images(file: Path) -> Tensor:
         raise UserError(f"{file} is not a complete IDX file of images. Delete the file to download it again.")
     count, rows, columns = (int(value) for value in header[1:])
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=16).reshape(count, 1, rows, columns).copy())
-
-
-def _fit(images_u8: Tensor, size: int) -> Tensor:
-    """Bring images to size x size: pad to 32 (two black pixels on each side), resample to any other size."""
-    return functional.pad(images_u8, (2, 2, 2, 2)) if size == SIDE + 4 else resize(images_u8, size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -13,8 +13,11 @@ from nvae.data.folder import load_folder
 from nvae.data.images import Data, binarize, map_chunks, to_float
 from nvae.data.mnist import load_mnist
 from nvae.data.toy_faces import load_toy_faces
-from nvae.schema import ModelConfig
+from nvae.errors import UserError
+from nvae.schema import DownloadedDataset, ModelConfig
 from nvae.seeds import seeded
+
+Part = Literal["training", "validation", "test"]
 
 # Each loader takes the config and whether to show a progress bar.
 LOADERS: dict[str, Callable[[ModelConfig, bool], Data]] = {
@@ -26,26 +29,44 @@ LOADERS: dict[str, Callable[[ModelConfig, bool], Data]] = {
 }
 
 
+class EvaluationImages(NamedTuple):
+    """The images of an evaluation, both uint8 (N, C, S, S)."""
+
+    images: Tensor  # for the encoder
+    targets: Tensor  # for the likelihood
+
+
 def load_data(config: ModelConfig, progress: bool = False) -> Data:
     """Load the data set of a config, with the config's `input_dimension` and `image_channels`. Raises UserError.
 
-    With `dataset.binarize`, validation images are binarized once, with the same result in every run, so that their
-    likelihoods are comparable. Training images stay gray here: every training step binarizes its batch.
+    Where the encoder gets binary images, validation images are binarized here, once, so that the fingerprint is of the
+    images that the encoder sees. Training images stay gray: every training step binarizes its batch.
     """
     data = LOADERS[config.dataset.name](config, progress)
-    return replace(data, validation=_binarized_once(data.validation, "validation", config))
+    return replace(data, validation=evaluation_images(data, "validation", config).images)
 
 
-def evaluation_images(data: Data, part: Literal["training", "validation"], config: ModelConfig) -> Tensor:
-    """Return the images of one part of `load_data`'s result as a likelihood needs them: uint8 (N, C, S, S).
+def evaluation_images(data: Data, part: Part, config: ModelConfig) -> EvaluationImages:
+    """Return the images of one part of a data set as the encoder and the likelihood need them.
 
-    With `dataset.binarize`, both parts hold only 0 and 255; training images are binarized here, with the same result
-    in every run.
+    With `dataset.binarize`, the targets hold only 0 and 255, the same in every run, so that likelihoods are
+    comparable. Images that are binary already stay as they are.
+    Raises UserError for the test part of a data set without one.
     """
-    return data.validation if part == "validation" else _binarized_once(data.training, part, config)
+    images_u8 = getattr(data, part)
+    if images_u8 is None:
+        name = config.dataset.name
+        reason = (
+            "its test images are the validation part, because the model was not trained with dataset.validation_images"
+            if isinstance(config.dataset, DownloadedDataset)
+            else "it has training and validation images only"
+        )
+        raise UserError(f"{name} has no test part: {reason}. Evaluate on the validation part.")
+    targets_u8 = _binarized_once(images_u8, part, config)
+    return EvaluationImages(images_u8 if config.dataset.encoder_input == "gray" else targets_u8, targets_u8)
 
 
-def _binarized_once(images_u8: Tensor, part: str, config: ModelConfig) -> Tensor:
+def _binarized_once(images_u8: Tensor, part: Part, config: ModelConfig) -> Tensor:
     """Binarize the images to 0 and 255 with a fixed seed if the config says so."""
     if not config.dataset.binarize:
         return images_u8

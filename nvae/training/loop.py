@@ -13,7 +13,7 @@ from typing import Any
 
 from nvae.checkpoint import checkpoint_path, model_path, save
 from nvae.config import config_path, load_config
-from nvae.data.registry import load_data
+from nvae.data.registry import evaluation_images, load_data
 from nvae.devices import choose_device, set_fast_defaults
 from nvae.errors import UserError
 from nvae.evaluation.likelihood import evaluate
@@ -152,8 +152,10 @@ class _Training:
 
     def _validate(self) -> dict[str, Any]:
         trainer, schedule = self.trainer, self.trainer.schedule
-        images, model = trainer.data.validation, trainer.eval_model
-        evaluation = evaluate(model, images, schedule.batch_size, seed=schedule.seed, count_active=False)
+        images, targets = evaluation_images(trainer.data, "validation", trainer.config)
+        evaluation = evaluate(
+            trainer.eval_model, images, schedule.batch_size, 1, schedule.seed, targets, count_active=False
+        )
         if not math.isfinite(evaluation.elbo.mean):
             raise UserError(
                 f"the validation ELBO became {evaluation.elbo.mean} at step {trainer.progress.step}, and the state was "
@@ -193,20 +195,25 @@ class _Training:
     # --------------------------------------------------------------------------------------- beginning and end
 
     def _evaluate(self) -> None:
-        """Evaluate the result on the validation images: evaluation.json and .png, once for a trained model."""
+        """Evaluate the result: evaluation.json and .png, once for a trained model.
+
+        The images are the test images, or the validation images of a data set without a test part.
+        """
         trainer, schedule = self.trainer, self.trainer.schedule
         samples, stem = schedule.evaluation_samples, self.folder / "evaluation"
         metadata = {"model": self.name, "step": trainer.progress.step, "seed": schedule.seed}
         if samples == 0 or is_saved(stem, metadata | {"samples": samples}):
             return
-        images, model = trainer.data.validation, trainer.eval_model
-        self.reporter.info(
-            f"evaluating on {len(images):,} validation images with {samples} importance samples per image"
+        model = trainer.eval_model
+        part = "validation" if trainer.data.test is None else "test"
+        images, targets = evaluation_images(trainer.data, part, trainer.config)
+        self.reporter.info(f"evaluating on {len(images):,} {part} images with {samples} importance samples per image")
+        evaluation = evaluate(
+            model, images, schedule.batch_size, samples, schedule.seed, targets, progress=self.progress
         )
-        evaluation = evaluate(model, images, schedule.batch_size, samples, schedule.seed, progress=self.progress)
-        self.reporter.info(report(evaluation, model, "validation images"))
+        self.reporter.info(report(evaluation, model, f"{part} images"))
         self._check_health(evaluation.kl_per_group, evaluation.elbo_bits.mean, "at the end")
-        self._try_to_draw(lambda: save_report(evaluation, model, stem, metadata))
+        self._try_to_draw(lambda: save_report(evaluation, model, stem, metadata | {"part": part}))
 
     def _stop(self, signal_number: int) -> None:
         trainer = self.trainer
@@ -220,11 +227,13 @@ class _Training:
 
     def _introduce(self, continues: bool) -> None:
         trainer = self.trainer
+        data = trainer.data
+        parts = {"training": data.training, "validation": data.validation, "test": data.test}
+        counts = ", ".join(f"{len(images):,} {part} images" for part, images in parts.items() if images is not None)
         precision = f" in {str(trainer.half).removeprefix('torch.')}" if trainer.half else ""
         self.reporter.info(
             f"{self.name}: {num_parameters(trainer.model):,} parameters, {len(trainer.model.groups)} latent groups; "
-            f"{len(trainer.data.training):,} training images, {len(trainer.data.validation):,} validation images; "
-            f"on {trainer.device}{precision}"
+            f"{counts}; on {trainer.device}{precision}"
         )
         epochs, done = trainer.schedule.epochs, trainer.progress.epoch
         if continues and done >= epochs:

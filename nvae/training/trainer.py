@@ -134,9 +134,10 @@ class Trainer:
         images = to_float(images_u8, self.device, self.config.pixel_bits)
         if dataset.horizontal_flip:
             images = flip(images, seeded(seed, "flips", step, self.device))
-        if dataset.binarize:
-            images = binarize(images, seeded(seed, "binarization", step, self.device))
-        return images, images
+        if not dataset.binarize:
+            return images, images
+        targets = binarize(images, seeded(seed, "binarization", step, self.device))
+        return (images if dataset.encoder_input == "gray" else targets), targets
 
     def step(self, images_u8: Tensor) -> dict[str, Any]:
         """Take one training step on uint8 images (B, C, S, S) and return its metrics.

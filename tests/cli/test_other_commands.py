@@ -48,6 +48,10 @@ def test_evaluate_on_other_images(command, trained, files):
     assert files.names()[0].startswith("evaluation_little_folder_training_")
 
 
+def test_evaluate_refuses_a_missing_test_part(command, trained):
+    command("-m", "evaluate", "little", "--part", "test").assert_refused("toy_faces")
+
+
 def test_import_writes_a_model_that_samples_the_same(command, trained, files):
     model = load_model(MODEL)
     state = {theirs: model.state_dict()[ours] for ours, theirs in key_map(model).items()}

@@ -361,6 +361,13 @@ DENSE = ["arch_instance=mbconv_den"]
             "bernoulli",
         ),
         (
+            ["dataset={binarize: True, encoder_input: gray}", "sampling_method=bernoulli"],
+            ["dataset={binarize: False, encoder_input: gray}", "sampling_method=bernoulli"],
+            "dataset.encoder_input",
+            "gray",
+            "binarize",
+        ),
+        (
             ["training_parameters={learning_rate: 1e-6, learning_rate_min: 0}"],
             ["training_parameters.learning_rate=1e-6"],
             "training_parameters.learning_rate_min",

@@ -83,6 +83,14 @@ def test_cifar10_at_32_pixels_is_unchanged(folder, images, load, loader):
     assert data.training.is_contiguous()  # fast to index
 
 
+def test_cifar10_validation_images_are_training_images(folder, images, load):
+    data = load(folder, dataset={"name": "cifar10", "path": str(folder), "validation_images": 4})
+    assert torch.equal(data.test, torch.from_numpy(images["test"]))
+    kept = torch.cat([data.training, data.validation]).numpy()
+    assert (len(data.training), len(data.validation)) == (6, 4)
+    assert {image.tobytes() for image in kept} == {image.tobytes() for image in images["train"]}
+
+
 @pytest.mark.parametrize("size", [16, 64])
 def test_cifar10_other_sizes_match_pillow(folder, images, load, size):
     data = load(folder, input_dimension=size)

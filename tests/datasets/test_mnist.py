@@ -68,6 +68,15 @@ def test_mnist_reads_uncompressed_files(tmp_path, images, load):
     assert load(tmp_path, input_dimension=28).training.shape == (7, 1, 28, 28)
 
 
+def test_mnist_validation_images_are_training_images(folder, images, load):
+    dataset = {"name": "mnist", "path": str(folder), "validation_images": 2}
+    data = load(folder, input_dimension=28, dataset=dataset, image_channels=3)
+    assert torch.equal(data.test[:, 1], torch.from_numpy(images["t10k"]))
+    kept = torch.cat([data.training, data.validation])
+    assert (len(data.training), len(data.validation)) == (5, 2)
+    assert {image.tobytes() for image in kept[:, 1].numpy()} == {image.tobytes() for image in images["train"]}
+
+
 def test_mnist_is_downloaded(tmp_path, images, load, monkeypatch):
     def download(root, download):
         assert download

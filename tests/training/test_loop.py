@@ -1,6 +1,8 @@
+import json
 import math
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 from nvae.checkpoint import load, load_model_and_metadata
 from nvae.config import load_config
 from nvae.data.images import to_float
+from nvae.data.registry import evaluation_images
 from nvae.errors import UserError
 from nvae.evaluation.likelihood import evaluate
 from nvae.inference.reconstruction import reconstruct
@@ -87,6 +90,33 @@ def test_train_records_metrics_and_validation(run, data, tmp_path, capfd):
     assert lines[-1]["validation_elbo"] == pytest.approx(evaluation.elbo.mean, rel=1e-5)
     assert metadata["kl_per_group"] == pytest.approx(evaluation.kl_per_group, rel=1e-5)
     assert metadata == load_model_and_metadata(path)[1]
+
+
+def test_train_with_gray_input_validates_on_binary_targets(run, data, tmp_path):
+    dataset = {"name": "toy_faces", "binarize": True, "encoder_input": "gray"}
+    path, _ = run({"dataset": dataset, "sampling_method": "bernoulli"}, evaluation_samples=3)
+    model, _ = load_model_and_metadata(path)
+    images, targets = evaluation_images(data, "validation", model.config)
+    assert torch.equal(images, data.validation) and set(targets.unique().tolist()) == {0, 255}
+    evaluation = evaluate(model, images, 4, targets_u8=targets)
+    assert metrics_of(tmp_path)[-1]["validation_elbo"] == pytest.approx(evaluation.elbo.mean, rel=1e-5)
+    evaluation = evaluate(model, images, 4, 3, targets_u8=targets)
+    result = json.loads((tmp_path / "runs" / "small" / "evaluation.json").read_text())
+    assert result["log_likelihood"]["mean"] == pytest.approx(evaluation.log_likelihood.mean, rel=1e-5)
+
+
+def test_train_evaluates_the_result_on_the_test_images(run, data, tmp_path, monkeypatch):
+    with_test = replace(data, test=data.training[:5].flip(2))
+    monkeypatch.setattr(loop, "load_data", lambda config, progress: with_test)
+    path, events = run()
+    model, _ = load_model_and_metadata(path)
+    result = json.loads((tmp_path / "runs" / "small" / "evaluation.json").read_text())
+    assert (result["part"], result["images"]) == ("test", 5)
+    assert result["elbo"]["mean"] == pytest.approx(evaluate(model, with_test.test, 4, 10).elbo.mean, rel=1e-5)
+    texts = [event.text for event in events if event.kind == "info"]
+    assert any("5 test images with" in text for text in texts)
+    validation = metrics_of(tmp_path)[-1]["validation_elbo"]
+    assert validation == pytest.approx(evaluate(model, data.validation, 4).elbo.mean, rel=1e-5)
 
 
 def test_train_line_has_means_and_maximum_of_its_steps(run, make_trainer, tmp_path):

@@ -5,6 +5,7 @@ import torch
 
 from nvae.config import available_configs, load_config
 from nvae.data.images import Data, to_float
+from nvae.data.registry import evaluation_images, load_data
 from nvae.errors import UserError
 from nvae.models.nvae.config import groups_per_scale
 from nvae.models.nvae.regularization import BatchNormRegularization, SpectralRegularization, regularized_convolutions
@@ -205,6 +206,15 @@ def test_inputs_half_are_flipped_and_others_at_every_step(make_trainer):
     assert torch.equal(make_trainer().inputs_and_targets(images_u8)[0], upright)
 
 
+def test_flips_are_of_training_images_alone(make_config):
+    faces = {"name": "toy_faces", "training_images": 3, "validation_images": 5}
+    plain, flipping = (make_config(dataset=faces | {"horizontal_flip": flip}) for flip in (False, True))
+    data, same = load_data(plain), load_data(flipping)
+    for part in ("training", "validation"):
+        expected = evaluation_images(data, part, plain)
+        assert all(map(torch.equal, evaluation_images(same, part, flipping), expected))
+
+
 def test_inputs_binarized_average_to_the_gray_image(make_trainer):
     trainer = make_trainer({"dataset": TOY_FACES | {"binarize": True}, "sampling_method": "bernoulli"})
     images_u8 = trainer.data.training[:4]
@@ -216,6 +226,35 @@ def test_inputs_binarized_average_to_the_gray_image(make_trainer):
         total = total + images
     error = (gray * (1 - gray) / 200).sqrt()
     assert ((total / 200 - gray).abs() <= 5 * error).all()
+
+
+def test_inputs_gray_are_the_probabilities_of_the_binary_targets(make_trainer):
+    """The targets are those of a binary input, and gray input and binary target are flipped together."""
+    keys = {"binarize": True, "horizontal_flip": True}
+    gray = make_trainer({"dataset": TOY_FACES | keys | {"encoder_input": "gray"}, "sampling_method": "bernoulli"})
+    binary = make_trainer({"dataset": TOY_FACES | keys, "sampling_method": "bernoulli"})
+    images_u8 = gray.data.training[:1].clone().expand(100, -1, -1, -1).contiguous()
+    images_u8[..., :2], images_u8[..., -2:] = 0, 255
+    (images, targets), (same, expected) = gray.inputs_and_targets(images_u8), binary.inputs_and_targets(images_u8)
+    assert torch.equal(targets, expected) and torch.equal(same, expected)
+    original = to_float(images_u8, "cpu")
+    flipped = images[:, 0, 0, 0] == 1
+    assert 20 < flipped.sum() < 80
+    assert torch.equal(images, torch.where(flipped[:, None, None, None], original.flip(-1), original))
+    assert torch.equal(images[..., :2], targets[..., :2])
+    assert not torch.equal(images, targets)
+
+
+def test_step_with_gray_input_has_the_likelihood_of_the_binary_targets(make_trainer):
+    keys = {"dataset": TOY_FACES | {"binarize": True, "encoder_input": "gray"}, "sampling_method": "bernoulli"}
+    trainer, twin = make_trainer(keys), make_trainer(keys)
+    images_u8 = trainer.data.training[:4]
+    metrics = trainer.step(images_u8)
+    images, targets = twin.inputs_and_targets(images_u8)
+    noise = twin.model.draw_posterior_noise(4, seeded(0, "training noise", 0))
+    terms = elbo_terms(twin.model.train()(images, noise), targets)
+    assert metrics["log_likelihood"].item() == pytest.approx(terms.log_likelihood.mean().item(), rel=1e-6)
+    torch.testing.assert_close(metrics["kl_per_group"], terms.kl.detach().mean(0))
 
 
 def test_inputs_are_flipped_before_binarizing(make_trainer):

@@ -1,0 +1,30 @@
+"""Split a public data set, which has training and test images, into the parts of a run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nvae.data.images import Data
+from nvae.errors import UserError
+from nvae.schema import DownloadedDataset
+from nvae.seeds import seeded
+
+
+def split(training: Tensor, test: Tensor, dataset: DownloadedDataset) -> Data:
+    """Keep `validation_images` random training images for validation; without a number, validate on the test images.
+
+    The choice depends on `split_seed` and the numbers of images alone. Images keep their order in each part. Raises
+    UserError if no training image is left.
+    """
+    count = dataset.validation_images
+    if count is None:
+        return Data(training, test)
+    if count >= len(training):
+        raise UserError(
+            f"dataset.validation_images: got {count:,}, expected at most {len(training) - 1:,}, because {dataset.name} "
+            f"has {len(training):,} training images."
+        )
+    order = torch.randperm(len(training), generator=seeded(dataset.split_seed, "validation images"))
+    validation, remaining = (indices.sort().values for indices in (order[:count], order[count:]))
+    return Data(training[remaining], training[validation], test)
