@@ -171,7 +171,8 @@ class LadderGroup(LatentGroup):
         latents = self.level.latent_size
         # Average pooling, from the context's resolution to the group's.
         pooled = [functional.adaptive_avg_pool2d(image, s.shape[-1]).to(s.dtype) for image in context]
-        mu, log_variance, h = self.prior_block(torch.cat([s, *pooled], 1)).split([latents, latents, s.shape[1]], dim=1)
+        block_input = torch.cat([s, *pooled], 1) if pooled else s
+        mu, log_variance, h = self.prior_block(block_input).split([latents, latents, s.shape[1]], dim=1)
         return (s, s + h, z_sum, *context), self._normal(mu, log_variance)
 
     def posterior(self, state: LadderState, features: Tensor, prior: Distribution | None) -> DiagonalNormal:

@@ -11,107 +11,12 @@ from nvae.config import config_from_dict, load_config
 from nvae.errors import UserError
 from nvae.models.families import build_model
 from nvae.models.hierarchy import FromNoise, FromPosterior
-from nvae.models.ladder.config import LadderConfig
 from nvae.models.ladder.likelihoods import ClampedBernoulli, build_ladder_likelihood
-from nvae.models.ladder.network import Block, LadderVAE
 from nvae.objective import elbo_terms
 
+from ..ladder_recordings import assert_close, assert_groups, config_of, images_of, load_recorded, targets_of, tensor_names
+
 RECORDINGS = ["ladder_bernoulli", "ladder_widths", "ladder_norms"]
-TOLERANCE = 1e-5  # of each tensor's largest value
-
-
-def config_of(recorded: dict) -> LadderConfig:
-    """Return our config for the recorded settings."""
-    return config_from_dict(
-        {
-            "family": "ladder",
-            "input_dimension": recorded["image_size"][1],
-            "image_channels": recorded["image_size"][0],
-            "sampling_method": recorded["likelihood"],
-            "latents_per_scale": recorded["latent_scales"],
-            "latent_size": recorded["latent_width"][0],
-            "channels": recorded["num_ch"],
-            "scale_multiplier": float(recorded["scale_ch_mult"]),
-            "hidden_multiplier": float(recorded["block_ch_mult"]),
-            "encoder": recorded["encoder"],
-            "num_init_blocks": recorded["num_init_blocks"],
-            "encoder_blocks_per_scale": recorded["encoder_blocks_per_scale"],
-            "decoder_blocks_per_latent": recorded["decoder_blocks_per_latent"],
-            "num_postprocess_blocks": recorded["num_postprocess_blocks"],
-            "activation": recorded["activation"],
-            "batch_norm": recorded["batch_norm"],
-            "weight_norm": recorded["weight_norm"],
-            "first_scale_at_image_size": recorded["start_scale_at_x"],
-            "min_log_variance": float(recorded["min_logvar"]),
-        },
-        "the recording",
-    )
-
-
-def block_names(ours: str, theirs: str, block: Block, preactivation: bool) -> dict[str, str]:
-    """Map our names of the modules of a block to the original's names."""
-    names = {f"{ours}.skip": f"{theirs}.skip"}
-    convolutions = norms = 0
-    has_norm = any(isinstance(m, torch.nn.BatchNorm2d) for m in block.body)
-    for index, module in enumerate(block.body):
-        place = None
-        if isinstance(module, torch.nn.Conv2d):
-            if preactivation:
-                place = f"net.{convolutions}.net.{2 if has_norm else 1}"
-            else:
-                place = f"net.{convolutions + has_norm}" + (".net.0" if convolutions < 3 else "")
-            convolutions += 1
-        elif isinstance(module, torch.nn.BatchNorm2d):
-            if preactivation:
-                place = f"net.{norms}.net.0"
-            else:
-                place = "net.0" if norms == 0 else f"net.{norms}.net.1" if norms < 4 else "net.5"
-            norms += 1
-        if place is not None:
-            names[f"{ours}.body.{index}"] = f"{theirs}.{place}"
-    return names
-
-
-def module_names(model: LadderVAE) -> dict[str, str]:
-    """Map our names of the modules with weights to the original's names."""
-    names = {"encoder.stem.0": "encoder.pre_process.0", "output.projection": "decoder.z_to_features"}
-    for i, block in enumerate(model.encoder.stem[1:], 1):
-        names |= block_names(f"encoder.stem.{i}", f"encoder.pre_process.{i}", block, True)
-    for k, stage in enumerate(model.encoder.stages):
-        for b, block in enumerate(stage):
-            names |= block_names(f"encoder.stages.{k}.{b}", f"encoder.encoder_blocks.{k}.{b}", block, True)
-    for g, group in enumerate(model.groups):
-        theirs = f"decoder.decoder_blocks.{g}"
-        names[f"groups.{g}.z_projection"] = f"{theirs}.z_up"
-        names |= block_names(f"groups.{g}.prior_block", f"{theirs}.s_to_p", group.prior_block, False)
-        names |= block_names(f"groups.{g}.posterior_block", f"{theirs}.s_to_q", group.posterior_block, False)
-        for b, block in enumerate(group.blocks):
-            names |= block_names(f"groups.{g}.blocks.{b}", f"{theirs}.resnet.{b}", block, False)
-    for i, block in enumerate(model.output.blocks):
-        names |= block_names(f"output.blocks.{i}", f"decoder.post_process.{i}", block, False)
-    return names | {"output.head": f"decoder.post_process.{len(model.output.blocks)}"}
-
-
-TENSORS = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
-
-
-def tensor_names(model: LadderVAE) -> dict[str, str]:
-    """Map our names of the tensors to the original's names."""
-    names = {}
-    for module, theirs in module_names(model).items():
-        for name in names_inside(model, module):
-            names[f"{module}.{name}"] = f"{theirs}.{TENSORS.get(name, name)}"
-    return names
-
-
-def names_inside(model: LadderVAE, module: str) -> list[str]:
-    return list(model.get_submodule(module).state_dict())
-
-
-def load_recorded(model: LadderVAE, state: dict[str, torch.Tensor]) -> None:
-    names = tensor_names(model)
-    assert set(names.values()) == {name for name in state if not name.endswith(".beta")}
-    model.load_state_dict({ours: state[theirs] for ours, theirs in names.items()})
 
 
 @pytest.fixture(scope="module", params=RECORDINGS)
@@ -124,30 +29,6 @@ def model(recorded):
     model = build_model(config_of(recorded["config"])).eval()
     load_recorded(model, recorded["state_dict"])
     return model
-
-
-def images_of(recorded: dict) -> torch.Tensor:
-    return (recorded["x"] + 1) / 2
-
-
-def targets_of(recorded: dict) -> torch.Tensor:
-    """Return the binary images of the likelihood; the encoder sees gray images."""
-    target = recorded["x_target"]
-    return (target + 1) / 2 if target.min() < 0 else target
-
-
-def assert_close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = TOLERANCE) -> None:
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max().clamp(min=1e-3), (ours - theirs).abs().max()
-
-
-def assert_groups(output, expected: dict, keys: list[str]) -> None:
-    for index, group in output.groups.items():
-        values = {"z": group.z, "p_mu": group.prior.mu, "p_logvar": 2 * group.prior.sigma.log()}
-        if group.posterior is not None:
-            values |= {"q_mu": group.posterior.mu, "q_logvar": 2 * group.posterior.sigma.log()}
-        for key in keys:
-            assert_close(values[key], expected[key][index])
 
 
 @torch.no_grad()
