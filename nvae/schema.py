@@ -105,6 +105,17 @@ class DownloadedDataset(DatasetConfig):
     )
 
 
+class OmniglotDataset(DownloadedDataset):
+    """Handwritten characters of 50 alphabets (Lake et al. 2015), downloaded where absent."""
+
+    name: Literal["omniglot"] = Field(description="Handwritten characters.")
+    version: Literal["chardata", "torchvision"] = Field(
+        "chardata",
+        description="chardata: the 28x28 images of Burda et al. (2015), as in most publications on VAEs; needs the "
+        "extra omniglot. torchvision: the original drawings and split, 105x105, resized.",
+    )
+
+
 class ToyFacesDataset(DatasetConfig):
     """Cartoon faces, drawn from their index at any size."""
 
@@ -128,6 +139,7 @@ class ToyFacesDataset(DatasetConfig):
 DATASET_CLASSES = (
     FolderDataset,
     DownloadedDataset,
+    OmniglotDataset,
     ToyFacesDataset,
 )
 DATASETS: dict[str, type[DatasetConfig]] = {

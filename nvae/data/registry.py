@@ -12,6 +12,7 @@ from nvae.data.cifar10 import load_cifar10
 from nvae.data.folder import load_folder
 from nvae.data.images import Data, binarize, map_chunks, to_float
 from nvae.data.mnist import load_mnist
+from nvae.data.omniglot import load_omniglot
 from nvae.data.toy_faces import load_toy_faces
 from nvae.errors import UserError
 from nvae.schema import DownloadedDataset, ModelConfig
@@ -25,6 +26,7 @@ LOADERS: dict[str, Callable[[ModelConfig, bool], Data]] = {
     "mnist": load_mnist,
     "fashion_mnist": load_mnist,
     "cifar10": load_cifar10,
+    "omniglot": load_omniglot,
     "toy_faces": load_toy_faces,
 }
 

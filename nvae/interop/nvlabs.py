@@ -151,11 +151,7 @@ def _images(dataset: str, source: str) -> dict[str, Any]:
             "padding": 2,
             "image_channels": 1,
             "sampling_method": "bernoulli",
-            "dataset": {
-                "name": "mnist" if dataset == "mnist" else "folder",
-                "path": f"dataset/{dataset}",
-                "binarize": True,
-            },
+            "dataset": {"name": dataset, "path": f"dataset/{dataset}", "binarize": True},
         }
     named = re.fullmatch(r"\w{1,100}_(\d{1,4})", dataset, re.ASCII)
     side = {"cifar10": 32, "ffhq": 256}.get(dataset) or (int(named[1]) if named else None)

@@ -213,6 +213,7 @@ THREE_SCALES = {"num_latent_scales": 3, "num_groups_per_scale": 20}
         ({"dataset": "cifar10"}, {"input_dimension": 32, "dataset.name": "cifar10", "dataset.path": "dataset/cifar10"}),
         ({"dataset": "mnist"}, {"input_dimension": 28, "padding": 2, "image_channels": 1, "dataset.binarize": True}),
         ({"dataset": "mnist"}, {"sampling_method": "bernoulli", "dataset.name": "mnist"}),
+        ({"dataset": "omniglot"}, {"dataset.name": "omniglot", "dataset.version": "chardata"}),
         ({"dataset": "omniglot"}, {"padding": 2, "dataset.path": "dataset/omniglot", "dataset.horizontal_flip": False}),
         (
             {name: value for value, name in SCHEDULE.values()} | {"weight_decay_norm_anneal": True},
