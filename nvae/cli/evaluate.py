@@ -17,8 +17,10 @@ from nvae.cli.progress import progress_bar
 from nvae.errors import UserError
 
 if TYPE_CHECKING:
+    from nvae.models.hierarchy import HierarchicalVAE
     from nvae.schema import ModelConfig
 
+ESTIMATORS = {"bound": "importance_weighted", "dvp": "analytic_kl"}
 IMPORTANCE_SAMPLES = 1000
 BATCH_SIZE = 64
 
@@ -35,6 +37,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         metavar="K",
         help=f"with --nll: importance samples per image (default: {IMPORTANCE_SAMPLES})",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=tuple(ESTIMATORS),
+        help="with --nll: bound, importance weights, a lower bound of log p(x); or dvp, the estimate of the published "
+        "DVP-VAE program, for comparison with its numbers, which is not a bound (default: bound)",
+    )
+    parser.add_argument(
+        "--context-samples",
+        type=positive,
+        metavar="R",
+        help="with --nll, for a model with a diffusion prior: draws of the context per image, with K importance samples "
+        "each (default: 1)",
+    )
+    parser.add_argument(
+        "--diffusion-steps",
+        type=positive,
+        metavar="N",
+        help="terms of the diffusion prior's bound per draw of the context; more terms, less noise (default: the model's "
+        "diffusion_steps)",
     )
     parser.add_argument(
         "--dataset", metavar="NAME", help="name of a data set, such as mnist or folder (default: the model's data set)"
@@ -65,8 +87,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    if options.samples is not None and not options.nll:
-        raise UserError("--samples needs --nll.")
+    for name in ("samples", "protocol", "context_samples"):
+        if getattr(options, name) is not None and not options.nll:
+            raise UserError(f"--{name.replace('_', '-')} needs --nll.")
+    if options.protocol == "dvp" and options.context_samples is not None:
+        raise UserError("--protocol dvp draws the context anew for every sample: leave out --context-samples.")
     samples = (options.samples or IMPORTANCE_SAMPLES) if options.nll else 1
     from nvae.checkpoint import plain_name
     from nvae.data.registry import evaluation_images, load_data
@@ -76,11 +101,22 @@ def run(options: argparse.Namespace) -> None:
 
     set_fast_defaults()
     model = open_model(options)
+    settings = _settings(options, model)
     config = _with_dataset(model.config, options.dataset, options.path)
     data = load_data(config, progress=sys.stderr.isatty())
     print_warnings(data.warnings)
     images, targets = (part[: options.images] for part in evaluation_images(data, options.part, config))
-    evaluation = evaluate(model, images, options.batch_size, samples, options.seed, targets, progress=progress_bar)
+    evaluation = evaluate(
+        model,
+        images,
+        options.batch_size,
+        samples,
+        options.seed,
+        targets,
+        progress=progress_bar,
+        estimator=ESTIMATORS[options.protocol or "bound"],
+        outer_samples=options.context_samples or 1,
+    )
     if not math.isfinite(evaluation.elbo.mean):
         raise UserError(f"the ELBO of {options.model} on these images is {evaluation.elbo.mean}: damaged weights?")
     print(report(evaluation, model, f"{options.part} images of {config.dataset.name}"))
@@ -92,11 +128,26 @@ def run(options: argparse.Namespace) -> None:
         "batch_size": options.batch_size,
         "images": evaluation.images,
         "samples": samples,
+        **settings,
     }
-    name = report_name(plain_name(options.model), config.dataset.name, options.part, evaluation.images, samples)
+    parts = [f"{key.replace('_', '-')}{value}" for key, value in settings.items()]
+    name = report_name(plain_name(options.model), config.dataset.name, options.part, evaluation.images, samples, *parts)
     stem = report_stem(options.out, name, metadata)
     save_report(evaluation, model, stem, metadata)
     print(f"saved as {stem}.json and {stem}.png")
+
+
+def _settings(options: argparse.Namespace, model: HierarchicalVAE) -> dict[str, str | int]:
+    """Return the options that change the estimate, those that are given; apply --diffusion-steps. Raises UserError."""
+    names = ("protocol", "context_samples", "diffusion_steps")
+    settings = {name: value for name in names if (value := getattr(options, name)) not in (None, "bound")}
+    bounds = [group for group in model.groups if group.prior_is_bound]
+    for name in ("context_samples", "diffusion_steps"):
+        if name in settings and not bounds:
+            raise UserError(f"--{name.replace('_', '-')} needs a model with a diffusion prior.")
+    for group in bounds if options.diffusion_steps else []:
+        group.set_bound_terms(options.diffusion_steps)
+    return settings
 
 
 def _with_dataset(config: ModelConfig, name: str | None, path: str | None) -> ModelConfig:

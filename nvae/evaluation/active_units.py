@@ -16,7 +16,8 @@ class ActiveUnits:
     """The variance over images of the noise from which the priors make the centers of the posteriors.
 
     A unit is active if Var_x[(mu_q - mu_p) / sigma_p] > 0.01, with all latents above it at their posteriors' centers:
-    the criterion of Burda et al. (2016), generalized from a standard Normal to any prior.
+    the criterion of Burda et al. (2016), generalized from a standard Normal to any prior. If the prior needs more noise
+    than one number per unit, the criterion is Var_x[mu_q / sigma_q] > 0.01.
     """
 
     def __init__(self, model: HierarchicalVAE) -> None:
@@ -27,13 +28,19 @@ class ActiveUnits:
 
     def add(self, features: list[Any], count: int) -> None:
         """Add `count` images by their bottom-up features."""
-        source = FromPosterior(features, self.model.no_posterior_noise(count))
+        zeros = self.model.no_posterior_noise(count)
+        source = FromPosterior(features, zeros)
         output = self.model.top_down(source, count, mean_only=True)
         self.images += count
         for index, group in output.groups.items():
-            noise = group.prior.to_noise(group.z).cpu().double()  # (count, *noise_shape)
-            self.sums[index] = self.sums[index] + noise.sum(0)
-            self.squares[index] = self.squares[index] + noise.square().sum(0)
+            if self.model.groups[index].noise_shape == self.model.groups[index].level.latent_shape:
+                units = group.prior.to_noise(group.z)
+            else:
+                sigma = group.posterior.sample(torch.ones_like(zeros[index])) - group.z
+                units = group.z / sigma
+            units = units.cpu().double()  # (count, *latent_shape)
+            self.sums[index] = self.sums[index] + units.sum(0)
+            self.squares[index] = self.squares[index] + units.square().sum(0)
 
     def counts(self) -> list[int]:
         """Return the number of active units of every group."""

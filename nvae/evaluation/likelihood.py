@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from nvae.arguments import ArgumentError, check_count, check_images_u8, check_seeds
+from nvae.arguments import ArgumentError, check_choice, check_count, check_images_u8, check_seeds
 from nvae.data.images import to_float
 from nvae.evaluation.active_units import ActiveUnits
-from nvae.models.distributions import map_tensors
-from nvae.models.hierarchy import FromPosterior, HierarchicalVAE, TopDownOutput
+from nvae.models.distributions import Noise, kl_divergence, map_tensors
+from nvae.models.hierarchy import DecoderState, FromPosterior, HierarchicalVAE, TopDownOutput
 from nvae.models.modes import eval_mode
 from nvae.objective import elbo_terms
 from nvae.progress import Progress, batches, track
 from nvae.seeds import seeded
+
+
+Estimator = Literal["importance_weighted", "analytic_kl"]
 
 
 class Estimate(NamedTuple):
@@ -37,6 +40,7 @@ class Evaluation(NamedTuple):
 
     images: int
     samples: int  # posterior samples per image
+    estimator: Estimator  # of log_likelihood
     elbo: Estimate  # nats
     log_likelihood: Estimate  # nats: the importance-weighted bound on log p(x); of one sample an estimate of the ELBO
     reconstruction: float  # nats: E log p(x | z)
@@ -49,6 +53,15 @@ class Evaluation(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a JSON file, with None for numbers that are not finite."""
         return {key: _plain(value) for key, value in self._asdict().items()}
+
+
+class Plan(NamedTuple):
+    """The samples of an evaluation."""
+
+    estimator: Estimator
+    samples: int  # per image and draw of the top groups
+    samples_per_pass: int  # per image, in one top-down pass
+    outer_samples: int  # draws of the top groups per image
 
 
 def _plain(value: Any) -> Any:
@@ -69,6 +82,8 @@ def evaluate(
     targets_u8: Tensor | None = None,
     count_active: bool = True,
     progress: Progress = False,
+    estimator: Estimator = "importance_weighted",
+    outer_samples: int = 1,
 ) -> Evaluation:
     """Estimate the bounds on log p(x) of images, with the batch-norm statistics of training.
 
@@ -79,6 +94,11 @@ def evaluate(
     rises to log p(x) with the number of samples.
     batch_size: samples per top-down pass, which bounds the memory. The bottom-up pass is computed once per image. The
     draws depend on the seed, the batch size and the type of device.
+    estimator: "analytic_kl" puts the KL in closed form into the weights instead of log p(z) - log q(z | x) at the
+    sample; the result is not a bound (`log_analytic_weight`).
+    outer_samples: draws per image of the groups whose prior gives log p(z) as a bound in expectation alone. Each draw
+    has `samples` draws of the groups below and a bound of its own, with log p(z) - log q(z | x) of the top groups
+    outside of the logarithm (docs/likelihood.md); the result is the mean. Other models need one.
     count_active: count the active units too, which takes one more top-down pass per image.
     Raises ArgumentError.
     """
@@ -89,10 +109,13 @@ def evaluate(
         raise ArgumentError("targets_u8", f"{len(targets_u8)} images", f"one for each of the {len(images_u8)} images")
     check_count("batch_size", batch_size)
     check_count("samples", samples)
+    check_count("outer_samples", outer_samples)
+    check_choice("estimator", estimator, get_args(Estimator))
     check_seeds([seed])
     active_units = ActiveUnits(model) if count_active else None
     images_per_pass = max(1, batch_size // samples)
     samples_per_pass = max(1, batch_size // images_per_pass)
+    sampling = Plan(estimator, samples, samples_per_pass, outer_samples)
     plan = [  # a batch of images shares a bottom-up pass and a random stream; a part of them shares top-down passes
         (batch, part)
         for batch in batches(len(images_u8), batch_size)
@@ -109,7 +132,7 @@ def evaluate(
                 if active_units is not None:
                     active_units.add(features, len(images))
             part_features = [map_tensors(group, lambda x, part=part: x[part]) for group in features]
-            bounds.append(_bounds(model, part_features, targets[part], samples, samples_per_pass, generator))
+            bounds.append(_bounds(model, part_features, targets[part], sampling, generator))
     elbo, log_likelihood, reconstruction, kl = (torch.cat(values) for values in zip(*bounds, strict=True))
 
     def in_bits(nats: Tensor) -> Estimate:
@@ -118,6 +141,7 @@ def evaluate(
     return Evaluation(
         images=len(images_u8),
         samples=samples,
+        estimator=estimator,
         elbo=Estimate.of(elbo),
         log_likelihood=Estimate.of(log_likelihood),
         reconstruction=reconstruction.mean().item(),
@@ -138,44 +162,71 @@ class Bounds(NamedTuple):
     kl: Tensor  # (n, G)
 
 
-def _bounds(
-    model: HierarchicalVAE,
-    features: list[Any],
-    targets: Tensor,
-    samples: int,
-    samples_per_pass: int,
-    generator: torch.Generator,
-) -> Bounds:
-    """Return the bounds of n images from features and targets, in passes of at most n * samples_per_pass samples."""
-    draws = [
-        _draw(model, features, targets, part.stop - part.start, generator)
-        for part in batches(samples, samples_per_pass)
-    ]
-    log_weights = torch.cat([draw.log_weight for draw in draws], dim=1)  # (n, K)
-    kl = sum(draw.kl for draw in draws) / samples  # (n, G)
-    reconstruction = sum(draw.reconstruction for draw in draws) / samples  # (n,)
-    log_likelihood = torch.logsumexp(log_weights, 1) - math.log(samples)
-    return Bounds(reconstruction - kl.sum(1), log_likelihood, reconstruction, kl)
-
-
-class Draw(NamedTuple):
-    """k samples for each of n images, float64 on the CPU; reconstruction and kl are sums over the samples."""
-
-    log_weight: Tensor  # (n, k): log p(x, z) - log q(z | x)
-    reconstruction: Tensor  # (n,): log p(x | z)
-    kl: Tensor  # (n, G)
-
-
 def log_importance_weight(output: TopDownOutput, log_likelihood: Tensor) -> Tensor:
     """Return log p(x, z) - log q(z | x) of a posterior pass, (B,), from its log p(x | z), (B,). Float64, on the CPU."""
     ratios = [group.log_p.cpu().double() - group.log_q.cpu().double() for group in output.groups.values()]
     return log_likelihood.cpu().double() + sum(ratios)
 
 
+def groups_above_bounds(model: HierarchicalVAE) -> int:
+    """Return how many groups, from the top, are drawn once for all importance samples.
+
+    They end with the last group whose prior gives a bound of log p(z) in expectation alone. The noise of such a bound
+    must stay outside the logarithm of the mean: inside, the mean of exp(noise) is above 1, and the result is no bound.
+    """
+    return max((index + 1 for index, group in enumerate(model.groups) if group.prior_is_bound), default=0)
+
+
+def _bounds(
+    model: HierarchicalVAE, features: list[Any], targets: Tensor, plan: Plan, generator: torch.Generator
+) -> Bounds:
+    """Return the bounds of n images from features and targets, the means over `plan.outer_samples` draws of the top."""
+    draws = [_one_bound(model, features, targets, plan, generator) for _ in range(plan.outer_samples)]
+    return Bounds(*(sum(values) / len(draws) for values in zip(*draws, strict=True)))
+
+
+def _one_bound(
+    model: HierarchicalVAE, features: list[Any], targets: Tensor, plan: Plan, generator: torch.Generator
+) -> Bounds:
+    # With one sample, inside and outside of the logarithm are the same.
+    outer = groups_above_bounds(model) if plan.estimator == "importance_weighted" and plan.samples > 1 else 0
+    start, outer_weight, outer_kl = None, 0.0, torch.zeros(len(targets), 0, dtype=torch.float64)
+    if outer:
+        noise = model.draw_posterior_noise(len(targets), generator)
+        output = model.top_down(FromPosterior(features, noise), len(targets), return_states=True)
+        start = output.states[outer]
+        top = [output.groups[index] for index in range(outer)]
+        outer_weight = sum(group.log_p.cpu().double() - group.log_q.cpu().double() for group in top)  # (n,)
+        outer_kl = torch.stack([group.kl.cpu().double() for group in top], dim=1)  # (n, outer)
+    draws = [
+        _draw(model, features, targets, part.stop - part.start, plan.estimator, generator, start)
+        for part in batches(plan.samples, plan.samples_per_pass)
+    ]
+    log_weights = torch.cat([draw.log_weight for draw in draws], dim=1)  # (n, K)
+    kl = torch.cat([outer_kl, sum(draw.kl for draw in draws) / plan.samples], dim=1)  # (n, G)
+    reconstruction = sum(draw.reconstruction for draw in draws) / plan.samples  # (n,)
+    log_likelihood = outer_weight + torch.logsumexp(log_weights, 1) - math.log(plan.samples)
+    return Bounds(reconstruction - kl.sum(1), log_likelihood, reconstruction, kl)
+
+
+class Draw(NamedTuple):
+    """k samples for each of n images, float64 on the CPU; reconstruction and kl are sums over the samples."""
+
+    log_weight: Tensor  # (n, k): of the estimator
+    reconstruction: Tensor  # (n,): log p(x | z)
+    kl: Tensor  # (n, groups of the pass)
+
+
 def _draw(
-    model: HierarchicalVAE, features: list[Any], targets: Tensor, samples: int, generator: torch.Generator
+    model: HierarchicalVAE,
+    features: list[Any],
+    targets: Tensor,
+    samples: int,
+    estimator: Estimator,
+    generator: torch.Generator,
+    start: DecoderState | None,
 ) -> Draw:
-    """Run one top-down pass with `samples` draws for each of n images, side by side."""
+    """Run one top-down pass with `samples` draws for each of n images, side by side, from `start` on."""
 
     def repeat(x: Tensor) -> Tensor:  # (n, ...) to (n * samples, ...), channels last as before
         channel = min(1, x.dim() - 1)
@@ -186,7 +237,26 @@ def _draw(
 
     count = len(targets) * samples
     noise = model.draw_posterior_noise(count, generator)
-    output = model.top_down(FromPosterior([map_tensors(group, repeat) for group in features], noise), count)
+    if start is not None:
+        start = DecoderState(start.group, map_tensors(start.state, repeat), map_tensors(start.prior, repeat))
+    source = FromPosterior([map_tensors(group, repeat) for group in features], noise)
+    output = model.top_down(source, count, start=start)
     terms = elbo_terms(output, repeat(targets))
-    log_weight = per_image(log_importance_weight(output, terms.log_likelihood))
-    return Draw(log_weight, per_image(terms.log_likelihood).sum(1), per_image(terms.kl).sum(1))
+    if estimator == "importance_weighted":
+        log_weight = log_importance_weight(output, terms.log_likelihood)
+    else:
+        log_weight = log_analytic_weight(output, terms.log_likelihood, noise)
+    return Draw(per_image(log_weight), per_image(terms.log_likelihood).sum(1), per_image(terms.kl).sum(1))
+
+
+def log_analytic_weight(output: TopDownOutput, log_likelihood: Tensor, noise: Noise) -> Tensor:
+    """Return log p(x | z) - KL of a posterior pass, (B,): the "weight" of Kuzina and Tomczak's program (2024).
+
+    The KL is in closed form where there is one. The mean of its exponential estimates no bound on log p(x): the KL does
+    not vary with z as log q(z | x) - log p(z) does. Float64, on the CPU.
+    """
+    weight = log_likelihood.cpu().double()
+    for index, group in output.groups.items():
+        log_p = group.prior.published_log_prob(group.z, noise[index])
+        weight = weight - kl_divergence(group.posterior, group.prior, group.log_q, log_p).cpu().double()
+    return weight

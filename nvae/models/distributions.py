@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -67,12 +67,7 @@ class Flow(Protocol):
 
 
 class Distribution:
-    """A distribution over z (B, ...) of one latent group. Noise is standard normal, (B, *noise_shape) of the group.
-
-    log_prob_is_bound: whether `log_prob` is only in expectation over its noise a lower bound of the log density.
-    """
-
-    log_prob_is_bound: ClassVar[bool] = False
+    """A distribution over z (B, ...) of one latent group. Noise is standard normal, (B, *noise_shape) of the group."""
 
     def sample(self, noise: Tensor, temperature: float = 1.0) -> Tensor:
         """Return z from noise. A temperature below 1 makes samples more typical; 0 gives the center."""
@@ -178,8 +173,9 @@ class FlowDistribution(Distribution):
 
 @dataclass(frozen=True, eq=False)
 class NormalMixture(Distribution):
-    """A mixture of M diagonal Normals. Noise (B, 2, ...): the first part makes z, one number of the second the component.
+    """A mixture of M diagonal Normals.
 
+    Noise (B, 2, ...): the first part makes z, the first number of the second part chooses the component.
     log_weights: (B, M), normalized. mu, sigma: (B, M, ...). A temperature multiplies the variances.
     """
 

@@ -64,6 +64,15 @@ class LatentGroup(nn.Module):
         """Return the state after this group, from the state of `prior` and z."""
         raise NotImplementedError
 
+    @property
+    def prior_is_bound(self) -> bool:
+        """Whether the prior's log_prob is a lower bound of the log density, in expectation over its noise."""
+        return False
+
+    def set_bound_terms(self, terms: int) -> None:
+        """Set the number of terms of the bound in evaluation; for groups with `prior_is_bound`."""
+        raise NotImplementedError
+
     def image_of(self, z: Tensor) -> Tensor | None:
         """Return the images (B, C, S, S) in [0, 1] that z (B, *latent_shape) stands for; None if z is no image."""
         return None
@@ -215,10 +224,6 @@ class HierarchicalVAE(nn.Module):
     def regularization_terms(self) -> dict[str, nn.Module]:
         """Return modules by name; training may add their outputs, scalars of `forward()`, to the loss."""
         return {}
-
-    def set_bound_terms(self, terms: int) -> bool:
-        """Set the number of terms of a prior's Monte Carlo bound in evaluation; return whether there is such a prior."""
-        return False
 
     def recompute_activations(self, recompute: bool) -> None:
         """Compute activations again in the backward pass (activation checkpointing), in families that support it."""

@@ -59,7 +59,7 @@ class DCTContext(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, images_u8: Tensor) -> None:
-        """Set `scale` from images, uint8 (N, C, S, S); a coefficient that is below 1 in all of them gets the scale 1."""
+        """Set `scale` from images, uint8 (N, C, S, S); a coefficient below 1 in all images gets the scale 1."""
         largest = torch.zeros_like(self.scale[0])
         for chunk in images_u8.split(CHUNK):
             images = (chunk.to(self.scale.device) >> self.shift).float() / self.max_value

@@ -1,4 +1,4 @@
-"""The DVP-VAE of Kuzina and Tomczak (TMLR 2024): a Ladder VAE whose priors see a pseudo-input, the image of a context u.
+"""The DVP-VAE of Kuzina and Tomczak (TMLR 2024): a Ladder VAE whose priors see the image of a context, a pseudo-input.
 
 The first latent group is the context u. q(u | x) is a Normal around a fixed summary of x, its lowest DCT coefficients.
 p(u) is a diffusion prior, or another top prior. The state of the ladder's groups ends with the pseudo-input of u.
@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from nvae.models.distributions import DiagonalNormal, Distribution
 from nvae.models.dvp.config import DVPConfig
 from nvae.models.dvp.context import CONTEXTS
-from nvae.models.hierarchy import LatentGroup, Level
+from nvae.models.hierarchy import Level
 from nvae.models.ladder.network import LadderState, LadderVAE
-from nvae.models.priors.diffusion import DiffusionPrior
-from nvae.models.priors.top_priors import LeadingNoiseNormal, VampPrior, build_top_prior, components_of
+from nvae.models.priors.top_priors import LeadingNoiseNormal, TopPriorGroup, VampPrior, build_top_prior, components_of
 
 LOG_VARIANCE_RANGE = (-12.0, -5.0)
 
 
-class ContextGroup(LatentGroup):
+class ContextGroup(TopPriorGroup):
     """The context u, (B, C, k, k), above the ladder."""
 
     is_context = True
@@ -32,14 +31,6 @@ class ContextGroup(LatentGroup):
         self.context = CONTEXTS[config.context](config)
         self.log_variance = nn.Parameter(torch.full((1, channels, size, size), config.diffusion_min_gamma))
         self.top_prior = build_top_prior(config, config.top_prior, self.level.latent_shape)
-
-    @property
-    def noise_shape(self) -> tuple[int, ...]:
-        return self.top_prior.noise_shape
-
-    @property
-    def posterior_noise_shape(self) -> tuple[int, ...]:
-        return self.top_prior.posterior_noise_shape
 
     def prior(self, state: LadderState) -> tuple[LadderState, Distribution]:
         batch_size, components = len(state[0]), ()

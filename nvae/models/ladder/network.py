@@ -1,8 +1,8 @@
 """The Ladder VAE of Kuzina and Tomczak (TMLR 2024): the model of the published program without the diffusion prior.
 
 The state is (s, sum of all z at the image's resolution). A prior returns its parameters and features h. The merge sees
-s + h, the posterior sees s without h, and the output sees only the sum of all z. A context, if there is one, is an image
-at the end of the state that every prior sees (the family dvp).
+s + h, the posterior sees s without h, and the output sees only the sum of all z. In the family dvp, the state ends with
+the image of a context, which every prior sees.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nvae.models.distributions import DiagonalNormal, Distribution, at_least_flo
 from nvae.models.hierarchy import HierarchicalVAE, LatentGroup, Level
 from nvae.models.ladder.config import LadderConfig, channels_per_scale
 from nvae.models.ladder.likelihoods import build_ladder_likelihood
-from nvae.models.priors.top_priors import LeadingNoiseNormal, VampPrior, build_top_prior, components_of
+from nvae.models.priors.top_priors import LeadingNoiseNormal, TopPriorGroup, VampPrior, build_top_prior, components_of
 
 MAX_LOG_VARIANCE = 1.0
 BATCH_NORM_MOMENTUM = 0.05
@@ -188,21 +188,12 @@ class LadderGroup(LatentGroup):
         return resize(self.blocks(s + self.z_projection(z)), self.below.resolution), z_sum, *context
 
 
-class TopGroup(LadderGroup):
-    """The first group with a prior of its own; its block gives h alone. After (s, sum of z), the state may have the
-    components of a vampprior."""
+class TopGroup(TopPriorGroup, LadderGroup):
+    """The first group with a top prior: its block gives h alone. A vampprior's components follow in the state."""
 
     def __init__(self, config: LadderConfig, level: Level, below: Level | None, num_groups: int) -> None:
         super().__init__(config, level, below, num_groups)
         self.top_prior = build_top_prior(config, config.top_prior, level.latent_shape)
-
-    @property
-    def noise_shape(self) -> tuple[int, ...]:
-        return self.top_prior.noise_shape
-
-    @property
-    def posterior_noise_shape(self) -> tuple[int, ...]:
-        return self.top_prior.posterior_noise_shape
 
     def prior(self, state: LadderState) -> tuple[LadderState, Distribution]:
         s, z_sum, *components = state
@@ -264,7 +255,7 @@ class LadderVAE(HierarchicalVAE):
         return s, like.new_zeros(batch_size, self.top.latent_size, side, side), *self._vampprior_components(batch_size)
 
     def _vampprior_components(self, batch_size: int) -> tuple[Tensor, ...]:
-        """Return the posteriors of the pseudo-inputs, mu and sigma (B, M, *latent_shape); nothing without a vampprior."""
+        """Return the posteriors of a vampprior's pseudo-inputs, mu and sigma (B, M, *latent_shape)."""
         prior = getattr(self.groups[0], "top_prior", None)
         if not isinstance(prior, VampPrior):
             return ()

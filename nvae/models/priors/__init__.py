@@ -1,1 +1,1 @@
-"""Priors of the first latent group that a family can choose with the key `top_prior`, the diffusion prior among them."""
+"""The priors of a first latent group that the key `top_prior` names, the diffusion prior among them."""

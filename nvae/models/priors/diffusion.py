@@ -80,15 +80,17 @@ class DrawnNoise(NamedTuple):
 class DiffusionPrior(nn.Module):
     """The network and the schedule of a diffusion prior over z of one shape (C, H, W).
 
-    evaluation_steps: number S of terms of L_t in evaluation mode, the number of sampling steps by default; training
+    evaluation_terms: number S of terms of L_t in evaluation mode, the number of sampling steps by default; training
     mode has one. The times are stratified, t_i = (i - 1 + uniform) / S, so that the mean over the terms is an unbiased
     estimate of L_t for every S.
     """
 
+    is_bound: ClassVar[bool] = True
+
     def __init__(self, config: TopPriorConfig, shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.shape, self.steps = shape, config.diffusion_steps
-        self.evaluation_steps = self.steps
+        self.evaluation_terms = self.steps
         self.parametrization: Parametrization = config.diffusion_parametrization
         self.schedule = Schedule(config.diffusion_schedule, config.diffusion_min_gamma, config.diffusion_max_gamma)
         self.unet = UNet(
@@ -102,7 +104,7 @@ class DiffusionPrior(nn.Module):
 
     @property
     def bound_terms(self) -> int:
-        return 1 if self.training else self.evaluation_steps
+        return 1 if self.training else self.evaluation_terms
 
     @property
     def posterior_noise_shape(self) -> tuple[int, ...]:
@@ -184,7 +186,6 @@ class DiffusionDistribution(Distribution):
     """The distribution of a diffusion prior. Its log density is a lower bound, in expectation over the noise."""
 
     prior: DiffusionPrior
-    log_prob_is_bound: ClassVar[bool] = True
 
     def sample(self, noise: Tensor, temperature: float = 1.0) -> Tensor:
         """Return z from noise (B, steps + 1, *shape). temperature: a factor on the variance of z_1 and of every step.
@@ -214,8 +215,7 @@ class DiffusionDistribution(Distribution):
     def to_noise(self, z: Tensor) -> Tensor:
         """Return noise that gives z: the noise of the steps along z_t = alpha_t z, the center of every q(z_t | z).
 
-        Many noises give the same z; this one is the noise of a path without randomness in q (compare Huberman-Spiegelglas
-        et al. 2024, who draw the path).
+        Many noises give the same z. Huberman-Spiegelglas et al. (2024) draw the path; here the path has no randomness.
         """
         prior, steps = self.prior, self.prior.steps
         times = torch.arange(steps, -1, -1, dtype=torch.float64) / steps

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from nvae.models.distributions import DiagonalNormal, Distribution, NormalMixture
+from nvae.models.hierarchy import LatentGroup
 from nvae.models.priors.config import TopPriorConfig
 from nvae.models.priors.diffusion import DiffusionPrior
 
@@ -19,9 +20,11 @@ Shape = tuple[int, int, int]
 class TopPrior(Protocol):
     """A module that returns p(z) for a batch.
 
-    components: of a vampprior, the posteriors of its pseudo-inputs as the family computes them, mu and sigma
-    (B, M, *shape).
+    is_bound: whether log_prob is a lower bound of the log density in expectation over its noise. components: of a
+    vampprior, the posteriors of its pseudo-inputs as the family computes them, mu and sigma (B, M, *shape).
     """
+
+    is_bound: ClassVar[bool]
 
     @property
     def noise_shape(self) -> tuple[int, ...]: ...
@@ -34,6 +37,8 @@ class TopPrior(Protocol):
 
 class SimplePrior(nn.Module):
     """The base class of priors with an exact log density, for z of a shape (C, H, W)."""
+
+    is_bound: ClassVar[bool] = False
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -140,3 +145,24 @@ class LeadingNoiseNormal(DiagonalNormal):
     def sample(self, noise: Tensor, temperature: float = 1.0) -> Tensor:
         size = self.mu[0].numel()
         return super().sample(noise.flatten(1)[:, :size].reshape(self.mu.shape), temperature)
+
+
+class TopPriorGroup(LatentGroup):
+    """The base class of a first latent group whose prior is a `TopPrior`."""
+
+    top_prior: TopPrior
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        return self.top_prior.noise_shape
+
+    @property
+    def posterior_noise_shape(self) -> tuple[int, ...]:
+        return self.top_prior.posterior_noise_shape
+
+    @property
+    def prior_is_bound(self) -> bool:
+        return self.top_prior.is_bound
+
+    def set_bound_terms(self, terms: int) -> None:
+        self.top_prior.evaluation_terms = terms

@@ -1,6 +1,6 @@
 """The U-Net of the diffusion prior: one resolution, residual blocks with a time embedding, attention in the middle.
 
-The architecture is that of Nichol and Dhariwal (2021) without changes of resolution, as Kuzina and Tomczak (2024) use it.
+The architecture is that of Nichol and Dhariwal (2021) without changes of resolution, as in Kuzina and Tomczak (2024).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LONGEST_PERIOD = 10_000
 
 
 def time_embedding(t: Tensor, channels: int) -> Tensor:
-    """Return cosines, then sines, of t (B,) at geometrically spaced frequencies: (B, channels) (Vaswani et al. 2017)."""
+    """Return cosines, then sines, of t (B,) at geometric frequencies, (B, channels) (Vaswani et al. 2017)."""
     half = channels // 2
     frequencies = torch.exp(-math.log(LONGEST_PERIOD) / half * torch.arange(half, device=t.device, dtype=t.dtype))
     angles = t[:, None] * frequencies

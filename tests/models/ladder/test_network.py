@@ -14,7 +14,15 @@ from nvae.models.hierarchy import FromNoise, FromPosterior
 from nvae.models.ladder.likelihoods import ClampedBernoulli, build_ladder_likelihood
 from nvae.objective import elbo_terms
 
-from ..ladder_recordings import assert_close, assert_groups, config_of, images_of, load_recorded, targets_of, tensor_names
+from ..ladder_recordings import (
+    assert_close,
+    assert_groups,
+    config_of,
+    images_of,
+    load_recorded,
+    targets_of,
+    tensor_names,
+)
 
 RECORDINGS = ["ladder_bernoulli", "ladder_widths", "ladder_norms"]
 
