@@ -15,7 +15,9 @@ from nvae.errors import UserError
 if TYPE_CHECKING:
     from nvae.models.hierarchy import HierarchicalVAE
 
-PerScale = float | Sequence[float]  # one number, or one per scale of the latents, the coarsest first
+# One number, or one per scale of the latents, the coarsest first. For a model with a context, one more number, for the
+# context, may come first; without it, the context has the number of the coarsest scale.
+PerScale = float | Sequence[float]
 
 
 class ArgumentError(UserError, ValueError):
@@ -27,21 +29,38 @@ class ArgumentError(UserError, ValueError):
 
 
 def per_group(model: HierarchicalVAE, value: PerScale, name: str) -> list[float]:
-    """Return one number per latent group, from one number or one per scale, the coarsest scale first.
+    """Return one number per latent group, from one number or one per scale, the context and the coarsest scale first.
 
     name: what the numbers are called in the message, such as "temperature". Raises ArgumentError.
     """
+    numbers = _per_level(model, value, name)
+    return [number for number, level in zip(numbers, model.levels, strict=True) for _ in range(level.groups)]
+
+
+def with_context(model: HierarchicalVAE, value: PerScale, context: float, name: str) -> list[float]:
+    """Return the number of the context, then one per scale, from one number or one per scale.
+
+    name: what the numbers are called in the message, such as "temperature". Raises UserError, also for a model without
+    a context.
+    """
+    if model.context is None:
+        raise UserError(f"the model has no context: leave out the {name} of the context.")
+    return _per_level(model, [context, *_per_level(model, value, name)[1:]], name)
+
+
+def _per_level(model: HierarchicalVAE, value: PerScale, name: str) -> list[float]:
     numbers = [value] if isinstance(value, Real) else value
     if isinstance(numbers, str) or not isinstance(numbers, Sequence) or not all(map(_is_factor, numbers)):
         raise ArgumentError(name, repr(value), "a finite number from 0 on, or one per scale")
-    levels = model.levels
+    levels, scales = len(model.levels), len(model.scales)
     if len(numbers) == 1:
-        numbers = list(numbers) * len(levels)
-    if len(numbers) != len(levels):
-        scales = ", ".join(f"{level.resolution}x{level.resolution}" for level in levels)
-        expected = f"one number, or one for each of the {len(levels)} scales of the latents ({scales})"
+        return [float(numbers[0])] * levels
+    if len(numbers) not in (scales, levels):
+        resolutions = ", ".join(f"{level.resolution}x{level.resolution}" for level in model.scales)
+        expected = f"one number, or one for each of the {scales} scales of the latents ({resolutions})"
+        expected += ", or one more, for the context, first" if model.context is not None else ""
         raise ArgumentError(name, f"{len(numbers)} numbers", expected)
-    return [float(number) for number, level in zip(numbers, levels, strict=True) for _ in range(level.groups)]
+    return [float(number) for number in (*numbers[: levels - len(numbers)], *numbers)]
 
 
 def _is_factor(value: Any) -> bool:

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from nvae.config import config_from_dict
+from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.models.nvae.network import NVAE
 from nvae.schema import ModelConfig
@@ -28,6 +29,18 @@ os.environ["MPLBACKEND"] = "agg"  # no window on a developer's desktop
 
 ROOT = Path(__file__).resolve().parent.parent
 
+TINY_DVP = {
+    "family": "dvp",
+    "input_dimension": 8,
+    "latents_per_scale": [1, 2],
+    "latent_size": 2,
+    "channels": 8,
+    "encoder_blocks_per_scale": 1,
+    "sampling_method": "bernoulli",
+    "context_size": 3,
+    "diffusion_steps": 4,
+    "unet_blocks": 1,
+}
 TINY = {
     "channel_towers": 4,
     "number_of_scales": 2,
@@ -102,6 +115,26 @@ def make_model(make_config: Callable[..., ModelConfig]) -> Callable[..., Hierarc
                     module.running_mean.normal_(std=0.2)
                     module.running_var.uniform_(0.5, 1.5)
         return model.to(memory_format=torch.channels_last).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_dvp() -> Callable[..., HierarchicalVAE]:
+    """A function: a tiny DVP-VAE in evaluation mode, with some keys of its config changed: three groups on two scales.
+
+    Its weights are random, also those that are zero at first.
+    """
+
+    def make(**changes: Any) -> HierarchicalVAE:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = build_model(config_from_dict(TINY_DVP | changes, "the test's config"))
+            model.calibrate(torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8))
+            for parameter in model.parameters():
+                if not parameter.any():
+                    torch.nn.init.normal_(parameter, std=0.1)
+        return model.eval()
 
     return make
 

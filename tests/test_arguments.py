@@ -12,7 +12,9 @@ from nvae.arguments import (
     check_seeds,
     format_values,
     per_group,
+    with_context,
 )
+from nvae.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +112,65 @@ def test_check_noise_refuses_other_groups_and_shapes(model):
 def test_format_values_writes_numbers_as_on_the_command_line():
     assert format_values([0.6, 1.0], "-") == "0.6-1"
     assert format_values(0.7) == "0.7"
+
+
+# -------------------------------------------------------------------------------------------- models with a context
+
+
+@pytest.fixture(scope="module")
+def dvp(make_dvp):
+    """A context at 3x3, one group at 2x2 and two at 4x4."""
+    return make_dvp(latents_per_scale=[2, 1])
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.7, [0.7] * 4),
+        ([0.7], [0.7] * 4),
+        ([0.5, 0.9], [0.5, 0.5, 0.9, 0.9]),  # the context takes the value of the top scale
+        ([1.0, 0.5, 0.9], [1.0, 0.5, 0.9, 0.9]),
+    ],
+)
+def test_per_group_of_a_model_with_a_context(dvp, value, expected):
+    assert [level.resolution for level in dvp.levels] == [3, 2, 4]
+    assert [level.resolution for level in dvp.scales] == [2, 4]
+    assert dvp.context is dvp.groups[0]
+    assert per_group(dvp, value, "temperature") == expected
+
+
+@pytest.mark.parametrize("wrong", [[], [0.1] * 4, [1.0, -1.0, 1.0]])
+def test_per_group_of_a_model_with_a_context_refuses_other_counts(dvp, wrong):
+    with pytest.raises(ArgumentError) as error:
+        per_group(dvp, wrong, "strength")
+    assert error.value.name == "strength"
+
+
+def test_per_group_error_names_the_scales_and_the_context(dvp):
+    with pytest.raises(ArgumentError) as error:
+        per_group(dvp, [0.1] * 4, "temperature")
+    assert all(name in error.value.expected for name in ("2 scales", "(2x2, 4x4)", "context"))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.7, [0.2, 0.7, 0.7]), ([0.7], [0.2, 0.7, 0.7]), ([0.5, 0.9], [0.2, 0.5, 0.9]), ([1, 0.5, 0.9], [0.2, 0.5, 0.9])],
+)
+def test_with_context_puts_the_number_of_the_context_first(dvp, value, expected):
+    assert with_context(dvp, value, 0.2, "temperature") == expected
+
+
+def test_with_context_of_one_scale(make_dvp):
+    model = make_dvp(latents_per_scale=[2])
+    assert with_context(model, [0.7], 0.2, "temperature") == [0.2, 0.7]
+    assert per_group(model, [0.2, 0.7], "temperature") == [0.2, 0.7, 0.7]
+
+
+def test_with_context_refuses_a_model_without_a_context_and_wrong_numbers(model, dvp):
+    assert model.context is None
+    assert model.scales == model.levels
+    with pytest.raises(UserError):
+        with_context(model, [0.7], 0.2, "temperature")
+    for value, context in (([0.7], -0.2), ([0.1] * 4, 0.2)):
+        with pytest.raises(ArgumentError):
+            with_context(dvp, value, context, "temperature")

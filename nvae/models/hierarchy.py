@@ -41,6 +41,7 @@ class LatentGroup(nn.Module):
 
     level: Level
     is_context = False  # a context is above all scales of the hierarchy; every group below it sees the context
+    has_coefficients = False  # rows and columns of z are coefficients of a transform of the image, not places in it
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -233,6 +234,16 @@ class HierarchicalVAE(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    @property
+    def context(self) -> LatentGroup | None:
+        """The first latent group, if it is a context."""
+        return self.groups[0] if self.groups[0].is_context else None
+
+    @property
+    def scales(self) -> tuple[Level, ...]:
+        """The levels below the context, top first."""
+        return self.levels if self.context is None else self.levels[1:]
 
     @property
     def noise_shapes(self) -> list[tuple[int, ...]]:

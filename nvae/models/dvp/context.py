@@ -36,6 +36,8 @@ class DCTContext(nn.Module):
     `calibrate`.
     """
 
+    has_coefficients = True
+
     def __init__(self, config: DVPConfig) -> None:
         super().__init__()
         size, channels = config.context_size, config.image_channels
@@ -69,6 +71,8 @@ class DCTContext(nn.Module):
 
 class DownsampleContext(nn.Module):
     """u: an image on [-1, 1], resized bilinearly to k x k without antialiasing."""
+
+    has_coefficients = False
 
     def __init__(self, config: DVPConfig) -> None:
         super().__init__()

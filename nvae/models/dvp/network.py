@@ -29,6 +29,7 @@ class ContextGroup(TopPriorGroup):
         channels, size = config.image_channels, config.context_size
         self.level = Level(1, size, channels, channels, channels)
         self.context = CONTEXTS[config.context](config)
+        self.has_coefficients = self.context.has_coefficients
         self.log_variance = nn.Parameter(torch.full((1, channels, size, size), config.diffusion_min_gamma))
         self.top_prior = build_top_prior(config, config.top_prior, self.level.latent_shape)
 
