@@ -130,6 +130,16 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_context_temperature(parser: argparse.ArgumentParser) -> None:
+    """Add --context-temperature."""
+    parser.add_argument(
+        "--context-temperature",
+        type=number,
+        metavar="T",
+        help="temperature of the context, for a model with one (default: the temperature of the top scale)",
+    )
+
+
 def add_pixels(parser: argparse.ArgumentParser) -> None:
     """Add --pixels, None if not given."""
     parser.add_argument(

@@ -6,6 +6,7 @@ Every pick is saved at once in a .json file; the result is drawn beside it as .p
 from __future__ import annotations
 
 import argparse
+import functools
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from nvae.cli.arguments import (
     ITERATIONS,
     MAX_ITERATIONS,
+    add_context_temperature,
     add_device,
     add_model,
     add_no_window,
@@ -28,7 +30,7 @@ from nvae.cli.arguments import (
     up_to,
 )
 from nvae.cli.errors import INTERRUPTED
-from nvae.cli.models import find_model, open_model
+from nvae.cli.models import find_model, open_model, with_context_temperature
 from nvae.cli.progress import progress_bar
 from nvae.errors import UserError
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, optional=True)
     add_sampling(parser)
+    add_context_temperature(parser)
     parser.add_argument("--batch", type=up_to(100), default=9, metavar="N", help="samples per batch (default: 9)")
     parser.add_argument("--winners", type=up_to(100), default=9, metavar="N", help="samples to pick (default: 9)")
     add_pixels(parser)
@@ -107,9 +110,12 @@ def _redo(options: argparse.Namespace) -> int:
     selection = load_selection(options.redo).changed(*changes)
     name = f"{options.redo.name.removesuffix(options.redo.suffix)}_redo"
 
+    @functools.cache
     def open_file(path: str) -> HierarchicalVAE:
         return load_model(path, device)
 
+    if options.context_temperature is not None:
+        selection = selection.with_context_temperature(options.context_temperature, open_file)
     _print_result(*redo(selection, options.out, name, open_file, options.show_seeds, progress_bar))
     return 0
 
@@ -124,8 +130,9 @@ def _pick(options: argparse.Namespace) -> int:
     settings = Selection(pixels=options.pixels or "mean", scale_noise=options.scale_noise or [1.0])
     iterations = ITERATIONS if options.iterations is None else options.iterations
     model = open_model(options)
+    temperature = with_context_temperature(options, model, options.temperature)
     session = PickingSession(
-        model, options.model, options.temperature, iterations, picking, settings, options.out, progress_bar
+        model, options.model, temperature, iterations, picking, settings, options.out, progress_bar
     )
     preview = session.record.with_name(f"batch_of_{picture_path(session.record).name}")
     with hangups(interrupt=False):  # a signal ends the picking; the result is drawn all the same

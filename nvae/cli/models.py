@@ -43,12 +43,23 @@ def open_model_and_metadata(options: argparse.Namespace) -> tuple[HierarchicalVA
     return load_model_and_metadata(options.model, choose_device(options.device))
 
 
+def with_context_temperature(
+    options: argparse.Namespace, model: HierarchicalVAE, temperature: list[float]
+) -> list[float]:
+    """Return a temperature as it is, or with --context-temperature, as that of the context, then one per scale."""
+    from nvae.arguments import with_context
+
+    if options.context_temperature is None:
+        return temperature
+    return with_context(model, temperature, options.context_temperature, "temperature")
+
+
 def open_sampler(
     model: HierarchicalVAE, path: str, temperature: Sequence[float], iterations: int
 ) -> tuple[Sampler, str]:
     """Make a sampler whose statistics are kept beside the model file, and print its warnings.
 
-    temperature: one number, or one per scale. Also returns the digest of the model's weights.
+    temperature: one number, or one per scale, the context first. Also returns the digest of the model's weights.
     """
     (sampler,) = open_samplers(model, path, [temperature], iterations)
     return sampler, sampler.cache.weights

@@ -6,6 +6,7 @@ import argparse
 
 from nvae.cli.arguments import (
     ITERATIONS,
+    add_context_temperature,
     add_device,
     add_model,
     add_no_window,
@@ -21,7 +22,7 @@ from nvae.cli.arguments import (
     reproduce_with_seed,
     up_to,
 )
-from nvae.cli.models import open_model, open_sampler, open_samplers
+from nvae.cli.models import open_model, open_sampler, open_samplers, with_context_temperature
 from nvae.errors import UserError
 
 ROWS, COLUMNS, SWEEP_COLUMNS = 3, 3, 8
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T[,T...]",
         help="the temperature as an option; then only ITERATIONS may follow MODEL (default: TEMPERATURE)",
     )
+    add_context_temperature(parser)
     parser.add_argument(
         "--sweep",
         type=numbers,
@@ -79,14 +81,17 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--count saves several files: got --out {options.out}, expected a folder.")
     model = open_model(options)
     first_seed = chosen_seed(options)
-    metadata = {
-        "model": options.model,
-        "weights": weights_digest(model),
-        "temperature": options.sweep or options.temperature,
-    }
+    given = [[temperature] for temperature in options.sweep] if options.sweep else [options.temperature]
+    temperatures = [with_context_temperature(options, model, temperature) for temperature in given]  # one per row
+    of_context = options.context_temperature
+    metadata = {"model": options.model, "weights": weights_digest(model), "temperature": temperatures[0]}
+    settings = [f"temperature{format_values(temperatures[0], '-')}"]
+    if options.sweep:
+        metadata["temperature"] = options.sweep if of_context is None else temperatures
+        settings = [f"sweep{format_values(options.sweep, '-')}"]
+        settings += [] if of_context is None else [f"context{of_context:g}"]
     metadata |= {"iterations": options.iterations, "pixels": options.pixels}
-    kind = "sweep" if options.sweep else "temperature"
-    settings = [f"{kind}{format_values(metadata['temperature'], '-')}", f"iterations{options.iterations}"]
+    settings += [f"iterations{options.iterations}"]
     settings += [options.pixels] if options.pixels != "mean" else []
 
     def name(seed: object) -> str:
@@ -95,7 +100,7 @@ def run(options: argparse.Namespace) -> None:
     if options.count:
         seeds = range(first_seed, first_seed + options.count)
         digits = len(str(seeds[-1]))
-        sampler, _ = open_sampler(model, options.model, options.temperature, options.iterations)
+        sampler, _ = open_sampler(model, options.model, temperatures[0], options.iterations)
         for start in range(0, len(seeds), IMAGES_PER_STEP):
             batch = seeds[start : start + IMAGES_PER_STEP]
             for seed, image in zip(batch, sampler.sample(batch, options.pixels).cpu(), strict=True):
@@ -105,11 +110,10 @@ def run(options: argparse.Namespace) -> None:
         return
     columns = options.columns or (SWEEP_COLUMNS if options.sweep else COLUMNS)
     seeds = range(first_seed, first_seed + columns * (1 if options.sweep else options.rows or ROWS))
-    rows = [[temperature] for temperature in options.sweep] if options.sweep else [options.temperature]
-    samplers = open_samplers(model, options.model, rows, options.iterations)
+    samplers = open_samplers(model, options.model, temperatures, options.iterations)
     images = torch.cat([sampler.sample(seeds, options.pixels).cpu() for sampler in samplers])
     labels = [f"t = {temperature:g}" for temperature in options.sweep or []]
-    captions = [str(seed) for seed in seeds] * len(rows) if options.show_seeds else []
+    captions = [str(seed) for seed in seeds] * len(temperatures) if options.show_seeds else []
     picture = grid(images, columns, cell=160 if columns < 8 else 96, labels=labels, captions=captions)
     metadata |= {"seed": first_seed, "images": len(seeds), "columns": columns, "show_seeds": options.show_seeds}
     saved = save_result(picture, options.out, name(first_seed), metadata)

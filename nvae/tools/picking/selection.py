@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from nvae.arguments import with_context
 from nvae.errors import UserError
 from nvae.files import WriteError, atomic_write, unused_path
 from nvae.inference.sampling import Pixels, Sampler
@@ -26,7 +27,7 @@ MAX_ITERATIONS = 100_000
 MAX_PICKS = 10_000
 
 Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-PerScale = Annotated[list[Factor], Field(min_length=1, max_length=100)]  # one number, or one per scale, coarsest first
+PerScale = Annotated[list[Factor], Field(min_length=1, max_length=100)]  # one number, or one per scale, context first
 
 
 class Pick(BaseModel):
@@ -74,6 +75,14 @@ class Selection(BaseModel):
             changes["statistics"] = None  # the recorded digest belongs to the old settings
         picks = [pick.model_copy(update=changes) for pick in self.cells]
         return self.model_copy(update={key: v for key, v in common.items() if v is not None} | {"cells": picks})
+
+    def with_context_temperature(self, temperature: float, open_model: Callable[[str], HierarchicalVAE]) -> Selection:
+        """Return the same seeds with another temperature of the context. open_model: as in `render`."""
+        picks = []
+        for pick in self.cells:
+            temperatures = with_context(open_model(pick.model), pick.temperature, temperature, "temperature")
+            picks.append(pick.model_copy(update={"temperature": temperatures, "statistics": None}))
+        return self.model_copy(update={"cells": picks})
 
 
 def load_selection(path: Path) -> Selection:
