@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nvae.cli.arguments import (
     ITERATIONS,
     add_animation,
+    add_context_temperature,
     add_device,
     add_model,
     add_no_window,
@@ -28,7 +29,7 @@ from nvae.cli.arguments import (
     reproduce_with_seed,
     up_to,
 )
-from nvae.cli.models import open_model_and_metadata, open_sampler
+from nvae.cli.models import open_model_and_metadata, open_sampler, with_context_temperature
 from nvae.cli.progress import with_progress
 from nvae.errors import UserError
 
@@ -46,6 +47,7 @@ POSITION_JAMS = 4
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, optional=True)
     add_sampling(parser)
+    add_context_temperature(parser)
     parser.add_argument(
         "--from",
         dest="pick",
@@ -64,7 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--group",
         type=positive,
         metavar="G",
-        help="explore each position of this group alone; 1 is the top group (default: all groups as wholes)",
+        help="explore each position of this group alone; 1 is the top group, or the context, whose positions may be "
+        "coefficients (default: all groups as wholes)",
     )
     parser.add_argument(
         "--difference",
@@ -112,7 +115,7 @@ def run(options: argparse.Namespace) -> None:
     if options.group is not None and options.group > len(model.groups):
         raise UserError(f"--group is {options.group}, expected 1 to {len(model.groups)}: 1 is the top group.")
     seed, pixels, strength, original = chosen_seed(options), options.pixels or "mean", [options.strength], None
-    temperature = options.temperature
+    options.temperature = temperature = with_context_temperature(options, model, options.temperature)
     iterations = ITERATIONS if options.iterations is None else options.iterations
     if options.image:  # the latents of pictures have the statistics of training, and their noise is of temperature 1
         images, warnings = read_image_files([options.image], model.config, model.device)
@@ -164,16 +167,17 @@ def _draw(
     kl_per_group: list[float] | None,
 ) -> tuple[Path, Image | None]:
     """Make and save what was asked for; return its path, and the picture unless it is an animation."""
-    from nvae.inference.exploration import explore, explore_positions, mean_change, sweep
+    from nvae.inference.exploration import explore, explore_context, explore_positions, mean_change, sweep
     from nvae.tools.animation import FRAMES_PER_SECOND, save_animation
     from nvae.tools.exploration_pictures import (
         change_table,
-        group_name,
         overview,
+        positions_columns,
         positions_picture,
         shown_positions,
     )
     from nvae.tools.grids import result_name, save_result
+    from nvae.tools.group_names import group_name
 
     model = sampler.model
     group = options.group and options.group - 1
@@ -190,15 +194,18 @@ def _draw(
         name = result_name(name, f"group{group + 1}")
         return save_animation(batches, options.out, name, animation_format(options), metadata), None
     if group is None:
-        picture = overview(model, view, images, options.difference, original)
+        new_contexts = explore_context(sampler, jams, strength, seed)
+        picture = overview(model, view, images, options.difference, original, new_contexts)
         name = result_name(name, f"jams{jams}" if jams > 1 else "", "difference" if options.difference else "")
     else:
         jams = options.jams or POSITION_JAMS
-        _, height, width = model.noise_shapes[group]
-        shown = shown_positions(height * width, original is not None)
+        *_, height, width = model.noise_shapes[group]
+        columns = positions_columns(original is not None, model.groups[group].is_context)
+        shown = shown_positions(height * width, columns)
         positions = explore_positions(sampler, view, group, jams, strength, seed, shown)
-        print(f"group {group_name(model, group)}: the mean change of a position is {positions.influence.mean():.4f}")
-        picture = positions_picture(view, positions, model.padding, original)
+        position = "coefficient" if model.groups[group].has_coefficients else "position"
+        print(f"group {group_name(model, group)}: the mean change of a {position} is {positions.influence.mean():.4f}")
+        picture = positions_picture(model, view, group, positions, original)
         name = result_name(name, f"group{group + 1}", f"jams{jams}")
     metadata |= {"jams": jams, "group": options.group or 0, "difference": options.difference}
     return save_result(picture, options.out, name, metadata), picture

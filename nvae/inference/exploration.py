@@ -30,6 +30,7 @@ class BasePoint:
     states: dict[int, DecoderState]  # before each group
     pixels: Pixels  # which image of p(x | z) is shown
     pixel_seed: int  # of drawn pixels, the same for all images: they differ only where p(x | z) does
+    pseudo_input: Tensor | None = None  # (1, C, S, S) in [0, 1]: the image that the context stands for
 
 
 def base_point(sampler: Sampler, noise: Noise, pixels: Pixels = "mean", pixel_seed: int = 0) -> BasePoint:
@@ -39,7 +40,7 @@ def base_point(sampler: Sampler, noise: Noise, pixels: Pixels = "mean", pixel_se
     """
     check_noise(sampler.model, noise, count=1)
     image, output = sampler.top_down(noise, pixels, check_seeds([pixel_seed]), return_states=True)
-    return BasePoint(noise, image, output.states, pixels, pixel_seed)
+    return BasePoint(noise, image, output.states, pixels, pixel_seed, sampler.pseudo_inputs(noise[0]))
 
 
 def resample_group(sampler: Sampler, base: BasePoint, group: int, noise: Tensor) -> Tensor:
@@ -83,6 +84,14 @@ def explore(sampler: Sampler, base: BasePoint, draws: int = 1, strength: PerScal
     ]
 
 
+def explore_context(sampler: Sampler, draws: int = 1, strength: PerScale = 1.0, seed: int = 0) -> Tensor | None:
+    """Return the pseudo-inputs (draws, C, S, S) in [0, 1] of the context that `explore` resamples.
+
+    The result is None for a model without a context.
+    """
+    return sampler.pseudo_inputs(draw_group_noise(sampler.model, 0, draws, seed, strength))
+
+
 def mean_change(images: Tensor, image: Tensor) -> float:
     """Return the mean absolute difference of images (K, C, S, S) from an image (1, C, S, S), both in [0, 1]."""
     return (images - image).abs().mean().item()
@@ -90,13 +99,17 @@ def mean_change(images: Tensor, image: Tensor) -> float:
 
 @dataclass(frozen=True)
 class PositionEffects:
-    """The effects of the spatial positions (h, w) of one group, each resampled by itself."""
+    """The effects of the positions (h, w) of one group, each resampled by itself.
+
+    A position is a place in the image, or a coefficient of the whole image (`LatentGroup.has_coefficients`).
+    """
 
     influence: Tensor  # (h, w): the mean absolute change of the image when the position is resampled
     where: Tensor  # (S, S): the mean absolute change of every pixel, over all positions and draws
     strongest: list[tuple[int, int]]  # row and column of the positions with the largest influence
     images: Tensor  # (N, C, S, S) in [0, 1]: the image with one of the strongest positions resampled
     changes: Tensor  # (N, S, S): the mean absolute change of every pixel by each of the strongest positions
+    pseudo_inputs: Tensor | None = None  # (N, C, S, S) in [0, 1]: of `images`, if the group is the context
 
 
 def explore_positions(
@@ -108,11 +121,14 @@ def explore_positions(
     seed: int = 0,
     keep: int = 8,
 ) -> PositionEffects:
-    """Resample every spatial position of a group by itself, `draws` times; keep the images of the `keep` strongest."""
+    """Resample every position of a group by itself, `draws` times; keep the images of the `keep` strongest.
+
+    A group whose noise is several draws, (N, *channels, h, w), gets a position resampled in all of them.
+    """
     fresh = draw_group_noise(sampler.model, group, draws, seed, strength)
     own = base.noise[group]  # (1, *channels, h, w)
     if own.dim() < 3:
-        raise ArgumentError("group", group, "a group whose noise has spatial positions")
+        raise ArgumentError("group", group, "a group whose noise has rows and columns")
     height, width = own.shape[-2:]
     influence = torch.zeros(height * width)
     where = torch.zeros_like(base.image[0, 0])
@@ -124,8 +140,8 @@ def explore_positions(
         positions = torch.tensor([position for position, _ in pairs[part]])
         influence.index_add_(0, positions, changes.mean((1, 2)).cpu())
     strongest = influence.argsort(descending=True)[: check_count("keep", keep)].tolist()
-    pairs_kept = [(position, draw) for position in strongest for draw in range(draws)]
-    images = resample_group(sampler, base, group, _resample_positions(own, fresh, pairs_kept))
+    noise = _resample_positions(own, fresh, [(position, draw) for position in strongest for draw in range(draws)])
+    images = resample_group(sampler, base, group, noise)
     changes = (images - base.image).abs().mean(1).unflatten(0, (len(strongest), draws)).mean(1)
     return PositionEffects(
         influence.view(height, width) / draws,
@@ -133,6 +149,7 @@ def explore_positions(
         [divmod(position, width) for position in strongest],
         images[::draws],
         changes.cpu(),
+        sampler.pseudo_inputs(noise[::draws]) if sampler.model.groups[group].is_context else None,
     )
 
 

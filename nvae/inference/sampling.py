@@ -145,6 +145,22 @@ class Sampler:
         return torch.cat(images)
 
     @torch.no_grad()
+    def pseudo_inputs(self, noise: Tensor) -> Tensor | None:
+        """Return the images (B, C, S, S) in [0, 1] that the context stands for; None for a model without a context.
+
+        noise: of the context, (B, *noise_shape).
+        """
+        context = self.model.context
+        if context is None:
+            return None
+        images = []
+        with eval_mode(self.model):
+            for part in batches(len(noise), self.batch_size):
+                _, prior = context.prior(self.model.initial_state(len(noise[part])))
+                images.append(context.image_of(prior.sample(noise[part], self.group_temperatures[0])))
+        return torch.cat(images)
+
+    @torch.no_grad()
     def top_down(
         self,
         noise: Noise,

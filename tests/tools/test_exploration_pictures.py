@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from nvae.inference.exploration import PositionEffects
-from nvae.tools.exploration_pictures import CELL, overview, positions_picture, shown_positions
-from nvae.tools.grids import MARGIN, PAPER, color_bar, grid, heat_maps
+from nvae.tools.exploration_pictures import CELL, overview, positions_columns, positions_picture, shown_positions
+from nvae.tools.grids import MARGIN, PAPER, color_bar, grid, heat_maps, layout
 
 STEP = CELL + MARGIN
 
@@ -18,7 +18,7 @@ def model(make_model):
 
 @pytest.fixture
 def view():
-    return SimpleNamespace(image=torch.full((1, 3, 8, 8), 0.2))
+    return SimpleNamespace(image=torch.full((1, 3, 8, 8), 0.2), pseudo_input=None)
 
 
 def cells_of(picture, rows, columns):
@@ -64,14 +64,14 @@ def test_overview_shows_the_picture_before_its_reconstruction(model, view):
 
 @pytest.mark.parametrize("original", [None, torch.zeros(3, 8, 8)])
 @pytest.mark.parametrize("side", [2, 4, 8])
-def test_positions_picture_has_no_empty_cell(view, side, original):
-    columns = 3 if original is None else 4
-    shown = shown_positions(side * side, original is not None)
+def test_positions_picture_has_no_empty_cell(model, view, side, original):
+    columns = positions_columns(original is not None, of_context=False)
+    shown = shown_positions(side * side, columns)
     assert shown % columns == 0
     images, changes = torch.full((shown, 3, 8, 8), 0.5), torch.ones(shown, 8, 8)
     strongest = [divmod(position, side) for position in range(shown)]
     positions = PositionEffects(torch.ones(side, side), torch.ones(8, 8), strongest, images, changes)
-    pixels = np.asarray(positions_picture(view, positions, 0, original))
+    pixels = np.asarray(positions_picture(model, view, 0, positions, original))
     plain = np.asarray(grid(torch.zeros(columns * 3, 3, 8, 8), columns, CELL, captions=[""] * columns * 3))
     assert pixels.shape[1] == plain.shape[1]
     height = (plain.shape[0] - MARGIN) // 3
@@ -80,6 +80,55 @@ def test_positions_picture_has_no_empty_cell(view, side, original):
         for column in range(columns):
             top, left = MARGIN + row * height, MARGIN + column * STEP
             assert (pixels[top : top + CELL, left : left + CELL] != PAPER).any(-1).all()
+
+
+@pytest.fixture
+def dvp_view():
+    return SimpleNamespace(image=torch.full((1, 3, 8, 8), 0.2), pseudo_input=torch.full((1, 3, 8, 8), 0.3))
+
+
+def captioned_cells(picture, columns, side=CELL):
+    """The mean brightness of every cell of a grid with captions, (rows, columns), in [0, 1]."""
+    pixels, places = np.asarray(picture).mean(-1) / 255, layout(8, columns, side, captions=["some"])
+    rows = (pixels.shape[0] - MARGIN) // places.row_height
+    corners = [[places.corner(row * columns + column) for column in range(columns)] for row in range(rows)]
+    return np.array([[pixels[y : y + side, x : x + side].mean() for x, y in row] for row in corners])
+
+
+def test_overview_draws_pseudo_inputs_beside_the_unchanged_image_and_the_jammed_context(make_dvp, dvp_view):
+    images = [torch.full((1, 3, 8, 8), value) for value in (0.4, 0.6, 0.7, 0.8)]
+    picture = overview(make_dvp(), dvp_view, images, False, None, torch.full((1, 3, 8, 8), 0.5))
+    cells = captioned_cells(picture, 3, side=160).flatten()
+    np.testing.assert_allclose(cells[:7], [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], atol=0.01)
+
+
+@pytest.mark.parametrize("difference", [False, True])
+def test_overview_of_many_jams_has_a_row_of_new_contexts(make_dvp, dvp_view, difference):
+    images = [torch.full((2, 3, 8, 8), value) for value in (0.4, 0.6, 0.7, 0.8)]
+    picture = overview(make_dvp(), dvp_view, images, difference, None, torch.full((2, 3, 8, 8), 0.5))
+    step = 2 if difference else 1
+    means = cells_of(picture, 6, 2 * step).mean((2, 3, 4)) / 255
+    np.testing.assert_allclose(means[0, :2], [0.2, 0.3], atol=0.01)
+    np.testing.assert_allclose(means[1:, 0], [0.4, 0.5, 0.6, 0.7, 0.8], atol=0.01)
+    np.testing.assert_allclose(means[1:, step], [0.4, 0.5, 0.6, 0.7, 0.8], atol=0.01)
+    if difference:  # the change of the context is that of the pseudo-input, 0.2 of at most 0.6
+        maps = heat_maps(torch.tensor([[[0.2, 0.2, 0.4]]]), 0.6)[0, :, 0].mean(0)
+        np.testing.assert_allclose(means[1:4, 1], maps, atol=0.02)
+
+
+def test_positions_picture_of_a_context_draws_pseudo_inputs_and_the_whole_grid_of_coefficients(make_dvp, dvp_view):
+    model, columns = make_dvp(), positions_columns(with_original=False, of_context=True)
+    model.padding = 2  # coefficients have no margin
+    influence = torch.tensor([[1.0, 1.0, 0.0]]).expand(3, 3).contiguous()
+    images, contexts = torch.full((4, 3, 8, 8), 0.5), torch.full((4, 3, 8, 8), 0.7)
+    strongest = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    positions = PositionEffects(influence, torch.ones(8, 8), strongest, images, torch.ones(4, 8, 8), contexts)
+    cells = captioned_cells(positions_picture(model, dvp_view, 0, positions), columns)
+    np.testing.assert_allclose(cells[0, :2], [0.2, 0.3], atol=0.01)
+    np.testing.assert_allclose(cells[1], 0.5, atol=0.01)
+    np.testing.assert_allclose(cells[3], 0.7, atol=0.01)
+    black, white = heat_maps(torch.tensor([[[0.0, 1.0]]]), 1.0)[0, :, 0].mean(0).tolist()
+    assert cells[0, 3] == pytest.approx((5 * white + 3 * black) / 8, abs=0.02)  # 3 columns on 8 pixels: 3, 2 and 3
 
 
 def test_color_bar_goes_through_the_colors_of_the_heat_maps():
