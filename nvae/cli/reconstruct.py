@@ -1,6 +1,7 @@
 """Show how well a model reconstructs pictures from its latents.
 
 With --keep-groups, only the first latent groups are taken from the picture; the rest is sampled from the prior.
+For a model with a context, the image that the context stands for is drawn after each picture.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep-groups",
         type=naturals,
         metavar="K[,K...]",
-        help="take only the first K latent groups, the top group first, from the picture (default: all)",
+        help="take only the first K latent groups, the top group first, from the picture; a context is always taken "
+        "and not counted, so 0 shows what the context alone carries (default: all)",
     )
     parser.add_argument(
         "--temperature",
@@ -59,17 +61,19 @@ def run(options: argparse.Namespace) -> None:
     from nvae.checkpoint import plain_name, weights_digest
     from nvae.data.image_files import read_image_files
     from nvae.inference.exploration import mean_change
-    from nvae.inference.reconstruction import reconstruct
+    from nvae.inference.reconstruction import pseudo_inputs, reconstruct
     from nvae.summary import table
     from nvae.tools.display import show
     from nvae.tools.grids import grid, is_file_name, result_name, save_result
+    from nvae.tools.group_names import first_groups_name
 
     is_file_name(options.out, ".png")
     model = open_model(options)
-    groups = len(model.groups)
+    groups = sum(level.groups for level in model.scales)
     kept = options.keep_groups or [groups]
     if wrong := [k for k in kept if k > groups]:
-        raise UserError(f"--keep-groups is {wrong[0]}, expected at most {groups}, the number of latent groups.")
+        below = " below the context" if model.context is not None else ""
+        raise UserError(f"--keep-groups is {wrong[0]}, expected at most {groups}, the number of latent groups{below}.")
     temperature = options.temperature or [0.0]
     pixels = options.pixels or "mean"
     random = (any(temperature) and min(kept) < groups) or pixels == "sample"
@@ -79,16 +83,18 @@ def run(options: argparse.Namespace) -> None:
     reconstructions = [
         reconstruct(model, images, keep, temperature, seed, pixels, progress=progress_bar) for keep in kept
     ]
-    rows = [("picture", *(f"{keep} of {groups} groups" for keep in kept))]
+    names = [first_groups_name(model, len(model.groups) - groups + keep) for keep in kept]
+    drawn = dict(zip(names, reconstructions, strict=True))
+    if model.context is not None:
+        drawn = {"context": pseudo_inputs(model, images)} | drawn
+    rows = [("picture", *(name if name == "context" else f"{name} groups" for name in drawn))]
     for index, path in enumerate(options.pictures):
-        errors = (mean_change(images_of_k[index][None], images[index]) for images_of_k in reconstructions)
+        errors = (mean_change(images_of_name[index][None], images[index]) for images_of_name in drawn.values())
         rows.append((str(path), *(f"{error:.4f}" for error in errors)))
     print("mean absolute error, in a range from 0 to 1:\n" + "\n".join(table(rows)))
-    per_picture = 1 + len(kept)
-    cells = torch.stack([images, *reconstructions], dim=1).flatten(0, 1)
-    captions = [
-        caption for path in options.pictures for caption in (path.name, *(f"{keep} of {groups}" for keep in kept))
-    ]
+    per_picture = 1 + len(drawn)
+    cells = torch.stack([images, *drawn.values()], dim=1).flatten(0, 1)
+    captions = [caption for path in options.pictures for caption in (path.name, *drawn)]
     picture = grid(cells, per_picture * _pictures_per_row(len(images), per_picture), cell=CELL, captions=captions)
     metadata = {"model": options.model, "weights": weights_digest(model), "seed": seed, "pixels": pixels}
     metadata |= {"pictures": [str(path) for path in options.pictures], "keep_groups": kept}

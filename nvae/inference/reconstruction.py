@@ -47,13 +47,16 @@ def reconstruct(
     """Return the reconstructions (N, C, S, S) in [0, 1] of images (N, C, S, S) in [0, 1], from the posteriors' centers.
 
     keep_groups: z of the first groups, this many, comes from the posterior, the rest from the prior (default: all from
-    the posterior). temperature: of the prior, one number or one per scale; 0 gives the prior's center. seed: of the
-    prior's noise, the same for all images, and of drawn pixels. pixels: as in `Sampler.sample`. Raises ArgumentError.
+    the posterior). A context is not counted and always comes from the posterior: with 0, the image shows what the
+    context alone carries. temperature: of the prior, one number or one per scale; 0 gives the prior's center. seed: of
+    the prior's noise, the same for all images, and of drawn pixels. pixels: as in `Sampler.sample`. Raises
+    ArgumentError.
     """
     images = check_images(model, images)
     check_choice("pixels", pixels, get_args(Pixels))
-    groups = len(model.groups)
-    keep = groups if keep_groups is None else check_count("keep_groups", keep_groups, 0, groups)
+    groups, contexts = len(model.groups), 0 if model.context is None else 1
+    counted = groups - contexts
+    keep = contexts + (counted if keep_groups is None else check_count("keep_groups", keep_groups, 0, counted))
     temperatures = per_group(model, temperature, "temperature")
     noise = seed_noise(model, [seed]) if any(temperatures) else model.no_noise(1)
     reconstructions = []
@@ -66,6 +69,25 @@ def reconstruct(
             output = model.top_down(PerGroup(sources), count, mean_only=pixels != "sample")
             reconstructions.append(to_images(model, output, pixels, check_seeds([seed]) * count))
     return torch.cat(reconstructions)
+
+
+@torch.no_grad()
+def pseudo_inputs(model: HierarchicalVAE, images: Tensor, batch_size: int = BATCH_SIZE) -> Tensor | None:
+    """Return the images (N, C, S, S) in [0, 1] that the contexts of images (N, C, S, S) in [0, 1] stand for.
+
+    The contexts are the posteriors' centers. The result is None for a model without a context. Raises ArgumentError.
+    """
+    images = check_images(model, images)
+    if model.context is None:
+        return None
+    parts = []
+    with eval_mode(model):
+        for part in batches(len(images), check_count("batch_size", batch_size)):
+            count = len(images[part])
+            state, prior = model.context.prior(model.initial_state(count))
+            posterior = model.context.posterior(state, model.bottom_up(images[part])[0], prior)
+            parts.append(model.context.image_of(posterior.sample(model.no_posterior_noise(count)[0])))
+    return torch.cat(parts)
 
 
 def _posterior_centers(model: HierarchicalVAE, images: Tensor) -> FromPosterior:
