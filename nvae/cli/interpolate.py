@@ -1,6 +1,7 @@
 """Draw the way from one image to another, mixtures of the two, or an animated walk between samples.
 
 A and B are two pictures of your own, or two samples: seed:N, or FILE:N for pick N of a cherry.py result.
+For a model with a context, the image that the context stands for is drawn below each image.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from nvae.cli.arguments import (
     MAX_ITERATIONS,
     MAX_SECONDS,
     add_animation,
+    add_context_temperature,
     add_device,
     add_model,
     add_no_window,
@@ -28,7 +30,7 @@ from nvae.cli.arguments import (
     reproduce_with_seed,
     up_to,
 )
-from nvae.cli.models import open_model, open_sampler
+from nvae.cli.models import open_model, open_sampler, with_context_temperature
 from nvae.cli.progress import with_progress
 from nvae.errors import UserError
 
@@ -76,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T[,T...]",
         help=f"temperature of samples, or one per scale (default: that of the picks, else {TEMPERATURE})",
     )
+    add_context_temperature(parser)
     parser.add_argument(
         "--iterations",
         type=up_to(MAX_ITERATIONS, 0),
@@ -150,8 +153,10 @@ def _picture_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
     from nvae.data.image_files import read_image_files
     from nvae.inference.reconstruction import encode
 
-    if options.temperature or options.iterations is not None:
-        raise UserError("--temperature and --iterations need samples: pictures have latents of their own.")
+    if options.temperature or options.context_temperature is not None or options.iterations is not None:
+        raise UserError(
+            "--temperature, --context-temperature and --iterations need samples: pictures have latents of their own."
+        )
     paths = [Path(end) for end in options.ends]
     images, warnings = read_image_files(paths, model.config, model.device)
     print_warnings(warnings)
@@ -178,6 +183,7 @@ def _sample_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
     if len({tuple(pick.temperature) for pick in picks}) > 1 and not options.temperature:
         raise UserError("the picks have different temperatures: give one with --temperature.")
     temperature = options.temperature or (picks[0].temperature if picks else [TEMPERATURE])
+    temperature = with_context_temperature(options, model, temperature)
     iterations = picks[0].iterations if picks else ITERATIONS
     iterations = iterations if options.iterations is None else options.iterations
     return Ends((noise[0], noise[1]), None, temperature, iterations, (names[0], names[1]))
@@ -188,10 +194,11 @@ def _between(options: argparse.Namespace, mixing: str | None) -> None:
 
     from nvae.arguments import format_values
     from nvae.checkpoint import plain_name
-    from nvae.inference.interpolation import interpolate, mix
+    from nvae.inference.interpolation import interpolate, interpolated_pseudo_inputs, mix
     from nvae.tools.animation import FRAMES_PER_SECOND, save_animation
     from nvae.tools.display import show
-    from nvae.tools.grids import grid, is_file_name, near_square, result_name, save_result
+    from nvae.tools.grids import grid, is_file_name, near_square, result_name, save_result, with_rows_below
+    from nvae.tools.group_names import first_groups_name
 
     animated = options.animate is not None
     is_file_name(options.out, f".{animation_format(options)}" if animated else ".png")
@@ -222,13 +229,15 @@ def _between(options: argparse.Namespace, mixing: str | None) -> None:
         coarse, fine = ends.noise if mixing == "AB" else ends.noise[::-1]
         if mixing == "BA":
             before, after = after, before
-        groups = len(model.groups)
+        counts = range(len(model.groups), -1, -1)
         images = mix(sampler, coarse, fine, pixels).flip(0)
-        captions = [f"{k} of {groups}" for k in range(groups, -1, -1)]
+        contexts = sampler.pseudo_inputs(torch.cat([coarse[0] if count else fine[0] for count in counts]))
+        captions = [first_groups_name(model, count) for count in counts]
         name, metadata = result_name("mixture", *parts, mixing), metadata | {"coarse": mixing[0], "fine": mixing[1]}
     else:
         times = torch.linspace(0, 1, options.steps or STEPS)
         images, captions = interpolate(sampler, *ends.noise, times, pixels), [f"{t:.2f}" for t in times.tolist()]
+        contexts = interpolated_pseudo_inputs(sampler, *ends.noise, times)
         name, metadata = (
             result_name("interpolation", *parts, f"steps{len(times)}"),
             metadata | {"steps": len(times)},
@@ -237,6 +246,10 @@ def _between(options: argparse.Namespace, mixing: str | None) -> None:
     if before:
         captions = [(mixing or "AB")[0], *captions, (mixing or "AB")[1]]
     columns = len(cells) if len(cells) <= MAX_COLUMNS else near_square(len(cells))
+    if contexts is not None:
+        white = [torch.ones_like(end) for end in before]
+        below = ["", *["context"] * len(contexts), ""] if before else ["context"] * len(contexts)
+        cells, captions = with_rows_below(cells, captions, torch.cat([*white, contexts, *white]), below, columns)
     picture = grid(cells, columns, cell=CELL, captions=captions)
     saved = save_result(picture, options.out, name, metadata)
     print(saved)
@@ -255,7 +268,7 @@ def _walk(options: argparse.Namespace) -> None:
     is_file_name(options.out, f".{file_format}")
     model = open_model(options)
     seed = chosen_seed(options)
-    temperature = options.temperature or [TEMPERATURE]
+    temperature = with_context_temperature(options, model, options.temperature or [TEMPERATURE])
     iterations = ITERATIONS if options.iterations is None else options.iterations
     pixels = options.pixels or "mean"
     sampler, weights = open_sampler(model, options.model, temperature, iterations)

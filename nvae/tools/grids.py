@@ -104,6 +104,23 @@ def grid(
     return picture
 
 
+def with_rows_below(
+    images: Tensor, captions: Sequence[str], below: Tensor, below_captions: Sequence[str], columns: int
+) -> tuple[Tensor, list[str]]:
+    """Return the cells (M, C, S, S) and captions of a grid with a second row of images below each row of images.
+
+    images, below: (N, C, S, S) each. Rows that are not full end with white cells.
+    """
+    cells, texts = [], []
+    for first in range(0, len(images), columns):
+        part = slice(first, first + columns)
+        empty = columns - len(images[part])
+        white = torch.ones_like(images[:1]).expand(empty, -1, -1, -1)
+        cells += [images[part], white, below[part], white]
+        texts += [*captions[part], *[""] * empty, *below_captions[part], *[""] * empty]
+    return torch.cat(cells), texts
+
+
 def shortened(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     """Return a text that is at most `width` pixels wide: the middle is replaced by dots if needed."""
     kept = len(text)
