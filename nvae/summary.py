@@ -103,11 +103,12 @@ def _warmup(schedule: TrainingParameters) -> str:
 
 def _levels(model: HierarchicalVAE) -> list[str]:
     rows = [("level, from the top", "groups", "latent group", "encoder", "decoder", "latent numbers")]
+    contexts = len(model.levels) - len(model.scales)
     for i, level in enumerate(model.levels):
         size, side, _ = level.latent_shape
         rows.append(
             (
-                f"{i + 1}: {side} x {side}",
+                f"{i + 1}: {'context, ' if i < contexts else ''}{side} x {side}",
                 str(level.groups),
                 f"{size} x {side} x {side}",
                 f"{level.encoder_channels} channels",
@@ -132,7 +133,8 @@ def _parts(model: HierarchicalVAE, total: int) -> list[str]:
         for i, level in enumerate(model.levels):
             groups = model.groups[index : index + level.groups]
             index += level.groups
-            parts.append((f"latent groups of level {i + 1}", sum(num_parameters(group) for group in groups)))
+            name = "context" if groups[0].is_context else f"latent groups of level {i + 1}"
+            parts.append((name, sum(num_parameters(group) for group in groups)))
     rows += [(name, f"{count:,}", f"{count / total:.0%}") for name, count in parts]
     rows.append(("all", f"{total:,}", ""))
     return table(rows)
