@@ -29,6 +29,8 @@ NEW_KEYS: dict[str, Any] = {
     "training_parameters.optimizer_betas": [0.9, 0.999],
     "training_parameters.gradient_skip_threshold": None,
     "training_parameters.ema_decay": None,
+    "training_parameters.gradient_accumulation": 1,
+    "training_parameters.loss_scale": "nats",
 }
 # In version 1, the section `dataset` had the keys of all data sets; only such a section has all of these keys.
 OLD_DATASET_KEYS = {"path", "validation_fraction", "training_images", "validation_images"}

@@ -146,7 +146,8 @@ def select_dataset(section: dict[str, Any], name: Any) -> dict[str, Any]:
 class TrainingParameters(Section):
     """The training schedule."""
 
-    FIXED: ClassVar[frozenset[str]] = frozenset({"seed", "optimizer"})  # keys that may not change in a run
+    # Keys that may not change in a run.
+    FIXED: ClassVar[frozenset[str]] = frozenset({"seed", "optimizer", "loss_scale"})
 
     optimizer: OptimizerName = Field(
         "adamax",
@@ -200,6 +201,16 @@ class TrainingParameters(Section):
     )
     epochs: Epochs = Field(100, description="Passes over the training images.")
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(20, description="Images per step.")
+    gradient_accumulation: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        1,
+        description="Number of equal parts of a batch that are computed one after another, to save memory. Batch norms "
+        "and kl_balancing use the statistics of each part.",
+    )
+    loss_scale: Literal["nats", "bits_per_dimension"] = Field(
+        "nats",
+        description="Unit of the ELBO in the loss: nats per image, or nats / (ln 2 x number of subpixels). "
+        "Gradients, and so gradient_clipping, gradient_skip_threshold and optimizer_epsilon, are in this unit.",
+    )
     write_reconstruction: bool = Field(True, description="Draw reconstructions.png with every checkpoint.")
     images_per_checkpoint: Count | None = Field(
         None, description="Training images between two checkpoints; null for epochs_per_checkpoint alone."
@@ -237,6 +248,10 @@ class TrainingParameters(Section):
         if self.learning_rate_min > self.learning_rate:
             raise InvalidValueError(
                 "learning_rate_min", self.learning_rate_min, f"at most learning_rate, {self.learning_rate:g}"
+            )
+        if self.batch_size % self.gradient_accumulation:
+            raise InvalidValueError(
+                "gradient_accumulation", self.gradient_accumulation, f"a divisor of batch_size, {self.batch_size}"
             )
         if self.warmup_steps is not None and self.warmup_portion is not None:
             raise InvalidValueError(

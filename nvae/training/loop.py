@@ -84,7 +84,7 @@ class _Training:
         continues = self.checkpoint.exists()
         warnings = [*trainer.data.warnings, *(trainer.resume(self.checkpoint) if continues else [])]
         self._introduce(continues)
-        warnings.append(memory_warning(trainer.config, trainer.batch_size, trainer.device))
+        warnings.append(memory_warning(trainer.config, max(trainer.part_sizes), trainer.device))
         for warning in filter(None, warnings):
             reporter.warn(warning)
         if not continues:
@@ -226,6 +226,11 @@ class _Training:
             f"{len(trainer.data.training):,} training images, {len(trainer.data.validation):,} validation images; "
             f"on {trainer.device}{precision}"
         )
+        if trainer.has_batch_norm and len(trainer.part_sizes) > 1:
+            self.reporter.info(
+                f"batch norm uses the statistics of each of the {len(trainer.part_sizes)} parts of a batch, "
+                f"{trainer.part_sizes[0]} images, not of the whole batch"
+            )
         epochs, done = trainer.schedule.epochs, trainer.progress.epoch
         if continues and done >= epochs:
             self.reporter.info(
@@ -253,7 +258,7 @@ class _Training:
         trainer, values = self.trainer, with_bound(metrics, self.trainer)
         total = trainer.schedule.epochs * trainer.steps_per_epoch * trainer.batch_size
         numbers = {
-            "loss": f"{values['loss']:.1f}",
+            "loss": f"{values['loss']:.6g}",
             "KL": f"{values['kl']:.1f}",
             "bits/dim": f"{values['bits_per_dimension']:.3f}",
             "images/s": f"{self.clock.images_per_second():.1f}",

@@ -49,11 +49,12 @@ class Trainer:
         self.data = data
         self.device = device
         self.model = build_model(config).to(device)
-        has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.model.modules())
-        if has_batch_norm and self.batch_size == 1 and self.model.levels[0].resolution == 1:
+        self.has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.model.modules())
+        if self.has_batch_norm and min(self.part_sizes) == 1 and self.model.levels[0].resolution == 1:
             raise UserError(
-                "batch norm needs more than one value per channel: got a batch of one image and a top level of 1 x 1. "
-                "Set batch_size to 2 or more with at least as many images, or use fewer scales."
+                "batch norm needs more than one value per channel: got a part of a batch with one image, and a top "
+                "level of 1 x 1. Set batch_size to 2 or more per part of gradient_accumulation, with at least as many "
+                "images, or use fewer scales."
             )
         self.model.recompute_activations(self.schedule.use_tensor_checkpoints)
         decay = self.schedule.ema_decay
@@ -94,6 +95,12 @@ class Trainer:
     def batch_size(self) -> int:
         """Images per step: the config's, or all training images if there are fewer."""
         return min(self.schedule.batch_size, len(self.data.training))
+
+    @property
+    def part_sizes(self) -> list[int]:
+        """Images in every part of a batch: equal, or nearly if the data set has fewer images than a batch."""
+        parts = min(self.schedule.gradient_accumulation, self.batch_size)
+        return [self.batch_size // parts + (i < self.batch_size % parts) for i in range(parts)]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -142,7 +149,9 @@ class Trainer:
         """Take one training step on uint8 images (B, C, S, S) and return its metrics.
 
         Tensors are means over the batch, on the device: loss, log_likelihood, kl_per_group (G,) and the gradient_norm
-        before clipping. Numbers: learning_rate and kl_coefficient of this step, skipped.
+        before clipping. The batch is computed in `gradient_accumulation` parts, and the images and the noise are those
+        of the whole batch: without batch norms and KL balancing, whose statistics are those of a part, the gradient is
+        that of the whole batch. Numbers: learning_rate and kl_coefficient of this step, skipped.
         A step is skipped if the loss, the gradient or a buffer is not finite, or if the gradient norm exceeds
         gradient_skip_threshold. A skipped step changes only the progress and the loss scale.
         Raises UserError after 100 skipped steps in a row.
@@ -155,22 +164,33 @@ class Trainer:
         rate, kl_weight = self.current_learning_rate, self.current_kl_coefficient
 
         self._buffers.take()
-        with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
-            output = model(images, noise)
-        terms = elbo_terms(output, targets)
-        loss = self._loss(terms, kl_weight)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        sums: dict[str, Tensor] = {}
+        first = 0
+        for size in self.part_sizes if len(images) == self.batch_size else [len(images)]:
+            part, share, regularize = slice(first, first + size), size / len(images), first + size == len(images)
+            first += size
+            with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
+                output = model(images[part], [tensor[part] for tensor in noise])
+            terms = elbo_terms(output, targets[part])
+            loss = share * self._negative_elbo(terms, kl_weight)
+            if regularize:  # once per step
+                loss = loss + self._regularization(kl_weight)
+            self.scaler.scale(loss).backward()
+            values = {
+                "loss": loss.detach(),
+                "log_likelihood": share * terms.log_likelihood.detach().mean(),
+                "kl_per_group": share * terms.kl.detach().mean(0),
+            }
+            sums = {key: sums[key] + value for key, value in values.items()} if sums else values
         self.scaler.unscale_(self.optimizer)
         gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         metrics = {
-            "loss": loss.detach(),
-            "log_likelihood": terms.log_likelihood.detach().mean(),
-            "kl_per_group": terms.kl.detach().mean(0),
+            **sums,
             "gradient_norm": gradient_norm,
             "learning_rate": rate,
             "kl_coefficient": kl_weight,
-            "skipped": self._must_skip(loss, gradient_norm),
+            "skipped": self._must_skip(sums["loss"], gradient_norm),
         }
         if metrics["skipped"]:
             self._buffers.restore()
@@ -188,19 +208,27 @@ class Trainer:
         self._refuse_too_many_skips(metrics)
         return metrics
 
-    def _loss(self, terms: ElboTerms, kl_weight: float) -> Tensor:
+    def _negative_elbo(self, terms: ElboTerms, kl_weight: float) -> Tensor:
+        """Return the mean over images of the weighted negative ELBO, in the unit of `loss_scale`."""
         schedule = self.schedule
         if schedule.kl_balancing:
             kl = balanced_kl(terms.kl, self.model.levels, kl_weight)
         else:
             kl = kl_weight * terms.kl.sum(1)
         loss = (schedule.kl_constant * kl - terms.log_likelihood).mean()
+        if schedule.loss_scale == "bits_per_dimension":
+            loss = loss / (math.log(2) * self.data.training[0].numel())
+        return loss
+
+    def _regularization(self, kl_weight: float) -> Tensor | float:
+        """Return the weighted sum of the model's regularization terms. Each call advances the power iterations."""
+        schedule = self.schedule
         if not schedule.regularization_constant:
-            return loss
+            return 0.0
         coefficient = regularization_coefficient(
             schedule.regularization_constant, schedule.regularization_constant_initial, kl_weight
         )
-        return loss + coefficient * sum(term() for term in self.regularizers.values())
+        return coefficient * sum(term() for term in self.regularizers.values())
 
     @cached_property
     def _buffers(self) -> Snapshot:
