@@ -29,6 +29,11 @@ NEW_KEYS: dict[str, Any] = {
     "training_parameters.optimizer_betas": [0.9, 0.999],
     "training_parameters.gradient_skip_threshold": None,
     "training_parameters.ema_decay": None,
+    "training_parameters.learning_rate_schedule": "cosine",
+    "training_parameters.learning_rate_update": "step",
+    "training_parameters.plateau_patience": 10,
+    "training_parameters.plateau_factor": 0.5,
+    "training_parameters.early_stopping_patience": None,
     "training_parameters.gradient_accumulation": 1,
     "training_parameters.loss_scale": "nats",
 }

@@ -38,6 +38,7 @@ OptimizerName = Literal[
     "adam",
     "adamw",
 ]
+LearningRateDecay = Literal["after_kl_warmup", "after_its_warmup", "from_start"]
 WARMUPS = ("warmup_epochs", "warmup_steps", "warmup_portion")  # three ways to give the length of the KL warm-up
 SELECTING_KEYS = ("family", "dataset.name")  # their values decide which other keys exist
 
@@ -164,14 +165,32 @@ class TrainingParameters(Section):
     )
     learning_rate: PositiveRate = Field(1e-2, description="Highest learning rate.")
     learning_rate_min: Rate = Field(
-        1e-5, description="Learning rate at the end of the last epoch, reached along a cosine."
+        1e-5, description="Lowest learning rate: at the end of the last epoch with the cosine, and with plateaus."
     )
     learning_rate_warmup_epochs: Rate = Field(
         0.0,
         description="Epochs of a linear rise from zero to learning_rate (the key warmup_epochs of the original NVAE).",
     )
-    learning_rate_decay: Literal["after_kl_warmup", "after_its_warmup"] = Field(
-        "after_kl_warmup", description="Start of the cosine: after the KL warm-up, or after the learning rate's own."
+    learning_rate_schedule: Literal["cosine", "constant", "plateau"] = Field(
+        "cosine",
+        description="The learning rate after its warm-up: a cosine, constant, or multiplied by plateau_factor whenever "
+        "the validation ELBO has not improved for plateau_patience epochs.",
+    )
+    learning_rate_update: Literal["step", "epoch"] = Field(
+        "step", description="Change the learning rate at every step, or keep it constant within an epoch."
+    )
+    learning_rate_decay: LearningRateDecay = Field(
+        "after_kl_warmup",
+        description="Start of the cosine: after the KL warm-up, or after the learning rate's own; from_start: the "
+        "cosine of all epochs, scaled so that it equals learning_rate at the end of the learning rate's warm-up.",
+    )
+    plateau_patience: Epochs = Field(
+        10,
+        description="Epochs without a better validation ELBO before learning_rate_schedule: plateau lowers the rate.",
+    )
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5,
+        description="Factor on the learning rate with learning_rate_schedule: plateau; not below learning_rate_min.",
     )
     weight_decay: Rate = Field(3e-4, description="Weight decay of the optimizer.")
     regularization_constant: Rate = Field(0.0, description="Weight of the family's regularization terms; 0 for none.")
@@ -234,6 +253,11 @@ class TrainingParameters(Section):
         False,
         description="Activation checkpointing: a quarter of the memory for a third more time; no number changes.",
     )
+    early_stopping_patience: Epochs | None = Field(
+        None,
+        description="Stop when the validation ELBO has not improved for this number of epochs, and keep the weights of "
+        "the best validation as the result; null to train all epochs.",
+    )
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None,
         description="Decay of the exponential moving average (EMA) of the weights, such as 0.999: the part that stays "
@@ -249,6 +273,12 @@ class TrainingParameters(Section):
             raise InvalidValueError(
                 "learning_rate_min", self.learning_rate_min, f"at most learning_rate, {self.learning_rate:g}"
             )
+        if self.epochs_per_checkpoint is None and self.images_per_checkpoint is None:
+            for key, off in (("early_stopping_patience", None), ("learning_rate_schedule", "cosine")):
+                if (value := getattr(self, key)) not in (off, "constant"):
+                    raise InvalidValueError(
+                        key, value, f"{off or 'null'}, or epochs_per_checkpoint for validations during the training"
+                    )
         if self.batch_size % self.gradient_accumulation:
             raise InvalidValueError(
                 "gradient_accumulation", self.gradient_accumulation, f"a divisor of batch_size, {self.batch_size}"

@@ -24,8 +24,9 @@ from nvae.optim import build_optimizer, hyperparameters
 from nvae.schema import ModelConfig
 from nvae.seeds import seeded
 from nvae.training.ema import EMA
+from nvae.training.history import BestWeights, ValidationHistory
 from nvae.training.resuming import restore_training, training_state
-from nvae.training.schedules import kl_warmup, learning_rate
+from nvae.training.schedules import Validation, kl_warmup, learning_rate, stops_early
 from nvae.training.state import Progress, RunningMean, Snapshot, Stateful
 
 # More than a search for the loss scale of float16 takes: from 2^16 down to 2^-24 it skips 40 steps.
@@ -65,6 +66,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)
         self.progress = Progress()
         self.running_mean = RunningMean()
+        self.history = ValidationHistory()
+        self.best_weights = BestWeights()  # filled with early stopping only
         self.metadata: dict[str, Any] = {}
 
     @property
@@ -87,6 +90,8 @@ class Trainer:
             "scaler": self.scaler,
             "progress": self.progress,
             "running_mean": self.running_mean,
+            "history": self.history,
+            "best": self.best_weights,
         }
 
     # ------------------------------------------------------------------------------------------- position, schedules
@@ -114,7 +119,34 @@ class Trainer:
 
     @property
     def current_learning_rate(self) -> float:
-        return learning_rate(self.epoch, self.schedule, self.steps_per_epoch)
+        return learning_rate(self.epoch, self.schedule, self.steps_per_epoch, self.history.validations)
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the validations so far end the training, before its last epoch or with it."""
+        return stops_early(self.history.validations, self.schedule)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs are done, or early stopping ends the training."""
+        return self.progress.epoch >= self.schedule.epochs or self.stopped_early
+
+    def record_validation(self, elbo: float, kl_per_group: list[float]) -> None:
+        """Record a validation of `eval_model` at this position; nats per image."""
+        validation = Validation(self.epoch, elbo)
+        self.history.validations.append(validation)
+        self.metadata["kl_per_group"] = kl_per_group
+        if self.schedule.early_stopping_patience is not None:
+            self.best_weights.add(validation, kl_per_group, self.eval_model)
+
+    def result(self) -> tuple[HierarchicalVAE, dict[str, Any]]:
+        """Return the model that the training results in, and its metadata: with early stopping the best weights."""
+        best = self.best_weights.best
+        if best is None:
+            return self.eval_model, self.metadata
+        model = build_model(self.config).to(self.device)
+        model.load_state_dict(best.weights)
+        return model.eval().requires_grad_(False), self.metadata | {"kl_per_group": best.kl_per_group}
 
     @property
     def current_kl_coefficient(self) -> float:
