@@ -263,6 +263,11 @@ class TrainingParameters(Section):
         description="Decay of the exponential moving average (EMA) of the weights, such as 0.999: the part that stays "
         "at every step. Validation, pictures and the result use the average; null for none.",
     )
+    wandb: Literal["offline", "online"] | None = Field(
+        None,
+        description="Record the run with Weights & Biases, in the run's folder or also online; needs the extra wandb; "
+        "null for no record.",
+    )
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = Field(
         0, description="Seed of the weights, the order of the images and all noise."
     )
