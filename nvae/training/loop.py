@@ -211,8 +211,8 @@ class _Training:
             )
         if best is not None:
             self.reporter.info(
-                f"the result has the weights of epoch {best.validation.epoch:g}, the best validation: ELBO "
-                f"{best.validation.elbo:.1f} nats"
+                f"the result has the weights of epoch {best.validation.epoch:g}, the best validation whose weights "
+                f"were kept: ELBO {best.validation.elbo:.1f} nats"
             )
         return trainer.result()
 
@@ -221,6 +221,8 @@ class _Training:
         trainer, schedule = self.trainer, self.trainer.schedule
         samples, stem = schedule.evaluation_samples, self.folder / "evaluation"
         metadata = {"model": self.name, "step": trainer.progress.step, "seed": schedule.seed}
+        best = trainer.best_weights.best
+        metadata["weights_of_epoch"] = trainer.epoch if best is None else best.validation.epoch
         if samples == 0 or is_saved(stem, metadata | {"samples": samples}):
             return
         images = trainer.data.validation

@@ -17,6 +17,7 @@ from nvae.checkpoint import save
 from nvae.data.images import Data, binarize, flip, to_float
 from nvae.devices import half_dtype
 from nvae.errors import UserError
+from nvae.models.distributions import Noise
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.objective import ElboTerms, balanced_kl, elbo_terms, kl_coefficient, regularization_coefficient
@@ -197,32 +198,15 @@ class Trainer:
 
         self._buffers.take()
         self.optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, Tensor] = {}
-        first = 0
-        for size in self.part_sizes if len(images) == self.batch_size else [len(images)]:
-            part, share, regularize = slice(first, first + size), size / len(images), first + size == len(images)
-            first += size
-            with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
-                output = model(images[part], [tensor[part] for tensor in noise])
-            terms = elbo_terms(output, targets[part])
-            loss = share * self._negative_elbo(terms, kl_weight)
-            if regularize:  # once per step
-                loss = loss + self._regularization(kl_weight)
-            self.scaler.scale(loss).backward()
-            values = {
-                "loss": loss.detach(),
-                "log_likelihood": share * terms.log_likelihood.detach().mean(),
-                "kl_per_group": share * terms.kl.detach().mean(0),
-            }
-            sums = {key: sums[key] + value for key, value in values.items()} if sums else values
+        means = self._backward(images, targets, noise, kl_weight)
         self.scaler.unscale_(self.optimizer)
         gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         metrics = {
-            **sums,
+            **means,
             "gradient_norm": gradient_norm,
             "learning_rate": rate,
             "kl_coefficient": kl_weight,
-            "skipped": self._must_skip(sums["loss"], gradient_norm),
+            "skipped": self._must_skip(means["loss"], gradient_norm),
         }
         if metrics["skipped"]:
             self._buffers.restore()
@@ -239,6 +223,29 @@ class Trainer:
         self._advance(len(images), metrics["skipped"])
         self._refuse_too_many_skips(metrics)
         return metrics
+
+    def _backward(self, images: Tensor, targets: Tensor, noise: Noise, kl_weight: float) -> dict[str, Tensor]:
+        """Add the gradient of a batch, part by part; return loss, log_likelihood and kl_per_group of the batch."""
+        parts = zip(images.split(self.part_sizes), targets.split(self.part_sizes), strict=True)
+        means: dict[str, Tensor] = {}
+        first = 0
+        for part, part_targets in parts:
+            last, share = first + len(part), len(part) / len(images)
+            with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
+                output = self.model(part, [group[first:last] for group in noise])
+            terms = elbo_terms(output, part_targets)
+            loss = share * self._negative_elbo(terms, kl_weight)
+            if last == len(images):
+                loss = loss + self._regularization(kl_weight)
+            self.scaler.scale(loss).backward()
+            values = {
+                "loss": loss.detach(),
+                "log_likelihood": share * terms.log_likelihood.detach().mean(),
+                "kl_per_group": share * terms.kl.detach().mean(0),
+            }
+            means = {key: means[key] + value for key, value in values.items()} if means else values
+            first = last
+        return means
 
     def _negative_elbo(self, terms: ElboTerms, kl_weight: float) -> Tensor:
         """Return the mean over images of the weighted negative ELBO, in the unit of `loss_scale`."""

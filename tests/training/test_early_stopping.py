@@ -68,7 +68,10 @@ def test_train_stops_early_and_keeps_the_best_weights(run, tmp_path, monkeypatch
         saved[trainer.progress.epoch] = {k: v.clone() for k, v in trainer.eval_model.state_dict().items()}, kl
 
     monkeypatch.setattr(loop.Trainer, "record_validation", recorded)
-    path, _ = run(early_stopping_patience=3, ema_decay=ema_decay)
+    seen = {}
+    monkeypatch.setattr(loop, "draw_samples", lambda model, *_: seen.update(pictures=model.constant.clone()))
+    monkeypatch.setattr(loop, "report", lambda evaluation, model, _: seen.update(evaluation=model.constant.clone()))
+    path, _ = run(early_stopping_patience=3, ema_decay=ema_decay, evaluation_samples=1)
     training = load(tmp_path / "saved_weights" / "small.checkpoint")["training"]
     assert training["progress"]["epoch"] == 5
     assert training["history"]["validations"] == history(*ELBOS[:5])
@@ -78,6 +81,8 @@ def test_train_stops_early_and_keeps_the_best_weights(run, tmp_path, monkeypatch
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
     assert not torch.equal(weights["constant"], saved[5][0]["constant"])
     assert metadata["kl_per_group"] == kl
+    assert torch.equal(seen["pictures"], model.constant)
+    assert torch.equal(seen["evaluation"], model.constant)
 
 
 def test_train_stopped_early_stays_stopped_and_continues_with_more_patience(run, tmp_path):
