@@ -9,6 +9,7 @@ import torch
 from nvae.training.trainer import Trainer
 
 NVLABS = {"style": "nvlabs", "n_mix": 2, "num_flows": 1}
+LADDER = {"family": "ladder", "latents_per_scale": [1, 1], "channels": 4, "encoder_blocks_per_scale": 1}
 TOY_FACES = {"name": "toy_faces"}
 
 
