@@ -23,7 +23,7 @@ from nvae.models.hierarchy import HierarchicalVAE
 from nvae.objective import ElboTerms, balanced_kl, elbo_terms, kl_coefficient, regularization_coefficient
 from nvae.optim import build_optimizer, hyperparameters
 from nvae.schema import ModelConfig
-from nvae.seeds import seeded
+from nvae.seeds import seeded, seeded_defaults
 from nvae.training.ema import EMA
 from nvae.training.history import BestWeights, ValidationHistory
 from nvae.training.resuming import restore_training, training_state
@@ -199,7 +199,8 @@ class Trainer:
 
         self._buffers.take()
         self.optimizer.zero_grad(set_to_none=True)
-        means = self._backward(images, targets, noise, kl_weight)
+        with seeded_defaults(schedule.seed, "dropout", self.progress.step, self.device):
+            means = self._backward(images, targets, noise, kl_weight)
         self.scaler.unscale_(self.optimizer)
         gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         metrics = {
