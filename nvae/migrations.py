@@ -29,6 +29,14 @@ NEW_KEYS: dict[str, Any] = {
     "training_parameters.optimizer_betas": [0.9, 0.999],
     "training_parameters.gradient_skip_threshold": None,
     "training_parameters.ema_decay": None,
+    "training_parameters.wandb": None,
+    "training_parameters.learning_rate_schedule": "cosine",
+    "training_parameters.learning_rate_update": "step",
+    "training_parameters.plateau_patience": 10,
+    "training_parameters.plateau_factor": 0.5,
+    "training_parameters.early_stopping_patience": None,
+    "training_parameters.gradient_accumulation": 1,
+    "training_parameters.loss_scale": "nats",
 }
 # The keys of version 1's data sets. Its section `dataset` had all of these keys, whatever the name; only such a section
 # does. A key may belong to more data sets today, with another meaning.

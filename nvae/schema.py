@@ -38,6 +38,7 @@ OptimizerName = Literal[
     "adam",
     "adamw",
 ]
+LearningRateDecay = Literal["after_kl_warmup", "after_its_warmup", "from_start"]
 WARMUPS = ("warmup_epochs", "warmup_steps", "warmup_portion")  # three ways to give the length of the KL warm-up
 SELECTING_KEYS = ("family", "dataset.name")  # their values decide which other keys exist
 
@@ -177,7 +178,8 @@ def select_dataset(section: dict[str, Any], name: Any) -> dict[str, Any]:
 class TrainingParameters(Section):
     """The training schedule."""
 
-    FIXED: ClassVar[frozenset[str]] = frozenset({"seed", "optimizer"})  # keys that may not change in a run
+    # Keys that may not change in a run.
+    FIXED: ClassVar[frozenset[str]] = frozenset({"seed", "optimizer", "loss_scale"})
 
     optimizer: OptimizerName = Field(
         "adamax",
@@ -194,14 +196,32 @@ class TrainingParameters(Section):
     )
     learning_rate: PositiveRate = Field(1e-2, description="Highest learning rate.")
     learning_rate_min: Rate = Field(
-        1e-5, description="Learning rate at the end of the last epoch, reached along a cosine."
+        1e-5, description="Lowest learning rate: at the end of the last epoch with the cosine, and with plateaus."
     )
     learning_rate_warmup_epochs: Rate = Field(
         0.0,
         description="Epochs of a linear rise from zero to learning_rate (the key warmup_epochs of the original NVAE).",
     )
-    learning_rate_decay: Literal["after_kl_warmup", "after_its_warmup"] = Field(
-        "after_kl_warmup", description="Start of the cosine: after the KL warm-up, or after the learning rate's own."
+    learning_rate_schedule: Literal["cosine", "constant", "plateau"] = Field(
+        "cosine",
+        description="The learning rate after its warm-up: a cosine, constant, or multiplied by plateau_factor whenever "
+        "the validation ELBO has not improved for plateau_patience epochs.",
+    )
+    learning_rate_update: Literal["step", "epoch"] = Field(
+        "step", description="Change the learning rate at every step, or keep it constant within an epoch."
+    )
+    learning_rate_decay: LearningRateDecay = Field(
+        "after_kl_warmup",
+        description="Start of the cosine: after the KL warm-up, or after the learning rate's own; from_start: the "
+        "cosine of all epochs, scaled so that it equals learning_rate at the end of the learning rate's warm-up.",
+    )
+    plateau_patience: Epochs = Field(
+        10,
+        description="Epochs without a better validation ELBO before learning_rate_schedule: plateau lowers the rate.",
+    )
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5,
+        description="Factor on the learning rate with learning_rate_schedule: plateau; not below learning_rate_min.",
     )
     weight_decay: Rate = Field(3e-4, description="Weight decay of the optimizer.")
     regularization_constant: Rate = Field(0.0, description="Weight of the family's regularization terms; 0 for none.")
@@ -231,6 +251,16 @@ class TrainingParameters(Section):
     )
     epochs: Epochs = Field(100, description="Passes over the training images.")
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(20, description="Images per step.")
+    gradient_accumulation: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        1,
+        description="Number of equal parts of a batch that are computed one after another, to save memory. Batch norms "
+        "and kl_balancing use the statistics of each part.",
+    )
+    loss_scale: Literal["nats", "bits_per_dimension"] = Field(
+        "nats",
+        description="Unit of the ELBO in the loss: nats per image, or nats / (ln 2 x number of subpixels). "
+        "Gradients, and so gradient_clipping, gradient_skip_threshold and optimizer_epsilon, are in this unit.",
+    )
     write_reconstruction: bool = Field(True, description="Draw reconstructions.png with every checkpoint.")
     images_per_checkpoint: Count | None = Field(
         None, description="Training images between two checkpoints; null for epochs_per_checkpoint alone."
@@ -254,10 +284,20 @@ class TrainingParameters(Section):
         False,
         description="Activation checkpointing: a quarter of the memory for a third more time; no number changes.",
     )
+    early_stopping_patience: Epochs | None = Field(
+        None,
+        description="Stop when the validation ELBO has not improved for this number of epochs, and keep the weights of "
+        "the best validation as the result; null to train all epochs.",
+    )
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None,
         description="Decay of the exponential moving average (EMA) of the weights, such as 0.999: the part that stays "
         "at every step. Validation, pictures and the result use the average; null for none.",
+    )
+    wandb: Literal["offline", "online"] | None = Field(
+        None,
+        description="Record the run with Weights & Biases, in the run's folder or also online; needs the extra wandb; "
+        "null for no record.",
     )
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = Field(
         0, description="Seed of the weights, the order of the images and all noise."
@@ -268,6 +308,16 @@ class TrainingParameters(Section):
         if self.learning_rate_min > self.learning_rate:
             raise InvalidValueError(
                 "learning_rate_min", self.learning_rate_min, f"at most learning_rate, {self.learning_rate:g}"
+            )
+        if self.epochs_per_checkpoint is None and self.images_per_checkpoint is None:
+            for key, off in (("early_stopping_patience", None), ("learning_rate_schedule", "cosine")):
+                if (value := getattr(self, key)) not in (off, "constant"):
+                    raise InvalidValueError(
+                        key, value, f"{off or 'null'}, or epochs_per_checkpoint for validations during the training"
+                    )
+        if self.batch_size % self.gradient_accumulation:
+            raise InvalidValueError(
+                "gradient_accumulation", self.gradient_accumulation, f"a divisor of batch_size, {self.batch_size}"
             )
         if self.warmup_steps is not None and self.warmup_portion is not None:
             raise InvalidValueError(

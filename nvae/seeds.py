@@ -6,6 +6,8 @@ No random state is carried from one step to the next, so a resumed run needs non
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -22,3 +24,12 @@ def derived_seed(seed: int, purpose: str, count: int = 0) -> int:
 def seeded(seed: int, purpose: str, count: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a new generator. A CPU generator (the default) gives the same numbers for every device."""
     return torch.Generator(device).manual_seed(derived_seed(seed, purpose, count))
+
+
+@contextmanager
+def seeded_defaults(seed: int, purpose: str, count: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's default generators, for layers that take no generator, such as dropout; restore them on exit."""
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
+        torch.manual_seed(derived_seed(seed, purpose, count))
+        yield

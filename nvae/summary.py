@@ -71,7 +71,8 @@ def summary(config: ModelConfig) -> str:
         model = build_model(config)
     cost = cost_per_image(config)
     schedule, total = config.training_parameters, num_parameters(model)
-    memory = schedule.batch_size * cost.saved_bytes + total * _bytes_per_parameter(config)
+    images = schedule.batch_size // schedule.gradient_accumulation
+    memory = images * cost.saved_bytes + total * _bytes_per_parameter(config)
     lines = [
         f"{config.family}, {config.image_channels} x {config.input_dimension} x "
         f"{config.input_dimension} images from {config.dataset.name}"
@@ -85,6 +86,7 @@ def summary(config: ModelConfig) -> str:
         f"forward pass: {cost.operations / 1e9:.2f} GFLOP per image; training step: three times as many",
         f"training memory: {cost.saved_bytes / 2**20:.1f} MiB per image for activations, about "
         f"{memory / 2**30:.2f} GiB in all with {schedule.optimizer} at batch size {schedule.batch_size}"
+        + (f" in {schedule.gradient_accumulation} parts" if schedule.gradient_accumulation > 1 else "")
         + (" (use_tensor_checkpoints)" if schedule.use_tensor_checkpoints else "")
         + (" in float32; less in half precision" if schedule.half_precision else ""),
         f"schedule: {schedule.epochs} epochs with a batch size of {schedule.batch_size}, "

@@ -83,10 +83,14 @@ def recording() -> Callable[[str], dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def make_config() -> Callable[..., ModelConfig]:
-    """A function: the config of a tiny model (four groups on two scales, 8x8 pixels), with some keys changed."""
+    """A function: the config of a tiny model (four groups on two scales, 8x8 pixels), with some keys changed.
+
+    A model of another family has only the size of the images in common.
+    """
 
     def make(**changes: Any) -> ModelConfig:
-        return config_from_dict(TINY | changes, "the test's config")
+        base = {"input_dimension": TINY["input_dimension"]} if "family" in changes else TINY
+        return config_from_dict(base | changes, "the test's config")
 
     return make
 

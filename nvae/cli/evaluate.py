@@ -48,15 +48,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--context-samples",
         type=positive,
         metavar="R",
-        help="with --nll, for a model with a diffusion prior: draws of the context per image, with K importance samples "
-        "each (default: 1)",
+        help="with --nll, for a model with a diffusion prior: draws of the context per image, each with K importance "
+        "samples (default: 1)",
     )
     parser.add_argument(
         "--diffusion-steps",
         type=positive,
         metavar="N",
-        help="terms of the diffusion prior's bound per draw of the context; more terms, less noise (default: the model's "
-        "diffusion_steps)",
+        help="terms of the diffusion prior's bound per draw of the context; more terms, less noise (default: the "
+        "model's diffusion_steps)",
     )
     parser.add_argument(
         "--dataset", metavar="NAME", help="name of a data set, such as mnist or folder (default: the model's data set)"

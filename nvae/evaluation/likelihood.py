@@ -18,7 +18,6 @@ from nvae.objective import elbo_terms
 from nvae.progress import Progress, batches, track
 from nvae.seeds import seeded
 
-
 Estimator = Literal["importance_weighted", "analytic_kl"]
 
 
@@ -188,8 +187,11 @@ def _bounds(
 def _one_bound(
     model: HierarchicalVAE, features: list[Any], targets: Tensor, plan: Plan, generator: torch.Generator
 ) -> Bounds:
-    # With one sample, inside and outside of the logarithm are the same.
-    outer = groups_above_bounds(model) if plan.estimator == "importance_weighted" and plan.samples > 1 else 0
+    outer, samples = groups_above_bounds(model) if plan.estimator == "importance_weighted" else 0, plan.samples
+    if outer == len(model.groups):
+        samples = 1  # nothing is left to draw more often
+    if samples == 1:
+        outer = 0  # inside and outside of the logarithm are the same
     start, outer_weight, outer_kl = None, 0.0, torch.zeros(len(targets), 0, dtype=torch.float64)
     if outer:
         noise = model.draw_posterior_noise(len(targets), generator)
@@ -200,12 +202,12 @@ def _one_bound(
         outer_kl = torch.stack([group.kl.cpu().double() for group in top], dim=1)  # (n, outer)
     draws = [
         _draw(model, features, targets, part.stop - part.start, plan.estimator, generator, start)
-        for part in batches(plan.samples, plan.samples_per_pass)
+        for part in batches(samples, plan.samples_per_pass)
     ]
     log_weights = torch.cat([draw.log_weight for draw in draws], dim=1)  # (n, K)
-    kl = torch.cat([outer_kl, sum(draw.kl for draw in draws) / plan.samples], dim=1)  # (n, G)
-    reconstruction = sum(draw.reconstruction for draw in draws) / plan.samples  # (n,)
-    log_likelihood = outer_weight + torch.logsumexp(log_weights, 1) - math.log(plan.samples)
+    kl = torch.cat([outer_kl, sum(draw.kl for draw in draws) / samples], dim=1)  # (n, G)
+    reconstruction = sum(draw.reconstruction for draw in draws) / samples  # (n,)
+    log_likelihood = outer_weight + torch.logsumexp(log_weights, 1) - math.log(samples)
     return Bounds(reconstruction - kl.sum(1), log_likelihood, reconstruction, kl)
 
 

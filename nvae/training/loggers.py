@@ -6,20 +6,23 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 import numpy as np
 from PIL import Image
 
 from nvae.config import config_to_yaml
+from nvae.errors import UserError
 from nvae.files import atomic_write
 from nvae.schema import ModelConfig
 
 FOLDER = Path("runs")
 METRICS_FILE = "metrics.jsonl"
+WANDB_ID_FILE = "wandb_id.txt"
 
 
 class Logger(Protocol):
-    """Records a run in one format. A logger is opened with the folder of the run and the step it continues from."""
+    """Records a run in one format."""
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Record a line of metrics: numbers and lists of numbers, with its `step`."""
@@ -34,7 +37,7 @@ class Logger(Protocol):
 class JSONLines:
     """metrics.jsonl: a JSON object per line of metrics. Pictures are files of their own, see `previews.py`."""
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self._file = folder / METRICS_FILE
 
     def log(self, metrics: dict[str, Any]) -> None:
@@ -57,10 +60,8 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def log(self, metrics: dict[str, Any]) -> None:
-        for key, value in metrics.items():
-            values = {f"{key}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {key: value}
-            for tag, number in values.items():
-                self._writer.add_scalar(tag, number, metrics["step"])
+        for tag, number in _scalars(metrics).items():
+            self._writer.add_scalar(tag, number, metrics["step"])
         self._writer.flush()
 
     def log_images(self, tag: str, image: Image.Image, step: int) -> None:
@@ -71,8 +72,75 @@ class TensorBoard:
         self._writer.close()
 
 
-# Opened in this order; a logger whose package is not installed is left out.
-LOGGERS: list[Callable[[Path, int], Logger]] = [JSONLines, TensorBoard]
+class WandB:
+    """A run of Weights & Biases in the project `nvae`, with scalars and pictures. Needs the extra `wandb`.
+
+    A resumed run has the id of the earlier one, which is kept in the run's folder.
+    """
+
+    def __init__(self, folder: Path, config: ModelConfig) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError("install the extra 'wandb' with pip install -e '.[wandb]'") from error
+        id_file = folder / WANDB_ID_FILE
+        if not id_file.exists():
+            with atomic_write(id_file) as temporary:
+                temporary.write_text(uuid4().hex, encoding="utf-8")
+        self._image = wandb.Image
+        self._run = wandb.init(
+            project="nvae",
+            name=folder.name,
+            dir=str(folder),
+            config=config.model_dump(),
+            id=id_file.read_text(encoding="utf-8").strip(),
+            resume="allow",
+            mode=config.training_parameters.wandb,
+            settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False),
+        )
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        self._run.log(_scalars(metrics), step=metrics["step"])
+
+    def log_images(self, tag: str, image: Image.Image, step: int) -> None:
+        self._run.log({tag: self._image(image)}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _scalars(metrics: dict[str, Any]) -> dict[str, float]:
+    """Return metrics with a name for every number of a list: kl_per_group/0, kl_per_group/1, ..."""
+    scalars = {}
+    for key, value in metrics.items():
+        scalars |= {f"{key}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {key: value}
+    return scalars
+
+
+def open_json_lines(folder: Path, config: ModelConfig, step: int) -> Logger:
+    """Open metrics.jsonl."""
+    return JSONLines(folder)
+
+
+def open_tensorboard(folder: Path, config: ModelConfig, step: int) -> Logger | None:
+    """Open TensorBoard if its package is installed."""
+    try:
+        return TensorBoard(folder, step)
+    except ImportError:
+        return None
+
+
+def open_wandb(folder: Path, config: ModelConfig, step: int) -> Logger | None:
+    """Open Weights & Biases if the config asks for it."""
+    return None if config.training_parameters.wandb is None else WandB(folder, config)
+
+
+# By name: functions of the run's folder, the config and the step to continue from, which open a logger or return None.
+LOGGERS: dict[str, Callable[[Path, ModelConfig, int], Logger | None]] = {
+    METRICS_FILE: open_json_lines,
+    "TensorBoard": open_tensorboard,
+    "Weights & Biases": open_wandb,
+}
 
 
 class RunLogger:
@@ -87,10 +155,12 @@ class RunLogger:
         """
         self.folder, self._warn = folder, warn
         self.metrics: list[dict[str, Any]] = []
-        self._loggers: list[Logger] = []
+        self._loggers: dict[str, Logger] = {}
         self._try(lambda: self._open(config, step, groups), "the folder of the run")
-        for build in LOGGERS:
-            self._try(lambda build=build: self._add(build, step), build.__name__)
+        for name, open_logger in LOGGERS.items():
+            self._try(
+                lambda name=name, open_logger=open_logger: self._add(name, open_logger(folder, config, step)), name
+            )
 
     def _open(self, config: ModelConfig, step: int, groups: int) -> None:
         lines, damaged = read_metrics(self.folder / METRICS_FILE, groups)
@@ -102,11 +172,9 @@ class RunLogger:
         with atomic_write(self.folder / "config.yaml") as temporary:
             temporary.write_text(config_to_yaml(config), encoding="utf-8")
 
-    def _add(self, build: Callable[[Path, int], Logger], step: int) -> None:
-        try:
-            self._loggers.append(build(self.folder, step))
-        except ImportError:
-            return
+    def _add(self, name: str, logger: Logger | None) -> None:
+        if logger is not None:
+            self._loggers[name] = logger
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Record a line of metrics with every logger."""
@@ -122,9 +190,9 @@ class RunLogger:
         self._for_all(lambda logger: logger.close())
 
     def _for_all(self, action: Callable[[Logger], object]) -> None:
-        for logger in list(self._loggers):
-            if not self._try(lambda logger=logger: action(logger), type(logger).__name__):
-                self._loggers.remove(logger)
+        for name, logger in list(self._loggers.items()):
+            if not self._try(lambda logger=logger: action(logger), name):
+                del self._loggers[name]
 
     def _try(self, action: Callable[[], object], name: str) -> bool:
         try:

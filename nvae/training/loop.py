@@ -19,6 +19,7 @@ from nvae.errors import UserError
 from nvae.evaluation.likelihood import evaluate
 from nvae.evaluation.report import is_saved, report, save_report
 from nvae.files import WriteError
+from nvae.models.hierarchy import HierarchicalVAE
 from nvae.schema import ModelConfig
 from nvae.signals import StopRequest, stop_requests
 from nvae.summary import num_parameters
@@ -84,7 +85,7 @@ class _Training:
         continues = self.checkpoint.exists()
         warnings = [*trainer.data.warnings, *(trainer.resume(self.checkpoint) if continues else [])]
         self._introduce(continues)
-        warnings.append(memory_warning(trainer.config, trainer.batch_size, trainer.device))
+        warnings.append(memory_warning(trainer.config, max(trainer.part_sizes), trainer.device))
         for warning in filter(None, warnings):
             reporter.warn(warning)
         if not continues:
@@ -94,10 +95,13 @@ class _Training:
         self.logger = RunLogger(self.folder, trainer.config, step, groups, reporter.warn)
         try:
             self._train()
-            save(trainer.eval_model, self.model_path, metadata=trainer.metadata)
+            model, metadata = self._result()
+            save(model, self.model_path, metadata=metadata)
             if trainer.progress.step > step:
+                if model is not trainer.eval_model:
+                    self._try_to_draw(lambda: self._draw(model))
                 self._try_to_draw(lambda: draw_film(self.folder))
-            self._evaluate()
+            self._evaluate(model)
         finally:
             self.logger.close()
         reporter.info(f"the result is {self.model_path}; pictures and metrics are in {self.folder}/")
@@ -108,13 +112,14 @@ class _Training:
     def _train(self) -> None:
         trainer = self.trainer
         epochs, progress = trainer.schedule.epochs, trainer.progress
+        finished = trainer.is_finished
         self.bars = ProgressBars(epochs, trainer.steps_per_epoch, progress.epoch, self.progress)
         self.clock.reset()
         # Python handles signals in the main thread only.
         in_main_thread = threading.current_thread() is threading.main_thread()
         try:
             with stop_requests() if in_main_thread else nullcontext(StopRequest()) as stop:
-                while progress.epoch < epochs:
+                while not finished:
                     epoch = progress.epoch
                     for images_u8 in trainer.batches():
                         metrics = trainer.step(images_u8)
@@ -126,8 +131,11 @@ class _Training:
                             self.clock.stop()
                             self._report(metrics, due)
                             self.clock.start()
-                        if stop.signal is not None and progress.epoch < epochs:
+                        finished = trainer.is_finished
+                        if stop.signal is not None and not finished:
                             self._stop(stop.signal)
+                        if finished:
+                            break
                     self.bars.epoch(progress.epoch)
         finally:
             self.bars.close()
@@ -139,6 +147,7 @@ class _Training:
         if checkpoint:
             self.bars.activity("validating")
             line |= self._validate()
+            trainer.record_validation(line["validation_elbo"], line["validation_kl_per_group"])
         trainer.running_mean.clear()
         self.clock.reset()
         self.reporter.metrics(metrics_text(line, trainer.schedule.epochs), line)
@@ -147,7 +156,7 @@ class _Training:
             self.bars.activity("saving")
             trainer.save(self.checkpoint)
             self.bars.activity("drawing")
-            self._try_to_draw(self._draw)
+            self._try_to_draw(lambda: self._draw(trainer.eval_model))
         self.bars.activity("")
 
     def _validate(self) -> dict[str, Any]:
@@ -161,7 +170,6 @@ class _Training:
                 f"the validation ELBO became {evaluation.elbo.mean} at step {trainer.progress.step}, and the state was "
                 f"not saved. {RECOVERY_ADVICE}"
             )
-        trainer.metadata["kl_per_group"] = evaluation.kl_per_group
         self._check_health(evaluation.kl_per_group, evaluation.elbo_bits.mean, "")
         return {
             "validation_elbo": evaluation.elbo.mean,
@@ -175,9 +183,9 @@ class _Training:
         for kind, warning in warnings.items():
             self.reporter.warn(warning, once=f"{kind} {when}")
 
-    def _draw(self) -> None:
+    def _draw(self, model: HierarchicalVAE) -> None:
         trainer, step = self.trainer, self.trainer.progress.step
-        model = trainer.eval_model.eval()
+        model.eval()
         self.logger.log_images("samples", draw_samples(model, self.folder, step), step)
         if trainer.schedule.write_reconstruction:
             picture = draw_reconstructions(model, trainer.data, self.folder, step)
@@ -194,7 +202,23 @@ class _Training:
 
     # --------------------------------------------------------------------------------------- beginning and end
 
-    def _evaluate(self) -> None:
+    def _result(self) -> tuple[HierarchicalVAE, dict[str, Any]]:
+        """Return the result and its metadata, and report which weights the result has."""
+        trainer = self.trainer
+        best, patience = trainer.best_weights.best, trainer.schedule.early_stopping_patience
+        if trainer.stopped_early:
+            self.reporter.info(
+                f"training stopped early in epoch {trainer.epoch:g}: no better validation for {patience} epochs. To "
+                "continue, set training_parameters.early_stopping_patience to a larger number or to null."
+            )
+        if best is not None:
+            self.reporter.info(
+                f"the result has the weights of epoch {best.validation.epoch:g}, the best validation whose weights "
+                f"were kept: ELBO {best.validation.elbo:.1f} nats"
+            )
+        return trainer.result()
+
+    def _evaluate(self, model: HierarchicalVAE) -> None:
         """Evaluate the result: evaluation.json and .png, once for a trained model.
 
         The images are the test images, or the validation images of a data set without a test part.
@@ -202,9 +226,10 @@ class _Training:
         trainer, schedule = self.trainer, self.trainer.schedule
         samples, stem = schedule.evaluation_samples, self.folder / "evaluation"
         metadata = {"model": self.name, "step": trainer.progress.step, "seed": schedule.seed}
+        best = trainer.best_weights.best
+        metadata["weights_of_epoch"] = trainer.epoch if best is None else best.validation.epoch
         if samples == 0 or is_saved(stem, metadata | {"samples": samples}):
             return
-        model = trainer.eval_model
         part = "validation" if trainer.data.test is None else "test"
         images, targets = evaluation_images(trainer.data, part, trainer.config)
         self.reporter.info(f"evaluating on {len(images):,} {part} images with {samples} importance samples per image")
@@ -235,13 +260,18 @@ class _Training:
             f"{self.name}: {num_parameters(trainer.model):,} parameters, {len(trainer.model.groups)} latent groups; "
             f"{counts}; on {trainer.device}{precision}"
         )
+        if trainer.has_batch_norm and len(trainer.part_sizes) > 1:
+            self.reporter.info(
+                f"batch norm uses the statistics of each of the {len(trainer.part_sizes)} parts of a batch, "
+                f"{trainer.part_sizes[0]} images, not of the whole batch"
+            )
         epochs, done = trainer.schedule.epochs, trainer.progress.epoch
         if continues and done >= epochs:
             self.reporter.info(
                 f"{self.checkpoint} is trained: {done} epochs are done, and training_parameters.epochs is {epochs}. To "
                 f"continue, set training_parameters.epochs to more than {done}, for example {2 * done}."
             )
-        elif continues:
+        elif continues and not trainer.stopped_early:
             self.reporter.info(f"continuing {self.checkpoint}, epoch {done + 1}, step {trainer.progress.step}")
 
     def _put_aside(self, *paths: Path) -> None:
@@ -262,7 +292,7 @@ class _Training:
         trainer, values = self.trainer, with_bound(metrics, self.trainer)
         total = trainer.schedule.epochs * trainer.steps_per_epoch * trainer.batch_size
         numbers = {
-            "loss": f"{values['loss']:.1f}",
+            "loss": f"{values['loss']:.6g}",
             "KL": f"{values['kl']:.1f}",
             "bits/dim": f"{values['bits_per_dimension']:.3f}",
             "images/s": f"{self.clock.images_per_second():.1f}",

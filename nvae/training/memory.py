@@ -12,7 +12,9 @@ from nvae.errors import UserError, is_out_of_memory
 from nvae.schema import ModelConfig
 from nvae.summary import training_bytes
 
-ADVICE = "Set a smaller training_parameters.batch_size, or training_parameters.use_tensor_checkpoints to True."
+ADVICE = (
+    "Set a smaller training_parameters.batch_size, a larger gradient_accumulation, or use_tensor_checkpoints to True."
+)
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -31,7 +33,7 @@ def memory_warning(config: ModelConfig, batch_size: int, device: torch.device) -
     if available is None or needed <= available:
         return None
     return (
-        f"training needs about {needed / 2**30:.1f} GiB with batches of {batch_size} images, but {device} has "
+        f"training needs about {needed / 2**30:.1f} GiB with {batch_size} images at a time, but {device} has "
         f"{available / 2**30:.1f} GiB. {ADVICE}"
     )
 

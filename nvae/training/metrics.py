@@ -45,7 +45,7 @@ def metrics_text(line: dict[str, Any], epochs: int) -> str:
     """Return a line of metrics as a text."""
     text = f"epoch {line['epoch']:g}/{epochs}: "
     if "loss" in line:
-        text += f"loss {line['loss']:.1f}, KL {line['kl']:.1f}, {line['bits_per_dimension']:.3f} bits/dim, "
+        text += f"loss {line['loss']:.6g}, KL {line['kl']:.1f}, {line['bits_per_dimension']:.3f} bits/dim, "
         text += f"gradient norm {line['gradient_norm']:.3g}, "
     text += f"{line['images_per_second']:.1f} images/s"
     if line["skipped_steps"]:

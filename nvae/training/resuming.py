@@ -12,6 +12,7 @@ from nvae.config import flat
 from nvae.errors import UserError
 from nvae.optim import OPTIMIZERS
 from nvae.schema import ModelConfig
+from nvae.training.history import BestWeights, ValidationHistory
 from nvae.training.state import RunningMean, find_mismatch
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def restore_training(trainer: Trainer, path: Path) -> list[str]:
     if "training" not in content:
         raise CheckpointError(f"{path} is a model without a training state: expected a .checkpoint file.")
     refuse_changes(trainer.config, content["config"], path)
-    training, warnings = content["training"], []
+    # Checkpoints without validations are from before there were any in the state.
+    training, warnings = {"history": {"validations": []}, "best": {}} | content["training"], []
     regularizers = trainer.regularizers.state_dict()
     if content["version"] == 1 and find_mismatch(training.get("regularizers"), regularizers, ""):
         training = training | {"regularizers": regularizers}
@@ -67,6 +69,8 @@ def restore_training(trainer: Trainer, path: Path) -> list[str]:
     for name, part in trainer.evolving.items():
         if name != "scaler" or (training["scaler"] and trainer.scaler.is_enabled()):
             part.load_state_dict(training[name])
+    if trainer.schedule.early_stopping_patience is None:
+        trainer.best_weights.best = None
     for group, own in zip(trainer.optimizer.param_groups, options, strict=True):
         group.update(own)  # the config and this program decide all options, not the file
     if content["config"].training_parameters != trainer.schedule:
@@ -81,10 +85,13 @@ def _template(trainer: Trainer, saved: dict[str, Any]) -> dict[str, Any]:
         own["model"] = trainer.model.state_dict()
     if isinstance(saved.get("scaler"), dict) and not (saved["scaler"] and own["scaler"]):
         own["scaler"] = saved["scaler"]  # written on a device that needs no loss scale, or continued on one
+    progress = saved.get("progress")
+    steps = progress.get("step") if isinstance(progress, dict) else None
+    own["history"] = ValidationHistory.template(saved["history"], steps if isinstance(steps, int) else 0)
+    own["best"] = BestWeights.template(saved["best"], trainer.model)
     own["running_mean"] = RunningMean.template(saved.get("running_mean"), len(trainer.model.groups))
     if isinstance(saved.get("optimizer"), dict):
-        progress = saved.get("progress")
-        steps_taken = isinstance(progress, dict) and progress.get("step") != progress.get("skipped_steps")
+        steps_taken = isinstance(progress, dict) and steps != progress.get("skipped_steps")
         own["optimizer"] = _optimizer_template(trainer, saved["optimizer"], own["optimizer"], steps_taken)
     return own
 

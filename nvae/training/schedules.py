@@ -1,11 +1,19 @@
-"""Schedules of the learning rate and the KL warm-up: pure functions of the position, in epochs with fractions."""
+"""Schedules: pure functions of the position, in epochs with fractions, and of the validations so far."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from nvae.schema import TrainingParameters
+
+
+class Validation(NamedTuple):
+    """The result of a validation: the position in epochs, and the ELBO in nats per image."""
+
+    epoch: float
+    elbo: float
 
 
 class KLWarmup(NamedTuple):
@@ -25,20 +33,71 @@ def kl_warmup(schedule: TrainingParameters, steps_per_epoch: int) -> KLWarmup:
     return KLWarmup(delay, schedule.warmup_epochs)
 
 
-def learning_rate(epoch: float, schedule: TrainingParameters, steps_per_epoch: int) -> float:
-    """Return the learning rate: 1. a linear rise, 2. constant until the KL warm-up ends, 3. a cosine.
+def learning_rate(
+    epoch: float, schedule: TrainingParameters, steps_per_epoch: int, history: Sequence[Validation] = ()
+) -> float:
+    """Return the learning rate: 1. a linear rise, 2. constant until the cosine starts, 3. the cosine.
 
-    The cosine reaches `learning_rate_min` at the end of the last epoch. With learning_rate_decay "after_its_warmup",
-    there is no second part.
+    The cosine reaches `learning_rate_min` at the end of the last epoch. The learning_rate_schedule "constant" stays at
+    the second part; "plateau" multiplies the rate after every plateau of the validations in `history`. With
+    learning_rate_update "epoch", the rate of a whole epoch is that of its beginning, and the rise reaches
+    `learning_rate` in its last epoch.
     """
     highest, lowest = schedule.learning_rate, schedule.learning_rate_min
-    rising = schedule.learning_rate_warmup_epochs
-    if epoch < rising:
-        return highest * max(epoch / rising, 1e-3)
-    flat_until = rising
-    if schedule.learning_rate_decay == "after_kl_warmup":
-        flat_until = max(sum(kl_warmup(schedule, steps_per_epoch)), rising)
-    if epoch <= flat_until:
+    warmup, rise_ends = schedule.learning_rate_warmup_epochs, schedule.learning_rate_warmup_epochs
+    rising = max(epoch / warmup, 1e-3) if epoch < warmup else 1.0
+    if schedule.learning_rate_update == "epoch":
+        epoch, rise_ends = math.floor(epoch), max(warmup - 1, 0.0)
+        rising = min((epoch + 1) / warmup, 1.0) if epoch < warmup else 1.0
+    if epoch < warmup:
+        return highest * rising
+    if schedule.learning_rate_schedule == "constant":
         return highest
-    progress = min((epoch - flat_until) / (schedule.epochs - flat_until), 1.0) if epoch < schedule.epochs else 1.0
-    return lowest + (highest - lowest) * (1 + math.cos(math.pi * progress)) / 2
+    if schedule.learning_rate_schedule == "plateau":
+        reductions = plateau_reductions([validation for validation in history if validation.epoch <= epoch], schedule)
+        return max(lowest, highest * schedule.plateau_factor**reductions)
+    start = rise_ends
+    if schedule.learning_rate_decay == "after_kl_warmup":
+        start = max(sum(kl_warmup(schedule, steps_per_epoch)), rise_ends)
+    if epoch <= start:
+        return highest
+    if epoch >= schedule.epochs:
+        return lowest
+    if schedule.learning_rate_decay == "from_start":
+        return lowest + (highest - lowest) * _cosine(epoch / schedule.epochs) / _cosine(start / schedule.epochs)
+    return lowest + (highest - lowest) * _cosine((epoch - start) / (schedule.epochs - start)) / 2
+
+
+def _cosine(position: float) -> float:
+    """Return 1 + cos: from 2 at position 0 to 0 at position 1."""
+    return 1 + math.cos(math.pi * position)
+
+
+# ----------------------------------------------------------------------------------- functions of the validations
+
+
+def best_validation(history: Sequence[Validation]) -> Validation | None:
+    """Return the first validation with the highest ELBO; None if there is no validation yet."""
+    return max(history, key=lambda validation: validation.elbo, default=None)
+
+
+def plateau_reductions(history: Sequence[Validation], schedule: TrainingParameters) -> int:
+    """Return how often the ELBO had no new maximum for `plateau_patience` epochs.
+
+    The epochs count from the last maximum, from the last such plateau, or from the end of the learning rate's warm-up.
+    """
+    best, since, reductions = -math.inf, 0.0, 0
+    for epoch, elbo in history:
+        if elbo > best:
+            best, since = elbo, epoch
+        elif epoch - max(since, schedule.learning_rate_warmup_epochs) >= schedule.plateau_patience:
+            since, reductions = epoch, reductions + 1
+    return reductions
+
+
+def stops_early(history: Sequence[Validation], schedule: TrainingParameters) -> bool:
+    """Return whether the last validation is `early_stopping_patience` epochs or more after the best one."""
+    best = best_validation(history)
+    if schedule.early_stopping_patience is None or best is None:
+        return False
+    return history[-1].epoch - best.epoch >= schedule.early_stopping_patience

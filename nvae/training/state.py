@@ -156,7 +156,8 @@ def _allowed(value: Any, template: Any) -> str | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(template, int):
         return None if is_number and isinstance(value, int) and 0 <= value < 2**63 else "a whole number from 0 on"
-    return None if is_number and math.isfinite(value) else "a finite number"
+    is_finite = is_number and (isinstance(value, int) or math.isfinite(value)) and abs(value) <= 1e300
+    return None if is_finite else "a finite number"
 
 
 def _kind(value: Any) -> str:

@@ -17,15 +17,17 @@ from nvae.checkpoint import save
 from nvae.data.images import Data, binarize, flip, to_float
 from nvae.devices import half_dtype
 from nvae.errors import UserError
+from nvae.models.distributions import Noise
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.objective import ElboTerms, balanced_kl, elbo_terms, kl_coefficient, regularization_coefficient
 from nvae.optim import build_optimizer, hyperparameters
 from nvae.schema import ModelConfig
-from nvae.seeds import seeded
+from nvae.seeds import seeded, seeded_defaults
 from nvae.training.ema import EMA
+from nvae.training.history import BestWeights, ValidationHistory
 from nvae.training.resuming import restore_training, training_state
-from nvae.training.schedules import kl_warmup, learning_rate
+from nvae.training.schedules import Validation, kl_warmup, learning_rate, stops_early
 from nvae.training.state import Progress, RunningMean, Snapshot, Stateful
 
 # More than a search for the loss scale of float16 takes: from 2^16 down to 2^-24 it skips 40 steps.
@@ -49,11 +51,12 @@ class Trainer:
         self.data = data
         self.device = device
         self.model = build_model(config).to(device)
-        has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.model.modules())
-        if has_batch_norm and self.batch_size == 1 and self.model.levels[0].resolution == 1:
+        self.has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.model.modules())
+        if self.has_batch_norm and min(self.part_sizes) == 1 and self.model.levels[0].resolution == 1:
             raise UserError(
-                "batch norm needs more than one value per channel: got a batch of one image and a top level of 1 x 1. "
-                "Set batch_size to 2 or more with at least as many images, or use fewer scales."
+                "batch norm needs more than one value per channel: got a part of a batch with one image, and a top "
+                "level of 1 x 1. Set batch_size to 2 or more per part of gradient_accumulation, with at least as many "
+                "images, or use fewer scales."
             )
         self.model.recompute_activations(self.schedule.use_tensor_checkpoints)
         decay = self.schedule.ema_decay
@@ -64,6 +67,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)
         self.progress = Progress()
         self.running_mean = RunningMean()
+        self.history = ValidationHistory()
+        self.best_weights = BestWeights()  # filled with early stopping only
         self.metadata: dict[str, Any] = {}
 
     @property
@@ -86,6 +91,8 @@ class Trainer:
             "scaler": self.scaler,
             "progress": self.progress,
             "running_mean": self.running_mean,
+            "history": self.history,
+            "best": self.best_weights,
         }
 
     # ------------------------------------------------------------------------------------------- position, schedules
@@ -94,6 +101,12 @@ class Trainer:
     def batch_size(self) -> int:
         """Images per step: the config's, or all training images if there are fewer."""
         return min(self.schedule.batch_size, len(self.data.training))
+
+    @property
+    def part_sizes(self) -> list[int]:
+        """Images in every part of a batch: equal, or nearly if the data set has fewer images than a batch."""
+        parts = min(self.schedule.gradient_accumulation, self.batch_size)
+        return [self.batch_size // parts + (i < self.batch_size % parts) for i in range(parts)]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -107,7 +120,34 @@ class Trainer:
 
     @property
     def current_learning_rate(self) -> float:
-        return learning_rate(self.epoch, self.schedule, self.steps_per_epoch)
+        return learning_rate(self.epoch, self.schedule, self.steps_per_epoch, self.history.validations)
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the validations so far end the training, before its last epoch or with it."""
+        return stops_early(self.history.validations, self.schedule)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs are done, or early stopping ends the training."""
+        return self.progress.epoch >= self.schedule.epochs or self.stopped_early
+
+    def record_validation(self, elbo: float, kl_per_group: list[float]) -> None:
+        """Record a validation of `eval_model` at this position; nats per image."""
+        validation = Validation(self.epoch, elbo)
+        self.history.validations.append(validation)
+        self.metadata["kl_per_group"] = kl_per_group
+        if self.schedule.early_stopping_patience is not None:
+            self.best_weights.add(validation, kl_per_group, self.eval_model)
+
+    def result(self) -> tuple[HierarchicalVAE, dict[str, Any]]:
+        """Return the model that the training results in, and its metadata: with early stopping the best weights."""
+        best = self.best_weights.best
+        if best is None:
+            return self.eval_model, self.metadata
+        model = build_model(self.config).to(self.device)
+        model.load_state_dict(best.weights)
+        return model.eval().requires_grad_(False), self.metadata | {"kl_per_group": best.kl_per_group}
 
     @property
     def current_kl_coefficient(self) -> float:
@@ -143,7 +183,9 @@ class Trainer:
         """Take one training step on uint8 images (B, C, S, S) and return its metrics.
 
         Tensors are means over the batch, on the device: loss, log_likelihood, kl_per_group (G,) and the gradient_norm
-        before clipping. Numbers: learning_rate and kl_coefficient of this step, skipped.
+        before clipping. The batch is computed in `gradient_accumulation` parts, and the images and the noise are those
+        of the whole batch: without batch norms and KL balancing, whose statistics are those of a part, the gradient is
+        that of the whole batch. Numbers: learning_rate and kl_coefficient of this step, skipped.
         A step is skipped if the loss, the gradient or a buffer is not finite, or if the gradient norm exceeds
         gradient_skip_threshold. A skipped step changes only the progress and the loss scale.
         Raises UserError after 100 skipped steps in a row.
@@ -156,22 +198,17 @@ class Trainer:
         rate, kl_weight = self.current_learning_rate, self.current_kl_coefficient
 
         self._buffers.take()
-        with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
-            output = model(images, noise)
-        terms = elbo_terms(output, targets)
-        loss = self._loss(terms, kl_weight)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        with seeded_defaults(schedule.seed, "dropout", self.progress.step, self.device):
+            means = self._backward(images, targets, noise, kl_weight)
         self.scaler.unscale_(self.optimizer)
         gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         metrics = {
-            "loss": loss.detach(),
-            "log_likelihood": terms.log_likelihood.detach().mean(),
-            "kl_per_group": terms.kl.detach().mean(0),
+            **means,
             "gradient_norm": gradient_norm,
             "learning_rate": rate,
             "kl_coefficient": kl_weight,
-            "skipped": self._must_skip(loss, gradient_norm),
+            "skipped": self._must_skip(means["loss"], gradient_norm),
         }
         if metrics["skipped"]:
             self._buffers.restore()
@@ -189,19 +226,50 @@ class Trainer:
         self._refuse_too_many_skips(metrics)
         return metrics
 
-    def _loss(self, terms: ElboTerms, kl_weight: float) -> Tensor:
+    def _backward(self, images: Tensor, targets: Tensor, noise: Noise, kl_weight: float) -> dict[str, Tensor]:
+        """Add the gradient of a batch, part by part; return loss, log_likelihood and kl_per_group of the batch."""
+        parts = zip(images.split(self.part_sizes), targets.split(self.part_sizes), strict=True)
+        means: dict[str, Tensor] = {}
+        first = 0
+        for part, part_targets in parts:
+            last, share = first + len(part), len(part) / len(images)
+            with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
+                output = self.model(part, [group[first:last] for group in noise])
+            terms = elbo_terms(output, part_targets)
+            loss = share * self._negative_elbo(terms, kl_weight)
+            if last == len(images):
+                loss = loss + self._regularization(kl_weight)
+            self.scaler.scale(loss).backward()
+            values = {
+                "loss": loss.detach(),
+                "log_likelihood": share * terms.log_likelihood.detach().mean(),
+                "kl_per_group": share * terms.kl.detach().mean(0),
+            }
+            means = {key: means[key] + value for key, value in values.items()} if means else values
+            first = last
+        return means
+
+    def _negative_elbo(self, terms: ElboTerms, kl_weight: float) -> Tensor:
+        """Return the mean over images of the weighted negative ELBO, in the unit of `loss_scale`."""
         schedule = self.schedule
         if schedule.kl_balancing:
             kl = balanced_kl(terms.kl, self.model.levels, kl_weight)
         else:
             kl = kl_weight * terms.kl.sum(1)
         loss = (schedule.kl_constant * kl - terms.log_likelihood).mean()
+        if schedule.loss_scale == "bits_per_dimension":
+            loss = loss / (math.log(2) * self.data.training[0].numel())
+        return loss
+
+    def _regularization(self, kl_weight: float) -> Tensor | float:
+        """Return the weighted sum of the model's regularization terms. Each call advances the power iterations."""
+        schedule = self.schedule
         if not schedule.regularization_constant:
-            return loss
+            return 0.0
         coefficient = regularization_coefficient(
             schedule.regularization_constant, schedule.regularization_constant_initial, kl_weight
         )
-        return loss + coefficient * sum(term() for term in self.regularizers.values())
+        return coefficient * sum(term() for term in self.regularizers.values())
 
     @cached_property
     def _buffers(self) -> Snapshot:

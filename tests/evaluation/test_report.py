@@ -20,6 +20,7 @@ def evaluation(model):
     return Evaluation(
         images=7,
         samples=5,
+        estimator="importance_weighted",
         elbo=Estimate(-1234.5, 6.75),
         log_likelihood=Estimate(-1222.25, 3.5),
         reconstruction=-1200.0,

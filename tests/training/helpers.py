@@ -9,6 +9,14 @@ import torch
 from nvae.training.trainer import Trainer
 
 NVLABS = {"style": "nvlabs", "n_mix": 2, "num_flows": 1}
+LADDER = {"family": "ladder", "latents_per_scale": [1, 1], "channels": 4, "encoder_blocks_per_scale": 1}
+DVP = LADDER | {
+    "family": "dvp",
+    "context_size": 3,
+    "diffusion_steps": 3,
+    "unet_blocks": 1,
+    "unet_dropout": 0.2,  # from torch's default generator
+}
 TOY_FACES = {"name": "toy_faces"}
 
 

@@ -1,4 +1,7 @@
 import json
+import os
+import re
+import sys
 
 import pytest
 from PIL import Image
@@ -64,13 +67,10 @@ def test_run_logger_leaves_out_damaged_lines_with_one_warning(config, tmp_path, 
 
 def test_run_logger_a_failing_logger_is_one_warning(config, tmp_path, monkeypatch):
     class Full:
-        def __init__(self, folder, step):
-            pass
-
         def log(self, metrics):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(loggers, "LOGGERS", [Full, *loggers.LOGGERS])
+    monkeypatch.setattr(loggers, "LOGGERS", {"full": lambda *_: Full()} | loggers.LOGGERS)
     logger, warnings = run_logger(config, tmp_path)
     for step in (10, 11):
         logger.log(LINE | {"step": step})
@@ -83,8 +83,8 @@ def test_run_logger_takes_another_logger(config, tmp_path, monkeypatch):
     calls = []
 
     class Recorder:
-        def __init__(self, folder, step):
-            calls.append((folder, step))
+        def __init__(self, folder, config, step):
+            calls.append((folder, config, step))
 
         def log(self, metrics):
             calls.append(metrics)
@@ -95,12 +95,12 @@ def test_run_logger_takes_another_logger(config, tmp_path, monkeypatch):
         def close(self):
             calls.append("closed")
 
-    monkeypatch.setattr(loggers, "LOGGERS", [Recorder])
+    monkeypatch.setattr(loggers, "LOGGERS", {"recorder": Recorder, "not wanted": lambda *_: None})
     logger, _ = run_logger(config, tmp_path)
     logger.log(LINE)
     logger.log_images("samples", Image.new("RGB", (4, 2)), 3)
     logger.close()
-    assert calls == [(tmp_path, 9), LINE, ("samples", (4, 2), 3), "closed"]
+    assert calls == [(tmp_path, config, 9), LINE, ("samples", (4, 2), 3), "closed"]
 
 
 def test_tensorboard_gets_scalars_and_images(config, tmp_path):
@@ -113,3 +113,65 @@ def test_tensorboard_gets_scalars_and_images(config, tmp_path):
     assert [(scalar.step, scalar.value) for scalar in events.Scalars("kl_per_group/1")] == [(3, 1.5)]
     (image,) = events.Images("samples")
     assert (image.step, image.width, image.height) == (3, 4, 2)
+
+
+# ---------------------------------------------------------------------------------------------- Weights & Biases
+
+
+@pytest.fixture
+def offline(make_config, monkeypatch):
+    """A config that asks for Weights & Biases without a network; environment variables do not help."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    return make_config(training_parameters={"wandb": "offline"})
+
+
+def test_wandb_is_off_by_default(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    _, warnings = run_logger(config, tmp_path)
+    assert warnings == []
+
+
+def test_wandb_missing_package_is_one_warning_that_names_the_extra(offline, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    logger, warnings = run_logger(offline, tmp_path)
+    logger.log(LINE)
+    logger.close()
+    assert len(warnings) == 1
+    assert "pip install -e '.[wandb]'" in warnings[0]
+    assert read_metrics(tmp_path / "metrics.jsonl", 2)[0] == [LINE]
+
+
+def test_wandb_offline_records_scalars_pictures_and_one_id(offline, tmp_path, capfd):
+    pytest.importorskip("wandb")
+    folder = tmp_path / "small"
+    for step in (3, 6):  # the second one continues the run
+        logger, warnings = run_logger(offline, folder, step=step)
+        logger.log(LINE | {"step": step})
+        logger.log_images("samples", Image.new("RGB", (4, 2), (255, 0, 0)), step)
+        logger.close()
+        assert warnings == []
+    assert capfd.readouterr() == ("", "")
+    run_id = (folder / loggers.WANDB_ID_FILE).read_text().encode()
+    files = sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(files) == 2
+    for step, file in zip((b"3", b"6"), files, strict=True):
+        record = file.read_bytes()  # protocol buffers: names and JSON values are plain text
+        for text in (run_id, b"nvae", b"small", b"channel_towers"):
+            assert text in record
+        for name, value in ((b"loss", rb"2\.5"), (b"kl_per_group/1", rb"1\.5"), (b"_step", step)):
+            assert re.search(name + rb"[^\d/]{1,9}" + value, record), name
+    assert len(list((folder / "wandb").rglob("*.png"))) == 2
+
+
+def test_wandb_that_fails_is_one_warning(offline, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+
+    def fail(**_):
+        raise wandb.errors.CommError("no connection")
+
+    monkeypatch.setattr(wandb, "init", fail)
+    logger, warnings = run_logger(offline, tmp_path)
+    logger.log(LINE)
+    logger.close()
+    assert len(warnings) == 1

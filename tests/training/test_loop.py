@@ -311,7 +311,14 @@ def test_reconstructions_are_below_their_images(make_model, data, tmp_path):
     assert math.prod(picture.size) > 0
 
 
-# ------------------------------------------------------------------------------------------------------------- EMA
+# ---------------------------------------------------------------------------------------- EMA, gradient accumulation
+
+
+def test_train_informs_about_batch_norms_of_parts(run):
+    _, events = run(epochs=1, gradient_accumulation=2, evaluation_samples=0)
+    assert any("batch norm" in event.text for event in events if event.kind == "info")
+    _, events = run(epochs=1, evaluation_samples=0)
+    assert not any("batch norm" in event.text for event in events)
 
 
 def test_train_validates_draws_and_writes_the_ema(run, data, tmp_path, monkeypatch):

@@ -3,13 +3,14 @@ import math
 import pytest
 import torch
 
+from nvae import migrations
 from nvae.checkpoint import CheckpointError, load, save
 from nvae.data.images import Data
 from nvae.errors import UserError
 from nvae.migrations import migrate_weights
 from nvae.training.trainer import Trainer
 
-from .helpers import NVLABS, TOY_FACES, advance, differences, everything
+from .helpers import DVP, LADDER, NVLABS, TOY_FACES, advance, differences, everything
 
 
 @pytest.fixture
@@ -65,6 +66,78 @@ def test_resume_of_every_variant_equals_an_uninterrupted_run_bit_for_bit(make_tr
     moved = differences(at_the_break, everything(whole))
     assert any(key.endswith("stem.bias") for key in moved)
     assert any(key.endswith("weight.0.right") for key in moved) == model.get("spectral_normalization", False)
+
+
+ALL_FEATURES = {
+    "batch_size": 4,
+    "epochs": 6,
+    "epochs_per_checkpoint": 1,
+    "ema_decay": 0.8,
+    "gradient_accumulation": 2,
+    "early_stopping_patience": 4,
+    "loss_scale": "bits_per_dimension",
+    "gradient_clipping": 0.05,
+}
+BINARIZED = {"dataset": TOY_FACES | {"binarize": True, "horizontal_flip": True}, "sampling_method": "bernoulli"}
+SCHEDULES = {
+    "plateau": {"learning_rate_schedule": "plateau", "plateau_patience": 1},
+    "cosine": {
+        "learning_rate_update": "epoch",
+        "learning_rate_decay": "from_start",
+        "learning_rate_warmup_epochs": 1.0,
+    },
+}
+
+
+def advance_and_validate(trainer, steps):
+    """Take some steps; validate after every second one, with an ELBO that is best at the fourth step."""
+    for _ in range(steps):
+        advance(trainer, 1)
+        if trainer.progress.step % 2 == 0:
+            trainer.record_validation(
+                -float(abs(trainer.progress.step - 4)), [float(len(trainer.model.groups))] * len(trainer.model.groups)
+            )
+
+
+@pytest.mark.parametrize("rates", SCHEDULES)
+@pytest.mark.parametrize("family", ["nvae", "ladder", "dvp"])
+@pytest.mark.parametrize("interrupted_after", [1, 5])  # in the middle of an epoch of three steps
+def test_resume_with_all_features_equals_an_uninterrupted_run_bit_for_bit(
+    make_trainer, path, family, rates, interrupted_after
+):
+    model = BINARIZED | {"nvae": {}, "ladder": LADDER, "dvp": DVP}[family]
+    whole, first, second = (make_trainer(model, **ALL_FEATURES | SCHEDULES[rates]) for _ in range(3))
+    assert whole.has_batch_norm == (family == "nvae")
+    advance_and_validate(whole, 10)
+    advance_and_validate(first, interrupted_after)
+    first.save(path)
+    second.resume(path)
+    assert second.progress.image > 0
+    advance_and_validate(second, 10 - interrupted_after)
+    assert not differences(everything(whole), everything(second))
+    assert second.history.validations == whole.history.validations
+    best, expected = second.result()[0].state_dict(), whole.result()[0].state_dict()
+    assert second.best_weights.best.validation.elbo == 0
+    assert all(torch.equal(expected[name], tensor) for name, tensor in best.items())
+    assert any(not torch.equal(tensor, best[name]) for name, tensor in second.eval_model.state_dict().items())
+
+
+def test_resume_of_a_checkpoint_without_the_newer_keys_and_states(make_trainer, path):
+    """A file of version 2 from before the EMA, the history and the newer schedules."""
+    whole, first, second = make_trainer(), make_trainer(), make_trainer()
+    advance(whole, 5)
+    advance(first, 2)
+    first.save(path)
+    content = torch.load(path, weights_only=True)
+    newer = [key for key in migrations.NEW_KEYS if key.startswith("training_parameters.")]
+    for key in newer[newer.index("training_parameters.gradient_skip_threshold") + 1 :]:
+        del content["config"]["training_parameters"][key.partition(".")[2]]
+    del content["training"]["history"], content["training"]["best"]
+    torch.save(content, path)
+    assert load(path)["config"] == first.config
+    assert second.resume(path) == []
+    advance(second, 3)
+    assert not differences(everything(whole), everything(second))
 
 
 def test_resume_restores_the_loss_scale(make_trainer, path):

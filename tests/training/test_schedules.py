@@ -3,7 +3,7 @@ import math
 import pytest
 
 from nvae.schema import TrainingParameters
-from nvae.training.schedules import kl_warmup, learning_rate
+from nvae.training.schedules import Validation, kl_warmup, learning_rate, plateau_reductions
 
 SCHEDULE = TrainingParameters(
     learning_rate=0.01, learning_rate_min=0.001, learning_rate_warmup_epochs=2.0, warmup_epochs=10.0, epochs=30
@@ -99,3 +99,98 @@ def test_learning_rate_is_continuous(decay):
     schedule = SCHEDULE.model_copy(update={"learning_rate_decay": decay})
     rates = [learning_rate(step / 100, schedule, 100) for step in range(1, 3100)]
     assert max(abs(b - a) for a, b in zip(rates, rates[1:], strict=False)) < 1e-4
+
+
+# ------------------------------------------------------------------------------------- per epoch, from_start, plateau
+
+PER_EPOCH = SCHEDULE.model_copy(
+    update={
+        "learning_rate_update": "epoch",
+        "learning_rate_decay": "after_its_warmup",
+        "learning_rate_warmup_epochs": 4.0,
+    }
+)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant", "plateau"])
+def test_learning_rate_per_epoch_is_constant_inside_an_epoch(schedule):
+    per_epoch = PER_EPOCH.model_copy(update={"learning_rate_schedule": schedule, "plateau_patience": 3})
+    history = [Validation(epoch + 0.5, -1.0) for epoch in range(30)]
+    for epoch in range(30):
+        assert len({learning_rate(epoch + part, per_epoch, 100, history) for part in (0.0, 0.3, 0.7, 0.99)}) == 1
+
+
+def test_learning_rate_per_epoch_rises_to_the_highest_in_the_last_epoch_of_the_warmup():
+    rates = [learning_rate(epoch, PER_EPOCH, 100) for epoch in range(5)]
+    assert rates[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
+    assert rates[4] == pytest.approx(0.001 + 0.009 * (1 + math.cos(math.pi / 27)) / 2)  # the cosine starts at epoch 3
+    fraction = PER_EPOCH.model_copy(update={"learning_rate_warmup_epochs": 2.5})
+    assert [learning_rate(epoch, fraction, 100) for epoch in range(3)] == pytest.approx([0.004, 0.008, 0.01])
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 5])
+def test_learning_rate_from_start_per_epoch_is_the_published_schedule(warmup):
+    """Linear warm-up, then the cosine of all epochs; the factor makes the two meet."""
+    schedule = PER_EPOCH.model_copy(
+        update={"learning_rate_decay": "from_start", "learning_rate_warmup_epochs": float(warmup)}
+    )
+    start = max(warmup - 1, 0)
+    for epoch in range(30):
+        expected = 0.01 * (epoch + 1) / max(warmup, 1)
+        if epoch >= warmup:
+            cosine = (1 + math.cos(math.pi * epoch / 30)) / (1 + math.cos(math.pi * start / 30))
+            expected = 0.001 + 0.009 * cosine
+        assert learning_rate(epoch, schedule, 100) == pytest.approx(expected, rel=1e-12)
+
+
+def test_learning_rate_from_start_per_step_is_continuous_and_reaches_the_minimum():
+    schedule = SCHEDULE.model_copy(update={"learning_rate_decay": "from_start"})
+    assert learning_rate(2.0, schedule, 100) == 0.01
+    expected = 0.001 + 0.009 * 1.0 / (1 + math.cos(math.pi * 2 / 30))
+    assert learning_rate(15.0, schedule, 100) == pytest.approx(expected)
+    assert learning_rate(30.0, schedule, 100) == pytest.approx(0.001)
+    rates = [learning_rate(step / 100, schedule, 100) for step in range(1, 3100)]
+    assert max(abs(b - a) for a, b in zip(rates, rates[1:], strict=False)) < 1e-4
+    too_long = schedule.model_copy(update={"learning_rate_warmup_epochs": 30.0})
+    assert learning_rate(30.0, too_long, 100) == 0.01
+    assert learning_rate(31.0, too_long, 100) == pytest.approx(0.001)
+
+
+def test_learning_rate_constant_stays_after_the_warmup():
+    schedule = SCHEDULE.model_copy(update={"learning_rate_schedule": "constant"})
+    assert learning_rate(1.0, schedule, 100) == pytest.approx(0.005)
+    assert {learning_rate(epoch, schedule, 100) for epoch in (2.0, 11.0, 29.9, 35.0)} == {0.01}
+
+
+def plateau(**changes):
+    update = {"learning_rate_schedule": "plateau", "learning_rate_warmup_epochs": 0.0, "plateau_patience": 2}
+    return SCHEDULE.model_copy(update=update | changes)
+
+
+@pytest.mark.parametrize(
+    ("elbos", "reductions"),
+    [
+        ([], 0),
+        ([1, 2, 3, 4], 0),
+        ([1, 0], 0),
+        ([1, 0, 0], 1),
+        ([1, 0, 0, 0], 1),
+        ([1, 0, 0, 0, 0], 2),
+        ([1, 0, 2, 0, 2], 1),
+        ([1, 0, 0, 2, 0, 0], 2),
+        ([1, 1, 1], 1),
+    ],
+)
+def test_plateau_reductions_count_from_the_best_or_the_last_reduction(elbos, reductions):
+    history = [Validation(epoch + 1.0, elbo) for epoch, elbo in enumerate(elbos)]
+    assert plateau_reductions(history, plateau()) == reductions
+    rate = learning_rate(20.0, plateau(plateau_factor=0.5), 100, history)
+    assert rate == pytest.approx(0.01 * 0.5**reductions)
+
+
+def test_plateau_counts_from_the_end_of_the_warmup_and_ends_at_the_minimum():
+    history = [Validation(epoch + 1.0, -epoch) for epoch in range(30)]
+    assert plateau_reductions(history[:5], plateau(learning_rate_warmup_epochs=4.0)) == 0
+    assert plateau_reductions(history[:6], plateau(learning_rate_warmup_epochs=4.0)) == 1
+    assert learning_rate(30.0, plateau(), 100, history) == 0.001
+    assert learning_rate(4.0, plateau(), 100, history) == 0.005  # later validations do not count

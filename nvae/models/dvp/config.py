@@ -36,4 +36,6 @@ class DVPConfig(LadderConfig):
             raise InvalidValueError(
                 "context_size", self.context_size, f"at most input_dimension, {self.input_dimension}"
             )
+        if self.top_prior == "diffusion":
+            self.check_diffusion_prior("context_size", self.context_size)
         return self

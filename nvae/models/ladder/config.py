@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from nvae.errors import InvalidValueError
 from nvae.models.priors.config import TopPriorConfig
-from nvae.schema import Channels, PositiveRate, Rate, TrainingParameters
+from nvae.schema import Channels, LearningRateDecay, PositiveRate, Rate, TrainingParameters
 
 MAX_BLOCKS = 2000
 MAX_WIDTH = 2**17  # channels of the widest layer
@@ -22,8 +22,10 @@ class LadderTrainingParameters(TrainingParameters):
         1e-8, description="Added to the denominator of the optimizer's update."
     )
     learning_rate_warmup_epochs: Rate = Field(2.0, description="Epochs of a linear rise from zero to learning_rate.")
-    learning_rate_decay: Literal["after_kl_warmup", "after_its_warmup"] = Field(
-        "after_its_warmup", description="Start of the cosine: after the KL warm-up, or after the learning rate's own."
+    learning_rate_decay: LearningRateDecay = Field(
+        "after_its_warmup",
+        description="Start of the cosine: after the KL warm-up, or after the learning rate's own; from_start: the "
+        "cosine of all epochs, scaled so that it equals learning_rate at the end of the learning rate's warm-up.",
     )
     weight_decay: Rate = Field(0.0, description="Weight decay of the optimizer.")
     kl_balancing: bool = Field(False, description="Balance the KL across latent groups during the KL warm-up.")
@@ -106,6 +108,8 @@ class LadderConfig(TopPriorConfig):
                 self.hidden_multiplier,
                 f"at least {1 / min(channels):g}, for one channel in blocks",
             )
+        if self.family == "ladder" and self.top_prior == "diffusion":
+            self.check_diffusion_prior("top_prior", self.input_dimension // 2**downsamplings)
         return self
 
 

@@ -63,3 +63,10 @@ class TopPriorConfig(ModelConfig):
                 f"a divisor of unet_channels, {self.unet_channels}",
             )
         return self
+
+    def check_diffusion_prior(self, key: str, side: int) -> None:
+        """Raise InvalidValueError for a diffusion prior of z of side x side whose group norms would see one number."""
+        if self.unet_channels == UNET_GROUPS and side == 1:
+            raise InvalidValueError(
+                key, getattr(self, key), f"unet_channels of at least {2 * UNET_GROUPS} for a latent group of 1 x 1"
+            )

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-GROUPS = 16  # of the group norms
+from nvae.models.priors.config import UNET_GROUPS
+
 LONGEST_PERIOD = 10_000
 
 
@@ -30,15 +31,22 @@ def zeroed(module: nn.Conv2d) -> nn.Conv2d:
     return module
 
 
+class GroupNorm(nn.GroupNorm):
+    """A group norm that also takes one value per channel; PyTorch refuses a batch of one image of 1 x 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
 class ResidualBlock(nn.Module):
     """x + f(x, embedding), (B, in, H, W) to (B, out, H, W). The embedding scales and shifts the second group norm."""
 
     def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(GROUPS, in_channels)
+        self.norm1 = GroupNorm(UNET_GROUPS, in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * out_channels)
-        self.norm2 = nn.GroupNorm(GROUPS, out_channels)
+        self.norm2 = GroupNorm(UNET_GROUPS, out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
@@ -56,7 +64,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = nn.GroupNorm(GROUPS, channels)
+        self.norm = GroupNorm(UNET_GROUPS, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.output = zeroed(nn.Conv2d(channels, channels, 1))
 
@@ -85,7 +93,7 @@ class UNet(nn.Module):
         self.down = nn.ModuleList(block(channels) for _ in range(blocks))
         self.middle1, self.attention, self.middle2 = block(channels), Attention(channels, heads), block(channels)
         self.up = nn.ModuleList(block(2 * channels) for _ in range(blocks + 1))
-        self.norm = nn.GroupNorm(GROUPS, channels)
+        self.norm = GroupNorm(UNET_GROUPS, channels)
         self.head = zeroed(nn.Conv2d(channels, data_channels, 3, padding=1))
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:

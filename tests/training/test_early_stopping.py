@@ -1,0 +1,156 @@
+import pytest
+import torch
+
+from nvae.checkpoint import CheckpointError, load, load_model_and_metadata
+from nvae.config import ConfigError
+from nvae.evaluation.likelihood import evaluate
+from nvae.schema import TrainingParameters
+from nvae.training import loop
+from nvae.training.schedules import Validation, best_validation, stops_early
+
+from .helpers import advance, differences, everything
+from .test_resume import put
+
+ELBOS = [-900.0, -700.0, -800.0, -750.0, -760.0, -740.0, -730.0, -720.0]
+
+
+def history(*elbos):
+    return [Validation(epoch + 1.0, elbo) for epoch, elbo in enumerate(elbos)]
+
+
+@pytest.mark.parametrize(
+    ("elbos", "stops"),
+    [([], False), ([1], False), ([1, 2], False), ([2, 1], False), ([2, 1, 1], True), ([2, 1, 3], False)]
+    + [([2, 2, 2], True), ([1, 2, 0, 1.9], True), ([2, 0, 1, 3], False)],
+)
+def test_stops_early_after_two_epochs_without_a_better_validation(elbos, stops):
+    assert stops_early(history(*elbos), TrainingParameters(early_stopping_patience=2)) == stops
+    assert not stops_early(history(*elbos), TrainingParameters())
+    assert not stops_early(history(*elbos), TrainingParameters(early_stopping_patience=4))
+
+
+def test_best_validation_is_the_first_maximum():
+    assert best_validation(history(1, 3, 3, 2)) == (2.0, 3)
+    assert best_validation([]) is None
+
+
+@pytest.fixture
+def run(make_config, schedule, data, tmp_path, monkeypatch):
+    """A function: train with the validations of ELBOS, one per epoch; returns the result's path and the texts."""
+    monkeypatch.setattr(loop, "load_data", lambda config, progress: data)
+    checkpoint = tmp_path / "saved_weights" / "small.checkpoint"
+
+    def scripted(model, images, *arguments, samples=1, **options):
+        evaluation = evaluate(model, images, *arguments, **options)
+        epoch = round(load(checkpoint)["training"]["progress"]["step"] / 3) if checkpoint.exists() else 0
+        return evaluation._replace(elbo=evaluation.elbo._replace(mean=ELBOS[epoch]))
+
+    monkeypatch.setattr(loop, "evaluate", scripted)
+
+    def run(**changes):
+        base = {"epochs": 8, "epochs_per_checkpoint": 1, "evaluation_samples": 0, "write_reconstruction": False}
+        config, texts = make_config(training_parameters=schedule | base | changes), []
+        path = loop.train(
+            config, "small", "cpu", folder=tmp_path, progress=False, on_event=lambda event: texts.append(event.text)
+        )
+        return path, texts
+
+    return run
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
+def test_train_stops_early_and_keeps_the_best_weights(run, tmp_path, monkeypatch, ema_decay):
+    saved = {}
+    record = loop.Trainer.record_validation
+
+    def recorded(trainer, elbo, kl):
+        record(trainer, elbo, kl)
+        saved[trainer.progress.epoch] = {k: v.clone() for k, v in trainer.eval_model.state_dict().items()}, kl
+
+    monkeypatch.setattr(loop.Trainer, "record_validation", recorded)
+    seen = {}
+    monkeypatch.setattr(loop, "draw_samples", lambda model, *_: seen.update(pictures=model.constant.clone()))
+    monkeypatch.setattr(loop, "report", lambda evaluation, model, _: seen.update(evaluation=model.constant.clone()))
+    path, _ = run(early_stopping_patience=3, ema_decay=ema_decay, evaluation_samples=1)
+    training = load(tmp_path / "saved_weights" / "small.checkpoint")["training"]
+    assert training["progress"]["epoch"] == 5
+    assert training["history"]["validations"] == history(*ELBOS[:5])
+    assert training["best"]["validation"] == (2.0, -700.0)
+    model, metadata = load_model_and_metadata(path)
+    weights, kl = saved[2]
+    assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+    assert not torch.equal(weights["constant"], saved[5][0]["constant"])
+    assert metadata["kl_per_group"] == kl
+    assert torch.equal(seen["pictures"], model.constant)
+    assert torch.equal(seen["evaluation"], model.constant)
+
+
+def test_train_stopped_early_stays_stopped_and_continues_with_more_patience(run, tmp_path):
+    checkpoint = tmp_path / "saved_weights" / "small.checkpoint"
+    path, _ = run(early_stopping_patience=3)
+    result = load(path)["weights"]
+    before = checkpoint.read_bytes()
+    path, texts = run(early_stopping_patience=3)
+    assert checkpoint.read_bytes() == before
+    assert all(torch.equal(result[name], tensor) for name, tensor in load(path)["weights"].items())
+    assert any("early_stopping_patience" in text for text in texts)
+    run(early_stopping_patience=5)
+    assert load(checkpoint)["training"]["progress"]["epoch"] == 7
+    path, _ = run()  # without early stopping, to the end, with the last weights
+    content = load(checkpoint)
+    assert content["training"]["progress"]["epoch"] == 8
+    assert content["training"]["best"] == {}
+    assert all(torch.equal(content["weights"][name], tensor) for name, tensor in load(path)["weights"].items())
+
+
+def test_train_with_early_stopping_turned_on_keeps_the_best_weights_from_then_on(run, tmp_path):
+    run(epochs=3)
+    run(early_stopping_patience=100, epochs=5)
+    assert load(tmp_path / "saved_weights" / "small.checkpoint")["training"]["best"]["validation"] == (4.0, -750.0)
+
+
+def test_early_stopping_needs_validations(make_config):
+    off = {"epochs_per_checkpoint": None}
+    with pytest.raises(ConfigError) as error:
+        make_config(training_parameters=off | {"early_stopping_patience": 3})
+    assert error.value.key == "training_parameters.early_stopping_patience"
+    with pytest.raises(ConfigError) as error:
+        make_config(training_parameters=off | {"learning_rate_schedule": "plateau"})
+    assert error.value.key == "training_parameters.learning_rate_schedule"
+    make_config(training_parameters=off | {"images_per_checkpoint": 5, "early_stopping_patience": 3})
+
+
+DAMAGES = {
+    "training.history": [
+        put("history", 5),
+        put("history", "validations", 5),
+        put("history", "validations", [(1.0, "x")]),
+        put("history", "validations", [(1.0,)]),
+        put("history", "validations", [(1.0, float("nan"))]),
+        put("history", "validations", [(10**400, 1.0)]),
+        put("history", "validations", [(1.0, 2.0)] * 10_000),
+    ],
+    "training.best": [
+        put("best", 5),
+        put("best", "validation", (1.0, None)),
+        put("best", "kl_per_group", [1.0]),
+        put("best", "weights", {}),
+        put("best", "weights", "constant", torch.zeros(2)),
+    ],
+}
+
+
+@pytest.mark.parametrize(("key", "change"), [(key, change) for key in DAMAGES for change in DAMAGES[key]])
+def test_resume_refuses_a_damaged_history_and_changes_nothing(make_trainer, tmp_path, key, change):
+    path = tmp_path / "a.checkpoint"
+    trainer, again = make_trainer(early_stopping_patience=2), make_trainer(early_stopping_patience=2)
+    advance(trainer, 2)
+    trainer.record_validation(-500.0, [1.0] * 4)
+    trainer.save(path)
+    content = torch.load(path, weights_only=True)
+    change(content["training"])
+    torch.save(content, path)
+    before = everything(again)
+    with pytest.raises(CheckpointError, match=key):
+        again.resume(path)
+    assert not differences(before, everything(again))
