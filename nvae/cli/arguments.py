@@ -118,7 +118,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         metavar="TEMPERATURE",
         help="factor on the prior's standard deviations: 0.6 to 0.8 gives clean images, 1 the full variety; or one per "
-        "scale, the coarsest first, such as 0.6,0.8",
+        "scale, the coarsest first, such as 0.6,0.8; for a model with a context, one more number may come first",
     )
     parser.add_argument(
         "iterations",
@@ -136,7 +136,8 @@ def add_context_temperature(parser: argparse.ArgumentParser) -> None:
         "--context-temperature",
         type=number,
         metavar="T",
-        help="temperature of the context, for a model with one (default: the temperature of the top scale)",
+        help="temperature of the context, for a model with a context (default: that in the list of temperatures if it "
+        "has one more number than scales, else that of the top scale)",
     )
 
 
