@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from nvae.models.distributions import Distribution, at_least_float32, sum_per_image
 from nvae.models.priors.config import NoiseSchedule, Parametrization, TopPriorConfig
 from nvae.models.priors.unet import UNet
+from nvae.seeds import seeded
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -167,18 +168,24 @@ class DiffusionPrior(nn.Module):
 
         The step goes from t = 1 - index / steps to r = t - 1 / steps. The predicted z is clamped to [-1, 1].
         """
-        gamma_t, gamma_r = (
-            self.schedule.gamma(torch.tensor(1 - i / self.steps, dtype=torch.float64)).item()
-            for i in (index, index + 1)
-        )
+        gamma = self._gamma(index)
+        noise = self.predicted_noise(z, torch.full_like(z[:, 0, 0, 0], 1 - index / self.steps))
+        predicted = (z - math.sqrt(1 / (1 + math.exp(-gamma))) * noise) * math.sqrt(1 + math.exp(gamma))
+        return self.step_toward(predicted.clamp(-1, 1), z, index)
+
+    def step_toward(self, clean: Tensor, z: Tensor, index: int) -> tuple[Tensor, float]:
+        """Return the mean and the standard deviation of q(z_r | z_t, z), where z at time 0 is `clean`."""
+        gamma_t, gamma_r = self._gamma(index), self._gamma(index + 1)
         alpha_t, alpha_r = (1 / math.sqrt(1 + math.exp(gamma)) for gamma in (gamma_t, gamma_r))
         variance_t, variance_r = (1 / (1 + math.exp(-gamma)) for gamma in (gamma_t, gamma_r))
-        noise = self.predicted_noise(z, torch.full_like(z[:, 0, 0, 0], 1 - index / self.steps))
-        predicted = ((z - math.sqrt(variance_t) * noise) / alpha_t).clamp(-1, 1)
         ratio = alpha_t / alpha_r
         added = variance_t - ratio**2 * variance_r  # the variance of z_t given z_r
-        mean = ratio * variance_r / variance_t * z + alpha_r * added / variance_t * predicted
+        mean = ratio * variance_r / variance_t * z + alpha_r * added / variance_t * clean
         return mean, math.sqrt(added * variance_r / variance_t)
+
+    def _gamma(self, index: int) -> float:
+        """Return gamma before step `index`."""
+        return self.schedule.gamma(torch.tensor(1 - index / self.steps, dtype=torch.float64)).item()
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,16 +220,19 @@ class DiffusionDistribution(Distribution):
         return self.prior.split_noise(noise)
 
     def to_noise(self, z: Tensor) -> Tensor:
-        """Return noise that gives z: the noise of the steps along z_t = alpha_t z, the center of every q(z_t | z).
+        """Return noise that gives z: of a path z_1, ..., z_0 = z drawn from q(z_1, ... | z) (Wu and De la Torre 2023).
 
-        Many noises give the same z. Huberman-Spiegelglas et al. (2024) draw the path; here the path has no randomness.
+        Many noises give the same z. The draws of the path are always the same, for every z. Along a drawn path, the
+        noise has the size of a standard normal draw, and the sampler damps errors of rounding; along the path of the
+        means, alpha_t z, a trained network amplifies them.
         """
-        prior, steps = self.prior, self.prior.steps
-        times = torch.arange(steps, -1, -1, dtype=torch.float64) / steps
-        alphas = prior.schedule.gamma(times).neg().sigmoid().sqrt().tolist()
-        path = [alpha * z for alpha in alphas[:-1]] + [z]
-        noise = [path[0]]
-        for index in range(steps):
-            mean, sigma = prior.step(path[index], index)
-            noise.append((path[index + 1] - mean) / sigma)
+        prior = self.prior
+        draws = torch.randn(prior.noise_shape, generator=seeded(0, "path of a diffusion")).to(z)
+        gamma = prior.schedule.gamma(torch.ones((), dtype=torch.float64))
+        state = gamma.neg().sigmoid().sqrt().item() * z + gamma.sigmoid().sqrt().item() * draws[0]
+        noise = [state]
+        for index in range(prior.steps):
+            mean, sigma = prior.step(state, index)
+            state = prior.step_toward(z, state, index)[0] + sigma * draws[index + 1] if index + 1 < prior.steps else z
+            noise.append((state - mean) / sigma)
         return torch.stack(noise, dim=1)

@@ -75,6 +75,28 @@ def test_noise_of_z_gives_z(parametrization, schedule):
 
 
 @torch.no_grad()
+def test_noise_of_z_has_the_size_of_a_draw_where_the_network_knows_z():
+    prior = make_prior(diffusion_steps=50)
+    z = 0.7 * normal(4, 3, 4, 4).clamp(-1, 1)
+
+    def true_noise(z_t, t):
+        gamma = prior.schedule.gamma(t)[:, None, None, None]
+        return (z_t - gamma.neg().sigmoid().sqrt() * z) / gamma.sigmoid().sqrt()
+
+    prior.predicted_noise = true_noise
+    sizes = prior(4).to_noise(z).square().mean((0, 2, 3, 4)).sqrt()
+    assert len(sizes) == 51
+    assert ((sizes[:-1] - 1).abs() < 0.4).all()  # 48 draws, the same for every z
+    assert abs(sizes[:-1].mean() - 1) < 0.05
+
+
+@torch.no_grad()
+def test_noise_of_z_does_not_depend_on_the_other_z():
+    prior, z = make_prior(), 0.7 * normal(3, 3, 4, 4)
+    torch.testing.assert_close(prior(1).to_noise(z[1:2]), prior(3).to_noise(z)[1:2], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
 def test_temperature_scales_the_variance_of_every_draw():
     prior = make_prior()(2)
     noise = normal(2, 7, 3, 4, 4)
