@@ -48,9 +48,10 @@ def _group_rows(evaluation: Evaluation, model: HierarchicalVAE) -> list[tuple[st
         return f"{sum(active[i] for i in indices):,} of {sum(units[i] for i in indices):,}"
 
     rows = [("latent group, top first", "resolution", "KL in nats", "active units")]
-    for index, level in enumerate(group.level for group in model.groups):
-        kl = f"{evaluation.kl_per_group[index]:.2f}"
-        rows.append((str(index + 1), f"{level.resolution} x {level.resolution}", kl, active_of([index])))
+    for index, group in enumerate(model.groups):
+        kl, side = f"{evaluation.kl_per_group[index]:.2f}", group.level.resolution
+        name = f"{index + 1}, the context" if group.is_context else str(index + 1)
+        rows.append((name, f"{side} x {side}", kl, active_of([index])))
     rows.append(("all", "", f"{sum(evaluation.kl_per_group):.2f}", active_of(list(range(len(units))))))
     return rows
 
