@@ -186,6 +186,18 @@ def restore(model: HierarchicalVAE, content: dict[str, Any], source: str | Path)
         ) from error
 
 
+def with_best_weights(content: dict[str, Any]) -> dict[str, Any]:
+    """Return `load`'s content with the best weights of a run with early stopping instead of the last ones.
+
+    `restore` checks either kind of weights.
+    """
+    best = content.get("training", {}).get("best")
+    if not isinstance(best, dict) or not isinstance(best.get("weights"), dict):
+        return content
+    kl = {"kl_per_group": best["kl_per_group"]} if "kl_per_group" in best else {}
+    return content | {"weights": best["weights"], "metadata": content["metadata"] | kl}
+
+
 def _finite_number(value: Any) -> bool:
     return isinstance(value, float) and math.isfinite(value)
 
@@ -199,7 +211,7 @@ def load_model_and_metadata(
     path: str | Path, device: torch.device | str = "cpu"
 ) -> tuple[HierarchicalVAE, dict[str, Any]]:
     """Load a model as `load_model` does, and the file's metadata. Raises CheckpointError."""
-    content = load(path)
+    content = with_best_weights(load(path))
     model = build_model(content["config"])
     restore(model, content, path)
     return model.to(device).eval().requires_grad_(False), content["metadata"]

@@ -28,8 +28,10 @@ def seeded(seed: int, purpose: str, count: int = 0, device: torch.device | str =
 
 @contextmanager
 def seeded_defaults(seed: int, purpose: str, count: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's default generators, for layers that take no generator, such as dropout; restore them on exit."""
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
+    """Seed torch's default generators, for layers that take no generator, such as dropout.
+
+    On exit, the generators of the CPU and of a CUDA device are restored.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(derived_seed(seed, purpose, count))
         yield

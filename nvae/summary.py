@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -18,10 +19,12 @@ FLOAT32_BYTES = 4
 
 
 class Cost(NamedTuple):
-    """The cost of one image in the network."""
+    """The cost of one image in the network, and of a forward pass beside its images: the pseudo-inputs of a prior."""
 
     operations: int  # of a forward pass; a multiplication and an addition are two
     saved_bytes: int  # activations that a forward pass keeps for the gradient
+    fixed_operations: int
+    fixed_bytes: int
 
 
 def cost_per_image(config: ModelConfig) -> Cost:
@@ -41,10 +44,17 @@ def cost_per_image(config: ModelConfig) -> Cost:
         batch = torch.zeros(images, config.image_channels, config.input_dimension, config.input_dimension)
         noise = model.no_posterior_noise(images)
     own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
-    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(record, lambda tensor: tensor):
-        model(batch, noise).px_z.log_prob(batch)
-    saved = sum(size for storage, size in saved_sizes.items() if storage not in own)
-    return Cost(counter.get_total_flops() // images, saved // images)
+
+    def measured(run: Callable[[], object]) -> tuple[int, int]:
+        saved_sizes.clear()
+        with FlopCounterMode(display=False) as counter, saved_tensors_hooks(record, lambda tensor: tensor):
+            run()
+        saved = sum(size for storage, size in saved_sizes.items() if storage not in own)
+        return counter.get_total_flops(), saved
+
+    fixed = measured(lambda: model.initial_state(images))
+    whole = measured(lambda: model(batch, noise).px_z.log_prob(batch))
+    return Cost(*((of_all - of_none) // images for of_all, of_none in zip(whole, fixed, strict=True)), *fixed)
 
 
 def num_parameters(module: nn.Module) -> int:
@@ -56,7 +66,11 @@ def training_bytes(config: ModelConfig, batch_size: int) -> int:
     """Estimate the memory of training in float32: activations, weights, gradients, moments, EMA."""
     with torch.device("meta"):
         parameters = num_parameters(build_model(config))
-    return batch_size * cost_per_image(config).saved_bytes + parameters * _bytes_per_parameter(config)
+    return _training_bytes(config, cost_per_image(config), parameters, batch_size)
+
+
+def _training_bytes(config: ModelConfig, cost: Cost, parameters: int, batch_size: int) -> int:
+    return batch_size * cost.saved_bytes + cost.fixed_bytes + parameters * _bytes_per_parameter(config)
 
 
 def _bytes_per_parameter(config: ModelConfig) -> int:
@@ -72,7 +86,8 @@ def summary(config: ModelConfig) -> str:
     cost = cost_per_image(config)
     schedule, total = config.training_parameters, num_parameters(model)
     images = schedule.batch_size // schedule.gradient_accumulation
-    memory = images * cost.saved_bytes + total * _bytes_per_parameter(config)
+    memory = _training_bytes(config, cost, total, images)
+    fixed = f", and {cost.fixed_operations / 1e9:.2f} GFLOP per batch" if cost.fixed_operations else ""
     lines = [
         f"{config.family}, {config.image_channels} x {config.input_dimension} x "
         f"{config.input_dimension} images from {config.dataset.name}"
@@ -83,7 +98,7 @@ def summary(config: ModelConfig) -> str:
         "",
         *_parts(model, total),
         "",
-        f"forward pass: {cost.operations / 1e9:.2f} GFLOP per image; training step: three times as many",
+        f"forward pass: {cost.operations / 1e9:.2f} GFLOP per image{fixed}; training step: three times as many",
         f"training memory: {cost.saved_bytes / 2**20:.1f} MiB per image for activations, about "
         f"{memory / 2**30:.2f} GiB in all with {schedule.optimizer} at batch size {schedule.batch_size}"
         + (f" in {schedule.gradient_accumulation} parts" if schedule.gradient_accumulation > 1 else "")

@@ -1,6 +1,6 @@
 import pytest
 
-from nvae.config import load_config
+from nvae.config import config_from_dict, load_config
 from nvae.models.families import build_model
 from nvae.optim import OPTIMIZERS
 from nvae.summary import cost_per_image, num_parameters, summary, training_bytes
@@ -63,3 +63,16 @@ def test_training_bytes_are_activations_weights_gradients_and_moments(make_confi
     config = make_config(training_parameters={"optimizer": optimizer})
     parameters, cost = num_parameters(build_model(config)), cost_per_image(config)
     assert training_bytes(config, 8) == 8 * cost.saved_bytes + 4 * 4 * parameters
+
+
+def test_pseudo_inputs_of_a_vampprior_are_a_cost_per_batch(make_config):
+    keys = {"family": "ladder", "input_dimension": 8, "latents_per_scale": [1], "channels": 4}
+
+    def cost(**changes):
+        return cost_per_image(config_from_dict(keys | changes, "the test"))
+
+    plain, few, many = cost(), cost(top_prior="vampprior", prior_components=10), cost(top_prior="vampprior")
+    assert plain.fixed_operations == plain.fixed_bytes == 0
+    assert many.fixed_operations == 50 * few.fixed_operations > 0
+    assert many.fixed_bytes > 40 * few.fixed_bytes
+    assert few.operations == plain.operations

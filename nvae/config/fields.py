@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from pydantic.fields import FieldInfo
 
 from nvae.schema import Section
@@ -109,7 +109,7 @@ def allowed_values(annotation: Any) -> str:
 
 
 def _range(bounds: Iterable[Any]) -> str:
-    low = high = ""
+    low = high = multiple = ""
     for bound in bounds:
         match bound:
             case Ge(ge=value):
@@ -120,7 +120,9 @@ def _range(bounds: Iterable[Any]) -> str:
                 high = f"to {_number(value)}"
             case Lt(lt=value):
                 high = f"to below {_number(value)}"
-    return f"{low} {high}".strip()
+            case MultipleOf(multiple_of=value):
+                multiple = f", a multiple of {_number(value)}"
+    return f"{low} {high}{multiple}".strip()
 
 
 def _number(value: float) -> str:

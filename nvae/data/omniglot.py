@@ -127,6 +127,9 @@ def _read_drawings(folder: Path, progress: bool) -> Tensor:
     images = []
     bar = tqdm(sorted(folder.rglob("*.png")), "reading omniglot", unit=" images", leave=False, disable=not progress)
     for file in bar:
-        with open_image(file) as image:
-            images.append(255 - np.asarray(image.convert("L")))
+        try:
+            with open_image(file) as image:
+                images.append(255 - np.asarray(image.convert("L")))
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises any of them for a damaged file
+            raise ValueError(f"{file.name} is damaged: {error}") from error
     return torch.from_numpy(np.stack(images))[:, None]

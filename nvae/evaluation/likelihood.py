@@ -49,9 +49,14 @@ class Evaluation(NamedTuple):
     elbo_bits: Estimate  # bits per dimension of the negative bound: lower is better
     log_likelihood_bits: Estimate
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether log_likelihood is a lower bound of log p(x), in expectation."""
+        return self.estimator == "importance_weighted"
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a JSON file, with None for numbers that are not finite."""
-        return {key: _plain(value) for key, value in self._asdict().items()}
+        return {key: _plain(value) for key, value in self._asdict().items()} | {"is_bound": self.is_bound}
 
 
 class Plan(NamedTuple):

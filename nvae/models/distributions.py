@@ -176,7 +176,8 @@ class NormalMixture(Distribution):
     """A mixture of M diagonal Normals.
 
     Noise (B, 2, ...): the first part makes z, the first number of the second part chooses the component.
-    log_weights: (B, M), normalized. mu, sigma: (B, M, ...). A temperature multiplies the variances.
+    log_weights: (B, M), normalized. mu, sigma: (B, M, ...). A temperature multiplies the variances of the components:
+    at 0, a sample is the mean of its component.
     """
 
     log_weights: Tensor
@@ -189,8 +190,8 @@ class NormalMixture(Distribution):
         return DiagonalNormal(self.mu[rows, index], self.sigma[rows, index], "variance")
 
     def sample(self, noise: Tensor, temperature: float = 1.0) -> Tensor:
-        uniform = torch.special.ndtr(noise[:, 1].flatten(1)[:, :1].to(self.log_weights.dtype))
-        below = (self.log_weights.exp().cumsum(1) < uniform).sum(1)
+        uniform = torch.special.ndtr(noise[:, 1].flatten(1)[:, :1].double())
+        below = (self.log_weights.double().softmax(1).cumsum(1) < uniform).sum(1)
         index = below.clamp(max=self.log_weights.shape[1] - 1)  # the sum of the weights is rounded
         return self._of_component(index).sample(noise[:, 0], temperature)
 
@@ -205,9 +206,9 @@ class NormalMixture(Distribution):
     def to_noise(self, z: Tensor) -> Tensor:
         """Return noise that gives z: of the most probable component, chosen by the middle of its interval."""
         index = self._log_joint(z).argmax(1)
-        weights = self.log_weights.exp()
+        weights = self.log_weights.double().softmax(1)
         middle = (weights.cumsum(1) - weights / 2).gather(1, index[:, None])
-        choice = torch.special.ndtri(middle.double()).to(z.dtype).clamp(-8, 8)
+        choice = torch.special.ndtri(middle).to(z.dtype).clamp(-8, 8)
         own = self._of_component(index).to_noise(z)
         return torch.stack([own, choice.view(-1, *(1,) * (z.dim() - 1)).expand_as(own)], dim=1)
 

@@ -59,7 +59,8 @@ class BestWeights:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = None
         if state_dict:
-            self.best = Best(**state_dict | {"validation": Validation(*state_dict["validation"])})
+            kl = [float(value) for value in state_dict["kl_per_group"]]  # a damaged file may have integers
+            self.best = Best(Validation(*state_dict["validation"]), kl, state_dict["weights"])
 
     @staticmethod
     def template(saved: Any, model: HierarchicalVAE) -> dict[str, Any]:

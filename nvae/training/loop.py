@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from nvae.checkpoint import checkpoint_path, model_path, save
+from nvae.checkpoint import checkpoint_path, model_path, save, weights_digest
 from nvae.config import config_path, load_config
 from nvae.data.registry import evaluation_images, load_data
 from nvae.devices import choose_device, set_fast_defaults
@@ -179,7 +179,8 @@ class _Training:
 
     def _check_health(self, kl_per_group: list[float], bits_per_dimension: float, when: str) -> None:
         warmed_up = self.trainer.current_kl_coefficient >= 1
-        warnings = health_warnings(kl_per_group, bits_per_dimension, self.trainer.config, warmed_up)
+        contexts = len(self.trainer.model.levels) - len(self.trainer.model.scales)  # a context never collapses
+        warnings = health_warnings(kl_per_group[contexts:], bits_per_dimension, self.trainer.config, warmed_up)
         for kind, warning in warnings.items():
             self.reporter.warn(warning, once=f"{kind} {when}")
 
@@ -226,8 +227,7 @@ class _Training:
         trainer, schedule = self.trainer, self.trainer.schedule
         samples, stem = schedule.evaluation_samples, self.folder / "evaluation"
         metadata = {"model": self.name, "step": trainer.progress.step, "seed": schedule.seed}
-        best = trainer.best_weights.best
-        metadata["weights_of_epoch"] = trainer.epoch if best is None else best.validation.epoch
+        metadata["weights"] = weights_digest(model)
         if samples == 0 or is_saved(stem, metadata | {"samples": samples}):
             return
         part = "validation" if trainer.data.test is None else "test"

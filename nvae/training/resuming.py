@@ -50,7 +50,9 @@ def restore_training(trainer: Trainer, path: Path) -> list[str]:
             f"{path} was written by version 1, which regularized other parts of the network: the state of the "
             "regularization starts anew."
         )
-    if mismatch := find_mismatch(training, _template(trainer, training), "training"):
+    if mismatch := find_mismatch(
+        training, _template(trainer, training, content["config"].training_parameters.ema_decay is not None), "training"
+    ):
         raise CheckpointError(
             f"{path} holds a training state that does not fit: {mismatch}. Use the program that wrote the file, or "
             "start over."
@@ -78,10 +80,13 @@ def restore_training(trainer: Trainer, path: Path) -> list[str]:
     return warnings
 
 
-def _template(trainer: Trainer, saved: dict[str, Any]) -> dict[str, Any]:
-    """Return a training state with the trainer's shapes, and with those keys that may differ taken from `saved`."""
+def _template(trainer: Trainer, saved: dict[str, Any], has_ema: bool) -> dict[str, Any]:
+    """Return a training state with the trainer's shapes, and with those keys that may differ taken from `saved`.
+
+    has_ema: whether the run that saved the state had an EMA.
+    """
     own = {name: part.state_dict() for name, part in trainer.evolving.items()} | {"data": ""}
-    if "model" in saved:  # the EMA may be turned on or off in a run
+    if has_ema:  # the EMA may be turned on or off in a run
         own["model"] = trainer.model.state_dict()
     if isinstance(saved.get("scaler"), dict) and not (saved["scaler"] and own["scaler"]):
         own["scaler"] = saved["scaler"]  # written on a device that needs no loss scale, or continued on one

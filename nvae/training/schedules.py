@@ -76,11 +76,6 @@ def _cosine(position: float) -> float:
 # ----------------------------------------------------------------------------------- functions of the validations
 
 
-def best_validation(history: Sequence[Validation]) -> Validation | None:
-    """Return the first validation with the highest ELBO; None if there is no validation yet."""
-    return max(history, key=lambda validation: validation.elbo, default=None)
-
-
 def plateau_reductions(history: Sequence[Validation], schedule: TrainingParameters) -> int:
     """Return how often the ELBO had no new maximum for `plateau_patience` epochs.
 
@@ -95,9 +90,7 @@ def plateau_reductions(history: Sequence[Validation], schedule: TrainingParamete
     return reductions
 
 
-def stops_early(history: Sequence[Validation], schedule: TrainingParameters) -> bool:
+def stops_early(best: Validation, last: Validation, schedule: TrainingParameters) -> bool:
     """Return whether the last validation is `early_stopping_patience` epochs or more after the best one."""
-    best = best_validation(history)
-    if schedule.early_stopping_patience is None or best is None:
-        return False
-    return history[-1].epoch - best.epoch >= schedule.early_stopping_patience
+    patience = schedule.early_stopping_patience
+    return patience is not None and last.epoch - best.epoch >= patience

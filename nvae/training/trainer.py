@@ -52,7 +52,7 @@ class Trainer:
         self.device = device
         self.model = build_model(config).to(device)
         self.has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.model.modules())
-        if self.has_batch_norm and min(self.part_sizes) == 1 and self.model.levels[0].resolution == 1:
+        if self.has_batch_norm and min(self.part_sizes) == 1 and self.model.scales[0].resolution == 1:
             raise UserError(
                 "batch norm needs more than one value per channel: got a part of a batch with one image, and a top "
                 "level of 1 x 1. Set batch_size to 2 or more per part of gradient_accumulation, with at least as many "
@@ -125,7 +125,8 @@ class Trainer:
     @property
     def stopped_early(self) -> bool:
         """Whether the validations so far end the training, before its last epoch or with it."""
-        return stops_early(self.history.validations, self.schedule)
+        best, history = self.best_weights.best, self.history.validations
+        return best is not None and stops_early(best.validation, history[-1], self.schedule)
 
     @property
     def is_finished(self) -> bool:
@@ -184,8 +185,8 @@ class Trainer:
 
         Tensors are means over the batch, on the device: loss, log_likelihood, kl_per_group (G,) and the gradient_norm
         before clipping. The batch is computed in `gradient_accumulation` parts, and the images and the noise are those
-        of the whole batch: without batch norms and KL balancing, whose statistics are those of a part, the gradient is
-        that of the whole batch. Numbers: learning_rate and kl_coefficient of this step, skipped.
+        of the whole batch: without batch norms, KL balancing and dropout, which act on each part, the gradient is that
+        of the whole batch. Numbers: learning_rate and kl_coefficient of this step, skipped.
         A step is skipped if the loss, the gradient or a buffer is not finite, or if the gradient norm exceeds
         gradient_skip_threshold. A skipped step changes only the progress and the loss scale.
         Raises UserError after 100 skipped steps in a row.

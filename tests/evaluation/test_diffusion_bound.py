@@ -49,7 +49,8 @@ class ExactDiffusion(DiffusionPrior):
     def __init__(self, steps: int, schedule: str = "linear", sigma: float = 1.0, gamma: float = 12.0) -> None:
         self.sigma = sigma
         keys = {"diffusion_min_gamma": -gamma, "diffusion_max_gamma": gamma, "diffusion_steps": steps}
-        super().__init__(config_from_dict(DVP | keys | {"diffusion_schedule": schedule}, "the test"), (1, SIDE, SIDE))
+        config = config_from_dict(DVP | keys | {"diffusion_schedule": schedule}, "the test")
+        super().__init__(config, (1, SIDE, SIDE), bounded=sigma < 1)
         self.eval()
 
     def predicted_noise(self, z, t):
@@ -82,14 +83,14 @@ def test_published_times_flatter_the_diffusion_bound():
     assert excess == pytest.approx(0.5 * 24.0 * dimensions / (2 * steps), rel=0.15)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_samples_of_the_best_network_have_the_density(schedule):
-    """z ~ N(0, 0.2^2): the clamp of the published sampler to [-1, 1] does not act."""
-    prior = ExactDiffusion(steps=400, schedule=schedule, sigma=0.2, gamma=8.0)
-    z = prior(1).sample(torch.randn(200, *prior.noise_shape, generator=generator()))
-    assert z.mean().abs() < 0.01
-    assert z.std().item() == pytest.approx(0.2, rel=0.03)
-    assert z.pow(4).mean().item() == pytest.approx(3 * 0.2**4, rel=0.15)
+@pytest.mark.parametrize(("schedule", "sigma"), [("linear", 0.2), ("cosine", 0.2), ("linear", 2.0)])
+def test_samples_of_the_best_network_have_the_density(schedule, sigma):
+    """With sigma 0.2, the clamp of a bounded z to [-1, 1] does not act; z with sigma 2 is not bounded."""
+    prior = ExactDiffusion(steps=400, schedule=schedule, sigma=sigma, gamma=8.0)
+    z = prior(1).sample(torch.randn(200, *prior.noise_shape, generator=generator())) / sigma
+    assert z.mean().abs() < 0.05
+    assert z.std().item() == pytest.approx(1, rel=0.03)
+    assert z.pow(4).mean().item() == pytest.approx(3, rel=0.15)
 
 
 # ----------------------------------------------------- a linear-Gaussian model with D = 49 numbers in its only latent

@@ -6,7 +6,7 @@ from nvae.config import ConfigError
 from nvae.evaluation.likelihood import evaluate
 from nvae.schema import TrainingParameters
 from nvae.training import loop
-from nvae.training.schedules import Validation, best_validation, stops_early
+from nvae.training.schedules import Validation, stops_early
 
 from .helpers import advance, differences, everything
 from .test_resume import put
@@ -23,15 +23,17 @@ def history(*elbos):
     [([], False), ([1], False), ([1, 2], False), ([2, 1], False), ([2, 1, 1], True), ([2, 1, 3], False)]
     + [([2, 2, 2], True), ([1, 2, 0, 1.9], True), ([2, 0, 1, 3], False)],
 )
-def test_stops_early_after_two_epochs_without_a_better_validation(elbos, stops):
-    assert stops_early(history(*elbos), TrainingParameters(early_stopping_patience=2)) == stops
-    assert not stops_early(history(*elbos), TrainingParameters())
-    assert not stops_early(history(*elbos), TrainingParameters(early_stopping_patience=4))
-
-
-def test_best_validation_is_the_first_maximum():
-    assert best_validation(history(1, 3, 3, 2)) == (2.0, 3)
-    assert best_validation([]) is None
+def test_stops_early_after_two_epochs_without_a_better_validation(make_trainer, elbos, stops):
+    """The best validation is the first one with the highest ELBO."""
+    trainer = make_trainer(early_stopping_patience=2)
+    for validation in history(*elbos):
+        trainer.history.validations.append(validation)
+        trainer.best_weights.add(validation, [], trainer.model)
+    assert trainer.stopped_early == stops
+    if elbos:
+        best, last = trainer.best_weights.best.validation, history(*elbos)[-1]
+        assert not stops_early(best, last, TrainingParameters())
+        assert not stops_early(best, last, TrainingParameters(early_stopping_patience=4))
 
 
 @pytest.fixture
@@ -101,6 +103,25 @@ def test_train_stopped_early_stays_stopped_and_continues_with_more_patience(run,
     assert content["training"]["progress"]["epoch"] == 8
     assert content["training"]["best"] == {}
     assert all(torch.equal(content["weights"][name], tensor) for name, tensor in load(path)["weights"].items())
+
+
+def test_train_with_early_stopping_turned_on_again_counts_from_then_on(run, tmp_path):
+    """The best weights of before are gone, so the validations of before neither stop the run nor are the result."""
+    run(early_stopping_patience=3)  # stops in epoch 5, best in epoch 2
+    run(epochs=6)
+    run(early_stopping_patience=3, epochs=8)
+    training = load(tmp_path / "saved_weights" / "small.checkpoint")["training"]
+    assert training["progress"]["epoch"] == 8
+    assert training["best"]["validation"] == (8.0, -720.0)
+
+
+def test_checkpoint_opens_with_the_best_weights(run, tmp_path):
+    path, _ = run(early_stopping_patience=3)
+    from_checkpoint = load_model_and_metadata(tmp_path / "saved_weights" / "small.checkpoint")
+    result = load_model_and_metadata(path)
+    assert from_checkpoint[1]["kl_per_group"] == result[1]["kl_per_group"]
+    weights = result[0].state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in from_checkpoint[0].state_dict().items())
 
 
 def test_train_with_early_stopping_turned_on_keeps_the_best_weights_from_then_on(run, tmp_path):

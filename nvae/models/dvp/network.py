@@ -31,7 +31,7 @@ class ContextGroup(TopPriorGroup):
         self.context = CONTEXTS[config.context](config)
         self.has_coefficients = self.context.has_coefficients
         self.log_variance = nn.Parameter(torch.full((1, channels, size, size), config.diffusion_min_gamma))
-        self.top_prior = build_top_prior(config, config.top_prior, self.level.latent_shape)
+        self.top_prior = build_top_prior(config, config.top_prior, self.level.latent_shape, bounded=True)
 
     def prior(self, state: LadderState) -> tuple[LadderState, Distribution]:
         batch_size, components = len(state[0]), ()
@@ -44,7 +44,9 @@ class ContextGroup(TopPriorGroup):
 
     def _posterior_around(self, mu: Tensor) -> DiagonalNormal:
         if self.training:
-            with torch.no_grad():  # in place, as in the published program: the gradient is not zero at the ends
+            # In place, as in the published program: the gradient is not zero at the ends. A skipped step clamps what
+            # the next step would.
+            with torch.no_grad():
                 self.log_variance.clamp_(*LOG_VARIANCE_RANGE)
             log_variance = self.log_variance
         else:

@@ -108,6 +108,10 @@ class LadderConfig(TopPriorConfig):
                 self.hidden_multiplier,
                 f"at least {1 / min(channels):g}, for one channel in blocks",
             )
+        if self.family == "ladder" and self.top_prior == "vampprior" and self.batch_norm:
+            raise InvalidValueError(
+                "batch_norm", True, "False with top_prior vampprior, whose pseudo-inputs would change the statistics"
+            )
         if self.family == "ladder" and self.top_prior == "diffusion":
             self.check_diffusion_prior("top_prior", self.input_dimension // 2**downsamplings)
         return self

@@ -193,7 +193,7 @@ class TopGroup(TopPriorGroup, LadderGroup):
 
     def __init__(self, config: LadderConfig, level: Level, below: Level | None, num_groups: int) -> None:
         super().__init__(config, level, below, num_groups)
-        self.top_prior = build_top_prior(config, config.top_prior, level.latent_shape)
+        self.top_prior = build_top_prior(config, config.top_prior, level.latent_shape, bounded=False)
 
     def prior(self, state: LadderState) -> tuple[LadderState, Distribution]:
         s, z_sum, *components = state

@@ -84,13 +84,14 @@ class DiffusionPrior(nn.Module):
     evaluation_terms: number S of terms of L_t in evaluation mode, the number of sampling steps by default; training
     mode has one. The times are stratified, t_i = (i - 1 + uniform) / S, so that the mean over the terms is an unbiased
     estimate of L_t for every S.
+    bounded: z is about inside [-1, 1], and the sampler clamps its predictions of z.
     """
 
     is_bound: ClassVar[bool] = True
 
-    def __init__(self, config: TopPriorConfig, shape: tuple[int, int, int]) -> None:
+    def __init__(self, config: TopPriorConfig, shape: tuple[int, int, int], bounded: bool) -> None:
         super().__init__()
-        self.shape, self.steps = shape, config.diffusion_steps
+        self.shape, self.steps, self.bounded = shape, config.diffusion_steps, bounded
         self.evaluation_terms = self.steps
         self.parametrization: Parametrization = config.diffusion_parametrization
         self.schedule = Schedule(config.diffusion_schedule, config.diffusion_min_gamma, config.diffusion_max_gamma)
@@ -166,12 +167,12 @@ class DiffusionPrior(nn.Module):
     def step(self, z: Tensor, index: int) -> tuple[Tensor, float]:
         """Return the mean and the standard deviation of ancestral step `index` (0 to steps - 1) from z_t.
 
-        The step goes from t = 1 - index / steps to r = t - 1 / steps. The predicted z is clamped to [-1, 1].
+        The step goes from t = 1 - index / steps to r = t - 1 / steps.
         """
         gamma = self._gamma(index)
         noise = self.predicted_noise(z, torch.full_like(z[:, 0, 0, 0], 1 - index / self.steps))
         predicted = (z - math.sqrt(1 / (1 + math.exp(-gamma))) * noise) * math.sqrt(1 + math.exp(gamma))
-        return self.step_toward(predicted.clamp(-1, 1), z, index)
+        return self.step_toward(predicted.clamp(-1, 1) if self.bounded else predicted, z, index)
 
     def step_toward(self, clean: Tensor, z: Tensor, index: int) -> tuple[Tensor, float]:
         """Return the mean and the standard deviation of q(z_r | z_t, z), where z at time 0 is `clean`."""

@@ -117,8 +117,8 @@ class VampPrior(MixtureShaped):
         return NormalMixture(log_weights, mu, sigma)
 
 
-def build_top_prior(config: TopPriorConfig, name: str, shape: Shape) -> TopPrior:
-    """Build the prior `name` for z of a shape (C, H, W)."""
+def build_top_prior(config: TopPriorConfig, name: str, shape: Shape, bounded: bool) -> TopPrior:
+    """Build the prior `name` for z of a shape (C, H, W). bounded: z is about inside [-1, 1]."""
     if name == "standard":
         return StandardPrior(shape)
     if name == "gaussian":
@@ -129,7 +129,7 @@ def build_top_prior(config: TopPriorConfig, name: str, shape: Shape) -> TopPrior
         image_shape = (config.image_channels, config.input_dimension, config.input_dimension)
         return VampPrior(shape, config.prior_components, image_shape)
     if name == "diffusion":
-        return DiffusionPrior(config, shape)
+        return DiffusionPrior(config, shape, bounded)
     raise ValueError(name)
 
 
@@ -165,4 +165,6 @@ class TopPriorGroup(LatentGroup):
         return self.top_prior.is_bound
 
     def set_bound_terms(self, terms: int) -> None:
+        if not self.prior_is_bound:
+            raise NotImplementedError
         self.top_prior.evaluation_terms = terms

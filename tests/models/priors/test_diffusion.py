@@ -25,7 +25,7 @@ KEYS = {
 def make_prior(**changes) -> DiffusionPrior:
     """Build a prior with weights that are not zero."""
     generator = torch.Generator().manual_seed(0)
-    prior = DiffusionPrior(config_from_dict(KEYS | changes, "the test"), (3, 4, 4)).eval()
+    prior = DiffusionPrior(config_from_dict(KEYS | changes, "the test"), (3, 4, 4), bounded=True).eval()
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))

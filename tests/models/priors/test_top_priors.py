@@ -72,6 +72,13 @@ def test_mixture_temperature_scales_the_variances_of_its_components():
     assert set(center.flatten().tolist()) == {-4.0, 0.0, 3.0}
 
 
+def test_mixture_noise_of_z_in_a_component_of_tiny_weight_gives_z():
+    log_weights = torch.tensor([[0.0, -30.0, -30.0]]).log_softmax(1)
+    distribution = NormalMixture(log_weights, mixture(1).mu, mixture(1).sigma)
+    z = torch.full((1, 1, 1, 2), 3.0)  # the mean of the last component
+    torch.testing.assert_close(distribution.sample(distribution.to_noise(z)), z)
+
+
 def test_mixture_prior_of_one_component_is_a_gaussian():
     prior = MixturePrior((1, 2, 2), 1)
     z = normal(3, 1, 2, 2)
@@ -126,6 +133,7 @@ def test_vampprior_of_the_ladder_is_the_posterior_of_its_pseudo_inputs():
     [
         ({"diffusion_min_gamma": 8.0}, "diffusion_min_gamma"),
         ({"unet_channels": 40}, "unet_channels"),
+        ({"family": "ladder", "batch_norm": True, "top_prior": "vampprior", "context_size": None}, "batch_norm"),
         ({"unet_attention_heads": 3}, "unet_attention_heads"),
         ({"context_size": 9}, "context_size"),
         ({"context_size": 1}, "context_size"),
@@ -135,7 +143,7 @@ def test_vampprior_of_the_ladder_is_the_posterior_of_its_pseudo_inputs():
 )
 def test_dvp_config_refuses(changes, key):
     with pytest.raises(UserError) as error:
-        config_from_dict(DVP | changes, "the test")
+        config_from_dict({k: v for k, v in (DVP | changes).items() if v is not None}, "the test")
     assert error.value.key == key
 
 
