@@ -134,9 +134,7 @@ def load(path: str | Path) -> dict[str, Any]:
     wrong = [key for key, kind in parts.items() if not isinstance(content.get(key), kind)]
     if wrong:
         raise CheckpointError(f"{path} lacks {' and '.join(wrong)}, or has another kind of value there: {EXPECTED}.")
-    for name, tensor in content["weights"].items():
-        if not isinstance(name, str) or not is_plain(tensor):
-            raise CheckpointError(f"{path} has {name!r} among its weights: expected names with dense, real tensors.")
+    _check_weights(content["weights"], path)
     if isinstance(content["version"], bool) or content["version"] < 1:
         raise CheckpointError(f"{path} has the version {content['version']}: expected 1 to {VERSION}.")
     if content["version"] > VERSION:
@@ -148,6 +146,12 @@ def load(path: str | Path) -> dict[str, Any]:
     except ConfigError as error:
         raise CheckpointError(f"{error} If a newer version wrote the file, update this program.") from error
     return content
+
+
+def _check_weights(weights: dict[Any, Any], source: str | Path) -> None:
+    for name, tensor in weights.items():
+        if not isinstance(name, str) or not is_plain(tensor):
+            raise CheckpointError(f"{source} has {name!r} among its weights: expected names with dense, real tensors.")
 
 
 def is_plain(value: Any) -> bool:
@@ -186,14 +190,15 @@ def restore(model: HierarchicalVAE, content: dict[str, Any], source: str | Path)
         ) from error
 
 
-def with_best_weights(content: dict[str, Any]) -> dict[str, Any]:
+def with_best_weights(content: dict[str, Any], source: str | Path) -> dict[str, Any]:
     """Return `load`'s content with the best weights of a run with early stopping instead of the last ones.
 
-    `restore` checks either kind of weights.
+    source: the file, for messages. Raises CheckpointError.
     """
     best = content.get("training", {}).get("best")
     if not isinstance(best, dict) or not isinstance(best.get("weights"), dict):
         return content
+    _check_weights(best["weights"], source)
     kl = {"kl_per_group": best["kl_per_group"]} if "kl_per_group" in best else {}
     return content | {"weights": best["weights"], "metadata": content["metadata"] | kl}
 
@@ -211,7 +216,7 @@ def load_model_and_metadata(
     path: str | Path, device: torch.device | str = "cpu"
 ) -> tuple[HierarchicalVAE, dict[str, Any]]:
     """Load a model as `load_model` does, and the file's metadata. Raises CheckpointError."""
-    content = with_best_weights(load(path))
+    content = with_best_weights(load(path), path)
     model = build_model(content["config"])
     restore(model, content, path)
     return model.to(device).eval().requires_grad_(False), content["metadata"]

@@ -205,10 +205,10 @@ def _one_bound(
         top = [output.groups[index] for index in range(outer)]
         outer_weight = sum(group.log_p.cpu().double() - group.log_q.cpu().double() for group in top)  # (n,)
         outer_kl = torch.stack([group.kl.cpu().double() for group in top], dim=1)  # (n, outer)
-    draws = [
-        _draw(model, features, targets, part.stop - part.start, plan.estimator, generator, start)
-        for part in batches(samples, plan.samples_per_pass)
-    ]
+    draws = []
+    for part in batches(samples, plan.samples_per_pass):
+        noise = model.draw_posterior_noise((part.stop - part.start) * len(targets), generator)
+        draws.append(importance_draw(model, features, targets, noise, plan.estimator, start))
     log_weights = torch.cat([draw.log_weight for draw in draws], dim=1)  # (n, K)
     kl = torch.cat([outer_kl, sum(draw.kl for draw in draws) / samples], dim=1)  # (n, G)
     reconstruction = sum(draw.reconstruction for draw in draws) / samples  # (n,)
@@ -224,16 +224,20 @@ class Draw(NamedTuple):
     kl: Tensor  # (n, groups of the pass)
 
 
-def _draw(
+def importance_draw(
     model: HierarchicalVAE,
     features: list[Any],
     targets: Tensor,
-    samples: int,
-    estimator: Estimator,
-    generator: torch.Generator,
-    start: DecoderState | None,
+    noise: Noise,
+    estimator: Estimator = "importance_weighted",
+    start: DecoderState | None = None,
 ) -> Draw:
-    """Run one top-down pass with `samples` draws for each of n images, side by side, from `start` on."""
+    """Run one top-down pass with k draws for each of n images, side by side, from `start` on.
+
+    features, targets, start: of n images. noise: one (n k, *posterior_noise_shape) per group, image by image.
+    """
+    count = len(noise[-1])
+    samples = count // len(targets)
 
     def repeat(x: Tensor) -> Tensor:  # (n, ...) to (n * samples, ...), channels last as before
         channel = min(1, x.dim() - 1)
@@ -242,8 +246,6 @@ def _draw(
     def per_image(x: Tensor) -> Tensor:
         return x.cpu().double().unflatten(0, (len(targets), samples))
 
-    count = len(targets) * samples
-    noise = model.draw_posterior_noise(count, generator)
     if start is not None:
         start = DecoderState(start.group, map_tensors(start.state, repeat), map_tensors(start.prior, repeat))
     source = FromPosterior([map_tensors(group, repeat) for group in features], noise)

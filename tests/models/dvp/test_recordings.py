@@ -8,10 +8,14 @@ import pytest
 import torch
 
 from nvae.config import load_config
+from nvae.evaluation.likelihood import groups_above_bounds, importance_draw
 from nvae.models.dvp.context import DCTContext
 from nvae.models.families import build_model
 from nvae.models.hierarchy import FromNoise, FromPosterior
 from nvae.objective import elbo_terms
+from nvae.optim import build_optimizer
+from nvae.schema import TrainingParameters
+from nvae.training.ema import EMA
 
 from ..ladder_recordings import assert_close, config_of, images_of, load_recorded, targets_of, tensor_names
 
@@ -99,20 +103,37 @@ def test_posterior_pass_matches_recording(recorded, model):
     assert_close(terms.log_likelihood + ratios, expected["log_weight_expected_L_0"])
 
 
+def image_by_image(noise: torch.Tensor) -> torch.Tensor:
+    """Reorder noise (K, B, ...) to (B K, ...), as the evaluation takes the samples of an image."""
+    return noise.transpose(0, 1).flatten(0, 1)
+
+
 @torch.no_grad()
 def test_importance_weights_match_recording(recorded, model):
     expected, images = recorded["iw"], images_of(recorded)
-    features, weights, published = model.bottom_up(images), [], []
-    for k in range(expected["K"]):
-        noise = [evaluation_noise(expected, lambda x, k=k: x[k]), *(noise[k] for noise in expected["noise"])]
-        output = model.top_down(FromPosterior(features, noise), len(images))
-        log_likelihood = elbo_terms(output, targets_of(recorded)).log_likelihood
-        weights.append(log_likelihood + sum(group.log_p - group.log_q for group in output.groups.values()))
-        context = output.groups[0]
-        kl_u = context.log_q - context.prior.published_log_prob(context.z, noise[0])
-        published.append(log_likelihood - output.kl[:, 1:].sum(1) - kl_u)
-    assert_close(torch.stack(weights), expected["log_weight_expected_L_0"])
-    assert_close(torch.stack(published), expected["log_weight_paper"])
+    context = torch.stack([evaluation_noise(expected, lambda x, k=k: x[k]) for k in range(expected["K"])])
+    noise = [image_by_image(part) for part in (context, *expected["noise"])]
+    features, targets = model.bottom_up(images), targets_of(recorded)
+    for estimator, weights in (("importance_weighted", "log_weight_expected_L_0"), ("analytic_kl", "log_weight_paper")):
+        draw = importance_draw(model, features, targets, noise, estimator)
+        assert_close(draw.log_weight.float().T, expected[weights])
+
+
+@torch.no_grad()
+def test_nested_importance_weights_match_recording(recorded, model):
+    """K samples of the ladder below one context; the KL of the context is outside of the logarithm."""
+    expected, images = recorded["iw_nested"], images_of(recorded)
+    above, features = recorded["eval"], model.bottom_up(images)
+    first = [evaluation_noise(above), *above["noise"]]
+    output = model.top_down(FromPosterior(features, first), len(images), return_states=True)
+    assert groups_above_bounds(model) == 1
+    placeholder = first[0].repeat_interleave(expected["K"], 0)  # the pass starts below the context
+    noise = [placeholder, *map(image_by_image, expected["noise"])]
+    draw = importance_draw(model, features, targets_of(recorded), noise, start=output.states[1])
+    log_ratio_u = output.groups[0].log_p - output.groups[0].log_q
+    assert_close(draw.log_weight.float().T, expected["log_weight"])
+    log_mean = draw.log_weight.logsumexp(1) - math.log(expected["K"])
+    assert_close(-(log_mean + log_ratio_u).float(), expected["nll"])
 
 
 @torch.no_grad()
@@ -139,10 +160,10 @@ def test_gradients_and_three_adamax_steps_with_ema_match_recording(recorded, mod
     second_name = ("decoder.decoder_blocks.0.ctx_prior", "decoder.z_L_prior")  # of the diffusion prior in the original
     names = {ours: theirs.replace(*second_name) for ours, theirs in tensor_names(model).items()}
     model.train()
-    average = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = torch.optim.Adamax(
-        model.parameters(), settings["lr"], settings["betas"], settings["eps"], settings["weight_decay"]
-    )
+    average = EMA(model, settings["ema_rate"])
+    keys = {"learning_rate": "lr", "optimizer_epsilon": "eps", "weight_decay": "weight_decay"}
+    schedule = TrainingParameters(**{key: settings[name] for key, name in keys.items()})
+    optimizer = build_optimizer(model, schedule)
     unused = {ours for ours, theirs in names.items() if theirs in expected["no_gradient"]}
     for number, step in enumerate(expected["steps"]):
         context_noise = posterior_noise(step["noise_u"], step["noise_z0"], step["noise_t"][None], step["t"][None])
@@ -170,11 +191,9 @@ def test_gradients_and_three_adamax_steps_with_ema_match_recording(recorded, mod
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings["grad_clip"])
         assert norm.item() == pytest.approx(step["grad_norm"], rel=1e-4)
         optimizer.step()
-        with torch.no_grad():
-            for name, p in model.named_parameters():
-                average[name].lerp_(p, 1 - settings["ema_rate"])
-    for ours, theirs in ((dict(model.named_parameters()), "parameters_after"), (average, "ema_after")):
-        for name, parameter in ours.items():
+        average.update(model)
+    for ours, theirs in ((model, "parameters_after"), (average.model, "ema_after")):
+        for name, parameter in ours.named_parameters():
             if names[name] not in expected["rounding_driven"]:
                 recorded_tensor = expected[theirs][names[name]].reshape(parameter.shape)
                 torch.testing.assert_close(parameter.detach(), recorded_tensor, rtol=0, atol=3e-5, msg=name)
@@ -184,11 +203,12 @@ def test_gradients_and_three_adamax_steps_with_ema_match_recording(recorded, mod
     ("name", "parameters", "levels"),
     [
         ("dvp_mnist", 648_579, [(1, 7), (4, 7), (4, 14)]),
+        ("dvp_mnist_evening", 566_114, [(1, 4), (4, 7), (4, 14)]),
         ("dvp_omniglot", 1_298_563, [(1, 5), (4, 7), (4, 14)]),
         ("dvp_cifar10", 19_478_162, [(1, 7), (4, 4), (6, 8), (8, 16), (10, 32)]),
     ],
 )
-def test_dvp_config_has_the_published_parameter_count(name, parameters, levels):
+def test_dvp_config_has_its_parameter_count_and_levels(name, parameters, levels):
     with torch.device("meta"):
         model = build_model(load_config(name))
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
