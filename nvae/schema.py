@@ -269,7 +269,9 @@ class TrainingParameters(Section):
         2, description="Epochs between two checkpoints, each with a validation and pictures; null for none."
     )
     evaluation_samples: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
-        10, description="Importance samples per validation image in the final evaluation; 0 for no evaluation."
+        10,
+        description="Importance samples per image in the final evaluation, on the test images or else the validation "
+        "images; 0 for no evaluation.",
     )
     gradient_clipping: PositiveRate | None = Field(
         None, description="Largest norm of the gradient, larger ones are scaled down; null for no clipping."
