@@ -141,6 +141,7 @@ def load(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} was written by a newer version of this program. Update this program.")
     if content["version"] == 1:
         content = migrate_content(content)
+    content.setdefault("metadata", {})
     try:
         content["config"] = config_from_dict(content["config"], str(path), resolved=True)
     except ConfigError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -28,9 +27,19 @@ class Cost(NamedTuple):
 
 
 def cost_per_image(config: ModelConfig) -> Cost:
-    """Count the cost on a forward pass without memory or arithmetic (meta device)."""
+    """Count the cost on forward passes without memory or arithmetic (meta device), of two batch sizes."""
+    with torch.device("meta"):
+        model = build_model(config)
+        model.recompute_activations(config.training_parameters.use_tensor_checkpoints)
+    few, many = 2, 4
+    costs = zip(_cost_of_pass(model, few), _cost_of_pass(model, many), strict=True)
+    slopes = [((of_many - of_few) // (many - few), of_few) for of_few, of_many in costs]
+    return Cost(*(slope for slope, _ in slopes), *(of_few - few * slope for slope, of_few in slopes))
+
+
+def _cost_of_pass(model: HierarchicalVAE, images: int) -> tuple[int, int]:
+    """Return the operations and the bytes saved for the gradient of a posterior pass on the meta device."""
     saved_sizes: dict[int, int] = {}  # bytes of every storage that autograd saves, by its address
-    images = 2
 
     def record(tensor: Tensor) -> Tensor:
         saved_sizes[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
@@ -38,23 +47,14 @@ def cost_per_image(config: ModelConfig) -> Cost:
         return tensor
 
     references: list[Tensor] = []
+    config = model.config
     with torch.device("meta"):
-        model = build_model(config)
-        model.recompute_activations(config.training_parameters.use_tensor_checkpoints)
         batch = torch.zeros(images, config.image_channels, config.input_dimension, config.input_dimension)
         noise = model.no_posterior_noise(images)
     own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
-
-    def measured(run: Callable[[], object]) -> tuple[int, int]:
-        saved_sizes.clear()
-        with FlopCounterMode(display=False) as counter, saved_tensors_hooks(record, lambda tensor: tensor):
-            run()
-        saved = sum(size for storage, size in saved_sizes.items() if storage not in own)
-        return counter.get_total_flops(), saved
-
-    fixed = measured(lambda: model.initial_state(images))
-    whole = measured(lambda: model(batch, noise).px_z.log_prob(batch))
-    return Cost(*((of_all - of_none) // images for of_all, of_none in zip(whole, fixed, strict=True)), *fixed)
+    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(record, lambda tensor: tensor):
+        model(batch, noise).px_z.log_prob(batch)
+    return counter.get_total_flops(), sum(size for storage, size in saved_sizes.items() if storage not in own)
 
 
 def num_parameters(module: nn.Module) -> int:
@@ -155,6 +155,12 @@ def _parts(model: HierarchicalVAE, total: int) -> list[str]:
     rows += [(name, f"{count:,}", f"{count / total:.0%}") for name, count in parts]
     rows.append(("all", f"{total:,}", ""))
     return table(rows)
+
+
+def group_name(model: HierarchicalVAE, group: int) -> str:
+    """Return a group's number, counted from 1, and its resolution, such as "2: 7x7" or "1: context 7x7"."""
+    resolution = model.groups[group].level.resolution
+    return f"{group + 1}: {'context ' if model.groups[group].is_context else ''}{resolution}x{resolution}"
 
 
 def table(rows: list[tuple[str, ...]]) -> list[str]:

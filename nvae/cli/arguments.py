@@ -74,8 +74,8 @@ def per_scale(text: str) -> list[float]:
     values = numbers(text)
     if len(values) == 2 and (0 in values or max(values) > MAX_FACTOR):
         print(
-            f"warning: {text} is read as two numbers, one per scale: {values[0]:g} and {values[1]:g}. "
-            f"For one number, write a decimal point: {text.replace(',', '.')}.",
+            f"warning: {text} is read as two numbers, one per scale or context: {values[0]:g} and {values[1]:g}. "
+            "For one number, write a decimal point.",
             file=sys.stderr,
         )
     return values
@@ -83,10 +83,11 @@ def per_scale(text: str) -> list[float]:
 
 def number(text: str) -> float:
     """Parse a finite number from 0."""
-    values = numbers(text)
-    if len(values) > 1:
-        raise argparse.ArgumentTypeError(f"got '{text}', expected one number")
-    return values[0]
+    try:
+        (value,) = numbers(text)
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(f"got '{text}', expected one number from 0") from None
+    return value
 
 
 def seconds(text: str) -> float:
@@ -117,7 +118,8 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         type=per_scale,
         nargs="?",
         metavar="TEMPERATURE",
-        help="factor on the prior's standard deviations: 0.6 to 0.8 gives clean images, 1 the full variety; or one per "
+        help="factor on the prior's standard deviations, or variances in the families ladder and dvp: 0.6 to 0.8 gives "
+        "clean images, 1 the full variety; or one per "
         "scale, the coarsest first, such as 0.6,0.8; for a model with a context, one more number may come first",
     )
     parser.add_argument(

@@ -6,7 +6,6 @@ Every pick is saved at once in a .json file; the result is drawn beside it as .p
 from __future__ import annotations
 
 import argparse
-import functools
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,7 +109,6 @@ def _redo(options: argparse.Namespace) -> int:
     selection = load_selection(options.redo).changed(*changes)
     name = f"{options.redo.name.removesuffix(options.redo.suffix)}_redo"
 
-    @functools.cache
     def open_file(path: str) -> HierarchicalVAE:
         return load_model(path, device)
 

@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
     from nvae.arguments import format_values
     from nvae.checkpoint import plain_name
     from nvae.data.image_files import read_image_files
-    from nvae.inference.exploration import base_point
+    from nvae.inference.exploration import base_point, strength_of
     from nvae.inference.reconstruction import encode
     from nvae.inference.sampling import seed_noise
     from nvae.tools.display import show
@@ -121,7 +121,6 @@ def run(options: argparse.Namespace) -> None:
         images, warnings = read_image_files([options.image], model.config, model.device)
         print_warnings(warnings)
         noise, iterations, original = encode(model, images), 0, images[0]
-        strength = [options.strength * t for t in temperature]
         temperature, start = [1.0], options.image.stem
     else:
         sample_seed = pick.seed if options.pick else seed
@@ -134,6 +133,8 @@ def run(options: argparse.Namespace) -> None:
     parts = [plain_name(options.model), f"temperature{format_values(options.temperature, '-')}", start, f"seed{seed}"]
     parts += [f"strength{options.strength:g}" if options.strength != 1 else "", pixels if pixels != "mean" else ""]
     view = base_point(sampler, noise, pixels, seed)
+    if options.image:
+        strength = strength_of(model, view, options.temperature, options.strength)
     name, kl_per_group = result_name("exploration", *parts), file_metadata.get("kl_per_group")
     saved, picture = _draw(options, sampler, view, original, strength, seed, name, metadata, kl_per_group)
     print(saved)
@@ -168,6 +169,7 @@ def _draw(
 ) -> tuple[Path, Image | None]:
     """Make and save what was asked for; return its path, and the picture unless it is an animation."""
     from nvae.inference.exploration import explore, explore_context, explore_positions, mean_change, sweep
+    from nvae.summary import group_name
     from nvae.tools.animation import FRAMES_PER_SECOND, save_animation
     from nvae.tools.exploration_pictures import (
         change_table,
@@ -177,7 +179,6 @@ def _draw(
         shown_positions,
     )
     from nvae.tools.grids import result_name, save_result
-    from nvae.tools.group_names import group_name
 
     model = sampler.model
     group = options.group and options.group - 1

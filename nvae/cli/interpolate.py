@@ -165,6 +165,7 @@ def _picture_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
 
 
 def _sample_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
+    from nvae.arguments import per_group
     from nvae.inference.sampling import seed_noise
     from nvae.tools.picking.selection import load_pick
 
@@ -180,7 +181,10 @@ def _sample_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
             picks.append(pick)
             names.append(f"pick{seed}")
         noise.append(seed_noise(model, [int(seed)], scale_noise))
-    if len({tuple(pick.temperature) for pick in picks}) > 1 and not options.temperature:
+    temperatures = [with_context_temperature(options, model, pick.temperature) for pick in picks]
+    if len({tuple(per_group(model, temperature, "temperature")) for temperature in temperatures}) > 1 and not (
+        options.temperature
+    ):
         raise UserError("the picks have different temperatures: give one with --temperature.")
     temperature = options.temperature or (picks[0].temperature if picks else [TEMPERATURE])
     temperature = with_context_temperature(options, model, temperature)

@@ -84,17 +84,17 @@ def run(options: argparse.Namespace) -> None:
         reconstruct(model, images, keep, temperature, seed, pixels, progress=progress_bar) for keep in kept
     ]
     names = [first_groups_name(model, len(model.groups) - groups + keep) for keep in kept]
-    drawn = dict(zip(names, reconstructions, strict=True))
+    titles, drawn = [f"{name} groups" for name in names], reconstructions
     if model.context is not None:
-        drawn = {"context": pseudo_inputs(model, images)} | drawn
-    rows = [("picture", *(name if name == "context" else f"{name} groups" for name in drawn))]
+        names, titles, drawn = ["context", *names], ["context", *titles], [pseudo_inputs(model, images), *drawn]
+    rows = [("picture", *titles)]
     for index, path in enumerate(options.pictures):
-        errors = (mean_change(images_of_name[index][None], images[index]) for images_of_name in drawn.values())
+        errors = (mean_change(column[index][None], images[index]) for column in drawn)
         rows.append((str(path), *(f"{error:.4f}" for error in errors)))
     print("mean absolute error, in a range from 0 to 1:\n" + "\n".join(table(rows)))
     per_picture = 1 + len(drawn)
-    cells = torch.stack([images, *drawn.values()], dim=1).flatten(0, 1)
-    captions = [caption for path in options.pictures for caption in (path.name, *drawn)]
+    cells = torch.stack([images, *drawn], dim=1).flatten(0, 1)
+    captions = [caption for path in options.pictures for caption in (path.name, *names)]
     picture = grid(cells, per_picture * _pictures_per_row(len(images), per_picture), cell=CELL, captions=captions)
     metadata = {"model": options.model, "weights": weights_digest(model), "seed": seed, "pixels": pixels}
     metadata |= {"pictures": [str(path) for path in options.pictures], "keep_groups": kept}

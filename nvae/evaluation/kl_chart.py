@@ -26,7 +26,8 @@ def draw_kl_chart(evaluation: Evaluation, model: HierarchicalVAE, path: Path, me
         indices = range(first, first + level.groups)
         first += level.groups
         kls = [evaluation.kl_per_group[index] for index in indices]
-        label = f"{level.resolution} x {level.resolution}: {sum(kls):.1f} nats"
+        context = "context " if model.groups[indices[0]].is_context else ""
+        label = f"{context}{level.resolution} x {level.resolution}: {sum(kls):.1f} nats"
         if active is not None:
             label += f", {sum(active[n] for n in indices):,} of {sum(units[n] for n in indices):,} units active"
         color = colormaps["viridis"]((i + 0.5) / len(model.levels))
@@ -41,6 +42,7 @@ def draw_kl_chart(evaluation: Evaluation, model: HierarchicalVAE, path: Path, me
 def _title(evaluation: Evaluation) -> str:
     bound, bits = evaluation.log_likelihood, evaluation.log_likelihood_bits
     title = f"ELBO {evaluation.elbo.mean:.2f} nats, {evaluation.elbo_bits.mean:.3f} bits/dim"
-    if evaluation.samples > 1:
-        title += f"; log p(x) at least {bound.mean:.2f} nats, {bits.mean:.3f} bits/dim ({evaluation.samples} samples)"
+    name = "log p(x) at least" if evaluation.is_bound else "published protocol, not a bound:"
+    if evaluation.samples > 1 or not evaluation.is_bound:
+        title += f"; {name} {bound.mean:.2f} nats, {bits.mean:.3f} bits/dim ({evaluation.samples} samples)"
     return title

@@ -92,6 +92,19 @@ def explore_context(sampler: Sampler, draws: int = 1, strength: PerScale = 1.0, 
     return sampler.pseudo_inputs(draw_group_noise(sampler.model, 0, draws, seed, strength))
 
 
+def strength_of(model: HierarchicalVAE, base: BasePoint, temperature: PerScale, strength: float = 1.0) -> list[float]:
+    """Return the strength per level, the context first, that makes new noise act as at a temperature.
+
+    For a base point from `encode`, whose sampler has temperature 1.
+    """
+    factors, first = [], 0
+    temperatures = per_group(model, temperature, "temperature")
+    for level in model.levels:
+        factors.append(strength * base.states[first].prior.noise_factor(temperatures[first]))
+        first += level.groups
+    return factors
+
+
 def mean_change(images: Tensor, image: Tensor) -> float:
     """Return the mean absolute difference of images (K, C, S, S) from an image (1, C, S, S), both in [0, 1]."""
     return (images - image).abs().mean().item()
@@ -130,17 +143,19 @@ def explore_positions(
     if own.dim() < 3:
         raise ArgumentError("group", group, "a group whose noise has rows and columns")
     height, width = own.shape[-2:]
+    shared = sampler.model.groups[group].shared_draws
     influence = torch.zeros(height * width)
     where = torch.zeros_like(base.image[0, 0])
     pairs = [(position, draw) for position in range(height * width) for draw in range(draws)]
     for part in batches(len(pairs), sampler.batch_size, "resampling positions", sampler.progress):
-        images = resample_group(sampler, base, group, _resample_positions(own, fresh, pairs[part]))
+        images = resample_group(sampler, base, group, _resample_positions(own, fresh, pairs[part], shared))
         changes = (images - base.image).abs().mean(1)  # (K, S, S)
         where += changes.sum(0)
         positions = torch.tensor([position for position, _ in pairs[part]])
         influence.index_add_(0, positions, changes.mean((1, 2)).cpu())
     strongest = influence.argsort(descending=True)[: check_count("keep", keep)].tolist()
-    noise = _resample_positions(own, fresh, [(position, draw) for position in strongest for draw in range(draws)])
+    shown = [(position, draw) for position in strongest for draw in range(draws)]
+    noise = _resample_positions(own, fresh, shown, shared)
     images = resample_group(sampler, base, group, noise)
     changes = (images - base.image).abs().mean(1).unflatten(0, (len(strongest), draws)).mean(1)
     return PositionEffects(
@@ -153,11 +168,15 @@ def explore_positions(
     )
 
 
-def _resample_positions(own: Tensor, fresh: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """Repeat a group's noise (1, ..., h, w), with one position of each copy from one of the draws (K, ..., h, w)."""
+def _resample_positions(own: Tensor, fresh: Tensor, pairs: Sequence[tuple[int, int]], shared: int) -> Tensor:
+    """Repeat a group's noise (1, ..., h, w), with one position of each copy from one of the draws (K, ..., h, w).
+
+    shared: the last draws of the noise, this many, stay as they are.
+    """
     result = own.repeat(len(pairs), *(1,) * (own.dim() - 1))
     for row, (position, draw) in zip(result, pairs, strict=True):
-        row.flatten(-2)[..., position] = fresh[draw].flatten(-2)[..., position]
+        changed = slice(len(row) - shared)
+        row[changed].flatten(-2)[..., position] = fresh[draw][changed].flatten(-2)[..., position]
     return result
 
 

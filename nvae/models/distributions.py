@@ -15,6 +15,7 @@ from torch import Tensor
 
 SOFT_CLAMP = 5.0
 MIN_SIGMA = 0.01
+MIN_WEIGHT = 1e-5  # of a component of a mixture that an inversion uses
 
 Noise = list[Tensor]  # one (B, ...) per latent group, top group first
 
@@ -88,6 +89,10 @@ class Distribution:
         """Return the noise from which `sample` makes z at temperature 1."""
         raise NotImplementedError
 
+    def noise_factor(self, temperature: float) -> float:
+        """Return the factor on noise that acts as a temperature of `sample`."""
+        return temperature
+
     def sample_and_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return z and its log density (B,), without the inverse of a flow."""
         z = self.sample(noise)
@@ -130,6 +135,9 @@ class DiagonalNormal(Distribution):
     def to_noise(self, z: Tensor) -> Tensor:
         return (z - self.mu) / self.sigma
 
+    def noise_factor(self, temperature: float) -> float:
+        return math.sqrt(temperature) if self.temperature_rule == "variance" else temperature
+
     def kl(self, other: DiagonalNormal) -> Tensor:
         """Return KL(self || other) in nats, elementwise, in closed form."""
         ratio = self.sigma / other.sigma
@@ -166,6 +174,9 @@ class FlowDistribution(Distribution):
     def to_noise(self, z: Tensor) -> Tensor:
         return self.base.to_noise(self.flow.inverse(z))
 
+    def noise_factor(self, temperature: float) -> float:
+        return self.base.noise_factor(temperature)
+
     def sample_and_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         base_sample, log_prob = self.base.sample_and_log_prob(noise)
         return self.flow(base_sample), log_prob
@@ -175,7 +186,8 @@ class FlowDistribution(Distribution):
 class NormalMixture(Distribution):
     """A mixture of M diagonal Normals.
 
-    Noise (B, 2, ...): the first part makes z, the first number of the second part chooses the component.
+    Noise (B, 3, ...): the first draw makes z. The angle of a point of the plane, the first numbers of the other two
+    draws, chooses the component: the angle is uniform, and a factor on the noise does not change it.
     log_weights: (B, M), normalized. mu, sigma: (B, M, ...). A temperature multiplies the variances of the components:
     at 0, a sample is the mean of its component.
     """
@@ -189,11 +201,16 @@ class NormalMixture(Distribution):
         rows = torch.arange(len(index), device=index.device)
         return DiagonalNormal(self.mu[rows, index], self.sigma[rows, index], "variance")
 
+    def _weights(self) -> Tensor:
+        """Return the weights (B, M) in float64 on the CPU, because some devices have no float64."""
+        return self.log_weights.cpu().double().softmax(1)
+
     def sample(self, noise: Tensor, temperature: float = 1.0) -> Tensor:
-        uniform = torch.special.ndtr(noise[:, 1].flatten(1)[:, :1].double())
-        below = (self.log_weights.double().softmax(1).cumsum(1) < uniform).sum(1)
+        x, y = (noise[:, draw].flatten(1)[:, :1].cpu().double() for draw in (1, 2))
+        uniform = torch.atan2(y, x) / (2 * math.pi) + 0.5
+        below = (self._weights().cumsum(1) < uniform).sum(1)
         index = below.clamp(max=self.log_weights.shape[1] - 1)  # the sum of the weights is rounded
-        return self._of_component(index).sample(noise[:, 0], temperature)
+        return self._of_component(index.to(noise.device)).sample(noise[:, 0], temperature)
 
     def _log_joint(self, z: Tensor) -> Tensor:
         """Return log weight + log density of every component, (B, M)."""
@@ -203,14 +220,23 @@ class NormalMixture(Distribution):
     def log_prob(self, z: Tensor, noise: Tensor | None = None) -> Tensor:
         return self._log_joint(z).logsumexp(1)
 
+    def noise_factor(self, temperature: float) -> float:
+        return math.sqrt(temperature)
+
     def to_noise(self, z: Tensor) -> Tensor:
-        """Return noise that gives z: of the most probable component, chosen by the middle of its interval."""
-        index = self._log_joint(z).argmax(1)
-        weights = self.log_weights.double().softmax(1)
-        middle = (weights.cumsum(1) - weights / 2).gather(1, index[:, None])
-        choice = torch.special.ndtri(middle).to(z.dtype).clamp(-8, 8)
+        """Return noise that gives z: of the most probable component, chosen by the middle of its angles.
+
+        Components of weights below MIN_WEIGHT, whose angles float32 cannot tell apart, are left out: another
+        component's noise gives the same z.
+        """
+        weights = self._weights()
+        large = weights.to(z.device) >= MIN_WEIGHT
+        index = self._log_joint(z).masked_fill(~large, -math.inf).argmax(1)
+        middle = (weights.cumsum(1) - weights / 2).gather(1, index.cpu()[:, None])
+        angle = (2 * math.pi * (middle - 0.5)).to(z)
         own = self._of_component(index).to_noise(z)
-        return torch.stack([own, choice.view(-1, *(1,) * (z.dim() - 1)).expand_as(own)], dim=1)
+        point = (x.view(-1, *(1,) * (z.dim() - 1)).expand_as(own) for x in (angle.cos(), angle.sin()))
+        return torch.stack([own, *point], dim=1)
 
 
 def kl_divergence(posterior: Distribution, prior: Distribution, log_q: Tensor, log_p: Tensor) -> Tensor:

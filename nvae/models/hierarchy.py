@@ -66,6 +66,11 @@ class LatentGroup(nn.Module):
         raise NotImplementedError
 
     @property
+    def shared_draws(self) -> int:
+        """The number of last draws in noise (N, *channels, h, w) that belong to z as a whole, not to positions of z."""
+        return 0
+
+    @property
     def prior_is_bound(self) -> bool:
         """Whether the prior's log_prob is a lower bound of the log density, in expectation over its noise."""
         return False

@@ -8,14 +8,15 @@ from torch import Tensor
 
 from nvae.inference.exploration import BasePoint, PositionEffects, mean_change
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.summary import table
+from nvae.summary import group_name, table
 from nvae.tools.grids import color_bar, enlarged, grid, heat_maps, near_square, stacked
-from nvae.tools.group_names import group_name, position_name
+from nvae.tools.group_names import position_name
 
 CELL = 128
 MAX_CELLS_IN_ONE_ROW = 5
 CHANGE = "change: mean absolute change of a pixel (range 0 to 1)"
 SCALE = "mean absolute change of a pixel (range 0 to 1), one scale for all maps"
+NEW_CONTEXT = "new context"
 JAM_ROWS = 2  # of strongest positions in a picture of one group
 
 
@@ -37,7 +38,7 @@ def overview(
     names = [group_name(model, group) for group in range(len(images))]
     references = [view.image] * len(images)
     if new_contexts is not None:
-        names.insert(1, "new context")
+        names.insert(1, NEW_CONTEXT)
         images = [images[0], new_contexts, *images[1:]]
         references.insert(1, view.pseudo_input)
     base = _base_cells(view, original)
@@ -51,7 +52,8 @@ def overview(
     rows, changes, brightest = [_color(group_images) for group_images in images], [], 0.0
     if difference:
         changes = [(i - reference).abs().mean(1) for i, reference in zip(images, references, strict=True)]
-        brightest = max(change.max().item() for change in changes)
+        of_groups = [change for name, change in zip(names, changes, strict=True) if name != NEW_CONTEXT]
+        brightest = max(change.max().item() for change in of_groups)  # the context's own change is larger
         rows = [
             torch.stack([row, heat_maps(change, brightest)], dim=1).flatten(0, 1)
             for row, change in zip(rows, changes, strict=True)

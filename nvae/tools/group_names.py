@@ -5,12 +5,6 @@ from __future__ import annotations
 from nvae.models.hierarchy import HierarchicalVAE, LatentGroup
 
 
-def group_name(model: HierarchicalVAE, group: int) -> str:
-    """Return a group's number, counted from 1, and its resolution, such as "2: 7x7" or "1: context 7x7"."""
-    resolution = model.groups[group].level.resolution
-    return f"{group + 1}: {'context ' if model.groups[group].is_context else ''}{resolution}x{resolution}"
-
-
 def first_groups_name(model: HierarchicalVAE, count: int) -> str:
     """Return a name of the first `count` groups, such as "3 of 8", or with a context "context + 3 of 8" or "none"."""
     if model.context is None:

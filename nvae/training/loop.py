@@ -22,7 +22,7 @@ from nvae.files import WriteError
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.schema import ModelConfig
 from nvae.signals import StopRequest, stop_requests
-from nvae.summary import num_parameters
+from nvae.summary import group_name, num_parameters
 from nvae.training.events import Event, Reporter
 from nvae.training.loggers import FOLDER as RUNS
 from nvae.training.loggers import RunLogger
@@ -191,8 +191,8 @@ class _Training:
         if trainer.schedule.write_reconstruction:
             picture = draw_reconstructions(model, trainer.data, self.folder, step)
             self.logger.log_images("reconstructions", picture, step)
-        sides = [f"{i + 1}: {group.level.resolution}x{group.level.resolution}" for i, group in enumerate(model.groups)]
-        draw_curves(self.logger.metrics, sides, self.folder)
+        names = [group_name(model, index) for index in range(len(model.groups))]
+        draw_curves(self.logger.metrics, names, self.folder)
 
     def _try_to_draw(self, draw: Callable[[], object]) -> None:
         try:

@@ -257,6 +257,34 @@ def test_sweep_step_from_the_last_frame_to_the_first_is_like_the_others(sampler,
     assert steps.min() > 0
 
 
+@pytest.mark.parametrize("top_prior", ["mixture", "vampprior"])
+def test_position_of_a_mixture_is_explored_within_its_component(make_dvp, top_prior):
+    """The draws that choose the component have no position: a jam changes one number of z."""
+    model = make_dvp(top_prior=top_prior, prior_components=4)
+    sampler = Sampler(model)
+    base = base_point(sampler, sampler.noise([0]))
+    z = base.states[0].prior.sample(base.noise[0])
+    fresh = draw_group_noise(model, 0, 1)
+    side = z.shape[-1]
+    pairs = [(position, 0) for position in range(side**2)]
+    noise = exploration._resample_positions(base.noise[0], fresh, pairs, model.groups[0].shared_draws)
+    changed = base.states[0].repeated(len(pairs)).prior.sample(noise) != z
+    expected = torch.eye(side**2, dtype=torch.bool).view(-1, 1, side, side).expand_as(changed)
+    assert torch.equal(changed, expected)
+
+
+@pytest.mark.parametrize("family", ["nvae", "dvp"])
+def test_strength_acts_as_a_temperature(make_model, make_dvp, family):
+    model = make_model() if family == "nvae" else make_dvp(top_prior="standard")
+    sampler = Sampler(model)
+    base = base_point(sampler, sampler.noise([0]))
+    expected = 0.25 if family == "nvae" else 0.5  # of sigma, or of the variance
+    assert exploration.strength_of(model, base, 0.25) == [expected] * len(model.levels)
+    prior, noise = base.states[0].prior, draw_group_noise(model, 0, 1)
+    if family == "dvp":
+        torch.testing.assert_close(prior.sample(noise, 0.25), prior.sample(expected * noise))
+
+
 # ---------------------------------------------------------------------------------------------------- operations
 
 

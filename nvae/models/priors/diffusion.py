@@ -88,6 +88,7 @@ class DiffusionPrior(nn.Module):
     """
 
     is_bound: ClassVar[bool] = True
+    shared_draws: ClassVar[int] = 0
 
     def __init__(self, config: TopPriorConfig, shape: tuple[int, int, int], bounded: bool) -> None:
         super().__init__()
@@ -220,12 +221,16 @@ class DiffusionDistribution(Distribution):
             raise ValueError("the bound of a diffusion prior needs the noise of the posterior pass")
         return self.prior.split_noise(noise)
 
+    def noise_factor(self, temperature: float) -> float:
+        return math.sqrt(temperature)
+
     def to_noise(self, z: Tensor) -> Tensor:
         """Return noise that gives z: of a path z_1, ..., z_0 = z drawn from q(z_1, ... | z) (Wu and De la Torre 2023).
 
-        Many noises give the same z. The draws of the path are always the same, for every z. Along a drawn path, the
+        Many noises give the same z. The draws of the path are constants, the same for every z. Along a drawn path, the
         noise has the size of a standard normal draw, and the sampler damps errors of rounding; along the path of the
-        means, alpha_t z, a trained network amplifies them.
+        means, alpha_t z, a trained network amplifies them. Outside of the default range of gamma, rounding can be
+        visible.
         """
         prior = self.prior
         draws = torch.randn(prior.noise_shape, generator=seeded(0, "path of a diffusion")).to(z)

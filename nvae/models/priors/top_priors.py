@@ -25,6 +25,7 @@ class TopPrior(Protocol):
     """
 
     is_bound: ClassVar[bool]
+    shared_draws: ClassVar[int]  # see LatentGroup
 
     @property
     def noise_shape(self) -> tuple[int, ...]: ...
@@ -39,6 +40,7 @@ class SimplePrior(nn.Module):
     """The base class of priors with an exact log density, for z of a shape (C, H, W)."""
 
     is_bound: ClassVar[bool] = False
+    shared_draws: ClassVar[int] = 0
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -79,11 +81,13 @@ class GaussianPrior(SimplePrior):
 
 
 class MixtureShaped(SimplePrior):
-    """The base class of mixtures: a sample also needs the noise that chooses its component."""
+    """The base class of mixtures: a sample also needs the two draws that choose its component."""
+
+    shared_draws: ClassVar[int] = 2
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        return 2, *self.shape
+        return 1 + self.shared_draws, *self.shape
 
 
 class MixturePrior(MixtureShaped):
@@ -163,6 +167,10 @@ class TopPriorGroup(LatentGroup):
     @property
     def prior_is_bound(self) -> bool:
         return self.top_prior.is_bound
+
+    @property
+    def shared_draws(self) -> int:
+        return self.top_prior.shared_draws
 
     def set_bound_terms(self, terms: int) -> None:
         if not self.prior_is_bound:

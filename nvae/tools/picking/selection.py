@@ -78,9 +78,10 @@ class Selection(BaseModel):
 
     def with_context_temperature(self, temperature: float, open_model: Callable[[str], HierarchicalVAE]) -> Selection:
         """Return the same seeds with another temperature of the context. open_model: as in `render`."""
+        models = {path: open_model(path) for path in {pick.model for pick in self.cells}}
         picks = []
         for pick in self.cells:
-            temperatures = with_context(open_model(pick.model), pick.temperature, temperature, "temperature")
+            temperatures = with_context(models[pick.model], pick.temperature, temperature, "temperature")
             picks.append(pick.model_copy(update={"temperature": temperatures, "statistics": None}))
         return self.model_copy(update={"cells": picks})
 

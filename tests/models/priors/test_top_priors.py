@@ -51,7 +51,7 @@ def test_mixture_density_is_the_weighted_sum():
 
 
 def test_mixture_samples_have_its_moments():
-    z = mixture(20_000).sample(normal(20_000, 2, 1, 1, 2))
+    z = mixture(20_000).sample(normal(20_000, 3, 1, 1, 2))
     assert z.mean().item() == pytest.approx(-0.8 + 0.9, abs=0.05)
     second = 0.2 * (16 + 0.25) + 0.5 * 1 + 0.3 * (9 + 0.04)
     assert z.square().mean().item() == pytest.approx(second, rel=0.03)
@@ -61,22 +61,32 @@ def test_mixture_samples_have_its_moments():
 
 def test_mixture_noise_of_z_gives_z():
     distribution = mixture(50)
-    z = distribution.sample(normal(50, 2, 1, 1, 2))
+    z = distribution.sample(normal(50, 3, 1, 1, 2))
     torch.testing.assert_close(distribution.sample(distribution.to_noise(z)), z)
 
 
 def test_mixture_temperature_scales_the_variances_of_its_components():
-    noise = normal(50, 2, 1, 1, 2)
+    noise = normal(50, 3, 1, 1, 2)
     center, half = mixture(50).sample(noise, 0.0), mixture(50).sample(noise, 0.25)
     torch.testing.assert_close(half - center, 0.5 * (mixture(50).sample(noise) - center))
     assert set(center.flatten().tolist()) == {-4.0, 0.0, 3.0}
 
 
 def test_mixture_noise_of_z_in_a_component_of_tiny_weight_gives_z():
-    log_weights = torch.tensor([[0.0, -30.0, -30.0]]).log_softmax(1)
-    distribution = NormalMixture(log_weights, mixture(1).mu, mixture(1).sigma)
-    z = torch.full((1, 1, 1, 2), 3.0)  # the mean of the last component
-    torch.testing.assert_close(distribution.sample(distribution.to_noise(z)), z)
+    """The noise is that of a component with a weight that float32 can choose."""
+    for logits, mean in (([0.0, -30.0, -30.0], 3.0), ([0.3, -30.0, 1.5], 0.0), ([0.0, -10.0, 0.0], 0.0)):
+        log_weights = torch.tensor([logits]).log_softmax(1)
+        distribution = NormalMixture(log_weights, mixture(1).mu, mixture(1).sigma)
+        z = torch.full((1, 1, 1, 2), mean)
+        torch.testing.assert_close(distribution.sample(distribution.to_noise(z)), z)
+
+
+def test_mixture_components_do_not_depend_on_a_factor_on_the_noise():
+    noise = normal(5000, 3, 1, 1, 2)
+    components = mixture(5000).sample(noise, 0.0)
+    assert torch.equal(mixture(5000).sample(0.1 * noise, 0.0), components)
+    shares = [(components[:, 0, 0, 0] == mean).float().mean().item() for mean in (-4.0, 0.0, 3.0)]
+    assert shares == pytest.approx([0.2, 0.5, 0.3], abs=0.02)
 
 
 def test_mixture_prior_of_one_component_is_a_gaussian():
