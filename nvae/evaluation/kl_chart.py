@@ -34,7 +34,8 @@ def draw_kl_chart(evaluation: Evaluation, model: HierarchicalVAE, path: Path, me
         axes.bar([index + 1 for index in indices], kls, color=color, label=label)
     axes.set_xticks(range(1, groups + 1, max(1, groups // MAX_TICKS)))
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.margins(y=0.1 + 0.07 * len(model.levels))  # room for the legend above the bars
+    axes.legend(fontsize="small", loc="upper right")
     figure.suptitle(_title(evaluation), fontsize="medium")
     figure.savefig(path, dpi=110, format="png", metadata=metadata)
 
@@ -44,5 +45,5 @@ def _title(evaluation: Evaluation) -> str:
     title = f"ELBO {evaluation.elbo.mean:.2f} nats, {evaluation.elbo_bits.mean:.3f} bits/dim"
     name = "log p(x) at least" if evaluation.is_bound else "published protocol, not a bound:"
     if evaluation.samples > 1 or not evaluation.is_bound:
-        title += f"; {name} {bound.mean:.2f} nats, {bits.mean:.3f} bits/dim ({evaluation.samples} samples)"
+        title += f"\n{name} {bound.mean:.2f} nats, {bits.mean:.3f} bits/dim ({evaluation.samples} samples)"
     return title
