@@ -72,10 +72,10 @@ def numbers(text: str) -> list[float]:
 def per_scale(text: str) -> list[float]:
     """Parse a factor, or one per scale; warn if they look like one number with a decimal comma."""
     values = numbers(text)
-    if len(values) == 2 and (0 in values or max(values) > MAX_FACTOR):
+    if len(values) == 2 and "." not in text and (0 in values or max(values) > MAX_FACTOR):
         print(
             f"warning: {text} is read as two numbers, one per scale or context: {values[0]:g} and {values[1]:g}. "
-            "For one number, write a decimal point.",
+            f"For one number, write a decimal point: {text.replace(',', '.')}.",
             file=sys.stderr,
         )
     return values
