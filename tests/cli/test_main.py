@@ -78,7 +78,8 @@ def test_up_to_has_bounds():
 
 
 @pytest.mark.parametrize(
-    ("text", "warns"), [("0,7", True), ("1,3", True), ("0.7,1", False), ("0", False), ("3", False), ("0,1,3", False)]
+    ("text", "warns"),
+    [("0,7", True), ("1,3", True), ("0.7,1", False), ("0", False), ("3", False), ("0,1,3", False), ("0,0.7", False)],
 )
 def test_per_scale_warns_of_a_decimal_comma(text, warns, capsys):
     assert arguments.per_scale(text) == [float(part) for part in text.split(",")]
