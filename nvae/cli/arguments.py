@@ -72,10 +72,12 @@ def numbers(text: str) -> list[float]:
 def per_scale(text: str) -> list[float]:
     """Parse a factor, or one per scale; warn if they look like one number with a decimal comma."""
     values = numbers(text)
-    if len(values) == 2 and "." not in text and (0 in values or max(values) > MAX_FACTOR):
+    has_point = "." in text
+    if len(values) == 2 and (max(values) > MAX_FACTOR or (0 in values and not has_point)):
+        number = "" if has_point else f": {text.replace(',', '.')}"
         print(
             f"warning: {text} is read as two numbers, one per scale or context: {values[0]:g} and {values[1]:g}. "
-            f"For one number, write a decimal point: {text.replace(',', '.')}.",
+            f"For one number, write a decimal point{number}.",
             file=sys.stderr,
         )
     return values
