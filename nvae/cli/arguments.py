@@ -74,10 +74,10 @@ def per_scale(text: str) -> list[float]:
     values = numbers(text)
     has_point = "." in text
     if len(values) == 2 and (max(values) > MAX_FACTOR or (0 in values and not has_point)):
-        number = "" if has_point else f": {text.replace(',', '.')}"
+        suggestion = "" if has_point else f": {text.replace(',', '.')}"
         print(
             f"warning: {text} is read as two numbers, one per scale or context: {values[0]:g} and {values[1]:g}. "
-            f"For one number, write a decimal point{number}.",
+            f"For one number, write a decimal point{suggestion}.",
             file=sys.stderr,
         )
     return values
