@@ -120,12 +120,11 @@ def _warmup(schedule: TrainingParameters) -> str:
 
 def _levels(model: HierarchicalVAE) -> list[str]:
     rows = [("level, from the top", "groups", "latent group", "encoder", "decoder", "latent numbers")]
-    contexts = len(model.levels) - len(model.scales)
     for i, level in enumerate(model.levels):
         size, side, _ = level.latent_shape
         rows.append(
             (
-                f"{i + 1}: {'context, ' if i < contexts else ''}{side} x {side}",
+                f"{i + 1}: {'context, ' if i < model.num_contexts else ''}{side} x {side}",
                 str(level.groups),
                 f"{size} x {side} x {side}",
                 f"{level.encoder_channels} channels",

@@ -121,8 +121,8 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         metavar="TEMPERATURE",
         help="factor on the prior's standard deviations, or variances in the families ladder and dvp: 0.6 to 0.8 gives "
-        "clean images, 1 the full variety; or one per "
-        "scale, the coarsest first, such as 0.6,0.8; for a model with a context, one more number may come first",
+        "clean images, 1 the full variety; or one per scale, the coarsest first, such as 0.6,0.8; for a model with a "
+        "context, one more number may come first",
     )
     parser.add_argument(
         "iterations",

@@ -11,7 +11,7 @@ from torch import Tensor
 from nvae.arguments import ArgumentError, check_choice, check_count, check_images_u8, check_seeds
 from nvae.data.images import to_float
 from nvae.evaluation.active_units import ActiveUnits
-from nvae.models.distributions import Noise, kl_divergence, map_tensors
+from nvae.models.distributions import Noise, map_tensors
 from nvae.models.hierarchy import DecoderState, FromPosterior, HierarchicalVAE, TopDownOutput
 from nvae.models.modes import eval_mode
 from nvae.objective import elbo_terms
@@ -254,11 +254,11 @@ def importance_draw(
     if estimator == "importance_weighted":
         log_weight = log_importance_weight(output, terms.log_likelihood)
     else:
-        log_weight = log_analytic_weight(output, terms.log_likelihood, noise)
+        log_weight = log_analytic_weight(model, output, terms.log_likelihood, noise)
     return Draw(per_image(log_weight), per_image(terms.log_likelihood).sum(1), per_image(terms.kl).sum(1))
 
 
-def log_analytic_weight(output: TopDownOutput, log_likelihood: Tensor, noise: Noise) -> Tensor:
+def log_analytic_weight(model: HierarchicalVAE, output: TopDownOutput, log_likelihood: Tensor, noise: Noise) -> Tensor:
     """Return log p(x | z) - KL of a posterior pass, (B,): the "weight" of Kuzina and Tomczak's program (2024).
 
     The KL is in closed form where there is one. The mean of its exponential estimates no bound on log p(x): the KL does
@@ -266,6 +266,8 @@ def log_analytic_weight(output: TopDownOutput, log_likelihood: Tensor, noise: No
     """
     weight = log_likelihood.cpu().double()
     for index, group in output.groups.items():
-        log_p = group.prior.published_log_prob(group.z, noise[index])
-        weight = weight - kl_divergence(group.posterior, group.prior, group.log_q, log_p).cpu().double()
+        kl = group.kl
+        if model.groups[index].prior_is_bound:
+            kl = group.log_q - group.prior.published_log_prob(group.z, noise[index])
+        weight = weight - kl.cpu().double()
     return weight

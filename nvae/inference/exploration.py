@@ -40,7 +40,9 @@ def base_point(sampler: Sampler, noise: Noise, pixels: Pixels = "mean", pixel_se
     """
     check_noise(sampler.model, noise, count=1)
     image, output = sampler.top_down(noise, pixels, check_seeds([pixel_seed]), return_states=True)
-    return BasePoint(noise, image, output.states, pixels, pixel_seed, sampler.pseudo_inputs(noise[0]))
+    context = sampler.model.context
+    pseudo_input = None if context is None else context.image_of(output.groups[0].z)
+    return BasePoint(noise, image, output.states, pixels, pixel_seed, pseudo_input)
 
 
 def resample_group(sampler: Sampler, base: BasePoint, group: int, noise: Tensor) -> Tensor:

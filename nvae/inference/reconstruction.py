@@ -54,7 +54,7 @@ def reconstruct(
     """
     images = check_images(model, images)
     check_choice("pixels", pixels, get_args(Pixels))
-    groups, contexts = len(model.groups), 0 if model.context is None else 1
+    groups, contexts = len(model.groups), model.num_contexts
     counted = groups - contexts
     keep = contexts + (counted if keep_groups is None else check_count("keep_groups", keep_groups, 0, counted))
     temperatures = per_group(model, temperature, "temperature")

@@ -81,10 +81,6 @@ class Distribution:
         """
         raise NotImplementedError
 
-    def published_log_prob(self, z: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Return `log_prob` as the published evaluation of the family computes it; different only for a bound."""
-        return self.log_prob(z, noise)
-
     def to_noise(self, z: Tensor) -> Tensor:
         """Return the noise from which `sample` makes z at temperature 1."""
         raise NotImplementedError

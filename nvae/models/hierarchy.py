@@ -72,7 +72,10 @@ class LatentGroup(nn.Module):
 
     @property
     def prior_is_bound(self) -> bool:
-        """Whether the prior's log_prob is a lower bound of the log density, in expectation over its noise."""
+        """Whether the prior's log_prob is a lower bound of the log density, in expectation over its noise.
+
+        The distribution of such a prior also has a `published_log_prob`, for comparison with published numbers.
+        """
         return False
 
     def set_bound_terms(self, terms: int) -> None:
@@ -246,9 +249,14 @@ class HierarchicalVAE(nn.Module):
         return self.groups[0] if self.groups[0].is_context else None
 
     @property
+    def num_contexts(self) -> int:
+        """The number of groups, and of levels, above the scales: 1 with a context, else 0."""
+        return 0 if self.context is None else 1
+
+    @property
     def scales(self) -> tuple[Level, ...]:
         """The levels below the context, top first."""
-        return self.levels if self.context is None else self.levels[1:]
+        return self.levels[self.num_contexts :]
 
     @property
     def noise_shapes(self) -> list[tuple[int, ...]]:

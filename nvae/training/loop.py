@@ -179,8 +179,8 @@ class _Training:
 
     def _check_health(self, kl_per_group: list[float], bits_per_dimension: float, when: str) -> None:
         warmed_up = self.trainer.current_kl_coefficient >= 1
-        contexts = len(self.trainer.model.levels) - len(self.trainer.model.scales)  # a context never collapses
-        warnings = health_warnings(kl_per_group[contexts:], bits_per_dimension, self.trainer.config, warmed_up)
+        below = kl_per_group[self.trainer.model.num_contexts :]  # a context never collapses
+        warnings = health_warnings(below, bits_per_dimension, self.trainer.config, warmed_up)
         for kind, warning in warnings.items():
             self.reporter.warn(warning, once=f"{kind} {when}")
 
@@ -227,7 +227,7 @@ class _Training:
         trainer, schedule = self.trainer, self.trainer.schedule
         samples, stem = schedule.evaluation_samples, self.folder / "evaluation"
         metadata = {"model": self.name, "step": trainer.progress.step, "seed": schedule.seed}
-        metadata["weights"] = weights_digest(model)
+        metadata |= {"weights": weights_digest(model)}
         if samples == 0 or is_saved(stem, metadata | {"samples": samples}):
             return
         part = "validation" if trainer.data.test is None else "test"

@@ -21,6 +21,7 @@ from nvae.models.hierarchy import HierarchicalVAE, LatentGroup, Level
 from nvae.models.ladder.config import LadderConfig, channels_per_scale
 from nvae.models.ladder.likelihoods import build_ladder_likelihood
 from nvae.models.priors.top_priors import LeadingNoiseNormal, TopPriorGroup, VampPrior, build_top_prior, components_of
+from nvae.models.priors.unet import zeroed
 
 MAX_LOG_VARIANCE = 1.0
 BATCH_NORM_MOMENTUM = 0.05
@@ -86,8 +87,7 @@ class Block(nn.Module):
 
 def zero_last(block: Block) -> Block:
     """Set the last convolution of a block to zero, so that the block starts as its skip; return the block."""
-    nn.init.zeros_(block.last_convolution.weight)
-    nn.init.zeros_(block.last_convolution.bias)
+    zeroed(block.last_convolution)
     return block
 
 

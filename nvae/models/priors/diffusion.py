@@ -212,6 +212,7 @@ class DiffusionDistribution(Distribution):
         return self.prior.losses(z, self._drawn(noise)).log_prob
 
     def published_log_prob(self, z: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Return `log_prob` as published: a noisy L_0, and the times 1/S, 2/S, ..., 1. No bound."""
         drawn = self._drawn(noise)
         losses = self.prior.losses(z, drawn, uniform_times=False)
         return losses._replace(start=self.prior.noisy_start(drawn)).log_prob
