@@ -24,6 +24,10 @@ NEW_KEYS: dict[str, Any] = {
     "dataset.encoder_input": "binary",
     "dataset.split_seed": 0,  # validation_images of a downloaded data set is null by default; toy_faces has another
     "dataset.max_image_pixels": 64_000_000,  # earlier versions had no limit; the default lets their runs resume
+    "dataset.fit": "crop",
+    "dataset.background": "white",
+    "dataset.percentiles": None,
+    "dataset.min_image_size": 1,
     "training_parameters.optimizer": "adamax",
     "training_parameters.optimizer_epsilon": 1e-3,
     "training_parameters.optimizer_betas": [0.9, 0.999],

@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from PIL import Image, ImageOps
@@ -22,16 +23,23 @@ MAX_PIXELS = 64_000_000  # resizing a decoded image of this size takes about 0.5
 
 
 @contextmanager
-def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+def open_image(file: str | Path | BinaryIO | Image.Image, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """Open an image file whose content, not its name, is in one of FORMATS. No other program is ever started.
 
+    file: a path, an open file, which is closed at the end, or an image, which is yielded as it is.
     max_pixels: upper limit of width times height, which bounds the memory and time per file.
     Raises OSError for a file that is not regular (a pipe would block forever) and ValueError for too many pixels.
     """
-    if not Path(path).is_file():
+    if isinstance(file, Image.Image):
+        yield file
+        return
+    if isinstance(file, str | Path) and not Path(file).is_file():
         raise OSError("not a regular file")
     Image.init()
-    with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+    with (
+        closing(file) if hasattr(file, "close") else nullcontext(),
+        Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image,
+    ):
         width, height = image.size
         if width * height > max_pixels:
             raise ValueError(f"{width} x {height} pixels, more than the limit of {max_pixels:,}")

@@ -25,6 +25,7 @@ class Data:
     validation: Tensor  # uint8 (N, C, S, S)
     test: Tensor | None = None  # uint8 (N, C, S, S); None where the validation part is all that is kept from training
     warnings: tuple[str, ...] = ()
+    report: str = ""  # a text on every picture that was left out or changed, for data_report.txt
 
     @cached_property
     def fingerprint(self) -> str:

@@ -11,9 +11,12 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z",
 
 
 def dataset_folder(dataset: FolderDataset | DownloadedDataset) -> Path:
-    """Return `dataset.path`, ~ expanded. The folder may be missing. Raises UserError for anything but a folder."""
+    """Return `dataset.path`, ~ expanded, or by default dataset/NAME.
+
+    The folder may be missing. Raises UserError for anything but a folder.
+    """
     try:
-        folder = Path(dataset.path).expanduser()
+        folder = Path(dataset.path or f"dataset/{dataset.name}").expanduser()
         is_file = folder.exists() and not folder.is_dir()
     except RuntimeError as error:
         raise UserError(

@@ -1,0 +1,39 @@
+"""The base class of every family's config, and the dataset and training sections.
+
+Every field has a description: `nvae config` and docs/config.md are generated from the fields.
+"""
+
+from nvae.schema.datasets import (
+    DATASETS,
+    DatasetConfig,
+    DownloadedDataset,
+    FolderDataset,
+    PictureDataset,
+    dataset_class,
+    select_dataset,
+)
+from nvae.schema.model import SELECTING_KEYS, ModelConfig
+from nvae.schema.named_datasets import NAMED_DATASETS, NamedDataset
+from nvae.schema.sections import Channels, PositiveRate, Rate, Section
+from nvae.schema.training import WARMUPS, LearningRateDecay, TrainingParameters
+
+__all__ = [
+    "DATASETS",
+    "NAMED_DATASETS",
+    "SELECTING_KEYS",
+    "WARMUPS",
+    "Channels",
+    "DatasetConfig",
+    "DownloadedDataset",
+    "FolderDataset",
+    "LearningRateDecay",
+    "ModelConfig",
+    "NamedDataset",
+    "PictureDataset",
+    "PositiveRate",
+    "Rate",
+    "Section",
+    "TrainingParameters",
+    "dataset_class",
+    "select_dataset",
+]

@@ -1,0 +1,265 @@
+"""The dataset section: one class of keys for every kind of data set."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Union, get_args
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from nvae.errors import InvalidValueError
+from nvae.schema.sections import MAX_SEED, MAX_SIZE, Count, PathText, Section
+
+MAX_DRAWN_BYTES = 2**32  # of images that the program draws into memory
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+ValidationFraction = Annotated[float, Field(gt=0, lt=1)]
+ArrayName = Literal[
+    "mnist",
+    "fashion_mnist",
+    "kmnist",
+    "cifar10",
+    "cifar100",
+    "stl10",
+    "imagenet32",
+    "imagenet64",
+    "pathmnist",
+    "chestmnist",
+    "dermamnist",
+    "octmnist",
+    "pneumoniamnist",
+    "retinamnist",
+    "breastmnist",
+    "bloodmnist",
+    "tissuemnist",
+    "organamnist",
+    "organcmnist",
+    "organsmnist",
+]
+PictureName = Literal["celeba", "celeba_hq", "ffhq", "tiny_imagenet", "imagenet", "places365", "flowers102"]
+LsunCategory = Literal[
+    "bedroom",
+    "bridge",
+    "church_outdoor",
+    "classroom",
+    "conference_room",
+    "dining_room",
+    "kitchen",
+    "living_room",
+    "restaurant",
+    "tower",
+]
+
+
+class DatasetConfig(Section):
+    """The keys that every data set has."""
+
+    horizontal_flip: bool = Field(False, description="Mirror each training image with probability 0.5.")
+    binarize: bool = Field(
+        False,
+        description="Draw every subpixel as 0 or 1 with its brightness as the probability: training images at every "
+        "step, validation images once. Needs sampling_method: bernoulli.",
+    )
+    encoder_input: Literal["binary", "gray"] = Field(
+        "binary",
+        description="The encoder's images with binarize: true: the binary images, or the gray images they are drawn "
+        "from. The likelihood is always of the binary images. Without binarize only binary is allowed, without effect.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DatasetConfig:
+        if self.encoder_input == "gray" and not self.binarize:
+            raise InvalidValueError("encoder_input", "gray", "'binary', or binarize True")
+        return self
+
+    def check(self, input_dimension: int) -> None:
+        """Raise InvalidValueError for keys that do not suit images of this size."""
+
+
+class PictureDataset(DatasetConfig):
+    """The keys of data sets that are decoded from picture files."""
+
+    fit: Literal["crop", "pad", "stretch"] = Field(
+        "crop",
+        description="How a picture becomes square: crop the longer side at its center, pad the shorter side with the "
+        "background, or stretch.",
+    )
+    background: Annotated[str, Field(min_length=1, max_length=100)] = Field(
+        "white", description="Color behind transparent pixels and of padding: a name or #rrggbb."
+    )
+    percentiles: tuple[Percent, Percent] | None = Field(
+        None,
+        strict=False,  # a list in YAML
+        description="Percentiles of a picture's values that become black and white, such as [1, 99] for X-rays, in "
+        "pictures of more than 8 bits; null for the lowest and the highest value.",
+    )
+    max_image_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = Field(  # Pillow itself refuses larger files
+        64_000_000, description="Leave out files of more pixels (width times height)."
+    )
+    min_image_size: Annotated[int, Field(ge=1, le=MAX_SIZE)] = Field(
+        1, description="Leave out pictures whose width or height is smaller, in pixels."
+    )
+
+    @model_validator(mode="after")
+    def _valid_pictures(self) -> PictureDataset:
+        if self.percentiles is not None and self.percentiles[0] >= self.percentiles[1]:
+            raise InvalidValueError("percentiles", list(self.percentiles), "a lower and a higher number")
+        return self
+
+
+class FolderDataset(PictureDataset):
+    """Pictures of a folder or an archive."""
+
+    name: Literal["folder"] = Field("folder", description="Pictures of a folder and its subfolders, or of an archive.")
+    path: PathText = Field("dataset", description="The folder, or a zip or tar archive.")
+    validation_fraction: ValidationFraction = Field(
+        0.05,
+        description="Fraction of the pictures that is kept for validation, chosen by file name. Without effect on a "
+        "folder with the subfolders train and val.",
+    )
+
+
+class LmdbDataset(PictureDataset):
+    """Pictures of two LMDB databases, train.lmdb and validation.lmdb, as the original NVAE has them."""
+
+    name: Literal["lmdb"] = Field(description="Pictures of LMDB databases; needs the extra lmdb.")
+    path: PathText = Field("dataset", description="The folder of train.lmdb and validation.lmdb.")
+
+
+class NpzDataset(DatasetConfig):
+    """Arrays of images in an .npz or .npy file."""
+
+    name: Literal["npz"] = Field(description="Arrays of images in a file of NumPy.")
+    path: PathText = Field("dataset.npz", description="The .npz or .npy file, with uint8 images (N, H, W[, C]).")
+    validation_fraction: ValidationFraction = Field(
+        0.05,
+        description="Fraction of the images that is kept for validation, chosen by position. Without effect on a file "
+        "with arrays for both parts.",
+    )
+
+
+class DownloadedDataset(DatasetConfig):
+    """A public data set, downloaded where absent."""
+
+    name: ArrayName = Field(description="The data set.")
+    path: PathText | None = Field(
+        None,
+        description="Folder of the files, downloaded into the folder when absent; null for dataset/NAME, such as "
+        "dataset/mnist.",
+    )
+    validation_images: Count | None = Field(
+        None,
+        description="Number of training images that are kept for validation, so that the test images stay apart for "
+        "the final evaluation; null for the published validation images, or else the test images.",
+    )
+    split_seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = Field(
+        0, description="Seed of the choice of the validation_images."
+    )
+
+
+class OmniglotDataset(DownloadedDataset):
+    """Handwritten characters of 50 alphabets (Lake et al. 2015), downloaded where absent."""
+
+    name: Literal["omniglot"] = Field(description="Handwritten characters.")
+    version: Literal["chardata", "torchvision"] = Field(
+        "chardata",
+        description="chardata: the 28x28 images of Burda et al. (2015), as in most publications on VAEs; needs the "
+        "extra omniglot. torchvision: the original drawings and split, 105x105, resized.",
+    )
+
+
+class EmnistDataset(DownloadedDataset):
+    """Handwritten letters and digits (Cohen et al. 2017), downloaded where absent."""
+
+    name: Literal["emnist"] = Field(description="Handwritten letters and digits.")
+    version: Literal["balanced", "byclass", "bymerge", "letters", "digits", "mnist"] = Field(
+        "balanced", description="The published subset."
+    )
+
+
+class SvhnDataset(DownloadedDataset):
+    """House numbers (Netzer et al. 2011), downloaded where absent."""
+
+    name: Literal["svhn"] = Field(description="House numbers.")
+    extra: bool = Field(False, description="Also train on the 531,131 simpler images of the part 'extra'.")
+
+
+class PublicPictureDataset(PictureDataset, DownloadedDataset):
+    """A public data set of picture files, downloaded where possible."""
+
+    name: PictureName = Field(description="The data set.")
+
+
+class DtdDataset(PublicPictureDataset):
+    """Textures (Cimpoi et al. 2014), downloaded where absent."""
+
+    name: Literal["dtd"] = Field(description="Textures.")
+    partition: Annotated[int, Field(ge=1, le=10)] = Field(1, description="The published split, one of ten.")
+
+
+class LsunDataset(PublicPictureDataset):
+    """Scenes (Yu et al. 2015): one class, in the LMDB databases CLASS_train_lmdb and CLASS_val_lmdb."""
+
+    name: Literal["lsun"] = Field(description="Scenes of one class; needs the extra lmdb.")
+    category: LsunCategory = Field("bedroom", description="The class.")
+
+
+class ToyFacesDataset(DatasetConfig):
+    """Cartoon faces, drawn from their index at any size."""
+
+    name: Literal["toy_faces"] = Field(description="Cartoon faces that the program draws.")
+    training_images: Annotated[int, Field(ge=1, le=10_000_000)] = Field(
+        6000, description="Number of faces for training."
+    )
+    validation_images: Annotated[int, Field(ge=1, le=10_000_000)] = Field(
+        300, description="Number of faces for validation."
+    )
+
+    def check(self, input_dimension: int) -> None:
+        most = MAX_DRAWN_BYTES // (3 * input_dimension**2)
+        for key in ("training_images", "validation_images"):
+            if (images := getattr(self, key)) > most:
+                raise InvalidValueError(
+                    f"dataset.{key}", images, f"at most {most} with input_dimension {input_dimension}"
+                )
+
+
+DATASET_CLASSES = (
+    FolderDataset,
+    LmdbDataset,
+    NpzDataset,
+    ToyFacesDataset,
+    DownloadedDataset,
+    OmniglotDataset,
+    EmnistDataset,
+    SvhnDataset,
+    PublicPictureDataset,
+    DtdDataset,
+    LsunDataset,
+)
+DATASETS: dict[str, type[DatasetConfig]] = {
+    name: dataset for dataset in DATASET_CLASSES for name in get_args(dataset.model_fields["name"].annotation)
+}
+
+
+def dataset_class(section: dict[str, Any]) -> type[DatasetConfig] | None:
+    """Return the class of a dataset section; None if its name is no data set."""
+    name = section.get("name", "folder")
+    return DATASETS.get(name) if isinstance(name, str) else None
+
+
+def _folder_by_default(section: Any) -> Any:
+    return {"name": "folder"} | section if isinstance(section, dict) else section
+
+
+AnyDataset = Annotated[
+    Union[DATASET_CLASSES],  # noqa: UP007 (of a tuple)
+    Field(discriminator="name"),
+    BeforeValidator(_folder_by_default),
+]
+
+
+def select_dataset(section: dict[str, Any], name: Any) -> dict[str, Any]:
+    """Return a dataset section with another `name`; of the other keys, only the keys of every data set stay."""
+    if section.get("name", "folder") == name:
+        return section
+    return {key: value for key, value in section.items() if key in DatasetConfig.model_fields} | {"name": name}

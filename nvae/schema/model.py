@@ -1,0 +1,82 @@
+"""The keys of every family: the images, the likelihood, and the two sections."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from nvae.errors import InvalidValueError
+from nvae.schema.datasets import AnyDataset, FolderDataset, select_dataset
+from nvae.schema.sections import MAX_SIZE, Section
+from nvae.schema.training import WARMUPS, TrainingParameters
+
+SamplingMethod = Literal[
+    "bernoulli",
+    "gaussian",
+    "gaussian_mixture",
+    "logistic",
+    "logistic_mixture",
+    "coupled_logistic_mixture",
+]
+SELECTING_KEYS = ("family", "dataset.name")  # their values decide which other keys exist
+
+
+class ModelConfig(Section):
+    """The keys of every family: the images, the likelihood, the data and the training schedule."""
+
+    # Named sets of other defaults, which a key of a family selects: {"style": {"nvlabs": {"n_mix": 10}}}.
+    PRESETS: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {}
+
+    family: str = Field(description="The architecture; a file without this key is of the family nvae.")
+    input_dimension: Annotated[int, Field(ge=1, le=MAX_SIZE)] = Field(64, description="Width and height of the images.")
+    image_channels: Literal[1, 3] = Field(3, description="3 for color, 1 for gray.")
+    pixel_bits: Annotated[int, Field(ge=1, le=8)] = Field(
+        8, description="Bits per subpixel: images have 2 to the power of this number of values."
+    )
+    pixel_range: Literal["unit", "centered"] = Field(
+        "unit", description="Range of the pixels that the network and a Gaussian likelihood see: [0, 1] or [-1, 1]."
+    )
+    sampling_method: SamplingMethod = Field(
+        "gaussian",
+        description="The likelihood of the pixels. bernoulli: binary or gray values as probabilities; gaussian and "
+        "gaussian_mixture: continuous; logistic and logistic_mixture: discretized, every subpixel by itself; "
+        "coupled_logistic_mixture: discretized, the mean of green depends on red, of blue on both.",
+    )
+    n_mix: Annotated[int, Field(ge=1, le=1000)] = Field(3, description="Components of a mixture likelihood.")
+    likelihood_tails: Literal["original", "exact"] = Field(
+        "original",
+        description="Where the upper tail of a discretized logistic begins: as in the original program, or so that the "
+        "probabilities of all values add up to 1.",
+    )
+    dataset: AnyDataset = Field(FolderDataset(), description="The images.")
+    training_parameters: TrainingParameters = Field(TrainingParameters(), description="The training schedule.")
+
+    @model_validator(mode="after")
+    def _consistent_with_images(self) -> ModelConfig:
+        if self.sampling_method == "coupled_logistic_mixture" and self.image_channels != 3:
+            raise InvalidValueError(
+                "sampling_method",
+                self.sampling_method,
+                f"'bernoulli' or 'logistic_mixture' for images of {self.image_channels} channel",
+            )
+        if self.dataset.binarize and self.sampling_method != "bernoulli":
+            raise InvalidValueError(
+                "dataset.binarize", True, f"False, or sampling_method bernoulli instead of {self.sampling_method}"
+            )
+        self.dataset.check(self.input_dimension)
+        return self
+
+    @classmethod
+    def prepare_override(cls, data: dict[str, Any], key: str, value: Any) -> None:
+        """Change the raw `data` of a file so that the dotted `key` can be set to `value`.
+
+        Remove the keys that the new value replaces. A family also expands short forms that the key reaches into.
+        """
+        section, _, name = key.rpartition(".")
+        schedule = data.get("training_parameters")
+        if section == "training_parameters" and name in WARMUPS and isinstance(schedule, dict):
+            # The override replaces the file's way.
+            data["training_parameters"] = {k: v for k, v in schedule.items() if k == name or k not in WARMUPS}
+        if key == "dataset.name" and isinstance(data.get("dataset"), dict):
+            data["dataset"] = select_dataset(data["dataset"], value)

@@ -1,0 +1,171 @@
+"""The public data sets that a config can name: what is known about each without loading it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class NamedDataset(NamedTuple):
+    """Facts about a data set. A part without published images has 0 images.
+
+    binarize, horizontal_flip and pixel_bits are the literature's choice for generative models of this data set, which
+    a config takes with the value `auto`.
+    """
+
+    title: str
+    channels: int
+    size: int  # width and height, of the images or, for pictures of other sizes, usual in the literature
+    training: int
+    validation: int
+    test: int
+    license: str
+    homepage: str
+    binarize: bool = False
+    horizontal_flip: bool = False
+    pixel_bits: int = 8
+
+
+NOT_STATED = "not stated"
+RESEARCH = "non-commercial research"
+IMAGENET = "https://image-net.org/download-images.php"
+MEDMNIST = "https://medmnist.com"
+
+
+def _medmnist(
+    title: str, channels: int, training: int, validation: int, test: int, license: str = "CC BY 4.0"
+) -> NamedDataset:
+    return NamedDataset(title, channels, 28, training, validation, test, license, MEDMNIST)
+
+
+NAMED_DATASETS: dict[str, NamedDataset] = {
+    "mnist": NamedDataset(
+        "handwritten digits", 1, 28, 60_000, 0, 10_000, "CC BY-SA 3.0", "http://yann.lecun.com/exdb/mnist", True
+    ),
+    "fashion_mnist": NamedDataset(
+        "clothes", 1, 28, 60_000, 0, 10_000, "MIT", "https://github.com/zalandoresearch/fashion-mnist"
+    ),
+    "kmnist": NamedDataset(
+        "cursive Japanese characters", 1, 28, 60_000, 0, 10_000, "CC BY-SA 4.0", "https://codh.rois.ac.jp/kmnist", True
+    ),
+    "emnist": NamedDataset(
+        "handwritten letters and digits",
+        1,
+        28,
+        112_800,
+        0,
+        18_800,
+        NOT_STATED,
+        "https://www.nist.gov/itl/products-and-services/emnist-dataset",
+        True,
+    ),
+    "omniglot": NamedDataset(
+        "handwritten characters", 1, 28, 24_345, 0, 8_070, "MIT", "https://github.com/brendenlake/omniglot", True
+    ),
+    "cifar10": NamedDataset(
+        "objects and animals, 10 classes",
+        3,
+        32,
+        50_000,
+        0,
+        10_000,
+        NOT_STATED,
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+        horizontal_flip=True,
+    ),
+    "cifar100": NamedDataset(
+        "objects and animals, 100 classes",
+        3,
+        32,
+        50_000,
+        0,
+        10_000,
+        NOT_STATED,
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+        horizontal_flip=True,
+    ),
+    "svhn": NamedDataset(
+        "house numbers", 3, 32, 73_257, 0, 26_032, "non-commercial", "http://ufldl.stanford.edu/housenumbers"
+    ),
+    "stl10": NamedDataset(
+        "objects and animals, mostly unlabeled",
+        3,
+        96,
+        105_000,
+        0,
+        8_000,
+        NOT_STATED,
+        "https://cs.stanford.edu/~acoates/stl10",
+        horizontal_flip=True,
+    ),
+    "celeba": NamedDataset(
+        "faces of celebrities",
+        3,
+        64,
+        162_770,
+        19_867,
+        19_962,
+        RESEARCH,
+        "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
+        horizontal_flip=True,
+    ),
+    "celeba_hq": NamedDataset(
+        "faces of celebrities in high quality",
+        3,
+        256,
+        27_000,
+        3_000,
+        0,
+        "CC BY-NC 4.0",
+        "https://github.com/tkarras/progressive_growing_of_gans",
+        horizontal_flip=True,
+        pixel_bits=5,
+    ),
+    "ffhq": NamedDataset(
+        "faces from Flickr",
+        3,
+        256,
+        63_000,
+        7_000,
+        0,
+        "CC BY-NC-SA 4.0",
+        "https://github.com/NVlabs/ffhq-dataset",
+        horizontal_flip=True,
+        pixel_bits=5,
+    ),
+    "imagenet32": NamedDataset("ImageNet at 32 x 32", 3, 32, 1_281_167, 50_000, 0, RESEARCH, IMAGENET),
+    "imagenet64": NamedDataset("ImageNet at 64 x 64", 3, 64, 1_281_167, 50_000, 0, RESEARCH, IMAGENET),
+    "tiny_imagenet": NamedDataset(
+        "200 classes of ImageNet", 3, 64, 100_000, 10_000, 10_000, RESEARCH, "http://cs231n.stanford.edu"
+    ),
+    "imagenet": NamedDataset("1,000 classes of objects", 3, 128, 1_281_167, 50_000, 0, RESEARCH, IMAGENET),
+    "lsun": NamedDataset(
+        "scenes, one class at a time", 3, 128, 3_033_042, 300, 0, NOT_STATED, "https://www.yf.io/p/lsun"
+    ),
+    "dtd": NamedDataset("textures", 3, 64, 1_880, 1_880, 1_880, RESEARCH, "https://www.robots.ox.ac.uk/~vgg/data/dtd"),
+    "places365": NamedDataset(
+        "scenes, 365 classes", 3, 128, 1_803_460, 36_500, 0, RESEARCH, "http://places2.csail.mit.edu"
+    ),
+    "flowers102": NamedDataset(
+        "flowers, 102 classes",
+        3,
+        64,
+        1_020,
+        1_020,
+        6_149,
+        NOT_STATED,
+        "https://www.robots.ox.ac.uk/~vgg/data/flowers/102",
+        horizontal_flip=True,
+    ),
+    "pathmnist": _medmnist("colon tissue", 3, 89_996, 10_004, 7_180),
+    "chestmnist": _medmnist("chest X-rays", 1, 78_468, 11_219, 22_433),
+    "dermamnist": _medmnist("skin lesions", 3, 7_007, 1_003, 2_005, "CC BY-NC 4.0"),
+    "octmnist": _medmnist("retinas, optical coherence tomography", 1, 97_477, 10_832, 1_000),
+    "pneumoniamnist": _medmnist("chest X-rays of children", 1, 4_708, 524, 624),
+    "retinamnist": _medmnist("retinas", 3, 1_080, 120, 400),
+    "breastmnist": _medmnist("breasts, ultrasound", 1, 546, 78, 156),
+    "bloodmnist": _medmnist("blood cells", 3, 11_959, 1_712, 3_421),
+    "tissuemnist": _medmnist("kidney cells", 1, 165_466, 23_640, 47_280),
+    "organamnist": _medmnist("abdominal organs, axial slices", 1, 34_561, 6_491, 17_778),
+    "organcmnist": _medmnist("abdominal organs, coronal slices", 1, 12_975, 2_392, 8_216),
+    "organsmnist": _medmnist("abdominal organs, sagittal slices", 1, 13_932, 2_452, 8_827),
+}

@@ -1,0 +1,171 @@
+"""The training_parameters section: the training schedule."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from nvae.errors import InvalidValueError
+from nvae.schema.sections import MAX_COUNT, MAX_SEED, Count, Epochs, Portion, PositiveRate, Rate, Section
+
+OptimizerName = Literal[
+    "adamax",
+    "adam",
+    "adamw",
+]
+LearningRateDecay = Literal["after_kl_warmup", "after_its_warmup", "from_start"]
+WARMUPS = ("warmup_epochs", "warmup_steps", "warmup_portion")  # three ways to give the length of the KL warm-up
+
+
+class TrainingParameters(Section):
+    """The training schedule."""
+
+    # Keys that may not change in a run.
+    FIXED: ClassVar[frozenset[str]] = frozenset({"seed", "optimizer", "loss_scale"})
+
+    optimizer: OptimizerName = Field(
+        "adamax",
+        description="The optimizer. The defaults of learning_rate and optimizer_epsilon suit adamax; the others need "
+        "smaller ones, such as 1e-3 and 1e-8.",
+    )
+    optimizer_epsilon: Annotated[float, Field(ge=1e-12, le=1)] = Field(
+        1e-3, description="Added to the denominator of the optimizer's update."
+    )
+    optimizer_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999),
+        strict=False,  # a list in YAML
+        description="Decay rates of the optimizer's running means of the gradient and of its size.",
+    )
+    learning_rate: PositiveRate = Field(1e-2, description="Highest learning rate.")
+    learning_rate_min: Rate = Field(
+        1e-5, description="Lowest learning rate: at the end of the last epoch with the cosine, and with plateaus."
+    )
+    learning_rate_warmup_epochs: Rate = Field(
+        0.0,
+        description="Epochs of a linear rise from zero to learning_rate (the key warmup_epochs of the original NVAE).",
+    )
+    learning_rate_schedule: Literal["cosine", "constant", "plateau"] = Field(
+        "cosine",
+        description="The learning rate after its warm-up: a cosine, constant, or multiplied by plateau_factor whenever "
+        "the validation ELBO has not improved for plateau_patience epochs.",
+    )
+    learning_rate_update: Literal["step", "epoch"] = Field(
+        "step", description="Change the learning rate at every step, or keep it constant within an epoch."
+    )
+    learning_rate_decay: LearningRateDecay = Field(
+        "after_kl_warmup",
+        description="Start of the cosine: after the KL warm-up, or after the learning rate's own; from_start: the "
+        "cosine of all epochs, scaled so that it equals learning_rate at the end of the learning rate's warm-up.",
+    )
+    plateau_patience: Epochs = Field(
+        10,
+        description="Epochs without a better validation ELBO before learning_rate_schedule: plateau lowers the rate.",
+    )
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5,
+        description="Factor on the learning rate with learning_rate_schedule: plateau; not below learning_rate_min.",
+    )
+    weight_decay: Rate = Field(3e-4, description="Weight decay of the optimizer.")
+    regularization_constant: Rate = Field(0.0, description="Weight of the family's regularization terms; 0 for none.")
+    regularization_constant_initial: PositiveRate | None = Field(
+        None,
+        description="Start of a geometric change to regularization_constant along the KL warm-up; null for no change.",
+    )
+    kl_constant: Rate = Field(
+        1.0, description="Factor on the KL: above 1 for more coherent samples, below 1 for sharper reconstructions."
+    )
+    kl_balancing: bool = Field(
+        True, description="Balance the KL across latent groups during the KL warm-up (NVAE, appendix A)."
+    )
+    warmup_epochs: Rate = Field(
+        30.0,
+        description="Epochs of the KL warm-up: the weight of the KL rises linearly to 1. In the original NVAE the key "
+        "warmup_epochs is the learning rate's warm-up, here learning_rate_warmup_epochs.",
+    )
+    warmup_steps: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = Field(
+        None, description="The KL warm-up in steps; replaces warmup_epochs."
+    )
+    warmup_portion: Portion | None = Field(
+        None, description="The KL warm-up as a portion of all epochs; replaces warmup_epochs."
+    )
+    warmup_delay_portion: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Portion of all epochs before the KL warm-up begins."
+    )
+    epochs: Epochs = Field(100, description="Passes over the training images.")
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(20, description="Images per step.")
+    gradient_accumulation: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        1,
+        description="Number of equal parts of a batch that are computed one after another, to save memory. Batch norms "
+        "and kl_balancing use the statistics of each part.",
+    )
+    loss_scale: Literal["nats", "bits_per_dimension"] = Field(
+        "nats",
+        description="Unit of the ELBO in the loss: nats per image, or nats / (ln 2 x number of subpixels). "
+        "Gradients, and so gradient_clipping, gradient_skip_threshold and optimizer_epsilon, are in this unit.",
+    )
+    write_reconstruction: bool = Field(True, description="Draw reconstructions.png with every checkpoint.")
+    images_per_checkpoint: Count | None = Field(
+        None, description="Training images between two checkpoints; null for epochs_per_checkpoint alone."
+    )
+    epochs_per_checkpoint: Epochs | None = Field(
+        2, description="Epochs between two checkpoints, each with a validation and pictures; null for none."
+    )
+    evaluation_samples: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        10,
+        description="Importance samples per image in the final evaluation, on the test images or else the validation "
+        "images; 0 for no evaluation.",
+    )
+    gradient_clipping: PositiveRate | None = Field(
+        None, description="Largest norm of the gradient, larger ones are scaled down; null for no clipping."
+    )
+    gradient_skip_threshold: PositiveRate | None = Field(
+        None, description="Skip a step whose gradient norm is larger; null to skip only steps that are not finite."
+    )
+    half_precision: bool = Field(
+        False, description="Train in bfloat16, or in float16 with a scaled loss on devices without bfloat16."
+    )
+    use_tensor_checkpoints: bool = Field(
+        False,
+        description="Activation checkpointing: a quarter of the memory for a third more time; no number changes.",
+    )
+    early_stopping_patience: Epochs | None = Field(
+        None,
+        description="Stop when the validation ELBO has not improved for this number of epochs, and keep the weights of "
+        "the best validation as the result; null to train all epochs.",
+    )
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None,
+        description="Decay of the exponential moving average (EMA) of the weights, such as 0.999: the part that stays "
+        "at every step. Validation, pictures and the result use the average; null for none.",
+    )
+    wandb: Literal["offline", "online"] | None = Field(
+        None,
+        description="Record the run with Weights & Biases, in the run's folder or also online; needs the extra wandb; "
+        "null for no record.",
+    )
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = Field(
+        0, description="Seed of the weights, the order of the images and all noise."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingParameters:
+        if self.learning_rate_min > self.learning_rate:
+            raise InvalidValueError(
+                "learning_rate_min", self.learning_rate_min, f"at most learning_rate, {self.learning_rate:g}"
+            )
+        if self.epochs_per_checkpoint is None and self.images_per_checkpoint is None:
+            for key, off in (("early_stopping_patience", None), ("learning_rate_schedule", "cosine")):
+                if (value := getattr(self, key)) not in (off, "constant"):
+                    raise InvalidValueError(
+                        key, value, f"{off or 'null'}, or epochs_per_checkpoint for validations during the training"
+                    )
+        if self.batch_size % self.gradient_accumulation:
+            raise InvalidValueError(
+                "gradient_accumulation", self.gradient_accumulation, f"a divisor of batch_size, {self.batch_size}"
+            )
+        if self.warmup_steps is not None and self.warmup_portion is not None:
+            raise InvalidValueError(
+                "warmup_steps", self.warmup_steps, f"null, because warmup_portion {self.warmup_portion:g} is given too"
+            )
+        return self
