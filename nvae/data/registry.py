@@ -8,11 +8,14 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from nvae.data.cifar10 import load_cifar10
 from nvae.data.folder import load_folder
+from nvae.data.idx_sets import load_idx
 from nvae.data.images import Data, binarize, map_chunks, to_float
-from nvae.data.mnist import load_mnist
+from nvae.data.npz_sets import load_downsampled_imagenet, load_medmnist
 from nvae.data.omniglot import load_omniglot
+from nvae.data.public_pictures import LISTS, load_public_pictures
+from nvae.data.sources import MEDMNIST_SETS
+from nvae.data.torchvision_sets import load_torchvision_set
 from nvae.data.toy_faces import load_toy_faces
 from nvae.errors import UserError
 from nvae.schema import DownloadedDataset, ModelConfig
@@ -23,11 +26,13 @@ Part = Literal["training", "validation", "test"]
 # Each loader takes the config and whether to show a progress bar.
 LOADERS: dict[str, Callable[[ModelConfig, bool], Data]] = {
     "folder": load_folder,
-    "mnist": load_mnist,
-    "fashion_mnist": load_mnist,
-    "cifar10": load_cifar10,
-    "omniglot": load_omniglot,
     "toy_faces": load_toy_faces,
+    "omniglot": load_omniglot,
+    **dict.fromkeys(("mnist", "fashion_mnist", "kmnist", "emnist"), load_idx),
+    **dict.fromkeys(("cifar10", "cifar100", "svhn", "stl10"), load_torchvision_set),
+    **dict.fromkeys(("imagenet32", "imagenet64"), load_downsampled_imagenet),
+    **dict.fromkeys(MEDMNIST_SETS, load_medmnist),
+    **dict.fromkeys(LISTS, load_public_pictures),
 }
 
 
@@ -59,7 +64,8 @@ def evaluation_images(data: Data, part: Part, config: ModelConfig) -> Evaluation
     if images_u8 is None:
         name = config.dataset.name
         reason = (
-            "its test images are the validation part, because the model was not trained with dataset.validation_images"
+            "its held-out images are the validation part, because the model was not trained with "
+            "dataset.validation_images"
             if isinstance(config.dataset, DownloadedDataset)
             else "it has training and validation images only"
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
-from nvae.data.images import Data
+from nvae.data.images import Data, pad_or_resize, resize, to_grayscale
 from nvae.errors import UserError
-from nvae.schema import DownloadedDataset
+from nvae.schema import DownloadedDataset, ModelConfig
 from nvae.seeds import seeded
 
 
@@ -32,3 +34,43 @@ def split(training: Tensor, test: Tensor | None, dataset: DownloadedDataset, val
     order = torch.randperm(len(training), generator=seeded(dataset.split_seed, "validation images"))
     validation, remaining = (indices.sort().values for indices in (order[:count], order[count:]))
     return Data(training[remaining], training[validation], test)
+
+
+def split_arrays(
+    config: ModelConfig,
+    training: Iterable[Tensor],
+    test: Tensor | None,
+    validation: Tensor | None = None,
+    pad: bool = False,
+) -> Data:
+    """Return the parts of a public data set, as `split` does, with the size and the channels of a config.
+
+    training: one or more tensors, uint8 (N, C, H, W) as all others. pad: pad images of 28x28 to 32x32 with black.
+    """
+    channels, size = config.image_channels, config.input_dimension
+
+    def fitted(images_u8: Tensor) -> Tensor:
+        if images_u8.shape[1] > channels:
+            images_u8 = to_grayscale(images_u8)
+        return pad_or_resize(images_u8, size) if pad else resize(images_u8, size)
+
+    data = split(
+        _concatenated([fitted(part) for part in training]),
+        None if test is None else fitted(test),
+        config.dataset,
+        None if validation is None else fitted(validation),
+    )
+    return data.map(lambda images_u8: images_u8.expand(-1, channels, -1, -1))
+
+
+def _concatenated(parts: list[Tensor]) -> Tensor:
+    """Concatenate and remove the parts of a list, one by one, so that no image is in memory twice."""
+    if len(parts) == 1:
+        return parts.pop()
+    result = parts[0].new_empty((sum(map(len, parts)), *parts[0].shape[1:]))
+    end = len(result)
+    while parts:
+        part = parts.pop()
+        end -= len(part)
+        result[end : end + len(part)] = part
+    return result

@@ -9,6 +9,7 @@ from nvae.schema.datasets import (
     DownloadedDataset,
     FolderDataset,
     PictureDataset,
+    PublicPictureDataset,
     dataset_class,
     select_dataset,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "NamedDataset",
     "PictureDataset",
     "PositiveRate",
+    "PublicPictureDataset",
     "Rate",
     "Section",
     "TrainingParameters",

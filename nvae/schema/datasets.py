@@ -179,7 +179,7 @@ class EmnistDataset(DownloadedDataset):
 class SvhnDataset(DownloadedDataset):
     """House numbers (Netzer et al. 2011), downloaded where absent."""
 
-    name: Literal["svhn"] = Field(description="House numbers.")
+    name: Literal["svhn"] = Field(description="House numbers; needs the extra svhn.")
     extra: bool = Field(False, description="Also train on the 531,131 simpler images of the part 'extra'.")
 
 

@@ -1,40 +1,31 @@
-"""OMNIGLOT's two formats with few images; torchvision's checksums are replaced by those of the files."""
+"""OMNIGLOT's two formats with few images."""
 
-import hashlib
+import io
+import shutil
 import sys
-from urllib.error import URLError
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.datasets import Omniglot, utils
+from scipy.io import savemat
 
-from nvae.data.omniglot import CHARDATA, CHARDATA_URL, load_omniglot
+from nvae.data import sources
 from nvae.errors import UserError
 
-
-@pytest.fixture
-def savemat():
-    return pytest.importorskip("scipy.io", reason="the extra 'omniglot' is not installed").savemat
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    def offline(*args, **kwargs):
-        raise URLError("no route to host")
-
-    monkeypatch.setattr("urllib.request.urlopen", offline)
+CHARDATA = "chardata.mat"
+CHARDATA_URL = "https://github.com/yburda/iwae/raw/master/datasets/OMNIGLOT/chardata.mat"
+DRAWINGS = "omniglot-py"
 
 
 @pytest.fixture
-def load(make_config, tmp_path):
-    def load(version="chardata", keys=None, **changes):
-        dataset = {"name": "omniglot", "path": str(tmp_path / "set"), "version": version} | (keys or {})
-        defaults = {"dataset": dataset, "image_channels": 1, "input_dimension": 28}
-        return load_omniglot(make_config(**(defaults | changes)))
+def load(load):
+    def load_version(version="chardata", keys=None, **changes):
+        defaults = {"image_channels": 1, "input_dimension": 28}
+        return load("omniglot", {"version": version} | (keys or {}), **(defaults | changes))
 
-    return load
+    return load_version
 
 
 @pytest.fixture
@@ -54,7 +45,7 @@ def columns(images):
 
 
 @pytest.fixture
-def chardata(tmp_path, columns, savemat):
+def chardata(tmp_path, columns):
     """The file in the data set's folder."""
     file = tmp_path / "set" / CHARDATA
     file.parent.mkdir()
@@ -87,33 +78,27 @@ def test_chardata_validation_images_are_training_images(chardata, images, load):
         load(keys={"validation_images": 5})
 
 
-def test_chardata_is_downloaded_once(chardata, images, load, monkeypatch):
-    content, urls = chardata.read_bytes(), []
+def test_chardata_is_downloaded_once(chardata, images, load, server):
+    server.files[CHARDATA_URL] = chardata.read_bytes()
     chardata.unlink()
-
-    def download(url, root, filename):
-        urls.append(url)
-        (root / filename).write_bytes(content)
-
-    monkeypatch.setattr(utils, "download_url", download)
     for _ in range(2):
         assert torch.equal(load().training[:, 0], torch.from_numpy(images[0]))
-    assert urls == [CHARDATA_URL]
+    assert server.requests == [CHARDATA_URL]
     assert [file.name for file in chardata.parent.iterdir()] == [CHARDATA]
 
 
-def test_chardata_failed_download_is_a_user_error_and_leaves_no_file(savemat, load, tmp_path):
+def test_chardata_failed_download_is_a_user_error_and_leaves_no_file(load, set_folder):
     with pytest.raises(UserError, match="no route") as raised:
         load()
-    assert CHARDATA_URL in str(raised.value) and str(tmp_path / "set") in str(raised.value)
-    assert list((tmp_path / "set").iterdir()) == []
+    assert CHARDATA_URL in str(raised.value) and str(set_folder) in str(raised.value)
+    assert not set_folder.exists()
 
 
-def test_chardata_damaged_download_leaves_no_file(savemat, load, tmp_path, monkeypatch):
-    monkeypatch.setattr(utils, "download_url", lambda url, root, filename: (root / filename).write_bytes(b"<html>"))
+def test_chardata_damaged_download_leaves_no_file(load, set_folder, server):
+    server.files[CHARDATA_URL] = b"<html>"
     with pytest.raises(UserError, match=CHARDATA):
         load()
-    assert list((tmp_path / "set").iterdir()) == []
+    assert not set_folder.exists()
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-50], lambda b: b"hello" + b, lambda b: b""])
@@ -146,7 +131,7 @@ def spoiled(matrix, value):
     ],
 )
 @pytest.mark.parametrize("name", ["data", "testdata"])
-def test_chardata_of_other_contents_is_refused(chardata, columns, savemat, load, name, change):
+def test_chardata_of_other_contents_is_refused(chardata, columns, load, name, change):
     changed = columns | {name: change(columns[name])} if change else {k: v for k, v in columns.items() if k != name}
     savemat(chardata, changed)
     with pytest.raises(UserError, match=f"'{name}'"):
@@ -164,10 +149,9 @@ def test_chardata_without_scipy_names_the_extra(load, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def drawings(tmp_path, monkeypatch):
-    """Archives that torchvision accepts and extracted images: five and three, a black bar on white that moves right."""
-    root = tmp_path / "set" / Omniglot.folder
-    checksums = {}
+def drawings(set_folder):
+    """Extracted images: five and three, a black bar on white that moves right."""
+    root = set_folder / DRAWINGS
     for name, count in (("images_background", 5), ("images_evaluation", 3)):
         for i in range(count):
             pixels = np.full((105, 105), True)
@@ -175,11 +159,15 @@ def drawings(tmp_path, monkeypatch):
             folder = root / name / "Alphabet" / f"character0{i}"
             folder.mkdir(parents=True)
             Image.fromarray(pixels).save(folder / f"000{i}_01.png")
-        archive = root / f"{name}.zip"
-        archive.write_bytes(name.encode())
-        checksums[name] = hashlib.md5(archive.read_bytes()).hexdigest()
-    monkeypatch.setattr(Omniglot, "zips_md5", checksums)
     return root
+
+
+def pack(root, name):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for file in (root / name).rglob("*.png"):
+            archive.write(file, file.relative_to(root))
+    return buffer.getvalue()
 
 
 def test_torchvision_drawings_are_white_on_black(drawings, load):
@@ -199,17 +187,36 @@ def test_torchvision_drawings_are_resized_with_their_brightness(drawings, load, 
     assert data.test[1].float().mean() == pytest.approx(255 * 15 / 105, rel=0.05)
 
 
+def test_torchvision_archives_are_downloaded_once(drawings, load, server, monkeypatch):
+    original = sources.SOURCES["omniglot"]
+    monkeypatch.setitem(
+        sources.SOURCES,
+        "omniglot",
+        lambda dataset: {part: file._replace(md5="") for part, file in original(dataset).items()},
+    )
+    expected = load("torchvision")
+    prefix = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
+    urls = {name: f"{prefix}/{name}.zip" for name in ("images_background", "images_evaluation")}
+    server.files = {url: pack(drawings, name) for name, url in urls.items()}
+    shutil.rmtree(drawings)
+    for _ in range(2):
+        data = load("torchvision")
+        assert torch.equal(data.training, expected.training) and torch.equal(data.validation, expected.validation)
+    assert server.requests == list(urls.values())
+
+
 def test_torchvision_failed_download_is_a_user_error(load):
     with pytest.raises(UserError, match=r"no route.*images_background\.zip"):
         load("torchvision")
 
 
-@pytest.mark.parametrize("damage", ["drawing", "set"])
-def test_torchvision_incomplete_files_are_refused(drawings, load, damage):
-    folder = drawings / "images_evaluation" / "Alphabet"
-    if damage == "drawing":
-        (folder / "character00" / "0000_01.png").write_bytes(b"hello")
-    else:
-        folder.parent.rename(drawings / "elsewhere")
+def test_torchvision_damaged_drawing_is_refused(drawings, load):
+    (drawings / "images_evaluation" / "Alphabet" / "character00" / "0000_01.png").write_bytes(b"hello")
+    with pytest.raises(UserError, match=r"0000_01\.png"):
+        load("torchvision")
+
+
+def test_torchvision_missing_part_is_refused(drawings, load):
+    (drawings / "images_evaluation").rename(drawings / "elsewhere")
     with pytest.raises(UserError, match=r"images_evaluation\.zip"):
         load("torchvision")

@@ -1,0 +1,291 @@
+"""The one function that downloads: checksums, archives, and folders that failures leave as they were."""
+
+import hashlib
+import io
+import os
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import zipfile
+
+import pytest
+
+from nvae.data import downloads
+from nvae.data.downloads import SourceFile, fetch
+from nvae.errors import UserError
+from nvae.files import WriteError
+
+URL = "https://example.org/a.bin"
+
+
+def md5(content):
+    return hashlib.md5(content).hexdigest()
+
+
+def zipped(**files):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name.replace("__", "/"), content)
+    return buffer.getvalue()
+
+
+def tarred(files):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def get(set_folder):
+    def get(again=False, **files):
+        return fetch("things", files, set_folder, "https://example.org", again=again)
+
+    return get
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_file_is_downloaded_once(get, server, set_folder):
+    server.files[URL] = b"hello"
+    file = SourceFile("sub/a.bin", URL, md5(b"hello"))
+    assert get(a=file) == get(a=file) == {"a": set_folder / "sub" / "a.bin"}
+    assert server.requests == [URL]
+    assert contents(set_folder) == {"sub/a.bin": b"hello"}
+
+
+def test_only_missing_files_are_downloaded(get, server, set_folder):
+    set_folder.mkdir()
+    (set_folder / "other.bin").write_bytes(b"from another program")
+    server.files[URL] = b"hello"
+    get(a=SourceFile("a.bin", URL), b=SourceFile("b.bin", "https://example.org/b.bin", found_as=("*.bin",)))
+    assert server.requests == [URL]
+
+
+@pytest.mark.parametrize("pack", [zipped(top__a=b"1", top__b=b"2"), tarred({"top/a": b"1", "top/b": b"2"})])
+def test_archive_is_unpacked_and_removed(get, server, set_folder, pack):
+    server.files[URL] = pack
+    both = {key: SourceFile("a.bin", URL, md5(pack), unpack_to="x", found_as=(f"x/top/{key}",)) for key in "ab"}
+    assert get(**both) == {"a": set_folder / "x" / "top" / "a", "b": set_folder / "x" / "top" / "b"}
+    assert server.requests == [URL]
+    assert contents(set_folder) == {"x/top/a": b"1", "x/top/b": b"2"}
+
+
+@pytest.mark.parametrize("place", ["a.zip", "x/a.zip"])
+def test_archive_from_the_user_is_unpacked_without_a_network_and_kept(get, set_folder, place):
+    (set_folder / place).parent.mkdir(parents=True)
+    (set_folder / place).write_bytes(zipped(a=b"1"))
+    file = SourceFile("x/a.zip", unpack_to="x", found_as=("x/a",))
+    assert get(a=file)["a"].read_bytes() == b"1"
+    assert contents(set_folder) == {"x/a": b"1", place: zipped(a=b"1")}
+
+
+def test_archive_of_archives_is_unpacked_into_folders(get, set_folder):
+    set_folder.mkdir()
+    inner = {f"class{i}.tar": tarred({f"{i}.jpg": b"%d" % i}) for i in range(2)}
+    (set_folder / "all.tar").write_bytes(tarred(inner))
+    get(a=SourceFile("all.tar", unpack_to="train", found_as=("train",)))
+    assert sorted(contents(set_folder)) == ["all.tar", "train/class0/0.jpg", "train/class1/1.jpg"]
+
+
+def test_file_of_the_user_is_copied_to_its_place(get, set_folder):
+    set_folder.mkdir()
+    (set_folder / "a.bin").write_bytes(b"hello")
+    assert get(a=SourceFile("sub/a.bin", URL, md5(b"hello")))["a"] == set_folder / "sub" / "a.bin"
+
+
+def test_again_replaces_damaged_content(get, server, set_folder):
+    server.files[URL] = zipped(x__a=b"1", x__b=b"2")
+    file = SourceFile("a.zip", URL, unpack_to=".", found_as=("x",))
+    get(a=file)
+    (set_folder / "x" / "a").write_bytes(b"damaged")
+    (set_folder / "x" / "own").write_bytes(b"own")
+    get(a=file)
+    assert contents(set_folder)["x/a"] == b"damaged"
+    get(a=file, again=True)
+    assert contents(set_folder) == {"x/a": b"1", "x/b": b"2", "x/own": b"own"}
+
+
+def test_archive_members_outside_of_the_folder_are_refused(get, set_folder, tmp_path):
+    set_folder.mkdir()
+    (set_folder / "a.tar").write_bytes(tarred({"../../../evil": b"1"}))
+    with pytest.raises(UserError, match=r"a\.tar"):
+        get(a=SourceFile("a.tar", unpack_to=".", found_as=("evil",)))
+    assert sorted(contents(tmp_path)) == ["set/a.tar"]
+
+
+# -------------------------------------------------------------------------------------------------------- failures
+
+
+class Interrupted(io.BytesIO):
+    """A response that breaks off after the first chunk."""
+
+    length = 100
+
+    def __init__(self, error):
+        super().__init__(b"x" * 10)
+        self.error = error
+
+    def read(self, size):
+        if self.tell():
+            raise self.error
+        return super().read(size)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), TimeoutError("timed out"), ConnectionResetError("reset")])
+def test_interrupted_download_leaves_nothing(get, server, set_folder, monkeypatch, error):
+    monkeypatch.setattr(downloads, "urlopen", lambda *args, **kwargs: Interrupted(error))
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else UserError):
+        get(a=SourceFile("sub/a.bin", URL))
+    assert not set_folder.exists()
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        SourceFile("a.bin", URL, md5(b"other")),
+        SourceFile("a.bin", URL, starts_with=b"MATLAB"),
+        SourceFile("a.zip", URL, unpack_to=".", found_as=("x",)),
+    ],
+)
+def test_wrong_download_leaves_nothing(get, server, set_folder, file):
+    server.files[URL] = b"<html>"
+    with pytest.raises(UserError, match=r"a\.(bin|zip)"):
+        get(a=file)
+    assert not set_folder.exists()
+
+
+def test_short_download_leaves_nothing(get, server, set_folder, monkeypatch):
+    response = io.BytesIO(b"12345")
+    response.length = 6
+    monkeypatch.setattr(downloads, "urlopen", lambda *args, **kwargs: response)
+    with pytest.raises(UserError, match="5 of 6"):
+        get(a=SourceFile("a.bin", URL))
+    assert not set_folder.exists()
+
+
+def test_second_of_two_files_fails_and_the_first_stays(get, server, set_folder):
+    server.files |= {URL: b"1", "https://example.org/b": b"2"}
+    with pytest.raises(UserError, match=r"example\.org/b"):
+        get(a=SourceFile("a.bin", URL), b=SourceFile("b", "https://example.org/b", md5(b"other")))
+    assert contents(set_folder) == {"a.bin": b"1"}
+
+
+def test_archive_without_the_content_is_refused(get, server):
+    server.files[URL] = zipped(y=b"1")
+    with pytest.raises(UserError, match=r"example\.org"):
+        get(a=SourceFile("a.zip", URL, unpack_to=".", found_as=("x",)))
+
+
+def test_damaged_archive_of_the_user_is_refused(get, set_folder):
+    set_folder.mkdir()
+    (set_folder / "a.zip").write_bytes(b"damaged")
+    for file in (SourceFile("a.zip", URL, md5(b"sound"), unpack_to="."), SourceFile("a.zip", unpack_to=".")):
+        with pytest.raises(UserError, match=r"a\.zip"):
+            get(a=file._replace(found_as=("x",)))
+    assert sorted(contents(set_folder)) == ["a.zip"]
+
+
+def test_full_disk_is_noticed_before_the_download(get, server, set_folder, monkeypatch):
+    server.files[URL] = b"hello"
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: type("", (), {"free": 4}))
+    with pytest.raises(WriteError) as raised:
+        get(a=SourceFile("a.bin", URL))
+    assert raised.value.disk_full and not set_folder.exists()
+
+
+def test_folder_that_cannot_be_made_is_a_user_error(get, server, set_folder):
+    server.files[URL] = b"hello"
+    set_folder.write_bytes(b"a file")
+    with pytest.raises(UserError, match="set"):
+        get(a=SourceFile("a.bin", URL))
+
+
+# ---------------------------------------------------------------------------------------------------- no connection
+
+
+def test_offline_is_a_user_error_with_all_addresses(get, set_folder):
+    with pytest.raises(UserError, match="no route to host") as raised:
+        get(a=SourceFile("a.bin", URL), b=SourceFile("x/b", "https://example.org/?id=7", found_as=("b",)))
+    assert all(text in str(raised.value) for text in (URL, "https://example.org/?id=7 (as b)", str(set_folder)))
+    assert not set_folder.exists()
+
+
+def test_account_is_a_user_error_without_a_connection(get, set_folder, monkeypatch):
+    monkeypatch.setattr(downloads.socket, "create_connection", lambda *args: pytest.fail("connected"))
+    with pytest.raises(UserError, match=r"b\.tar.*https://example\.org"):
+        get(a=SourceFile("a.bin", URL), b=SourceFile("b.tar"))
+    assert not set_folder.exists()
+
+
+def test_connection_that_hangs_is_given_up(get, set_folder, monkeypatch):
+    """The system's search for an address has no time limit; the connection has that of the whole check."""
+    release, limits = threading.Event(), []
+
+    def hang(address, timeout):
+        limits.append(timeout)
+        release.wait()
+        return io.BytesIO()
+
+    monkeypatch.setattr(downloads.socket, "create_connection", hang)
+    assert downloads.CONNECTION_TIMEOUT <= 8  # of ten seconds in all
+    monkeypatch.setattr(downloads, "CONNECTION_TIMEOUT", 0.05)
+    with pytest.raises(UserError, match="timed out"):
+        get(a=SourceFile("a.bin", URL), b=SourceFile("b.bin", "http://another.org/b.bin"))
+    release.set()
+    assert limits == [0.05] and not set_folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("proxies", "expected"),
+    [
+        ({}, ("example.org", 443)),
+        ({"http": "http://proxy:1"}, ("example.org", 443)),
+        ({"https": "http://user:secret@proxy:3128"}, ("proxy", 3128)),
+        ({"https": "proxy:3128"}, ("proxy", 3128)),
+    ],
+)
+def test_connection_is_that_of_the_download(get, server, monkeypatch, proxies, expected):
+    addresses = []
+    monkeypatch.setattr(downloads, "getproxies", lambda: proxies)
+    monkeypatch.setattr(downloads, "proxy_bypass", lambda host: False)
+    monkeypatch.setattr(
+        downloads.socket, "create_connection", lambda address, timeout: addresses.append(address) or io.BytesIO()
+    )
+    server.files[URL] = b"hello"
+    get(a=SourceFile("a.bin", URL))
+    assert addresses == [expected]
+
+
+def test_connection_check_uses_a_real_socket(get, monkeypatch):
+    """A port where nobody listens refuses the connection."""
+    monkeypatch.undo()
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/a.bin"
+        with pytest.raises(UserError, match="127"):
+            get(a=SourceFile("a.bin", url))
+
+
+# ---------------------------------------------------------------------------------- what killed processes leave
+
+
+def test_leftovers_of_ended_processes_are_removed(get, server, set_folder):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    names = [f"download.{ended.pid}.00.unfinished", f"download.{os.getpid()}.00.unfinished"]
+    kept = [f"download.{os.getppid()}.00.unfinished", "download.x.00.unfinished", "download.1"]
+    for name in names + kept:
+        (set_folder / name).mkdir(parents=True)
+        (set_folder / name / "part").touch()
+    server.files[URL] = b"hello"
+    get(a=SourceFile("a.bin", URL))
+    assert sorted(path.name for path in set_folder.iterdir()) == sorted(["a.bin", *kept])

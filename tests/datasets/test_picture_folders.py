@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nvae.data.picture_folders import picture_files, read_pictures
+from nvae.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i, name in enumerate(["b/2.png", "b/10.png", "a/1.PNG"]):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((4, 6, 3), 10 * i, np.uint8)).save(file)
+    (tmp_path / "a" / "notes.txt").touch()
+    (tmp_path / "a" / "._1.png").touch()
+    return tmp_path
+
+
+def test_picture_files_are_sorted_by_path(folder):
+    assert [file.relative_to(folder).as_posix() for file in picture_files(folder)] == ["a/1.PNG", "b/10.png", "b/2.png"]
+
+
+def test_picture_files_follow_links(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("linked")
+    (elsewhere / "a").symlink_to(folder / "a")
+    assert picture_files(elsewhere) == [elsewhere / "a" / "1.PNG"]
+
+
+def test_picture_files_of_a_folder_without_pictures_are_refused(tmp_path):
+    with pytest.raises(UserError, match=str(tmp_path)):
+        picture_files(tmp_path)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
+def test_read_pictures_stacks_them(folder, mode, channels):
+    images_u8 = read_pictures(folder, mode)
+    expected = torch.tensor([20, 10, 0], dtype=torch.uint8)[:, None, None, None].expand(-1, channels, 4, 6)
+    assert torch.equal(images_u8, expected)
+
+
+def test_read_pictures_of_different_sizes_are_refused(folder):
+    Image.new("L", (5, 5)).save(folder / "b" / "3.png")
+    with pytest.raises(UserError, match=r"3\.png.*5 x 5.*6 x 4"):
+        read_pictures(folder, "L")
