@@ -1,4 +1,4 @@
-"""Write the pages that are made from the code, docs/config.md, docs/cli.md and docs/files.md: make docs"""
+"""Write the pages that are made from the code, docs/config.md, docs/cli.md and so on: make docs"""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+from nvae.cli.datasets import COLUMNS, table
 from nvae.cli.main import COMMANDS
 from nvae.config.reference import as_markdown, reference
+from nvae.data.sources import extra_of, source_files
+from nvae.schema import DATASETS, NAMED_DATASETS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,6 +23,18 @@ Made by `make docs`.
 Every command is `python3 -m nvae COMMAND`, or `nvae COMMAND` after `pip install`. Four of them are scripts too.
 Wrong input ends with exit code 2 and one sentence. Every picture contains the settings that made it
 (`python3 -m nvae summary PICTURE`).
+"""
+
+
+DATASET_LIST_HEADER = """# The list of data sets
+
+Made by `make docs`. `python3 -m nvae datasets` prints this list and says what is on the disk; `python3 -m nvae datasets
+NAME` adds the files, their addresses and the keys. [datasets.md](datasets.md) is the guide.
+
+The size of picture files of other sizes is the usual one in the literature. The numbers of `emnist`, `omniglot` and
+`lsun` are those of the default keys. MedMNIST is published at 28, 64, 128 and 224 pixels: the smallest size that is
+large enough for `input_dimension` is used.
+
 """
 
 
@@ -60,6 +75,23 @@ def _escaped(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+def dataset_list_page() -> str:
+    """Return docs/dataset_list.md: the facts of every data set, and where each public one comes from."""
+    columns = (*COLUMNS, "extra", "files")
+    rows = [(*row, f"`{extra_of(row[0])}`" if extra_of(row[0]) else "-", _origin(row[0])) for row in table()]
+    lines = [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
+    return DATASET_LIST_HEADER + "\n".join(lines) + "\n"
+
+
+def _origin(name: str) -> str:
+    """Return a link to a data set's homepage, named after how its files get onto the disk."""
+    if name not in NAMED_DATASETS:
+        return "-"
+    facts = NAMED_DATASETS[name]
+    files = source_files(DATASETS[name](name=name), facts.size).values()
+    return f"[{'downloaded' if all(file.url for file in files) else 'by hand'}]({facts.homepage})"
+
+
 def files_page() -> str:
     """Return docs/files.md: every file of the package with the first line of its docstring, layer by layer."""
     parts = ["# Files\n\nMade by `make docs`. Each file imports only from files of its own and of lower layers.\n"]
@@ -80,7 +112,12 @@ def _lines(name: str) -> list[str]:
     return lines
 
 
-PAGES = {"config.md": lambda: as_markdown(reference()) + "\n", "cli.md": cli_page, "files.md": files_page}
+PAGES = {
+    "config.md": lambda: as_markdown(reference()) + "\n",
+    "cli.md": cli_page,
+    "dataset_list.md": dataset_list_page,
+    "files.md": files_page,
+}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

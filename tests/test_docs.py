@@ -6,7 +6,7 @@ import runpy
 import pytest
 
 
-@pytest.mark.parametrize("name", ["config.md", "cli.md", "files.md"])
+@pytest.mark.parametrize("name", ["config.md", "cli.md", "dataset_list.md", "files.md"])
 def test_page_is_up_to_date(root, name):
     page = runpy.run_path(str(root / "docs" / "make_pages.py"))["PAGES"][name]()
     assert (root / "docs" / name).read_text(encoding="utf-8") == page, "run make docs"

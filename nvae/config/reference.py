@@ -64,6 +64,11 @@ def reference(families: Sequence[str] = tuple(FAMILIES)) -> list[Table]:
     return [general, *own, shared, *datasets, schedule, *(table for table in own_schedules if table.rows)]
 
 
+def dataset_keys(name: str) -> Table:
+    """Return the table of all keys of one data set."""
+    return Table(f"Data set {name}", _rows(DATASETS[name], "dataset."))
+
+
 def as_markdown(tables: Sequence[Table]) -> str:
     """The page docs/config.md."""
     lines = ["# The keys of a config", "", "Made by `make docs`.", "", INTRODUCTION, ""]

@@ -1,0 +1,151 @@
+"""List the data sets that a config can name, and which are on the disk; with a name, describe one data set."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nvae.schema import DATASETS, NAMED_DATASETS
+
+if TYPE_CHECKING:
+    from nvae.data.downloads import SourceFile
+
+COLUMNS = ("name", "images", "size", "channels", "training", "validation", "test", "license")
+TEXTS = ("name", "images", "license", "on disk")  # aligned on the left
+WIDTH = 100
+EXAMPLES = {  # keys of a config, of the data sets that are not public
+    "toy_faces": {"training_images": 6000},
+    "folder": {"path": "my_pictures"},
+    "lmdb": {"path": "my_databases"},
+    "npz": {"path": "my_images.npz"},
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        nargs="?",
+        choices=tuple(DATASETS),
+        help="describe one data set: its files, how to get them, its keys (default: list all data sets)",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="where to look for files: the folder of the data set NAME, or without NAME the folder that holds a folder "
+        "NAME for each data set (default: dataset/NAME, dataset)",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.name is None:
+        print(_as_text([(*COLUMNS, "on disk"), *_rows_with_disk(Path(options.data or "dataset").expanduser())]))
+    else:
+        print(_description(options.name, options.data))
+
+
+# ------------------------------------------------------------------------------------------------------- the table
+
+
+def table() -> list[tuple[str, ...]]:
+    """Return the COLUMNS of every data set: of the public ones, then of the others."""
+    public = [
+        (
+            name,
+            facts.title,
+            f"{facts.size} x {facts.size}",
+            str(facts.channels),
+            *(f"{count:,}" if count else "-" for count in (facts.training, facts.validation, facts.test)),
+            facts.license,
+        )
+        for name, facts in NAMED_DATASETS.items()
+    ]
+    others = [
+        (name, _first_sentence(name), "any", "any", "-", "-", "-", "-")
+        for name in DATASETS
+        if name not in NAMED_DATASETS
+    ]
+    return public + others
+
+
+def _rows_with_disk(data: Path) -> list[tuple[str, ...]]:
+    return [(*row, _on_disk(row[0], data / row[0]) if row[0] in NAMED_DATASETS else "-") for row in table()]
+
+
+def _first_sentence(name: str) -> str:
+    """Return the beginning of the description of a data set that is not public."""
+    text = (DATASETS[name].model_fields["name"].description or "").partition(";")[0].rstrip(".")
+    return text[:1].lower() + text[1:]
+
+
+def _as_text(rows: list[tuple[str, ...]]) -> str:
+    """Align the columns of a table, whose first row holds the titles."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            text.ljust(width) if title in TEXTS else text.rjust(width)
+            for text, title, width in zip(row, rows[0], widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+# ---------------------------------------------------------------------------------------------------- one data set
+
+
+def _description(name: str, data: str | None) -> str:
+    import yaml
+
+    from nvae.config.reference import dataset_keys
+    from nvae.data.sources import extra_of
+
+    facts, extra = NAMED_DATASETS.get(name), extra_of(name)
+    install = [f"needs the extra {extra}: pip install -e '.[{extra}]'"] if extra else []
+    where = data or f"dataset/{name}"
+    example = {"name": name} | ({"path": data} if data else EXAMPLES.get(name, {}))
+    lines = [f"{name}: {facts.title if facts else _first_sentence(name)}", ""]
+    if facts:
+        counts = [(facts.training, "training"), (facts.validation, "validation"), (facts.test, "test")]
+        parts = ", ".join(f"{count:,} {part}" for count, part in counts if count)
+        lines += [
+            f"images    {facts.size} x {facts.size}, channels: {facts.channels}; {parts}",
+            f"license   {facts.license}",
+            f"homepage  {facts.homepage}",
+            f"on disk   {_on_disk(name, Path(where).expanduser())}, in {where}",
+            "files     " + "\n          ".join(_files(name)),
+            f"to get    {'; '.join([_how_to_get(name, where), *install])}",
+        ]
+    else:
+        lines += [f"to get    {text}" for text in install]
+    section = yaml.safe_dump(example, default_flow_style=True, sort_keys=False, width=1000).strip()
+    lines += [f"config    dataset: {section}", "", "keys, with their defaults", ""]
+    for key, _, default, description in dataset_keys(name).rows:
+        if default:  # all but the name
+            text = f"{key}={default}: {description}"
+            lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+def _on_disk(name: str, folder: Path) -> str:
+    """Return whether a folder holds what the loader of a public data set reads with the default keys."""
+    return "no" if any(file.find(folder) is None for file in _sources(name).values()) else "yes"
+
+
+def _files(name: str) -> list[str]:
+    """Return each file of a public data set, with its address."""
+    return list(dict.fromkeys(f"{file.name}  {file.url}".rstrip() for file in _sources(name).values()))
+
+
+def _how_to_get(name: str, where: str) -> str:
+    if all(file.url for file in _sources(name).values()):
+        return f"downloaded into {where} at the first start, or put the files there"
+    return f"by hand, because the publisher demands an account or a form: put the files into {where}"
+
+
+def _sources(name: str) -> dict[str, SourceFile]:
+    from nvae.data.sources import source_files
+
+    return source_files(DATASETS[name](name=name), NAMED_DATASETS[name].size)
