@@ -64,7 +64,7 @@ def fetch(
     """Return where the content of each file of a data set is in its folder, after downloading what is missing.
 
     Archives are unpacked, also those that were put into the folder by hand. A file appears in the folder when it is
-    complete and has the right checksum; on any failure, the folder is left as it was.
+    complete and has the right checksum; a failure leaves nothing else.
     again: repeat the download, or the unpacking of archives that are in the folder, although the content is there.
     Raises UserError, which says what to download by hand.
     """
