@@ -5,7 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 
-from nvae.cli import cherry, config, evaluate, explore, import_weights, interpolate, reconstruct, sample, summary, train
+from nvae.cli import (
+    cherry,
+    config,
+    evaluate,
+    explore,
+    import_weights,
+    interpolate,
+    prepare,
+    reconstruct,
+    sample,
+    summary,
+    train,
+)
 from nvae.cli.arguments import Parser
 from nvae.cli.errors import run
 
@@ -17,6 +29,7 @@ COMMANDS = {
     "interpolate": interpolate,
     "reconstruct": reconstruct,
     "evaluate": evaluate,
+    "prepare": prepare,
     "summary": summary,
     "config": config,
     "import": import_weights,

@@ -11,7 +11,9 @@ from torch import Tensor
 from nvae.data.cifar10 import load_cifar10
 from nvae.data.folder import load_folder
 from nvae.data.images import Data, binarize, map_chunks, to_float
+from nvae.data.lmdb_files import load_lmdb
 from nvae.data.mnist import load_mnist
+from nvae.data.npz import load_npz
 from nvae.data.omniglot import load_omniglot
 from nvae.data.toy_faces import load_toy_faces
 from nvae.errors import UserError
@@ -23,6 +25,8 @@ Part = Literal["training", "validation", "test"]
 # Each loader takes the config and whether to show a progress bar.
 LOADERS: dict[str, Callable[[ModelConfig, bool], Data]] = {
     "folder": load_folder,
+    "lmdb": load_lmdb,
+    "npz": load_npz,
     "mnist": load_mnist,
     "fashion_mnist": load_mnist,
     "cifar10": load_cifar10,
