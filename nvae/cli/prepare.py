@@ -6,6 +6,7 @@ The databases have the layout of the original NVAE: its program reads them too.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -98,7 +99,8 @@ def _prepare_cache(config: ModelConfig, source: str) -> None:
         _load(config, source)
     if isinstance(config.dataset, PictureDataset):
         written = {file: size for file, size in _sizes(folder).items() if file not in before}
-        print(f"the cache is in {folder}: {_megabytes(written.values())} were written")
+        size = _megabytes(written.values()) if written else "the images were there already"
+        print(f"the cache is in {folder}: {size}")
     else:
         print(f"{config.dataset.name} needs no cache: its images are arrays already")
     _print_yaml(config, config.dataset.model_dump(mode="json", exclude_unset=True))
@@ -133,16 +135,17 @@ def _config(options: argparse.Namespace) -> ModelConfig:
                 "and --data for these two."
             )
     facts = NAMED_DATASETS.get(options.source)
-    images = {
+    values = {
         "input_dimension": options.size or (facts.size if facts else SIZE),
         "image_channels": options.channels or (facts.channels if facts else CHANNELS),
-    }
-    text = yaml.safe_dump(MODEL | images | {"dataset": _dataset(options)})
-    return parse_config(text, options.overrides, source="the options of prepare")
+    } | {f"dataset.{key}": value for key, value in _dataset(options).items()}
+    given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]  # JSON is YAML
+    return parse_config(yaml.safe_dump(MODEL), [*given, *options.overrides])
 
 
 def _dataset(options: argparse.Namespace) -> dict[str, Any]:
     """Return the dataset section for SOURCE: a data set's name, or else a path."""
+    from nvae.config.errors import nearest
     from nvae.data.lmdb_files import DATABASES
     from nvae.schema import DATASETS
 
@@ -151,9 +154,10 @@ def _dataset(options: argparse.Namespace) -> dict[str, Any]:
         return {"name": options.source} | ({"path": options.data} if options.data else {})
     path = Path(options.source)
     if not path.exists():
+        suggestion = f" Did you mean {name}?" if (name := nearest(options.source, names)) else ""
         raise UserError(
             f"SOURCE is '{options.source}', which does not exist; expected a folder, an archive, or one of "
-            f"{', '.join(names)}."
+            f"{', '.join(names)}.{suggestion}"
         )
     if options.data:
         raise UserError("--data is for the name of a data set, but SOURCE is a path. Leave --data out.")
