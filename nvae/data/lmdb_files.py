@@ -102,6 +102,7 @@ class _Database:
         self._environment = lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False)
         expected = (self._environment.info()["last_pgno"] + 1) * self._environment.stat()["psize"]
         if stat.st_size < expected or not _is_sound(path, stat.st_size):
+            self._environment.close()
             raise UserError(f"the LMDB database '{path}' is damaged. Copy the database again.")
 
     def keys(self) -> list[bytes]:
@@ -116,7 +117,8 @@ class _Database:
 def _is_sound(path: Path, size: int) -> bool:
     """Return whether the index of a database can be read: in another process, because LMDB ends it if not."""
     arguments = [sys.executable, "-c", SCAN, str(path), str(path.is_dir()), str(size)]
-    return subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # lmdb may be in any of them
+    return subprocess.run(arguments, env=environment, capture_output=True).returncode == 0
 
 
 # LMDB refuses to open a database twice in one process.
