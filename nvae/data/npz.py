@@ -117,7 +117,8 @@ def _check(array: _Array, file: Path) -> None:
             "b": "Save 255 * images.astype('uint8')",
         }.get(array.dtype.kind, "Save images.astype('uint8') if the values are from 0 to 255")
         raise UserError(f"{array} in {file} has the type {array.dtype}; expected uint8. {advice}.")
-    if len(shape) != 3 and array.is_channels_first == array.is_channels_last:
+    is_gray = len(shape) == 3 and shape[2] > 4  # else a single image (H, W, C)
+    if not is_gray and array.is_channels_first == array.is_channels_last:
         raise UserError(
             f"{array} in {file} has the shape {shape}; expected (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 "
             "channels C in one of the two places. Save the images in one of these shapes."

@@ -125,6 +125,7 @@ def one(shape, dtype=np.uint8):
         (one((N, 8, 8), np.int64), r"int64.*astype"),
         (one((N, 8, 8), [("é", "u1")]), "uint8"),
         (np.array([[[Unpickled()] * 8] * 8] * 2), "object.*stack"),
+        (one((N, 8, 3)), r"\(20, 8, 3\)"),
         (one((N, 8, 8, 4)), r"\(20, 8, 8, 4\)"),
         (one((N, 3, 8, 3)), r"\(20, 3, 8, 3\)"),
         (one((N, 8, 8, 8)), r"\(20, 8, 8, 8\)"),
