@@ -1,8 +1,9 @@
-"""Choose the device and its half precision, and set fast process-wide defaults."""
+"""Choose the device and its half precision, ask for its memory, and set fast process-wide defaults."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 import torch
@@ -26,6 +27,16 @@ def available_devices() -> list[str]:
     """Return the names of this machine's devices, the fastest type first."""
     cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return [*cuda, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Return the free memory of a CUDA device, or the memory of the machine; None if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # some systems do not have these values
+        return None
 
 
 def half_dtype(device: torch.device) -> torch.dtype:

@@ -59,6 +59,40 @@ def atomic_write(path: str | Path, keep_previous: bool = False) -> Iterator[Path
         raise WriteError(path, error) from error
 
 
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; rename it to `path` on success, so that no incomplete folder is there.
+
+    The temporary folder is removed on errors. Raises UserError as `check_new_folder` does, and WriteError for an
+    OSError, including one raised while the caller writes.
+    """
+    check_new_folder(path)
+    target = Path(path).resolve()
+    temporary = _temporary_path(target)
+    try:
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            if target.is_dir():
+                target.rmdir()  # empty; on Windows, a folder cannot be renamed to one that exists
+            os.rename(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)  # renamed already, unless there was an error
+    except OSError as error:
+        raise WriteError(path, error) from error
+
+
+def check_new_folder(path: str | Path) -> None:
+    """Raise UserError if something other than an empty folder exists at `path`."""
+    path = Path(path)
+    try:
+        is_new = not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir()))
+    except OSError as error:
+        raise WriteError(path, error) from error
+    if not is_new:
+        raise UserError(f"'{path}' exists and is not an empty folder. Name another folder, or delete this one.")
+
+
 def unused_path(folder: str | Path, stem: str, suffix: str, is_free: Callable[[Path], bool] | None = None) -> Path:
     """Return the first free one of <folder>/<stem><suffix>, <folder>/<stem>_2<suffix>, <folder>/<stem>_3<suffix>, ...
 

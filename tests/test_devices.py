@@ -3,7 +3,7 @@ import ctypes
 import pytest
 import torch
 
-from nvae.devices import choose_device, set_fast_defaults
+from nvae.devices import available_bytes, choose_device, set_fast_defaults
 from nvae.errors import UserError
 
 
@@ -39,3 +39,7 @@ def test_set_fast_defaults_works_without_glibc(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     set_fast_defaults()
     assert torch.backends.cudnn.benchmark
+
+
+def test_available_bytes_of_this_machine_are_plausible():
+    assert 2**28 < available_bytes(torch.device("cpu")) < 2**50

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nvae.errors import UserError
-from nvae.files import WriteError, atomic_write, previous_path, unused_path
+from nvae.files import WriteError, atomic_folder, atomic_write, previous_path, unused_path
 
 
 def names(folder):
@@ -121,3 +121,44 @@ def test_unused_path_asks_is_free(tmp_path):
     (tmp_path / "a_2.json").write_text("same")
     same = unused_path(tmp_path, "a", ".json", lambda path: not path.exists() or path.read_text() == "same")
     assert same == Path(tmp_path, "a_2.json")
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_atomic_folder_appears_only_when_complete(tmp_path, exists):
+    path = tmp_path / "parent" / "new"
+    if exists:
+        path.mkdir(parents=True)
+    with atomic_folder(path) as temporary:
+        (temporary / "a.txt").write_text("one")
+        assert temporary.parent == path.parent and not (path / "a.txt").exists()
+    assert names(path) == ["a.txt"] and names(path.parent) == ["new"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_atomic_folder_leaves_nothing_on_errors(tmp_path, error):
+    with pytest.raises(error), atomic_folder(tmp_path / "new") as temporary:
+        (temporary / "a.txt").write_text("one")
+        raise error
+    assert names(tmp_path) == []
+
+
+def test_atomic_folder_of_a_link_fills_the_folder_behind_it(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with atomic_folder(tmp_path / "link") as temporary:
+        (temporary / "a.txt").write_text("one")
+    assert names(tmp_path / "real") == ["a.txt"] and (tmp_path / "link").is_symlink()
+
+
+def test_atomic_folder_refuses_what_exists(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    for path in (tmp_path, tmp_path / "a.txt"):
+        with pytest.raises(UserError, match="exists"), atomic_folder(path):
+            pytest.fail("the folder exists")
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_atomic_folder_turns_errors_of_the_system_into_write_errors(tmp_path):
+    with pytest.raises(WriteError) as raised, atomic_folder(tmp_path / "new"):
+        raise OSError(errno.ENOSPC, "full")
+    assert raised.value.disk_full and names(tmp_path) == []

@@ -25,6 +25,10 @@ HINTS = {
         (r"start over", "Add --fresh to start over."),
         (r"[Ss]et (a smaller )?(dataset|training_parameters)\.", "Use --set KEY=VALUE, or change the YAML file."),
     ),
+    "prepare": (
+        (r"[Ss]et dataset\.path", "SOURCE is dataset.path, or for the name of a data set, --data."),
+        (r"[Ss]et a smaller input_dimension", "Use --size."),
+    ),
     "evaluate": ((r"[Ss]et dataset\.", "Use --dataset NAME and --path FOLDER."),),
 }
 SAMPLING_MEMORY_HINT = "Ask for fewer images at once, or use --device cpu."

@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from nvae.errors import UserError
-from nvae.schema import DownloadedDataset, FolderDataset
+from nvae.schema import DownloadedDataset, NpzDataset, PictureDataset
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
-def dataset_folder(dataset: FolderDataset | DownloadedDataset) -> Path:
+def dataset_path(dataset: PictureDataset | NpzDataset | DownloadedDataset) -> Path:
     """Return `dataset.path`, ~ expanded, or by default dataset/NAME.
 
-    The folder may be missing. Raises UserError for anything but a folder.
+    The file or folder may be missing. Raises UserError for a path that cannot be opened.
     """
     try:
-        folder = Path(dataset.path or f"dataset/{dataset.name}").expanduser()
-        is_file = folder.exists() and not folder.is_dir()
+        path = Path(dataset.path or f"dataset/{dataset.name}").expanduser()
+        path.exists()
     except RuntimeError as error:
         raise UserError(
             f"dataset.path '{dataset.path}' starts with the name of a user who does not exist. "
@@ -27,7 +27,13 @@ def dataset_folder(dataset: FolderDataset | DownloadedDataset) -> Path:
         raise UserError(
             f"dataset.path '{dataset.path}' cannot be opened: {error.strerror}. Set dataset.path to the folder."
         ) from error
-    if is_file:
+    return path
+
+
+def dataset_folder(dataset: PictureDataset | DownloadedDataset) -> Path:
+    """Return `dataset_path`, the path of a folder that may be missing. Raises UserError for anything but a folder."""
+    folder = dataset_path(dataset)
+    if folder.exists() and not folder.is_dir():
         archive = dataset.name == "folder" and folder.suffix.lower() in ARCHIVE_SUFFIXES
         advice = (
             "Extract the archive and set dataset.path to the extracted folder."

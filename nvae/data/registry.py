@@ -11,6 +11,8 @@ from torch import Tensor
 from nvae.data.folder import load_folder
 from nvae.data.idx_sets import load_idx
 from nvae.data.images import Data, binarize, map_chunks, to_float
+from nvae.data.lmdb_files import load_lmdb
+from nvae.data.npz import load_npz
 from nvae.data.npz_sets import load_downsampled_imagenet, load_medmnist
 from nvae.data.omniglot import load_omniglot
 from nvae.data.public_pictures import LISTS, load_public_pictures
@@ -26,6 +28,8 @@ Part = Literal["training", "validation", "test"]
 # Each loader takes the config and whether to show a progress bar.
 LOADERS: dict[str, Callable[[ModelConfig, bool], Data]] = {
     "folder": load_folder,
+    "lmdb": load_lmdb,
+    "npz": load_npz,
     "toy_faces": load_toy_faces,
     "omniglot": load_omniglot,
     **dict.fromkeys(("mnist", "fashion_mnist", "kmnist", "emnist"), load_idx),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+from nvae.devices import available_bytes
 from nvae.errors import UserError, is_out_of_memory
 from nvae.schema import ModelConfig
 from nvae.summary import training_bytes
@@ -15,16 +15,6 @@ from nvae.summary import training_bytes
 ADVICE = (
     "Set a smaller training_parameters.batch_size, a larger gradient_accumulation, or use_tensor_checkpoints to True."
 )
-
-
-def available_bytes(device: torch.device) -> int | None:
-    """Return the free memory of a CUDA device, or the memory of the machine; None if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # some systems do not have these values
-        return None
 
 
 def memory_warning(config: ModelConfig, batch_size: int, device: torch.device) -> str | None:

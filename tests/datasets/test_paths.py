@@ -22,7 +22,7 @@ def test_dataset_path_of_a_file_is_refused(tmp_path, make_config, name, file, ad
     assert (advice if name == "folder" else "contains") in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["folder", "mnist", "cifar10"])
+@pytest.mark.parametrize("name", ["folder", "lmdb", "npz", "mnist", "cifar10"])
 @pytest.mark.parametrize("path", ["~nosuchuser/images", "x" * 5000])
 def test_dataset_path_that_cannot_be_opened_is_refused(make_config, name, path):
     with pytest.raises(UserError, match=r"dataset\.path"):

@@ -297,10 +297,6 @@ def test_memory_warning_depends_on_the_batch_and_spares_quickstart():
     assert "1000000 images" in memory.memory_warning(config, 10**6, cpu)
 
 
-def test_available_bytes_of_this_machine_are_plausible():
-    assert 2**28 < memory.available_bytes(torch.device("cpu")) < 2**50
-
-
 def test_reconstructions_are_below_their_images(make_model, data, tmp_path):
     model = make_model()
     draw_reconstructions(model, data, tmp_path, step=1)

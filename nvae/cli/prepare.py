@@ -1,0 +1,201 @@
+"""Decode a data set before training: into the cache that training uses, or into LMDB databases.
+
+The databases have the layout of the original NVAE: its program reads them too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nvae.cli.arguments import positive, print_warnings
+from nvae.errors import UserError
+
+if TYPE_CHECKING:
+    from nvae.data.images import Data
+    from nvae.schema import ModelConfig
+
+# A model that suits images of every size; only its images matter here.
+MODEL = {
+    "channel_towers": 1,
+    "number_of_scales": 1,
+    "initial_splits_per_scale": 1,
+    "latent_size": 1,
+    "num_blocks_prepost": 0,
+}
+SIZE, CHANNELS = 64, 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder of pictures, a zip or tar archive, an .npz or .npy file, a folder of LMDB databases, or the "
+        "name of a data set, such as celeba",
+    )
+    parser.add_argument(
+        "--size",
+        type=positive,
+        metavar="S",
+        help=f"width and height of the images, input_dimension of the config (default: that of the named data set, "
+        f"else {SIZE})",
+    )
+    parser.add_argument(
+        "--channels",
+        type=int,
+        choices=(1, 3),
+        help=f"3 for color, 1 for gray, image_channels of the config (default: that of the named data set, else "
+        f"{CHANNELS})",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="folder of the named data set's files (default: dataset/NAME, such as dataset/celeba)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="dataset.KEY=VALUE",
+        dest="overrides",
+        help="override a key of the dataset section, such as dataset.fit=pad; may be repeated (default: none)",
+    )
+    parser.add_argument(
+        "--lmdb",
+        type=Path,
+        metavar="DIR",
+        help="write train.lmdb, validation.lmdb and, with test images, test.lmdb into this new folder; needs the extra "
+        "'lmdb' (default: write the cache)",
+    )
+    parser.add_argument(
+        "--encode",
+        action="store_true",
+        help="with --lmdb: write PNG files, which are smaller, but which the original program does not read (default: "
+        "raw RGB bytes, as the original program reads them)",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.encode and options.lmdb is None:
+        raise UserError("--encode is for databases. Use --lmdb DIR as well.")
+    config = _config(options)
+    if options.lmdb is None:
+        _prepare_cache(config, options.source)
+    else:
+        _prepare_lmdb(config, options)
+
+
+def _prepare_cache(config: ModelConfig, source: str) -> None:
+    from nvae.data.cache import always_cache, cache_folder
+    from nvae.schema import PictureDataset
+
+    folder = cache_folder()
+    before = _sizes(folder)
+    with always_cache():
+        _load(config, source)
+    if isinstance(config.dataset, PictureDataset):
+        written = {file: size for file, size in _sizes(folder).items() if file not in before}
+        size = _megabytes(written.values()) if written else "the images were there already"
+        print(f"the cache is in {folder}: {size}")
+    else:
+        print(f"{config.dataset.name} needs no cache: its images are arrays already")
+    _print_yaml(config, config.dataset.model_dump(mode="json", exclude_unset=True))
+
+
+def _prepare_lmdb(config: ModelConfig, options: argparse.Namespace) -> None:
+    from nvae.data.lmdb_files import write_lmdb
+    from nvae.files import check_new_folder
+
+    check_new_folder(options.lmdb)  # before the long work
+    data = _load(config, options.source)
+    write_lmdb(options.lmdb, data, options.encode, sys.stderr.isatty())
+    for name in sorted(path.name for path in options.lmdb.iterdir()):
+        print(f"written: {options.lmdb / name}, {_megabytes(_sizes(options.lmdb / name).values())}")
+    _print_yaml(config, {"name": "lmdb", "path": str(options.lmdb)})
+
+
+# ------------------------------------------------------------------------------------------------------ the data set
+
+
+def _config(options: argparse.Namespace) -> ModelConfig:
+    """Return a config with the images that the options describe."""
+    import yaml
+
+    from nvae.config import parse_config
+    from nvae.schema import NAMED_DATASETS
+
+    for override in options.overrides:
+        if not override.startswith("dataset.") or override.startswith(("dataset.name=", "dataset.path=")):
+            raise UserError(
+                f"--set is '{override}', expected dataset.KEY=VALUE with a key other than name and path. Use SOURCE "
+                "and --data for these two."
+            )
+    facts = NAMED_DATASETS.get(options.source)
+    values = {
+        "input_dimension": options.size or (facts.size if facts else SIZE),
+        "image_channels": options.channels or (facts.channels if facts else CHANNELS),
+    } | {f"dataset.{key}": value for key, value in _dataset(options).items()}
+    given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]  # JSON is YAML
+    return parse_config(yaml.safe_dump(MODEL), [*given, *options.overrides])
+
+
+def _dataset(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the dataset section for SOURCE: a data set's name, or else a path."""
+    from nvae.config.errors import nearest
+    from nvae.data.lmdb_files import DATABASES
+    from nvae.schema import DATASETS
+
+    names = [name for name in DATASETS if name not in ("folder", "lmdb", "npz")]
+    if options.source in names:
+        return {"name": options.source} | ({"path": options.data} if options.data else {})
+    path = Path(options.source)
+    if not path.exists():
+        suggestion = f" Did you mean {name}?" if (name := nearest(options.source, names)) else ""
+        raise UserError(
+            f"SOURCE is '{options.source}', which does not exist; expected a folder, an archive, or one of "
+            f"{', '.join(names)}.{suggestion}"
+        )
+    if options.data:
+        raise UserError("--data is for the name of a data set, but SOURCE is a path. Leave --data out.")
+    if path.suffix.lower() in (".npz", ".npy"):
+        name = "npz"
+    else:
+        name = "lmdb" if (path / DATABASES["training"]).exists() else "folder"
+    return {"name": name, "path": options.source}
+
+
+def _load(config: ModelConfig, source: str) -> Data:
+    """Load the data set, and print what was read and what was left out."""
+    from nvae.data.registry import load_data
+
+    data = load_data(config, sys.stderr.isatty())
+    parts = {"training": data.training, "validation": data.validation, "test": data.test}
+    counts = [f"{len(images):,} for {part}" for part, images in parts.items() if images is not None]
+    size, channels = config.input_dimension, config.image_channels
+    print(f"{source}: images of {size} x {size} pixels and {channels} channels: {', '.join(counts)}")
+    print_warnings([data.report.rstrip()] if data.report else data.warnings)
+    return data
+
+
+def _print_yaml(config: ModelConfig, dataset: dict[str, Any]) -> None:
+    """Print the lines of a config that use the result."""
+    import yaml
+
+    section = yaml.safe_dump(dataset, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True)
+    print(
+        f"in the config:\n  input_dimension: {config.input_dimension}\n  image_channels: {config.image_channels}\n"
+        f"  dataset: {section.rstrip()}"
+    )
+
+
+def _sizes(folder: Path) -> dict[Path, int]:
+    """Map each file below a folder to its size in bytes."""
+    return {file: file.stat().st_size for file in folder.rglob("*") if file.is_file()}
+
+
+def _megabytes(sizes: Iterable[int]) -> str:
+    return f"{sum(sizes) / 1e6:,.1f} MB"
