@@ -53,11 +53,14 @@ LsunCategory = Literal[
 class DatasetConfig(Section):
     """The keys that every data set has."""
 
-    horizontal_flip: bool = Field(False, description="Mirror each training image with probability 0.5.")
+    horizontal_flip: bool = Field(
+        False,
+        description="Mirror each training image with probability 0.5; auto: as in publications on the data set.",
+    )
     binarize: bool = Field(
         False,
         description="Draw every subpixel as 0 or 1 with its brightness as the probability: training images at every "
-        "step, validation images once. Needs sampling_method: bernoulli.",
+        "step, validation images once. Needs sampling_method: bernoulli. auto: as in publications on the data set.",
     )
     encoder_input: Literal["binary", "gray"] = Field(
         "binary",
