@@ -19,6 +19,7 @@ SamplingMethod = Literal[
     "logistic_mixture",
     "coupled_logistic_mixture",
 ]
+CONTINUOUS = ("gaussian", "gaussian_mixture")  # likelihoods that are densities
 SELECTING_KEYS = ("family", "dataset.name")  # their values decide which other keys exist
 AUTO = "auto"  # in a file: the value that suits the data set
 AUTO_KEYS = (
@@ -77,6 +78,12 @@ class ModelConfig(Section):
         if self.dataset.binarize and self.sampling_method != "bernoulli":
             raise InvalidValueError(
                 "dataset.binarize", True, f"False, or sampling_method bernoulli instead of {self.sampling_method}"
+            )
+        if self.dataset.dequantize and self.sampling_method not in CONTINUOUS:
+            raise InvalidValueError(
+                "dataset.dequantize",
+                True,
+                f"False, or sampling_method {' or '.join(CONTINUOUS)} instead of {self.sampling_method}",
             )
         self.dataset.check(self.input_dimension)
         return self

@@ -355,6 +355,14 @@ DENSE = ["arch_instance=mbconv_den"]
             "bernoulli",
         ),
         (
+            ["dataset.dequantize=True", "sampling_method=gaussian_mixture"],
+            ["dataset.dequantize=True", "sampling_method=logistic_mixture"],
+            "dataset.dequantize",
+            True,
+            "gaussian",
+        ),
+        (["dataset.random_crop=63"], ["dataset.random_crop=64"], "dataset.random_crop", 64, "64"),
+        (
             ["dataset.binarize=True", "sampling_method=bernoulli"],
             ["dataset.binarize=True"],
             "dataset.binarize",
