@@ -35,6 +35,7 @@ NEW_KEYS: dict[str, Any] = {
     "training_parameters.optimizer_betas": [0.9, 0.999],
     "training_parameters.gradient_skip_threshold": None,
     "training_parameters.ema_decay": None,
+    "training_parameters.workers": None,
     "training_parameters.wandb": None,
     "training_parameters.learning_rate_schedule": "cosine",
     "training_parameters.learning_rate_update": "step",

@@ -5,7 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 
-from nvae.cli import cherry, config, evaluate, explore, import_weights, interpolate, reconstruct, sample, summary, train
+from nvae.cli import (
+    cherry,
+    config,
+    datasets,
+    evaluate,
+    explore,
+    import_weights,
+    interpolate,
+    reconstruct,
+    sample,
+    summary,
+    train,
+)
 from nvae.cli.arguments import Parser
 from nvae.cli.errors import run
 
@@ -19,6 +31,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "summary": summary,
     "config": config,
+    "datasets": datasets,
     "import": import_weights,
 }
 

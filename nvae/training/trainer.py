@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nvae.checkpoint import save
-from nvae.data.augmentation import TrainingImages, training_images
 from nvae.data.images import Data
+from nvae.data.training_images import TrainingImages, epoch_order, training_images
 from nvae.devices import half_dtype
 from nvae.errors import UserError
 from nvae.models.distributions import Noise
@@ -157,9 +157,8 @@ class Trainer:
         return kl_coefficient(self.epoch, warmup.rise, warmup.delay)
 
     def order(self) -> Tensor:
-        """Return the order of the training images in this epoch, a function of the seed and the epoch alone."""
-        generator = seeded(self.schedule.seed, "order", self.progress.epoch)
-        return torch.randperm(len(self.data.training), generator=generator)
+        """Return the order of the training images in this epoch."""
+        return epoch_order(len(self.data.training), self.config, self.progress.epoch)
 
     def batches(self) -> Iterator[Tensor]:
         """Yield the next batch, uint8 (B, C, S, S), until the epoch ends. Call `step` with each before the next one."""

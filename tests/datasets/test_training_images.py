@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from nvae.data.augmentation import training_images
 from nvae.data.images import dequantize, random_crop, to_float
+from nvae.data.training_images import training_images
 from nvae.seeds import seeded
 
 EVERY_VALUE = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)

@@ -1,4 +1,4 @@
-"""What a training step makes of its images: augmentation, binarization and dequantization."""
+"""The images of a training step: their order, augmentation, binarization and dequantization."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ class TrainingImages(NamedTuple):
 
     images: Tensor  # for the encoder
     targets: Tensor  # for the likelihood
+
+
+def epoch_order(count: int, config: ModelConfig, epoch: int) -> Tensor:
+    """Return the order of `count` training images in an epoch, a function of the seed of the training and the epoch."""
+    return torch.randperm(count, generator=seeded(config.training_parameters.seed, "order", epoch))
 
 
 def training_images(
