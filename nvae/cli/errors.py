@@ -25,6 +25,7 @@ HINTS = {
         (r"start over", "Add --fresh to start over."),
         (r"[Ss]et (a smaller )?(dataset|training_parameters)\.", "Use --set KEY=VALUE, or change the YAML file."),
     ),
+    "datasets": ((r"[Ss]et dataset\.", "Use --data DIR, or --set KEY=VALUE."),),
     "evaluate": ((r"[Ss]et dataset\.", "Use --dataset NAME and --path FOLDER."),),
 }
 SAMPLING_MEMORY_HINT = "Ask for fewer images at once, or use --device cpu."
