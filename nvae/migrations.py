@@ -24,6 +24,8 @@ NEW_KEYS: dict[str, Any] = {
     "dataset.encoder_input": "binary",
     "dataset.split_seed": 0,  # validation_images of a downloaded data set is null by default; toy_faces has another
     "dataset.max_image_pixels": 64_000_000,  # earlier versions had no limit; the default lets their runs resume
+    "dataset.random_crop": 0,
+    "dataset.dequantize": False,
     "dataset.fit": "crop",
     "dataset.background": "white",
     "dataset.percentiles": None,
@@ -33,6 +35,7 @@ NEW_KEYS: dict[str, Any] = {
     "training_parameters.optimizer_betas": [0.9, 0.999],
     "training_parameters.gradient_skip_threshold": None,
     "training_parameters.ema_decay": None,
+    "training_parameters.workers": None,
     "training_parameters.wandb": None,
     "training_parameters.learning_rate_schedule": "cosine",
     "training_parameters.learning_rate_update": "step",

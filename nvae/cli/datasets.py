@@ -1,4 +1,4 @@
-"""List the data sets that a config can name, and which are on the disk; with a name, describe one data set."""
+"""List the data sets that a config can name, and which are on the disk; describe or show one data set."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nvae.cli.dataset_sheet import add_sheet_arguments, show_sheet, wants_sheet
+from nvae.errors import UserError
 from nvae.schema import DATASETS, NAMED_DATASETS
 
 if TYPE_CHECKING:
@@ -28,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "name",
         metavar="NAME",
         nargs="?",
-        choices=tuple(DATASETS),
-        help="describe one data set: its files, how to get them, its keys (default: list all data sets)",
+        help="describe one data set: its files, how to get them, its keys; with --show, a data set or a config "
+        "(default: list all data sets)",
     )
     parser.add_argument(
         "--data",
@@ -37,10 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where to look for files: the folder of the data set NAME, or without NAME the folder that holds a folder "
         "NAME for each data set (default: dataset/NAME, dataset)",
     )
+    add_sheet_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    if options.name is None:
+    if wants_sheet(options):
+        show_sheet(options)
+    elif options.name is None:
         print(_as_text([(*COLUMNS, "on disk"), *_rows_with_disk(Path(options.data or "dataset").expanduser())]))
     else:
         print(_description(options.name, options.data))
@@ -99,9 +104,14 @@ def _as_text(rows: list[tuple[str, ...]]) -> str:
 def _description(name: str, data: str | None) -> str:
     import yaml
 
+    from nvae.config.errors import nearest
     from nvae.config.reference import dataset_keys
     from nvae.data.sources import extra_of
 
+    if name not in DATASETS:
+        suggestion = nearest(name, DATASETS)
+        advice = f"Did you mean {suggestion}?" if suggestion else f"Use one of: {', '.join(DATASETS)}."
+        raise UserError(f"unknown data set '{name}'. {advice}")
     facts, extra = NAMED_DATASETS.get(name), extra_of(name)
     install = [f"needs the extra {extra}: pip install -e '.[{extra}]'"] if extra else []
     where = data or f"dataset/{name}"

@@ -29,6 +29,7 @@ HINTS = {
         (r"[Ss]et dataset\.path", "SOURCE is dataset.path, or for the name of a data set, --data."),
         (r"[Ss]et a smaller input_dimension", "Use --size."),
     ),
+    "datasets": ((r"[Ss]et dataset\.", "Use --data DIR, or --set KEY=VALUE."),),
     "evaluate": ((r"[Ss]et dataset\.", "Use --dataset NAME and --path FOLDER."),),
 }
 SAMPLING_MEMORY_HINT = "Ask for fewer images at once, or use --device cpu."

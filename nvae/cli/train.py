@@ -10,7 +10,11 @@ import re
 import sys
 
 from nvae.cli.arguments import add_device
+from nvae.cli.config_options import add_config_options, load_config_of
+from nvae.cli.models import find_model
 from nvae.errors import UserError
+
+OPTIONS = ("dataset", "data", "epochs", "batch_size", "learning_rate", "latent_size", "sample_every", "workers")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,17 +23,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "config", metavar="CONFIG", help=f"path of a YAML file, or one of {', '.join(available_configs())}"
     )
+    add_config_options(parser, OPTIONS)
     parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
+        "--no-wandb",
+        action="append_const",
+        const="training_parameters.wandb=null",
         dest="overrides",
-        help="override a key of the config, such as training_parameters.epochs=3; may be repeated (default: none)",
+        help="record nothing with Weights & Biases (default: as the config says)",
     )
     parser.add_argument(
         "--name",
-        help="name of the run's files, for a second run of one config (default: the name of the config)",
+        help="name of the run's files, for a second run of one config (default: the name of the config; with --dataset "
+        "CONFIG_DATASET, such as hvae_svhn)",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="continue the training of this .checkpoint file, or of the run of this name, where the run has no "
+        "checkpoint of its own; the file is kept (default: start with random weights)",
     )
     add_device(parser)
     parser.add_argument(
@@ -45,9 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     if options.name is not None and not re.fullmatch(r"\w[\w.-]{0,99}", options.name):
         raise UserError(f"--name is '{options.name}', expected letters, digits, '_', '-' and '.', 100 at most.")
-    from nvae.config import config_path, load_config
+    from nvae.config import config_path
 
-    config = load_config(options.config, options.overrides)
+    config = load_config_of(options, options.config)
     if options.dry_run:
         from nvae.summary import summary
 
@@ -56,5 +67,7 @@ def run(options: argparse.Namespace) -> None:
     from nvae.training.events import print_event
     from nvae.training.loop import train
 
-    name = options.name or config_path(options.config).stem
-    train(config, name, options.device, options.fresh, on_event=print_event, progress=sys.stderr.isatty())
+    name = options.name or "_".join(filter(None, (config_path(options.config).stem, options.dataset)))
+    checkpoint = find_model(options.checkpoint) if options.checkpoint else None
+    progress = sys.stderr.isatty()
+    train(config, name, options.device, options.fresh, on_event=print_event, progress=progress, checkpoint=checkpoint)

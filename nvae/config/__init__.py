@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from nvae.config.auto import resolve_auto
 from nvae.config.errors import ConfigError, Place, config_error, invalid_choice, nearest, place_of
 from nvae.config.fields import annotation_of, sections_of
 from nvae.config.yaml_file import read_value, read_yaml
@@ -126,7 +127,7 @@ def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _validated(data: dict[str, Any], resolved: bool, places: Mapping[str, Place], source: str) -> ModelConfig:
-    data = migrate_config(data)
+    data = resolve_auto(migrate_config(data), places, source)
     model = _class_of(data, places, source)
     if resolved:
         data = _completed({key: value for key, value in data.items() if key != RESOLVED}, model)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from pydantic.fields import FieldInfo
 
-from nvae.schema import Section
+from nvae.schema import AUTO, AUTO_KEYS, Section
 
 
 class Located(NamedTuple):
@@ -51,7 +51,7 @@ def locate(model: type[Section], loc: Sequence[str | int]) -> Located:
         else:
             annotation = Any
     parent, name = ".".join(keys[:-1]), keys[-1] if keys else ""
-    return Located(parent, name, section, allowed_values(annotation), words_of(annotation))
+    return Located(parent, name, section, allowed_for(join(parent, name), annotation), words_of(annotation))
 
 
 def join(section: str, key: str | None) -> str:
@@ -84,6 +84,12 @@ def choices(values: Iterable[Any]) -> str:
     """Return values as a list in words: 'a', 'b' or 'c'."""
     *rest, last = [repr(value) for value in values]
     return f"{', '.join(rest)} or {last}" if rest else last
+
+
+def allowed_for(key: str, annotation: Any) -> str:
+    """Return the allowed values of a key with this type, `auto` included."""
+    allowed = allowed_values(annotation)
+    return f"{allowed}, or {AUTO}" if key in AUTO_KEYS else allowed
 
 
 def allowed_values(annotation: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from nvae.config import flat
-from nvae.config.fields import allowed_values, annotation_of, sections_of, words_of
+from nvae.config.fields import allowed_for, annotation_of, sections_of, words_of
 from nvae.models.families import FAMILIES, config_class
 from nvae.schema import DATASETS, DatasetConfig, ModelConfig, Section, TrainingParameters
 
@@ -113,7 +113,7 @@ def _rows(
         default = "" if field.is_required() else _text(field.get_default())
         special = [f"{preset}: {_text(values[key])}" for preset, values in (presets or {}).items() if key in values]
         default += f" ({', '.join(special)})" if special else ""
-        rows.append(Row(key, allowed_values(annotation_of(field)), default, field.description or ""))
+        rows.append(Row(key, allowed_for(key, annotation_of(field)), default, field.description or ""))
     return rows
 
 

@@ -63,6 +63,31 @@ def flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(flipped.to(images.device)[:, None, None, None], images.flip(-1), images)
 
 
+def random_crop(images: Tensor, margin: int, generator: torch.Generator) -> Tensor:
+    """Move each of the images (B, C, S, S) by up to `margin` pixels in both directions, below S; edges are reflected.
+
+    The same as padding by `margin` and cropping at a random place. Random numbers are drawn as in `flip`.
+    """
+    batch, size = len(images), images.shape[-1]
+    shifts = torch.randint(-margin, margin + 1, (2, batch, 1), generator=generator, device=generator.device)
+    places = shifts.to(images.device) + torch.arange(size, device=images.device)  # (2, B, S), of rows and columns
+    rows, columns = (size - 1) - ((size - 1) - places.abs()).abs()
+    every = torch.arange(batch, device=images.device)[:, None, None]
+    moved = images.movedim(1, -1)[every, rows[:, :, None], columns[:, None, :]]  # (B, S, S, C)
+    return moved.movedim(-1, 1)
+
+
+def dequantize(images: Tensor, bits: int, generator: torch.Generator) -> Tensor:
+    """Add uniform noise to images (B, C, S, S) of 2^bits values in [0, 1]: value number v becomes (v + u) / 2^bits.
+
+    With u from [0, 1), the mean over u of log p of a density p on [0, 1], minus bits x ln 2 per subpixel, is at most
+    the log probability of the value, the integral of p over its bin (Theis et al. 2016). Random numbers are drawn as
+    in `flip`.
+    """
+    noise = torch.rand(images.shape, generator=generator, device=generator.device)
+    return ((images * (2**bits - 1)).round() + noise.to(images.device)) / 2**bits
+
+
 def binarize(images: Tensor, generator: torch.Generator) -> Tensor:
     """Draw subpixels 0 or 1 from images (B, C, S, S) in [0, 1], whose values are the probabilities of 1.
 

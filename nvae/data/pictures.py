@@ -71,7 +71,8 @@ def decode_pictures(
     """Decode pictures in parallel, with the keys of a `PictureDataset` in `config.dataset`.
 
     A picture that cannot be used is left out and named in the report, never an error. source: the name of the folder or
-    archive in messages. leave_out_duplicates: of pictures with the same content, use the first one alone.
+    archive in messages. leave_out_duplicates: of pictures with the same content, use the first one alone. The number of
+    threads is `training_parameters.workers`.
     """
     size, channels, max_pixels = config.input_dimension, config.image_channels, config.dataset.max_image_pixels
     images_u8 = np.empty((len(pictures), channels, size, size), np.uint8)
@@ -85,7 +86,7 @@ def decode_pictures(
 
     broken: list[str] = []
     indices: list[int] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool, without_size_warnings():
+    with ThreadPoolExecutor(config.training_parameters.workers or os.cpu_count()) as pool, without_size_warnings():
         bar = tqdm(pictures, f"reading {source}", unit=" images", leave=False, disable=not progress, delay=1)
         for i, (picture, result) in enumerate(zip(bar, pool.map(read, pictures), strict=True)):
             if isinstance(result, str):

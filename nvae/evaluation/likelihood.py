@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nvae.arguments import ArgumentError, check_choice, check_count, check_images_u8, check_seeds
-from nvae.data.images import to_float
+from nvae.data.images import dequantize, to_float
 from nvae.evaluation.active_units import ActiveUnits
 from nvae.models.distributions import Noise, map_tensors
 from nvae.models.hierarchy import DecoderState, FromPosterior, HierarchicalVAE, TopDownOutput
@@ -131,6 +131,9 @@ def evaluate(
             if part.start == 0:
                 images = to_float(images_u8[batch], model.device, model.config.pixel_bits)
                 targets = to_float(targets_u8[batch], model.device, model.config.pixel_bits)
+                if model.config.dataset.dequantize:
+                    noise = seeded(seed, "dequantization in validation", batch.start, model.device)
+                    targets = dequantize(targets, model.config.pixel_bits, noise)
                 features = model.bottom_up(images)
                 generator = seeded(seed, "validation", batch.start, model.device)
                 if active_units is not None:

@@ -86,8 +86,10 @@ def last_value(config: ModelConfig) -> int:
 
 
 def _density_bits(config: ModelConfig) -> float:
-    # The probability of a value is about its density times the distance to the next value.
-    return math.log2(last_value(config) / (2 if config.pixel_range == "centered" else 1))
+    # The probability of a value is about its density times the distance to the next value, or with dequantization at
+    # least the mean density in its bin times the bin's width.
+    steps = last_value(config) + config.dataset.dequantize  # from 0 to 1
+    return math.log2(steps / (2 if config.pixel_range == "centered" else 1))
 
 
 def _upper_tail(config: ModelConfig) -> float:

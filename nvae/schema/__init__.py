@@ -14,13 +14,16 @@ from nvae.schema.datasets import (
     dataset_class,
     select_dataset,
 )
-from nvae.schema.model import SELECTING_KEYS, ModelConfig
+from nvae.schema.model import AUTO, AUTO_KEYS, SELECTING_KEYS, ModelConfig
 from nvae.schema.named_datasets import NAMED_DATASETS, NamedDataset
-from nvae.schema.sections import Channels, PositiveRate, Rate, Section
+from nvae.schema.sections import MAX_SIZE, Channels, PositiveRate, Rate, Section
 from nvae.schema.training import WARMUPS, LearningRateDecay, TrainingParameters
 
 __all__ = [
+    "AUTO",
+    "AUTO_KEYS",
     "DATASETS",
+    "MAX_SIZE",
     "NAMED_DATASETS",
     "SELECTING_KEYS",
     "WARMUPS",

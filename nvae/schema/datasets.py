@@ -53,16 +53,31 @@ LsunCategory = Literal[
 class DatasetConfig(Section):
     """The keys that every data set has."""
 
-    horizontal_flip: bool = Field(False, description="Mirror each training image with probability 0.5.")
+    horizontal_flip: bool = Field(
+        False,
+        description="Mirror each training image with probability 0.5; auto: as in publications on the data set.",
+    )
+    random_crop: Annotated[int, Field(ge=0, le=MAX_SIZE)] = Field(
+        0,
+        description="Move each training image by up to this number of pixels in both directions, with reflected edges, "
+        "as padding and a random crop do; 0 for none.",
+    )
     binarize: bool = Field(
         False,
         description="Draw every subpixel as 0 or 1 with its brightness as the probability: training images at every "
-        "step, validation images once. Needs sampling_method: bernoulli.",
+        "step, validation images once. Needs sampling_method: bernoulli. auto: as in publications on the data set.",
     )
     encoder_input: Literal["binary", "gray"] = Field(
         "binary",
         description="The encoder's images with binarize: true: the binary images, or the gray images they are drawn "
         "from. The likelihood is always of the binary images. Without binarize only binary is allowed, without effect.",
+    )
+
+    dequantize: bool = Field(
+        False,
+        description="Add uniform noise, as wide as one value, to the images of the likelihood: to training images at "
+        "every step, to others with a fixed seed. The bits per dimension of a continuous likelihood are then a bound "
+        "for the values themselves. Needs sampling_method: gaussian or gaussian_mixture.",
     )
 
     @model_validator(mode="after")
@@ -73,6 +88,10 @@ class DatasetConfig(Section):
 
     def check(self, input_dimension: int) -> None:
         """Raise InvalidValueError for keys that do not suit images of this size."""
+        if self.random_crop >= input_dimension:
+            raise InvalidValueError(
+                "dataset.random_crop", self.random_crop, f"less than input_dimension, {input_dimension}"
+            )
 
 
 class PictureDataset(DatasetConfig):
@@ -215,6 +234,7 @@ class ToyFacesDataset(DatasetConfig):
     )
 
     def check(self, input_dimension: int) -> None:
+        super().check(input_dimension)
         most = MAX_DRAWN_BYTES // (3 * input_dimension**2)
         for key in ("training_images", "validation_images"):
             if (images := getattr(self, key)) > most:

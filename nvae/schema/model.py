@@ -19,7 +19,17 @@ SamplingMethod = Literal[
     "logistic_mixture",
     "coupled_logistic_mixture",
 ]
+CONTINUOUS = ("gaussian", "gaussian_mixture")  # likelihoods that are densities
 SELECTING_KEYS = ("family", "dataset.name")  # their values decide which other keys exist
+AUTO = "auto"  # in a file: the value that suits the data set
+AUTO_KEYS = (
+    "input_dimension",
+    "image_channels",
+    "pixel_bits",
+    "sampling_method",
+    "dataset.binarize",
+    "dataset.horizontal_flip",
+)
 
 
 class ModelConfig(Section):
@@ -29,10 +39,14 @@ class ModelConfig(Section):
     PRESETS: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {}
 
     family: str = Field(description="The architecture; a file without this key is of the family nvae.")
-    input_dimension: Annotated[int, Field(ge=1, le=MAX_SIZE)] = Field(64, description="Width and height of the images.")
-    image_channels: Literal[1, 3] = Field(3, description="3 for color, 1 for gray.")
+    input_dimension: Annotated[int, Field(ge=1, le=MAX_SIZE)] = Field(
+        64, description="Width and height of the images; auto: the size of the data set's images."
+    )
+    image_channels: Literal[1, 3] = Field(3, description="3 for color, 1 for gray; auto: as the data set.")
     pixel_bits: Annotated[int, Field(ge=1, le=8)] = Field(
-        8, description="Bits per subpixel: images have 2 to the power of this number of values."
+        8,
+        description="Bits per subpixel: images have 2 to the power of this number of values; auto: as in publications "
+        "on the data set.",
     )
     pixel_range: Literal["unit", "centered"] = Field(
         "unit", description="Range of the pixels that the network and a Gaussian likelihood see: [0, 1] or [-1, 1]."
@@ -41,7 +55,8 @@ class ModelConfig(Section):
         "gaussian",
         description="The likelihood of the pixels. bernoulli: binary or gray values as probabilities; gaussian and "
         "gaussian_mixture: continuous; logistic and logistic_mixture: discretized, every subpixel by itself; "
-        "coupled_logistic_mixture: discretized, the mean of green depends on red, of blue on both.",
+        "coupled_logistic_mixture: discretized, the mean of green depends on red, of blue on both; auto: "
+        "bernoulli for binarized images, else logistic_mixture.",
     )
     n_mix: Annotated[int, Field(ge=1, le=1000)] = Field(3, description="Components of a mixture likelihood.")
     likelihood_tails: Literal["original", "exact"] = Field(
@@ -63,6 +78,12 @@ class ModelConfig(Section):
         if self.dataset.binarize and self.sampling_method != "bernoulli":
             raise InvalidValueError(
                 "dataset.binarize", True, f"False, or sampling_method bernoulli instead of {self.sampling_method}"
+            )
+        if self.dataset.dequantize and self.sampling_method not in CONTINUOUS:
+            raise InvalidValueError(
+                "dataset.dequantize",
+                True,
+                f"False, or sampling_method {' or '.join(CONTINUOUS)} instead of {self.sampling_method}",
             )
         self.dataset.check(self.input_dimension)
         return self

@@ -139,6 +139,9 @@ class TrainingParameters(Section):
         description="Decay of the exponential moving average (EMA) of the weights, such as 0.999: the part that stays "
         "at every step. Validation, pictures and the result use the average; null for none.",
     )
+    workers: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        None, description="Threads that decode the picture files of a data set; null for one per CPU core."
+    )
     wandb: Literal["offline", "online"] | None = Field(
         None,
         description="Record the run with Weights & Biases, in the run's folder or also online; needs the extra wandb; "

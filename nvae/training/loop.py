@@ -28,7 +28,7 @@ from nvae.training.loggers import FOLDER as RUNS
 from nvae.training.loggers import RunLogger
 from nvae.training.memory import explained_out_of_memory, memory_warning
 from nvae.training.metrics import Clock, health_warnings, metrics_line, metrics_text, with_bound
-from nvae.training.previews import draw_curves, draw_film, draw_reconstructions, draw_samples
+from nvae.training.previews import draw_curves, draw_data, draw_film, draw_reconstructions, draw_samples
 from nvae.training.progress_bars import ProgressBars
 from nvae.training.trainer import RECOVERY_ADVICE, Trainer
 
@@ -45,6 +45,7 @@ def train(
     folder: str | Path = ".",
     on_event: Callable[[Event], object] | None = None,
     progress: bool = True,
+    checkpoint: str | Path | None = None,
 ) -> Path:
     """Train a model, or continue its training, to the end of its schedule; return the path of the result.
 
@@ -53,6 +54,8 @@ def train(
     device: "cuda", "cuda:1", "mps" or "cpu" (default: the fastest one).
     fresh: start over; the checkpoint and the folder of an earlier run are kept under another name.
     on_event: receives what happens, `print_event` for example. progress: show progress bars.
+    checkpoint: a .checkpoint file whose training is continued where the run has no checkpoint yet. The file stays as it
+    is, and the same keys may change as in a run.
     Sets options of the whole process that make training faster. Raises UserError, and Stopped after Ctrl-C or SIGTERM,
     with the state saved.
     """
@@ -64,35 +67,36 @@ def train(
     data = load_data(config, progress)
     with explained_out_of_memory():
         trainer = Trainer(config, data, selected)
-        return _Training(trainer, name, Path(folder), Reporter(on_event), fresh, progress).run()
+        return _Training(trainer, name, Path(folder), Reporter(on_event), progress).run(fresh, checkpoint)
 
 
 class _Training:
     """One call of `train`: the trainer and everything around it."""
 
-    def __init__(
-        self, trainer: Trainer, name: str, folder: Path, reporter: Reporter, fresh: bool, progress: bool
-    ) -> None:
+    def __init__(self, trainer: Trainer, name: str, folder: Path, reporter: Reporter, progress: bool) -> None:
         self.trainer, self.name, self.reporter, self.progress = trainer, name, reporter, progress
         self.checkpoint, self.model_path = checkpoint_path(name, folder), model_path(name, folder)
         self.folder = folder / RUNS / name
-        if fresh:
-            self._put_aside(self.checkpoint, self.model_path, self.folder)
         self.clock = Clock()
 
-    def run(self) -> Path:
+    def run(self, fresh: bool, checkpoint: str | Path | None) -> Path:
         trainer, reporter = self.trainer, self.reporter
-        continues = self.checkpoint.exists()
-        warnings = [*trainer.data.warnings, *(trainer.resume(self.checkpoint) if continues else [])]
-        self._introduce(continues)
+        continues = self.checkpoint.exists() and not fresh
+        start = self.checkpoint if continues else checkpoint
+        warnings = [*trainer.data.warnings, *(trainer.resume(Path(start)) if start else [])]
+        if fresh:
+            self._put_aside(self.checkpoint, self.model_path, self.folder)
+        self._introduce(start)
         warnings.append(memory_warning(trainer.config, max(trainer.part_sizes), trainer.device))
         for warning in filter(None, warnings):
             reporter.warn(warning)
-        if not continues:
+        if not start:
             trainer.calibrate()
+        if not continues:
             trainer.save(self.checkpoint)  # before the first step, so that a folder without write access fails early
         step, groups = trainer.progress.step, len(trainer.model.groups)
         self.logger = RunLogger(self.folder, trainer.config, step, groups, reporter.warn)
+        self._try_to_draw(lambda: draw_data(trainer.data, trainer.config, self.folder))
         try:
             self._train()
             model, metadata = self._result()
@@ -250,7 +254,8 @@ class _Training:
         )
         raise Stopped(128 + signal_number)
 
-    def _introduce(self, continues: bool) -> None:
+    def _introduce(self, start: str | Path | None) -> None:
+        """Report the size of the model and of the data set, and the checkpoint that training continues from."""
         trainer = self.trainer
         data = trainer.data
         parts = {"training": data.training, "validation": data.validation, "test": data.test}
@@ -266,13 +271,13 @@ class _Training:
                 f"{trainer.part_sizes[0]} images, not of the whole batch"
             )
         epochs, done = trainer.schedule.epochs, trainer.progress.epoch
-        if continues and done >= epochs:
+        if start and done >= epochs:
             self.reporter.info(
-                f"{self.checkpoint} is trained: {done} epochs are done, and training_parameters.epochs is {epochs}. To "
+                f"{start} is trained: {done} epochs are done, and training_parameters.epochs is {epochs}. To "
                 f"continue, set training_parameters.epochs to more than {done}, for example {2 * done}."
             )
-        elif continues and not trainer.stopped_early:
-            self.reporter.info(f"continuing {self.checkpoint}, epoch {done + 1}, step {trainer.progress.step}")
+        elif start and not trainer.stopped_early:
+            self.reporter.info(f"continuing {start}, epoch {done + 1}, step {trainer.progress.step}")
 
     def _put_aside(self, *paths: Path) -> None:
         """Rename existing files with the first number that is free for all of them."""

@@ -1,4 +1,4 @@
-"""The pictures of a run: samples, reconstructions, curves, and a film of the samples."""
+"""The pictures of a run: its data, samples, reconstructions, curves, and a film of the samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from nvae.inference.reconstruction import reconstruct
 from nvae.inference.sampling import Sampler
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.picture_files import as_texts, save_picture
+from nvae.schema import ModelConfig
 from nvae.tools.animation import save_animation
+from nvae.tools.data_sheet import data_sheet
 from nvae.tools.grids import grid, single
 
 TEMPERATURES = (0.4, 0.6, 0.8, 1.0)
@@ -27,6 +29,12 @@ RECALIBRATION_PASSES = 4  # fewer than for sampling, to save time
 FRAME_SIDE = 512  # largest side in pixels of a frame of the film
 MAX_FRAMES = 200
 REPEATS = 4  # of a frame in the film
+
+
+def draw_data(data: Data, config: ModelConfig, folder: Path) -> None:
+    """Draw what the model sees of its data set: data.png, where the folder has none yet."""
+    if not (path := folder / "data.png").exists():
+        save_picture(data_sheet(data, config), path, {"model": folder.name, "dataset": config.dataset.model_dump()})
 
 
 def draw_samples(model: HierarchicalVAE, folder: Path, step: int) -> Image.Image:

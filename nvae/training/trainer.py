@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nvae.checkpoint import save
-from nvae.data.images import Data, binarize, flip, to_float
+from nvae.data.images import Data
+from nvae.data.training_images import TrainingImages, epoch_order, training_images
 from nvae.devices import half_dtype
 from nvae.errors import UserError
 from nvae.models.distributions import Noise
@@ -156,9 +157,8 @@ class Trainer:
         return kl_coefficient(self.epoch, warmup.rise, warmup.delay)
 
     def order(self) -> Tensor:
-        """Return the order of the training images in this epoch, a function of the seed and the epoch alone."""
-        generator = seeded(self.schedule.seed, "order", self.progress.epoch)
-        return torch.randperm(len(self.data.training), generator=generator)
+        """Return the order of the training images in this epoch."""
+        return epoch_order(len(self.data.training), self.config, self.progress.epoch)
 
     def batches(self) -> Iterator[Tensor]:
         """Yield the next batch, uint8 (B, C, S, S), until the epoch ends. Call `step` with each before the next one."""
@@ -169,16 +169,9 @@ class Trainer:
 
     # ----------------------------------------------------------------------------------------------------- one step
 
-    def inputs_and_targets(self, images_u8: Tensor) -> tuple[Tensor, Tensor]:
+    def inputs_and_targets(self, images_u8: Tensor) -> TrainingImages:
         """Return the encoder's images and the likelihood's images at this step, both (B, C, S, S) in [0, 1]."""
-        seed, step, dataset = self.schedule.seed, self.progress.step, self.config.dataset
-        images = to_float(images_u8, self.device, self.config.pixel_bits)
-        if dataset.horizontal_flip:
-            images = flip(images, seeded(seed, "flips", step, self.device))
-        if not dataset.binarize:
-            return images, images
-        targets = binarize(images, seeded(seed, "binarization", step, self.device))
-        return (images if dataset.encoder_input == "gray" else targets), targets
+        return training_images(images_u8, self.config, self.progress.step, self.device)
 
     def step(self, images_u8: Tensor) -> dict[str, Any]:
         """Take one training step on uint8 images (B, C, S, S) and return its metrics.

@@ -147,6 +147,70 @@ def test_train_dry_run_writes_nothing(command, configs, files):
     assert files.all(configs) == before
 
 
+# ------------------------------------------------------------------------------------------ options for the common keys
+
+FACES = ("--set", "dataset.training_images=8", "--set", "dataset.validation_images=4")
+
+
+def test_train_options_are_short_for_keys_of_the_config(command, configs):
+    options = "--epochs 1 --batch-size 4 --learning-rate 2e-3 --latent-size 3 --sample-every 5 --workers 2 --no-wandb"
+    assert command("train.py", "little", *sets(evaluation_samples=0, wandb="offline"), *options.split()).code == 0
+    config = load(CHECKPOINT)["config"]
+    schedule = config.training_parameters
+    assert (schedule.epochs, schedule.batch_size, schedule.learning_rate, schedule.workers) == (1, 4, 2e-3, 2)
+    assert (config.latent_size, schedule.epochs_per_checkpoint, schedule.wandb) == (3, 5, None)
+
+
+def test_train_dataset_option_names_the_run_by_the_data_set(command, configs, files):
+    assert command("train.py", "hvae", "--dataset", "toy_faces", *FACES, "--epochs", "1").code == 0
+    assert "saved_weights/hvae_toy_faces.checkpoint" in files.all(configs)
+    config = load("saved_weights/hvae_toy_faces.checkpoint")["config"]
+    assert (config.input_dimension, config.sampling_method) == (32, "logistic_mixture")
+    assert command("sample.py", "hvae_toy_faces", "0.7", "0", "--count", "1").code == 0
+    assert command("train.py", "little", "--dataset", "toy_faces", "--name", "mine", *FACES, "--epochs", "1").code == 0
+    assert "saved_weights/mine.checkpoint" in files.all(configs)
+
+
+def pictures(folder):
+    folder.mkdir()
+    for i in range(6):
+        Image.new("L", (9, 9), 40 * i).save(folder / f"{i}.png")
+
+
+def test_train_data_option_alone_is_a_folder_of_pictures(command, configs):
+    name = "my pictures: 'old' # \u00e9"  # characters with a meaning in YAML
+    pictures(configs / name)
+    assert command("train.py", "little", "--data", name, "--epochs", "1").code == 0
+    dataset = load("saved_weights/little_folder.checkpoint")["config"].dataset
+    assert (dataset.name, dataset.path) == ("folder", name)
+
+
+def test_train_data_option_keeps_a_data_set_with_files(command, configs):
+    pictures(configs / "mine")
+    _, out, _ = command("train.py", "nvae_mnist_small", "--data", "elsewhere", "--dry-run")
+    assert "images from mnist" in out
+    text = TINY_FOLDER.format((configs / "model_configs" / "little.yaml").read_text().partition("dataset:")[0])
+    (configs / "model_configs" / "own.yaml").write_text(text)
+    assert command("train.py", "own", "--data", "mine", "--epochs", "1").code == 0
+    assert load("saved_weights/own.checkpoint")["config"].dataset.path == "mine"
+
+
+TINY_FOLDER = "{}dataset: {{name: folder, validation_fraction: 0.3}}\ntraining_parameters: {{batch_size: 2}}\n"
+
+
+def test_train_checkpoint_option_continues_a_file_or_a_run(command, configs):
+    command("train.py", "little", *sets(evaluation_samples=0))
+    whole = load(CHECKPOINT)
+    command("train.py", "little", "--fresh", "--epochs", "1", *sets(evaluation_samples=0))
+    for name, start in (("second", CHECKPOINT), ("third", "little")):
+        options = ("--name", name, "--checkpoint", start, *sets(evaluation_samples=0))
+        code, out, _ = command("train.py", "little", *options)
+        assert code == 0
+        assert "step 3" in out
+        assert_same_weights(load(f"saved_weights/{name}.checkpoint"), whole)
+    assert load(CHECKPOINT)["training"]["progress"]["epoch"] == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "pattern"),
     [
@@ -160,6 +224,14 @@ def test_train_dry_run_writes_nothing(command, configs, files):
         (["bad"], "bad.yaml, line 3"),
         ([], "CONFIG"),
         (["little", "--nonsense"], "--nonsense"),
+        (["little", "--dataset", "cifar01"], "cifar01.*Did you mean cifar10"),
+        (["little", "--epochs", "many"], "training_parameters.epochs.*many"),
+        (["little", "--epochs", "3, batch_size: 2"], "training_parameters.epochs"),
+        (["little", "--learning-rate", "0"], "learning_rate"),
+        (["little", "--workers", "0"], "workers"),
+        (["little", "--data", "absent"], "absent.*does not exist"),
+        (["little", "--data", "a\0b"], "dataset.path"),
+        (["little", "--checkpoint", "absent.checkpoint"], "absent.checkpoint"),
     ],
 )
 def test_train_mistakes_are_one_line_and_write_nothing(command, configs, files, arguments, pattern):

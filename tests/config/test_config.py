@@ -226,8 +226,10 @@ def test_dataset_without_a_name_is_a_folder():
         "max_image_pixels": 64_000_000,
         "min_image_size": 1,
         "horizontal_flip": False,
+        "random_crop": 0,
         "binarize": False,
         "encoder_input": "binary",
+        "dequantize": False,
     }
 
 

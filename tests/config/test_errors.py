@@ -56,7 +56,8 @@ def test_messages_render_as_recorded(tmp_path):
         "unknown_key": "my.yaml, line 5: unknown key latent_sise. Did you mean latent_size? (1 more after this one)",
         "missing_key": "my.yaml: missing required key latent_size. Add the key.",
         "invalid_value": "my.yaml, line 5: sampling_method: got 'bernouli', expected 'bernoulli', 'gaussian', "
-        "'gaussian_mixture', 'logistic', 'logistic_mixture' or 'coupled_logistic_mixture'. Did you mean bernoulli?",
+        "'gaussian_mixture', 'logistic', 'logistic_mixture' or 'coupled_logistic_mixture', or auto. "
+        "Did you mean bernoulli?",
         "invalid_override": "got 'epochs', expected key=value, such as training_parameters.epochs=3.",
     }
 
@@ -216,7 +217,7 @@ def test_other_problems_are_counted():
         ("n_mix: {a: 3}\n", 5, "n_mix", {"a": 3}, "a whole number from 1 to 1,000"),
         ("num_flows: -1\n", 5, "num_flows", -1, "a whole number from 0 to 100"),
         ("fixed_flows: 1\n", 5, "fixed_flows", 1, "True or False"),
-        ("image_channels: 2\n", 5, "image_channels", 2, "1 or 3"),
+        ("image_channels: 2\n", 5, "image_channels", 2, "1 or 3, or auto"),
         ("likelihood_tails: long\n", 5, "likelihood_tails", "long", "'original' or 'exact'"),
         ("family: nvea\n", 5, "family", "nvea", None),
         ("family: [nvae]\n", 5, "family", ["nvae"], None),
@@ -353,6 +354,14 @@ DENSE = ["arch_instance=mbconv_den"]
             "coupled_logistic_mixture",
             "bernoulli",
         ),
+        (
+            ["dataset.dequantize=True", "sampling_method=gaussian_mixture"],
+            ["dataset.dequantize=True", "sampling_method=logistic_mixture"],
+            "dataset.dequantize",
+            True,
+            "gaussian",
+        ),
+        (["dataset.random_crop=63"], ["dataset.random_crop=64"], "dataset.random_crop", 64, "64"),
         (
             ["dataset.binarize=True", "sampling_method=bernoulli"],
             ["dataset.binarize=True"],

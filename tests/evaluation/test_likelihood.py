@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nvae.arguments import ArgumentError
-from nvae.data.images import to_float
+from nvae.data.images import dequantize, to_float
 from nvae.evaluation.likelihood import Estimate, evaluate, log_importance_weight
 from nvae.models.distributions import DiagonalNormal
 from nvae.models.hierarchy import FromPosterior, HierarchicalVAE, LatentGroup, Level
@@ -191,6 +191,21 @@ def test_one_sample_gives_the_mean_bound_of_the_images(make_model, images_u8):
     )
     scale = 1 / (dimensions * math.log(2))
     assert evaluation.elbo_bits.standard_error == pytest.approx(evaluation.elbo.standard_error * scale, rel=1e-5)
+
+
+def test_dequantized_targets_get_noise_and_the_encoder_none(make_model, images_u8):
+    """Same weights: the KL stays, and the reconstruction is that of images with noise, a function of the seed."""
+    faces = {"name": "toy_faces"}
+    plain, noisy = (make_model(dataset=faces | {"dequantize": on}) for on in (False, True))
+    before, first, same = (evaluate(model, images_u8, 10) for model in (plain, noisy, noisy))
+    other = evaluate(noisy, images_u8, 10, seed=1)
+    assert first.kl_per_group == before.kl_per_group
+    assert first.reconstruction == same.reconstruction != other.reconstruction
+    targets = dequantize(to_float(images_u8, "cpu"), 8, seeded(0, "dequantization in validation", 0))
+    with torch.no_grad():
+        output = noisy(to_float(images_u8, "cpu"), noisy.draw_posterior_noise(10, seeded(0, "validation", 0)))
+    assert first.elbo.mean == pytest.approx(elbo_terms(output, targets).elbo.mean().item(), rel=1e-5)
+    assert first.elbo_bits.mean == pytest.approx(-first.elbo.mean / (192 * math.log(2)) + 8)
 
 
 def test_incomplete_batch_counts_by_its_images(make_model, images_u8):

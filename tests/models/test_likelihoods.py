@@ -295,6 +295,29 @@ def test_bits_per_dimension_of_a_wide_density_match_the_bin_masses(bits, pixel_r
     assert likely.bits_per_dimension(nats, 100).item() == pytest.approx(-mass.log2().mean().item(), abs=1e-3)
 
 
+@RANGES
+@pytest.mark.parametrize("bits", [3, 8])
+def test_bits_per_dimension_of_dequantized_images_bound_the_bins_probabilities(bits, pixel_range, likelihood):
+    """For a narrow Normal: the mean over u of the density at (v + u) / 2^bits is the mass of the bin of v."""
+    dataset = {"name": "toy_faces", "dequantize": True}
+    likely = likelihood("gaussian", image_channels=1, pixel_range=pixel_range, pixel_bits=bits, dataset=dataset)
+    mu, sigma, bins, places = 0.4, 0.02, 2**bits, 2000  # places: the midpoints of as many parts of a bin
+    scale = 2 if pixel_range == "centered" else 1
+    raw = [torch.tensor(x, dtype=torch.float64) for x in (scale * mu - (scale - 1), scale * sigma)]
+    px_z = likely(torch.stack(raw_of(*raw)).view(1, 2, 1, 1))
+    u = (torch.arange(places, dtype=torch.float64) + 0.5) / places
+    images = (torch.arange(bins)[:, None] + u) / bins
+    log_density = px_z.log_prob(images.view(1, 1, bins, places))[0, 0]
+    edges = Normal(mu, sigma).cdf(torch.arange(bins + 1, dtype=torch.float64) / bins)
+    # A density p means log2 p - density_bits: exactly the probability on average, and at most its logarithm (Jensen).
+    mass = 2 ** -likely.bits_per_dimension(-log_density, 1)
+    torch.testing.assert_close(mass.mean(1), edges.diff(), rtol=1e-4, atol=1e-9)
+    visible = edges.diff() > 1e-12
+    bound = likely.bits_per_dimension(-log_density.mean(1), 1)[visible]
+    assert (bound >= -edges.diff()[visible].log2()).all()
+    assert likely.bits_per_dimension(0.0, 1) == pytest.approx(bits + (pixel_range == "centered") * -1)
+
+
 def raw_of(mu: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the network output for mu and sigma: the inverse of the soft clamp and of the minimum sigma."""
     return 5 * torch.atanh(mu / 5), 5 * torch.atanh((sigma - 0.01).log() / 5)

@@ -32,10 +32,10 @@ def run(make_config, schedule, data, tmp_path, monkeypatch):
     """A function: train the tiny config in tmp_path with some parameters changed; returns the path and the events."""
     monkeypatch.setattr(loop, "load_data", lambda config, progress: data)
 
-    def run(model=None, fresh=False, on_event=None, **changes):
+    def run(model=None, fresh=False, on_event=None, name="small", checkpoint=None, **changes):
         config, events = make_config(training_parameters=schedule | changes, **(model or {})), []
         options = {"folder": tmp_path, "progress": False, "on_event": on_event or events.append}
-        return train(config, "small", "cpu", fresh, **options), events
+        return train(config, name, "cpu", fresh, checkpoint=checkpoint, **options), events
 
     return run
 
@@ -148,7 +148,7 @@ def test_train_draws_samples_numbered_and_a_film(run, tmp_path):
 def test_train_pictures_name_the_run_and_the_step(run, tmp_path):
     run()
     folder = tmp_path / "runs" / "small"
-    pictures = [*folder.glob("*.png"), folder / "samples.webp"]
+    pictures = [*sorted(folder.glob("[!d]*.png")), folder / "samples.webp"]  # the data set has no step
     assert len(pictures) == 6
     for path in pictures:
         metadata = read_metadata(path)
@@ -172,6 +172,55 @@ def test_train_fresh_keeps_the_earlier_files(run, tmp_path):
     assert (tmp_path / "saved_weights" / "small.checkpoint.1").read_bytes() == before
     assert (tmp_path / "saved_weights" / "final_result_small.model.1").exists()
     assert (tmp_path / "runs" / "small.1" / "metrics.jsonl").exists()
+
+
+def test_train_draws_the_data_once_in_a_run(run, tmp_path):
+    run(epochs=1)
+    file = tmp_path / "runs" / "small" / "data.png"
+    assert read_metadata(file)["model"] == "small"
+    file.write_bytes(b"kept")
+    run(epochs=2)
+    assert file.read_bytes() == b"kept"
+    run(epochs=1, fresh=True)
+    assert file.read_bytes() != b"kept"
+
+
+def test_train_from_a_checkpoint_continues_another_run_exactly(run, tmp_path):
+    run(epochs=3)
+    whole = load(tmp_path / "saved_weights" / "small.checkpoint")
+    run(epochs=1, fresh=True)
+    first = tmp_path / "saved_weights" / "small.checkpoint"
+    before = first.read_bytes()
+    _, events = run(epochs=3, name="second", checkpoint=first)
+    assert any(str(first) in event.text and "epoch 2, step 3" in event.text for event in events)
+    assert first.read_bytes() == before
+    second = load(tmp_path / "saved_weights" / "second.checkpoint")
+    assert second["training"]["progress"] == whole["training"]["progress"]
+    assert all(torch.equal(second["weights"][name], tensor) for name, tensor in whole["weights"].items())
+    assert (tmp_path / "runs" / "second" / "metrics.jsonl").exists()
+
+
+def test_train_from_a_checkpoint_prefers_the_runs_own(run, tmp_path):
+    run(epochs=1)
+    run(epochs=2, name="other")
+    other = tmp_path / "saved_weights" / "other.checkpoint"
+    run(epochs=2, checkpoint=other)
+    assert [line["step"] for line in metrics_of(tmp_path)] == [3, 6]
+    _, events = run(epochs=3, checkpoint=other, fresh=True)
+    assert any("epoch 3, step 6" in event.text for event in events)
+    assert [line["step"] for line in metrics_of(tmp_path)] == [9]
+
+
+def test_train_from_a_checkpoint_that_does_not_fit_changes_nothing(run, tmp_path):
+    run(epochs=1)
+    first = tmp_path / "saved_weights" / "small.checkpoint"
+    before = sorted((path, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file())
+    for mistake in ({"checkpoint": tmp_path / "none.checkpoint"}, {"checkpoint": first, "model": {"latent_size": 3}}):
+        with pytest.raises(UserError):
+            run(name="second", **mistake)
+        with pytest.raises(UserError):
+            run(fresh=True, **mistake)
+    assert sorted((path, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()) == before
 
 
 def test_train_stopped_by_a_signal_continues_as_one_run(run, tmp_path, monkeypatch):

@@ -43,6 +43,8 @@ VARIANTS = {
     "not balanced": ({}, {"kl_balancing": False}),
     "warm-up in steps": ({}, {"warmup_steps": 5}),
     "flipped": ({"dataset": TOY_FACES | {"horizontal_flip": True}}, {}),
+    "cropped": ({"dataset": TOY_FACES | {"random_crop": 2, "horizontal_flip": True}}, {}),
+    "dequantized": ({"dataset": TOY_FACES | {"random_crop": 1, "dequantize": True}}, {}),
     "binarized": ({"dataset": TOY_FACES | {"binarize": True}, "sampling_method": "bernoulli"}, {}),
     "no batch norms": (NVLABS | {"arch_instance": "res_elu"}, {}),
     "plain": (NVLABS | {"number_of_scales": 1, "initial_splits_per_scale": 1}, {}),

@@ -206,9 +206,10 @@ def test_inputs_half_are_flipped_and_others_at_every_step(make_trainer):
     assert torch.equal(make_trainer().inputs_and_targets(images_u8)[0], upright)
 
 
-def test_flips_are_of_training_images_alone(make_config):
+@pytest.mark.parametrize("keys", [{"horizontal_flip": True}, {"random_crop": 3}, {"dequantize": True}])
+def test_augmentation_is_of_training_images_alone(make_config, keys):
     faces = {"name": "toy_faces", "training_images": 3, "validation_images": 5}
-    plain, flipping = (make_config(dataset=faces | {"horizontal_flip": flip}) for flip in (False, True))
+    plain, flipping = make_config(dataset=faces), make_config(dataset=faces | keys)
     data, same = load_data(plain), load_data(flipping)
     for part in ("training", "validation"):
         expected = evaluation_images(data, part, plain)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from nvae.errors import InvalidValueError
-from nvae.schema import WARMUPS, Channels, ModelConfig, Rate, Section, TrainingParameters
+from nvae.schema import AUTO, MAX_SIZE, WARMUPS, Channels, ModelConfig, Rate, Section, TrainingParameters
 
 MAX_CELLS = 2000  # of a whole network; the largest published one has about 200
 MAX_WIDTH = 2**17  # channels of the widest layer
@@ -127,7 +127,7 @@ class NVAEConfig(ModelConfig):
     padding: Annotated[int, Field(ge=0, le=1000)] = Field(
         0,
         description="Black margin in pixels around the images, which the likelihood leaves out, such as 2 for images "
-        "of 28x28 on a network of 32x32.",
+        "of 28x28 on a network of 32x32; auto: the smallest margin with which the network's downsamplings fit.",
     )
     num_flows: Annotated[int, Field(ge=0, le=100)] = Field(
         0, description="Pairs of autoregressive flow cells on the posterior of every group."
@@ -200,6 +200,19 @@ class NVAEConfig(ModelConfig):
         if style and isinstance(schedule, dict) and any(schedule.get(key) is not None for key in WARMUPS):
             filled["training_parameters"] |= {"warmup_portion": schedule.get("warmup_portion")}
         return filled
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fit_padding(cls, data: Any) -> Any:
+        """Replace `padding: auto` by a number; with other keys that are no numbers, validation refuses these first."""
+        if not isinstance(data, dict) or data.get("padding") != AUTO:
+            return data
+        side = data.get("input_dimension", cls.model_fields["input_dimension"].default)
+        blocks = data.get("num_blocks_prepost", cls.model_fields["num_blocks_prepost"].default)
+        scales = data.get("number_of_scales")
+        if not all(type(number) is int and 0 <= number <= MAX_SIZE for number in (side, blocks, scales)):
+            return data
+        return data | {"padding": -side % 2 ** max(blocks + scales - 1, 0) // 2}
 
     @model_validator(mode="after")
     def _consistent_network(self) -> NVAEConfig:

@@ -1,0 +1,87 @@
+"""Options that are short for --set KEY=VALUE, and the config that the options of a command line describe."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from nvae.schema import ModelConfig
+
+
+class ConfigOption(NamedTuple):
+    """An option, and the key of the config that it sets."""
+
+    key: str
+    metavar: str
+    help: str
+
+
+OPTIONS = {
+    "dataset": ConfigOption("dataset.name", "NAME", "name of the data set, such as svhn (default: the config's)"),
+    "data": ConfigOption(
+        "dataset.path",
+        "PATH",
+        "where the images are: the folder of the data set, or a folder or an archive of pictures; with a config whose "
+        "data set has no files, the data set is then folder (default: the config's)",
+    ),
+    "size": ConfigOption("input_dimension", "N", "width and height of the images (default: the config's)"),
+    "channels": ConfigOption("image_channels", "N", "3 for color, 1 for gray (default: the config's)"),
+    "epochs": ConfigOption(
+        "training_parameters.epochs", "N", "passes over the training images (default: the config's)"
+    ),
+    "batch_size": ConfigOption("training_parameters.batch_size", "N", "images per step (default: the config's)"),
+    "learning_rate": ConfigOption(
+        "training_parameters.learning_rate", "X", "highest learning rate (default: the config's)"
+    ),
+    "latent_size": ConfigOption("latent_size", "N", "channels of z in every latent group (default: the config's)"),
+    "sample_every": ConfigOption(
+        "training_parameters.epochs_per_checkpoint",
+        "N",
+        "epochs between two checkpoints, each with samples and a validation (default: the config's)",
+    ),
+    "workers": ConfigOption(
+        "training_parameters.workers",
+        "N",
+        "threads that decode picture files (default: the config's, or one per CPU core)",
+    ),
+}
+
+
+def add_config_options(parser: argparse.ArgumentParser, names: tuple[str, ...] = tuple(OPTIONS)) -> None:
+    """Add some of the options, and --set, which wins over the options."""
+    for name in names:
+        _, metavar, text = OPTIONS[name]
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=text)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override a key of the config, such as training_parameters.epochs=3; may be repeated (default: none)",
+    )
+
+
+def load_config_of(options: argparse.Namespace, config: str) -> ModelConfig:
+    """Return a config, given by its name or path, with the options and --set. Raises ConfigError.
+
+    --data with a data set that has no path sets `options.dataset` to "folder".
+    """
+    from nvae.config import load_config
+
+    loaded = load_config(config, _overrides(options, leave_out="data"))
+    if getattr(options, "data", None) is None:
+        return loaded
+    if "path" not in type(loaded.dataset).model_fields:
+        options.dataset = "folder"
+    return load_config(config, _overrides(options))
+
+
+def _overrides(options: argparse.Namespace, leave_out: str = "") -> list[str]:
+    given = {
+        name: value for name in OPTIONS if name != leave_out and (value := getattr(options, name, None)) is not None
+    }
+    texts = {name: json.dumps(value) if name in ("dataset", "data") else value for name, value in given.items()}
+    return [f"{OPTIONS[name].key}={text}" for name, text in texts.items()] + options.overrides

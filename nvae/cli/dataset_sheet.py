@@ -1,0 +1,82 @@
+"""The contact sheet of a data set: what a model sees when it trains."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from nvae.cli.arguments import add_no_window, add_out, print_warnings
+from nvae.cli.config_options import add_config_options, load_config_of
+from nvae.errors import UserError
+
+CONFIG = "hvae"  # fits itself to any data set
+SHEET_OPTIONS = {"size": "--size", "channels": "--channels", "overrides": "--set"}
+
+
+def add_sheet_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --show and the options that go with it; NAME and --data are the command's."""
+    parser.add_argument(
+        "--show",
+        action="store_true",
+        help="draw a contact sheet of NAME, a data set or a config: training images with augmentation, and validation "
+        f"images; a data set is shown as the config {CONFIG} trains on it (default: no picture)",
+    )
+    add_config_options(parser, ("size", "channels"))
+    add_out(parser)
+    add_no_window(parser)
+
+
+def wants_sheet(options: argparse.Namespace) -> bool:
+    """Return whether --show is given. Raises UserError for an option or a missing NAME that does not suit --show."""
+    given = [flag for option, flag in SHEET_OPTIONS.items() if getattr(options, option)]
+    if given and not options.show:
+        raise UserError(f"{given[0]} needs --show.")
+    if options.show and options.name is None:
+        raise UserError("--show needs NAME, the name of a data set, such as mnist, or of a config, such as quickstart.")
+    return options.show
+
+
+def show_sheet(options: argparse.Namespace) -> None:
+    """Draw the contact sheet of the data set or config `options.name`, save it and show it. Raises UserError."""
+    from nvae.config import config_path
+    from nvae.data.registry import load_data
+    from nvae.schema import DATASETS
+    from nvae.tools.data_sheet import data_sheet
+    from nvae.tools.display import show
+    from nvae.tools.grids import is_file_name, result_name, save_result
+
+    is_file_name(options.out, ".png")
+    _refuse_unknown_name(options.name)
+    options.dataset = options.name if options.name in DATASETS else None
+    config = load_config_of(options, CONFIG if options.dataset else options.name)
+    data = load_data(config, progress=sys.stderr.isatty())
+    print_warnings(data.warnings)
+    size, channels = config.input_dimension, config.image_channels
+    parts = {"training": data.training, "validation": data.validation, "test": data.test}
+    counts = ", ".join(f"{len(images):,} {part} images" for part, images in parts.items() if images is not None)
+    print(f"{config.dataset.name}: {counts}, {channels} x {size} x {size}")
+    metadata = {
+        "dataset": config.dataset.model_dump(),
+        "input_dimension": size,
+        "image_channels": channels,
+        "pixel_bits": config.pixel_bits,
+        "seed": config.training_parameters.seed,
+    }
+    shown = options.name if options.name in DATASETS else config_path(options.name).stem
+    picture = data_sheet(data, config)
+    saved = save_result(picture, options.out, result_name("dataset", shown, f"{channels}x{size}x{size}"), metadata)
+    print(saved)
+    if not options.no_window:
+        show(picture, saved.name)
+
+
+def _refuse_unknown_name(name: str) -> None:
+    from nvae.config import available_configs, is_yaml
+    from nvae.config.errors import nearest
+    from nvae.schema import DATASETS
+
+    names = [*DATASETS, *available_configs()]
+    if name not in names and not is_yaml(name):
+        suggestion = nearest(name, names)
+        advice = f"Did you mean {suggestion}?" if suggestion else f"Use one of: {', '.join(names)}."
+        raise UserError(f"unknown data set or config '{name}'. {advice}")

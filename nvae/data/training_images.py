@@ -1,0 +1,47 @@
+"""The images of a training step: their order, augmentation, binarization and dequantization."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nvae.data.images import binarize, dequantize, flip, random_crop, to_float
+from nvae.schema import ModelConfig
+from nvae.seeds import seeded
+
+
+class TrainingImages(NamedTuple):
+    """The images of a training step, both (B, C, S, S) in [0, 1]."""
+
+    images: Tensor  # for the encoder
+    targets: Tensor  # for the likelihood
+
+
+def epoch_order(count: int, config: ModelConfig, epoch: int) -> Tensor:
+    """Return the order of `count` training images in an epoch, a function of the seed of the training and the epoch."""
+    return torch.randperm(count, generator=seeded(config.training_parameters.seed, "order", epoch))
+
+
+def training_images(
+    images_u8: Tensor, config: ModelConfig, step: int, device: torch.device | str = "cpu"
+) -> TrainingImages:
+    """Return what the encoder and the likelihood get from uint8 images (B, C, S, S) at a step.
+
+    All draws depend on the seed of the training and the step alone. The noise of dequantization is for the likelihood
+    alone: the encoder gets the images without noise, as from every tool.
+    """
+    seed, dataset = config.training_parameters.seed, config.dataset
+    images = to_float(images_u8, device, config.pixel_bits)
+    if dataset.random_crop:
+        images = random_crop(images, dataset.random_crop, seeded(seed, "crops", step, device))
+    if dataset.horizontal_flip:
+        images = flip(images, seeded(seed, "flips", step, device))
+    if dataset.dequantize:
+        generator = seeded(seed, "dequantization", step, device)
+        return TrainingImages(images, dequantize(images, config.pixel_bits, generator))
+    if not dataset.binarize:
+        return TrainingImages(images, images)
+    targets = binarize(images, seeded(seed, "binarization", step, device))
+    return TrainingImages(images if dataset.encoder_input == "gray" else targets, targets)
