@@ -2,6 +2,7 @@ import json
 import os
 import re
 import sys
+import time
 
 import pytest
 from PIL import Image
@@ -142,6 +143,15 @@ def test_wandb_missing_package_is_one_warning_that_names_the_extra(offline, tmp_
     assert read_metrics(tmp_path / "metrics.jsonl", 2)[0] == [LINE]
 
 
+def complete_record(file, text):
+    """Return the content of a file once the text is in the file: another process of wandb writes the file."""
+    for _ in range(600):
+        if text in (record := file.read_bytes()):
+            return record
+        time.sleep(0.1)
+    return record
+
+
 def test_wandb_offline_records_scalars_pictures_and_one_id(offline, tmp_path, capfd):
     pytest.importorskip("wandb")
     folder = tmp_path / "small"
@@ -156,7 +166,7 @@ def test_wandb_offline_records_scalars_pictures_and_one_id(offline, tmp_path, ca
     files = sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) == 2
     for step, file in zip((b"3", b"6"), files, strict=True):
-        record = file.read_bytes()  # protocol buffers: names and JSON values are plain text
+        record = complete_record(file, b"_step")  # protocol buffers: names and JSON values are plain text
         for text in (run_id, b"nvae", b"small", b"channel_towers"):
             assert text in record
         for name, value in ((b"loss", rb"2\.5"), (b"kl_per_group/1", rb"1\.5"), (b"_step", step)):
