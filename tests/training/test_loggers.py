@@ -143,13 +143,13 @@ def test_wandb_missing_package_is_one_warning_that_names_the_extra(offline, tmp_
     assert read_metrics(tmp_path / "metrics.jsonl", 2)[0] == [LINE]
 
 
-def complete_record(file, text):
-    """Return the content of a file once the text is in the file: another process of wandb writes the file."""
+def read_with(pattern, file):
+    """Read a file that another process still writes, until the pattern is in the file, for at most a minute."""
     for _ in range(600):
-        if text in (record := file.read_bytes()):
-            return record
+        if re.search(pattern, file.read_bytes()):
+            break
         time.sleep(0.1)
-    return record
+    return file.read_bytes()
 
 
 def test_wandb_offline_records_scalars_pictures_and_one_id(offline, tmp_path, capfd):
@@ -166,11 +166,13 @@ def test_wandb_offline_records_scalars_pictures_and_one_id(offline, tmp_path, ca
     files = sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) == 2
     for step, file in zip((b"3", b"6"), files, strict=True):
-        record = complete_record(file, b"_step")  # protocol buffers: names and JSON values are plain text
+        values = {b"loss": rb"2\.5", b"kl_per_group/1": rb"1\.5", b"_step": step}
+        patterns = {name: name + rb"[^\d/]{1,9}" + value for name, value in values.items()}
+        record = read_with(patterns[b"_step"], file)  # protocol buffers: names and JSON values are plain text
         for text in (run_id, b"nvae", b"small", b"channel_towers"):
             assert text in record
-        for name, value in ((b"loss", rb"2\.5"), (b"kl_per_group/1", rb"1\.5"), (b"_step", step)):
-            assert re.search(name + rb"[^\d/]{1,9}" + value, record), name
+        for name, pattern in patterns.items():
+            assert re.search(pattern, record), name
     assert len(list((folder / "wandb").rglob("*.png"))) == 2
 
 
