@@ -1,4 +1,4 @@
-"""Find the folder of a data set."""
+"""Find the folder or file of a data set."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from pathlib import Path
 from nvae.errors import UserError
 from nvae.schema import DownloadedDataset, FolderDataset
 
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
+def dataset_path(dataset: FolderDataset | DownloadedDataset) -> Path:
+    """Return `dataset.path`, ~ expanded, or by default dataset/NAME; nothing may exist there.
 
-def dataset_folder(dataset: FolderDataset | DownloadedDataset) -> Path:
-    """Return `dataset.path`, ~ expanded, or by default dataset/NAME.
-
-    The folder may be missing. Raises UserError for anything but a folder.
+    Raises UserError for a path that cannot be opened.
     """
     try:
-        folder = Path(dataset.path or f"dataset/{dataset.name}").expanduser()
-        is_file = folder.exists() and not folder.is_dir()
+        path = Path(dataset.path or f"dataset/{dataset.name}").expanduser()
+        path.exists()
     except RuntimeError as error:
         raise UserError(
             f"dataset.path '{dataset.path}' starts with the name of a user who does not exist. "
@@ -27,12 +25,15 @@ def dataset_folder(dataset: FolderDataset | DownloadedDataset) -> Path:
         raise UserError(
             f"dataset.path '{dataset.path}' cannot be opened: {error.strerror}. Set dataset.path to the folder."
         ) from error
-    if is_file:
-        archive = dataset.name == "folder" and folder.suffix.lower() in ARCHIVE_SUFFIXES
-        advice = (
-            "Extract the archive and set dataset.path to the extracted folder."
-            if archive
-            else "Set dataset.path to the folder that contains the file."
+    return path
+
+
+def dataset_folder(dataset: FolderDataset | DownloadedDataset) -> Path:
+    """Return `dataset_path`. The folder may be missing. Raises UserError for anything but a folder."""
+    folder = dataset_path(dataset)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(
+            f"dataset.path '{folder}' is a file; expected a folder. Set dataset.path to the folder that contains the "
+            "file."
         )
-        raise UserError(f"dataset.path '{folder}' is a file; expected a folder. {advice}")
     return folder
