@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from nvae.data.image_files import open_image, without_size_warnings
+from nvae.data.image_files import open_image, without_pillow_warnings
 from nvae.files import atomic_write
 
 EXIF_DESCRIPTION = 0x010E  # ImageDescription: where an animated WebP keeps its metadata, as JSON
@@ -29,7 +29,7 @@ def save_picture(image: Image.Image, path: Path, metadata: Mapping[str, object])
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a PNG, GIF or WebP file of this program; an empty dictionary for any other file."""
     try:
-        with without_size_warnings(), open_image(path, MAX_PIXELS) as image:
+        with without_pillow_warnings(), open_image(path, MAX_PIXELS) as image:
             if image.format == "PNG":
                 return {key: str(text) for key, text in image.text.items()}
             packed = image.info.get("comment") if image.format == "GIF" else image.getexif().get(EXIF_DESCRIPTION)

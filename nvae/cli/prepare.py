@@ -90,13 +90,12 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _prepare_cache(config: ModelConfig, source: str) -> None:
-    from nvae.data.cache import always_cache, cache_folder
+    from nvae.data.cache import cache_folder
     from nvae.schema import PictureDataset
 
     folder = cache_folder()
     before = _sizes(folder)
-    with always_cache():
-        _load(config, source)
+    _load(config, source, cache=True)
     if isinstance(config.dataset, PictureDataset):
         written = {file: size for file, size in _sizes(folder).items() if file not in before}
         size = _megabytes(written.values()) if written else "the images were there already"
@@ -168,11 +167,11 @@ def _dataset(options: argparse.Namespace) -> dict[str, Any]:
     return {"name": name, "path": options.source}
 
 
-def _load(config: ModelConfig, source: str) -> Data:
+def _load(config: ModelConfig, source: str, cache: bool = False) -> Data:
     """Load the data set, and print what was read and what was left out."""
     from nvae.data.registry import load_data
 
-    data = load_data(config, sys.stderr.isatty())
+    data = load_data(config, sys.stderr.isatty(), cache)
     parts = {"training": data.training, "validation": data.validation, "test": data.test}
     counts = [f"{len(images):,} for {part}" for part, images in parts.items() if images is not None]
     size, channels = config.input_dimension, config.image_channels

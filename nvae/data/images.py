@@ -9,7 +9,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
@@ -101,23 +100,6 @@ def binarize(images: Tensor, generator: torch.Generator) -> Tensor:
 def to_pixels(images: Tensor) -> np.ndarray:
     """Clamp images (N, C, S, S) to [0, 1] and convert them to uint8 (N, S, S, C)."""
     return images.detach().float().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-
-
-def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """Convert any image to uint8 (channels, size, size).
-
-    The EXIF orientation is applied, transparency is composited on white, the shorter side is resized to `size`, and
-    the longer side is cropped at its center.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits per pixel, which convert() would clip to 255
-        image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.LANCZOS)
-    array = np.asarray(image)
-    return array[None] if channels == 1 else array.transpose(2, 0, 1)
 
 
 def resize(images_u8: Tensor, size: int) -> Tensor:

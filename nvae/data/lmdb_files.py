@@ -21,10 +21,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from nvae.data.extras import import_extra
 from nvae.data.image_files import open_image
 from nvae.data.images import Data
 from nvae.data.paths import dataset_folder
-from nvae.data.pictures import DecodedPictures, Picture, decode_pictures
+from nvae.data.pictures import DecodedPictures, Picture, decode_pictures, with_reports
 from nvae.errors import UserError
 from nvae.files import DISK_FULL, atomic_folder
 from nvae.schema import ModelConfig
@@ -48,8 +49,11 @@ with (
 # --------------------------------------------------------------------------------------------------------- reading
 
 
-def load_lmdb(config: ModelConfig, progress: bool = False) -> Data:
-    """Load train.lmdb, validation.lmdb and, if present, test.lmdb in the folder `dataset.path`. Raises UserError."""
+def load_lmdb(config: ModelConfig, progress: bool = False, cache: bool = False) -> Data:
+    """Load train.lmdb, validation.lmdb and, if present, test.lmdb in the folder `dataset.path`.
+
+    cache: keep the images for later runs, see `decode_pictures`. Raises UserError.
+    """
     folder = dataset_folder(config.dataset)
     for name in (DATABASES["training"], DATABASES["validation"]):
         if not (folder / name).exists():
@@ -59,13 +63,13 @@ def load_lmdb(config: ModelConfig, progress: bool = False) -> Data:
                 f"validation.lmdb.{above or ' Set dataset.path to that folder.'}"
             )
     databases = {part: folder / name for part, name in DATABASES.items() if (folder / name).exists()}
-    decoded = {part: _decode(database, config, progress) for part, database in databases.items()}
-    warnings = tuple(warning for part in decoded.values() for warning in part.report.warnings())
-    return Data(**{part: result.images_u8 for part, result in decoded.items()}, warnings=warnings)
+    decoded = {part: _decode(database, config, progress, cache) for part, database in databases.items()}
+    data = Data(**{part: result.images_u8 for part, result in decoded.items()})
+    return with_reports(data, *decoded.values())
 
 
-def _decode(database: Path, config: ModelConfig, progress: bool) -> DecodedPictures:
-    decoded = decode_pictures(lmdb_pictures(database), config, str(database), progress)
+def _decode(database: Path, config: ModelConfig, progress: bool, cache: bool) -> DecodedPictures:
+    decoded = decode_pictures(lmdb_pictures(database), config, str(database), progress, cache=cache)
     if not decoded.indices:
         first = next(iter(decoded.report.warnings()), "")
         raise UserError(f"no record of the database '{database}' can be used: {first}. Check the database.")
@@ -149,11 +153,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _import_lmdb() -> ModuleType:
-    try:
-        import lmdb
-    except ImportError as error:
-        raise UserError("LMDB databases need the extra 'lmdb': install it with pip install -e '.[lmdb]'.") from error
-    return lmdb
+    return import_extra("lmdb", "the library of LMDB databases", "lmdb")
 
 
 def _open_record(database: _Database, key: bytes) -> BinaryIO | Image.Image:

@@ -1,4 +1,4 @@
-"""Find the folder of a data set."""
+"""Find the folder or file of a data set."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from pathlib import Path
 
 from nvae.errors import UserError
 from nvae.schema import DownloadedDataset, NpzDataset, PictureDataset
-
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
 def dataset_path(dataset: PictureDataset | NpzDataset | DownloadedDataset) -> Path:
@@ -31,14 +29,11 @@ def dataset_path(dataset: PictureDataset | NpzDataset | DownloadedDataset) -> Pa
 
 
 def dataset_folder(dataset: PictureDataset | DownloadedDataset) -> Path:
-    """Return `dataset_path`, the path of a folder that may be missing. Raises UserError for anything but a folder."""
+    """Return `dataset_path`. The folder may be missing. Raises UserError for anything but a folder."""
     folder = dataset_path(dataset)
     if folder.exists() and not folder.is_dir():
-        archive = dataset.name == "folder" and folder.suffix.lower() in ARCHIVE_SUFFIXES
-        advice = (
-            "Extract the archive and set dataset.path to the extracted folder."
-            if archive
-            else "Set dataset.path to the folder that contains the file."
+        raise UserError(
+            f"dataset.path '{folder}' is a file; expected a folder. Set dataset.path to the folder that contains the "
+            "file."
         )
-        raise UserError(f"dataset.path '{folder}' is a file; expected a folder. {advice}")
     return folder

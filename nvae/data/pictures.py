@@ -2,55 +2,55 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import BinaryIO, NamedTuple
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from nvae.data.image_files import open_image, without_size_warnings
-from nvae.data.images import fit
-from nvae.schema import ModelConfig
+from nvae.data.cache import CachedImages
+from nvae.data.decoding import fit, has_deep_colors, is_deep, picture_keys
+from nvae.data.image_files import open_image, read_content, without_pillow_warnings
+from nvae.data.images import Data
+from nvae.data.picture_report import FaultKind, PictureError, PictureReport, is_other_file
+from nvae.schema import DatasetConfig, ModelConfig, PictureDataset
 
-MAX_NAMED = 5  # files that a warning names; the report names all
+MEMORY_LIMIT = 4 * 2**30  # bytes of decoded images; a larger set is kept in a memory-mapped file for later runs
+VERSION = 1  # of the decoder: images that another version decoded are not used again
+
+
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
 
 
 class Picture(NamedTuple):
     """One picture of a data set: a file, a member of an archive, or a record of a database."""
 
     name: str  # unique in the data set, with slashes; messages show the name, and a folder's split depends on it alone
-    open: Callable[[], BinaryIO | Image.Image]  # called in a thread
+    open: Callable[[], BinaryIO | Image.Image]  # called in a thread; may raise PictureError
     stamp: str  # changes when the content changes: of the size and the time of change, for example
+    position: int | None = None  # pictures with a position are opened one after another, in the order of the positions
 
 
-@dataclass(frozen=True)
-class PictureReport:
-    """What happened to the pictures of a data set."""
+class Refusal(NamedTuple):
+    """The `open` of a picture that cannot be opened: raises PictureError."""
 
-    source: str  # the folder or archive
-    read: int = 0  # number of pictures that became images
-    left_out: dict[str, list[str]] = field(default_factory=dict)  # of each kind of fault: the names and reasons
-    notes: tuple[str, ...] = ()  # sentences on pictures that were changed in an unusual way
+    kind: FaultKind
+    reason: str = ""
 
-    @property
-    def num_left_out(self) -> int:
-        return sum(map(len, self.left_out.values()))
-
-    def warnings(self) -> tuple[str, ...]:
-        """Return at most a few sentences for the user."""
-        if not self.num_left_out:
-            return self.notes
-        lines = [line for lines in self.left_out.values() for line in lines]
-        more = f"; and {len(lines) - MAX_NAMED} more" if len(lines) > MAX_NAMED else ""
-        total = self.read + self.num_left_out
-        left_out = f"{len(lines)} of {total} images cannot be read and are left out: {'; '.join(lines[:MAX_NAMED])}"
-        return (*self.notes, left_out + more)
+    def __call__(self) -> NoReturn:
+        raise PictureError(self.kind, self.reason)
 
 
 class DecodedPictures(NamedTuple):
@@ -67,32 +67,210 @@ def decode_pictures(
     source: str,
     progress: bool = False,
     leave_out_duplicates: bool = False,
+    cache: bool = False,
 ) -> DecodedPictures:
     """Decode pictures in parallel, with the keys of a `PictureDataset` in `config.dataset`.
 
-    A picture that cannot be used is left out and named in the report, never an error. source: the name of the folder or
-    archive in messages. leave_out_duplicates: of pictures with the same content, use the first one alone. The number of
-    threads is `training_parameters.workers`.
+    A picture that cannot be used is left out and named in the report, never an error. source: the path of the folder or
+    archive, for messages. leave_out_duplicates: of files with the same bytes, use the first one alone.
+    Images that exceed MEMORY_LIMIT are kept in a memory-mapped file of the cache folder, and used again as long as the
+    pictures stay the same. cache: keep any number of images. The number of threads is `training_parameters.workers`.
+    Raises UserError if the images cannot be written.
     """
-    size, channels, max_pixels = config.input_dimension, config.image_channels, config.dataset.max_image_pixels
-    images_u8 = np.empty((len(pictures), channels, size, size), np.uint8)
+    shape = (len(pictures), config.image_channels, config.input_dimension, config.input_dimension)
+    cached = _cached_images(pictures, config, source, leave_out_duplicates)
+    if (found := cached.read(shape)) is not None and (decoded := _from_cache(*found)) is not None:
+        return decoded
 
-    def read(picture: Picture) -> np.ndarray | str:
-        try:
-            with open_image(picture.open(), max_pixels) as image:
-                return fit(image, size, channels)
-        except Exception as error:  # Pillow's decoders raise almost any exception for a broken file
-            return str(error) or type(error).__name__
+    def decode(images_u8: np.ndarray) -> tuple[list[int], PictureReport]:
+        return _decode(pictures, images_u8, config, source, progress, leave_out_duplicates)
 
-    broken: list[str] = []
-    indices: list[int] = []
-    with ThreadPoolExecutor(config.training_parameters.workers or os.cpu_count()) as pool, without_size_warnings():
-        bar = tqdm(pictures, f"reading {source}", unit=" images", leave=False, disable=not progress, delay=1)
-        for i, (picture, result) in enumerate(zip(bar, pool.map(read, pictures), strict=True)):
-            if isinstance(result, str):
-                broken.append(f"{picture.name} ({result})")
-            else:
-                images_u8[len(indices)] = result
-                indices.append(i)
-    report = PictureReport(source, len(indices), {"broken": broken} if broken else {})
+    if math.prod(shape) <= (0 if cache else MEMORY_LIMIT):
+        images_u8 = np.empty(shape, np.uint8)
+        indices, report = decode(images_u8)
+    else:
+        facts: dict[str, Any] = {}
+        with cached.write(shape, facts) as images_u8:
+            indices, report = decode(images_u8)
+            facts |= {"indices": indices, "report": asdict(report)}
     return DecodedPictures(torch.from_numpy(images_u8)[: len(indices)], indices, report)
+
+
+def with_reports(data: Data, *decoded: DecodedPictures) -> Data:
+    """Return the data set with the warnings and the texts of the reports."""
+    reports = [part.report for part in decoded]
+    warnings = tuple(warning for report in reports for warning in report.warnings())
+    return replace(data, warnings=warnings, report="\n".join(filter(None, (report.text() for report in reports))))
+
+
+# ------------------------------------------------------------------------------------------------------- the cache
+
+
+def _cached_images(
+    pictures: Sequence[Picture], config: ModelConfig, source: str, leave_out_duplicates: bool
+) -> CachedImages:
+    size, channels, keys = config.input_dimension, config.image_channels, picture_keys(config.dataset)
+    own_keys = {
+        key: value
+        for key, value in keys
+        if key in PictureDataset.model_fields and key not in DatasetConfig.model_fields
+    }
+    path = os.path.abspath(source)
+    settings = _digest([repr((VERSION, path, size, channels, own_keys, leave_out_duplicates))])
+    stem = "".join(c if c.isalnum() and c.isascii() else "_" for c in Path(path).name)[:40]
+    names = (f"{picture.name}\0{picture.stamp}\0" for picture in pictures)
+    return CachedImages(f"{stem}_{size}x{size}x{channels}_{settings}", _digest(names))
+
+
+def _digest(texts: Iterable[str]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for text in texts:
+        digest.update(text.encode(errors="backslashreplace"))
+    return digest.hexdigest()
+
+
+def _from_cache(images_u8: np.ndarray, facts: Any) -> DecodedPictures | None:
+    """Return what `decode_pictures` kept in a file; None for a damaged file."""
+    try:
+        indices, report = list(map(int, facts["indices"])), PictureReport.from_dict(facts["report"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    if indices != sorted(set(indices) & set(range(len(images_u8)))) or len(indices) != report.read:
+        return None
+    return DecodedPictures(torch.from_numpy(images_u8)[: len(indices)], indices, report)
+
+
+# ---------------------------------------------------------------------------------------------------- the decoding
+
+
+_Opened = BinaryIO | Image.Image
+
+
+class _Facts(NamedTuple):
+    """What is known of a picture that was decoded."""
+
+    digest: bytes | None  # of the file's bytes; None where duplicates are of no interest
+    change: str | None  # one of the keys of `_notes`
+
+
+def _decode(
+    pictures: Sequence[Picture],
+    images_u8: np.ndarray,
+    config: ModelConfig,
+    source: str,
+    progress: bool,
+    leave_out_duplicates: bool,
+) -> tuple[list[int], PictureReport]:
+    """Fill `images_u8` from the front; return the index of the picture of each image, and the report."""
+    size, channels, keys = config.input_dimension, config.image_channels, picture_keys(config.dataset)
+    threads = config.training_parameters.workers or os.cpu_count() or 1
+
+    def decode(job: tuple[Picture, _Opened | PictureError | None]) -> tuple[np.ndarray | None, _Facts | PictureError]:
+        picture, opened = job
+        if isinstance(opened, PictureError):
+            return None, opened
+        try:
+            return _decode_one(opened or picture.open(), size, channels, keys, leave_out_duplicates)
+        except Exception as error:  # Pillow's decoders raise almost any exception for a broken file
+            return None, _as_fault(error)
+
+    order = sorted(range(len(pictures)), key=lambda i: pictures[i].position or 0)
+    results: list[_Facts | PictureError] = [PictureError("broken")] * len(pictures)
+    jobs = ((pictures[i], _open_in_turn(pictures[i])) for i in order)
+    bar = tqdm(order, f"reading {source}", unit=" files", leave=False, disable=not progress, delay=1)
+    with without_pillow_warnings(), closing(_map_in_threads(decode, jobs, threads)) as decoded:
+        for i, (image_u8, result) in zip(bar, decoded, strict=True):
+            results[i] = result
+            if image_u8 is not None:
+                images_u8[i] = image_u8
+    return _collect(pictures, results, images_u8, keys, source)
+
+
+def _open_in_turn(picture: Picture) -> _Opened | PictureError | None:
+    """Open a picture that has a position; return None for other pictures, which are opened in the threads."""
+    if picture.position is None:
+        return None
+    try:
+        return picture.open()
+    except Exception as error:  # of a damaged archive: tarfile, zlib, lzma and others
+        return _as_fault(error)
+
+
+def _decode_one(
+    opened: _Opened, size: int, channels: int, keys: PictureDataset, with_digest: bool
+) -> tuple[np.ndarray, _Facts]:
+    """Decode a picture to uint8 (C, S, S). Raises almost any exception."""
+    digest = None
+    if not isinstance(opened, Image.Image):
+        with opened:
+            opened = read_content(opened)
+        digest = hashlib.blake2b(opened.getbuffer(), digest_size=16).digest() if with_digest else None
+    with open_image(opened, keys.max_image_pixels) as image:
+        if min(image.size) < keys.min_image_size:
+            raise PictureError("too small", f"{image.width} x {image.height} pixels")
+        change = "gray" if is_deep(image) else "color" if has_deep_colors(image) else None
+        return fit(image, size, channels, keys), _Facts(digest, change)
+
+
+def _as_fault(error: Exception) -> PictureError:
+    if isinstance(error, PictureError):
+        return error
+    if isinstance(error, UnidentifiedImageError):
+        return PictureError("broken", "damaged at its beginning")
+    if isinstance(error, OSError) and error.errno is not None:  # Pillow's own errors have no number
+        return PictureError("unreadable", error.strerror or "")
+    too_large = isinstance(error, Image.DecompressionBombError)
+    return PictureError("too large" if too_large else "broken", str(error) or type(error).__name__)
+
+
+def _map_in_threads(function: Callable[[_Job], _Result], jobs: Iterable[_Job], threads: int) -> Iterator[_Result]:
+    """Apply a function to jobs in threads; yield the results in order. Few jobs wait at a time, which saves memory."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[_Result]] = deque()
+        for job in jobs:
+            waiting.append(pool.submit(function, job))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _collect(
+    pictures: Sequence[Picture],
+    results: Sequence[_Facts | PictureError],
+    images_u8: np.ndarray,
+    keys: PictureDataset,
+    source: str,
+) -> tuple[list[int], PictureReport]:
+    """Leave out duplicates, and move the remaining images to the front of `images_u8`."""
+    indices: list[int] = []
+    faults: dict[str, PictureError] = {}
+    first: dict[bytes, str] = {}  # name of the first picture by digest
+    for i, (picture, result) in enumerate(zip(pictures, results, strict=True)):
+        if isinstance(result, _Facts) and result.digest is not None:
+            original = first.setdefault(result.digest, picture.name)
+            if original != picture.name:
+                result = PictureError("duplicate", f"the same as {original}")
+        if isinstance(result, PictureError):
+            ordinary = is_other_file(picture.name) and result.kind in ("broken", "empty", "not an image")
+            faults[picture.name] = PictureError("not an image") if ordinary else result
+        else:
+            if i > len(indices):
+                images_u8[len(indices)] = images_u8[i]
+            indices.append(i)
+    changes = Counter(results[i].change for i in indices)
+    return indices, PictureReport.of(source, len(indices), faults, _notes(changes, keys))
+
+
+def _notes(changes: Mapping[str | None, int], keys: PictureDataset) -> tuple[str, ...]:
+    """Return a sentence for each change. changes: number of pictures by change."""
+    lowest, highest = keys.percentiles or (0, 100)
+    limits = (
+        "its lowest and highest value" if keys.percentiles is None else f"its percentiles {lowest:g} and {highest:g}"
+    )
+    sentences = {
+        "gray": f"gray pictures of more than 8 bits were scaled, each so that {limits} become black and white; "
+        "dataset.percentiles changes this",
+        "color": "color pictures of 16 bits were reduced to their upper 8 bits",
+    }
+    return tuple(f"{changes[change]:,} {sentence}" for change, sentence in sentences.items() if changes[change])

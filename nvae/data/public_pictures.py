@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +15,7 @@ from nvae.data.image_files import open_image
 from nvae.data.images import Data
 from nvae.data.paths import dataset_folder
 from nvae.data.picture_folders import picture_files
-from nvae.data.pictures import Picture, decode_pictures
+from nvae.data.pictures import Picture, decode_pictures, with_reports
 from nvae.data.sources import obtain_and_read
 from nvae.data.splits import split
 from nvae.errors import UserError
@@ -30,8 +29,11 @@ TRAINING_SHARE = 0.9  # of the faces without a published split: NVAE's 27,000 an
 Parts = dict[str, list[Picture]]
 
 
-def load_public_pictures(config: ModelConfig, progress: bool = False) -> Data:
-    """Load the published training, validation and test pictures of a data set. Raises UserError."""
+def load_public_pictures(config: ModelConfig, progress: bool = False, cache: bool = False) -> Data:
+    """Load the published training, validation and test pictures of a data set.
+
+    cache: keep the images for later runs, see `decode_pictures`. Raises UserError.
+    """
     dataset = config.dataset
     if dataset.name == "lsun":
         import_extra("lmdb", "lsun", "lmdb")
@@ -40,7 +42,10 @@ def load_public_pictures(config: ModelConfig, progress: bool = False) -> Data:
     list_parts = LISTS[dataset.name]
     parts = obtain_and_read(config, lambda paths: list_parts(paths, dataset), progress)
     source = str(dataset_folder(dataset))
-    decoded = {part: decode_pictures(pictures, config, source, progress) for part, pictures in parts.items()}
+    decoded = {
+        part: decode_pictures(pictures, config, os.path.join(source, part), progress, cache=cache)
+        for part, pictures in parts.items()
+    }
     for part, result in decoded.items():
         if not result.indices:
             raise UserError(
@@ -49,7 +54,7 @@ def load_public_pictures(config: ModelConfig, progress: bool = False) -> Data:
             )
     images = {part: result.images_u8 for part, result in decoded.items()}
     data = split(images["training"], images.get("test"), dataset, images.get("validation"))
-    return replace(data, warnings=tuple(text for result in decoded.values() for text in result.report.warnings()))
+    return with_reports(data, *decoded.values())
 
 
 def _picture(file: Path, folder: Path, open: Callable[[], BinaryIO | Image.Image] | None = None) -> Picture:

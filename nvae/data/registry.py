@@ -20,13 +20,13 @@ from nvae.data.sources import MEDMNIST_SETS
 from nvae.data.torchvision_sets import load_torchvision_set
 from nvae.data.toy_faces import load_toy_faces
 from nvae.errors import UserError
-from nvae.schema import DownloadedDataset, ModelConfig
+from nvae.schema import DownloadedDataset, ModelConfig, PictureDataset
 from nvae.seeds import seeded
 
 Part = Literal["training", "validation", "test"]
 
-# Each loader takes the config and whether to show a progress bar.
-LOADERS: dict[str, Callable[[ModelConfig, bool], Data]] = {
+# Each loader takes the config and `progress`; those of a `PictureDataset` also take `cache`.
+LOADERS: dict[str, Callable[..., Data]] = {
     "folder": load_folder,
     "lmdb": load_lmdb,
     "npz": load_npz,
@@ -47,13 +47,16 @@ class EvaluationImages(NamedTuple):
     targets: Tensor  # for the likelihood
 
 
-def load_data(config: ModelConfig, progress: bool = False) -> Data:
-    """Load the data set of a config, with the config's `input_dimension` and `image_channels`. Raises UserError.
+def load_data(config: ModelConfig, progress: bool = False, cache: bool = False) -> Data:
+    """Load the data set of a config, with the config's `input_dimension` and `image_channels`.
 
     Where the encoder gets binary images, validation images are binarized here, once, so that the fingerprint is of the
     images that the encoder sees. Training images stay gray: every training step binarizes its batch.
+    progress: show a progress bar. cache: keep the images of picture files for later runs, however few they are; without
+    effect on other data sets. Raises UserError.
     """
-    data = LOADERS[config.dataset.name](config, progress)
+    options = {"cache": cache} if isinstance(config.dataset, PictureDataset) else {}
+    data = LOADERS[config.dataset.name](config, progress, **options)
     return replace(data, validation=evaluation_images(data, "validation", config).images)
 
 

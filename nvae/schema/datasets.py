@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Union, get_args
 
+from PIL import ImageColor
 from pydantic import BeforeValidator, Field, model_validator
 
 from nvae.errors import InvalidValueError
@@ -102,9 +104,7 @@ class PictureDataset(DatasetConfig):
         description="How a picture becomes square: crop the longer side at its center, pad the shorter side with the "
         "background, or stretch.",
     )
-    background: Annotated[str, Field(min_length=1, max_length=100)] = Field(
-        "white", description="Color behind transparent pixels and of padding: a name or #rrggbb."
-    )
+    background: str = Field("white", description="Color behind transparent pixels and of padding: a name or #rrggbb.")
     percentiles: tuple[Percent, Percent] | None = Field(
         None,
         strict=False,  # a list in YAML
@@ -122,7 +122,16 @@ class PictureDataset(DatasetConfig):
     def _valid_pictures(self) -> PictureDataset:
         if self.percentiles is not None and self.percentiles[0] >= self.percentiles[1]:
             raise InvalidValueError("percentiles", list(self.percentiles), "a lower and a higher number")
+        if not _is_color(self.background):
+            raise InvalidValueError("background", self.background, "the English name of a color, or #rrggbb")
         return self
+
+
+def _is_color(text: str) -> bool:
+    try:
+        return bool(re.fullmatch("[A-Za-z]+|#[0-9A-Fa-f]{6}", text) and ImageColor.getrgb(text))
+    except ValueError:  # no name that Pillow knows
+        return False
 
 
 class FolderDataset(PictureDataset):

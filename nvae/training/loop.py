@@ -18,7 +18,7 @@ from nvae.devices import choose_device, set_fast_defaults
 from nvae.errors import UserError
 from nvae.evaluation.likelihood import evaluate
 from nvae.evaluation.report import is_saved, report, save_report
-from nvae.files import WriteError
+from nvae.files import WriteError, atomic_write
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.schema import ModelConfig
 from nvae.signals import StopRequest, stop_requests
@@ -96,6 +96,7 @@ class _Training:
             trainer.save(self.checkpoint)  # before the first step, so that a folder without write access fails early
         step, groups = trainer.progress.step, len(trainer.model.groups)
         self.logger = RunLogger(self.folder, trainer.config, step, groups, reporter.warn)
+        self._write_data_report()
         self._try_to_draw(lambda: draw_data(trainer.data, trainer.config, self.folder))
         try:
             self._train()
@@ -243,6 +244,16 @@ class _Training:
         self.reporter.info(report(evaluation, model, f"{part} images"))
         self._check_health(evaluation.kl_per_group, evaluation.elbo_bits.mean, "at the end")
         self._try_to_draw(lambda: save_report(evaluation, model, stem, metadata | {"part": part}))
+
+    def _write_data_report(self) -> None:
+        """Write which pictures are left out or changed: data_report.txt, where there are any."""
+        path = self.folder / "data_report.txt"
+        if self.trainer.data.report:
+            with atomic_write(path) as temporary:
+                temporary.write_text(self.trainer.data.report, encoding="utf-8")
+            self.reporter.info(f"{path} has the names of all pictures that are left out or changed")
+        else:
+            path.unlink(missing_ok=True)
 
     def _stop(self, signal_number: int) -> None:
         trainer = self.trainer

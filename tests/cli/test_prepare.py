@@ -10,6 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from nvae.data import pictures
 from nvae.data.registry import load_data
 
 SIZE = 8
@@ -125,6 +126,19 @@ def test_prepare_prints_a_config_that_reads_the_same_pictures(source, prepare, l
         "image_channels": 3,
         "dataset": {"name": "folder", "path": "mine", "fit": "pad", "percentiles": [1, 99]},
     }
+
+
+def test_prepare_fills_the_cache_that_training_reads(source, prepare, load, monkeypatch):
+    before = load(name="folder", path="mine")
+    assert not os.path.exists("cache")
+    first = prepare("mine", "--size", SIZE)
+    (images,) = (source / "cache").glob("*.npy")
+    assert f"the cache is in {source / 'cache'}: 0.0 MB" in first.out
+    monkeypatch.setattr(pictures, "fit", None)  # decoding a picture again would fail
+    after = load(name="folder", path="mine")
+    assert (after.fingerprint, after.report) == (before.fingerprint, before.report)
+    assert "there already" in prepare("mine", "--size", SIZE).out
+    assert list((source / "cache").glob("*.npy")) == [images]
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,11 @@
 import shutil
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from nvae.data import folder as folder_module
+from nvae.data import pictures
 from nvae.data.folder import load_folder
 from nvae.errors import UserError
 
@@ -63,52 +62,10 @@ def test_folder_fingerprint_does_not_depend_on_its_path(image_folder, load, tmp_
 
 def test_folder_of_two_images_fills_both_parts(tmp_path, load):
     for fraction in (0.01, 0.99):
-        for name in "ab":
-            Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+        for shade, name in enumerate("ab"):
+            Image.new("L", (8, 8), shade).save(tmp_path / f"{name}.png")
         data = load(tmp_path, validation_fraction=fraction)
         assert (len(data.training), len(data.validation)) == (1, 1)
-
-
-def test_folder_images_are_center_cropped(tmp_path, load):
-    stripes = np.zeros((16, 48, 3), np.uint8)
-    stripes[:, 16:32] = 255
-    for name in "ab":
-        Image.fromarray(stripes).save(tmp_path / f"{name}.png")
-    assert (load(tmp_path).training >= 235).all()  # the filter's support reaches into the cropped part
-
-
-def test_folder_transparency_is_composited_on_white(tmp_path, load):
-    Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(tmp_path / "clear.png")
-    half = Image.new("RGBA", (8, 8), (0, 0, 0, 128))
-    half.save(tmp_path / "half.png")
-    data = load(tmp_path)
-    assert sorted(torch.cat([data.training, data.validation])[:, 0, 0, 0].tolist()) == [127, 255]
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "LA", "CMYK", "1", "I;16"])
-def test_folder_reads_every_mode(tmp_path, load, mode):
-    if mode == "I;16":
-        image = Image.fromarray(np.full((8, 8), 100 * 256, np.uint16))
-    else:
-        image = Image.new("L", (8, 8), 100).convert(mode)
-    for name in "ab":
-        image.save(tmp_path / f"{name}.tif")
-    data = load(tmp_path)
-    assert data.warnings == ()
-    expected = {"1": (0, 255), "CMYK": (99, 100, 101)}.get(mode, (100,))
-    assert set(data.training.flatten().tolist()) <= set(expected)
-
-
-def test_folder_applies_the_exif_orientation(tmp_path, load):
-    upper_half_white = np.zeros((8, 8, 3), np.uint8)
-    upper_half_white[:4] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    for name in "ab":
-        Image.fromarray(upper_half_white).save(tmp_path / f"{name}.png", exif=exif)
-    image = load(tmp_path).training[0]
-    assert image[:, 0].max() < 20
-    assert image[:, -1].min() > 235
 
 
 def test_folder_converts_to_one_channel(image_folder, make_config):
@@ -136,18 +93,18 @@ def test_folder_follows_links_in_a_circle(image_folder, tmp_path, load):
     assert len(data.training) + len(data.validation) == 41
 
 
-@pytest.mark.parametrize(("content", "count"), [({}, 0), ({"notes.txt": "hello"}, 0), ({"a.png": "broken"}, 1)])
-def test_folder_with_too_few_files_is_refused(tmp_path, load, content, count):
+@pytest.mark.parametrize("content", [{}, {"notes.txt": "hello"}, {"a.png": "broken"}])
+def test_folder_without_pictures_is_refused(tmp_path, load, content):
     for name, text in content.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=f"{count} images"):
+    with pytest.raises(UserError, match=r"0 pictures.*dataset\.path"):
         load(tmp_path)
 
 
 def test_folder_of_unreadable_files_is_refused(tmp_path, load):
     for name in "abc":
         (tmp_path / f"{name}.png").write_text("hello")
-    with pytest.raises(UserError, match="0 of 3"):
+    with pytest.raises(UserError, match="3 of 3 pictures are left out"):
         load(tmp_path)
 
 
@@ -156,21 +113,97 @@ def test_missing_folder_is_refused(tmp_path, load):
         load(tmp_path / "nowhere")
 
 
-def test_folder_larger_than_the_memory_limit_is_mapped_and_reused(image_folder, load, monkeypatch):
-    small = load(image_folder)
-    monkeypatch.setattr(folder_module, "MEMORY_LIMIT", 1000)
+def add_picture(folder, name, part=None):
+    path = folder / (part or "") / name
+    path.parent.mkdir(exist_ok=True)
+    shade = len(list(folder.rglob("*.png")))
+    Image.new("RGB", (9, 9), (shade, 2 * shade, 3 * shade)).save(path)
+    return (shade, 2 * shade, 3 * shade)
+
+
+@pytest.mark.parametrize(("train", "val"), [("train", "val"), ("Train", "validation"), ("train", "valid")])
+def test_folder_subfolders_are_the_split(tmp_path, load, train, val):
+    training = {add_picture(tmp_path, f"{i}.png", train) for i in range(5)}
+    validation = {add_picture(tmp_path, f"{i}.png", val) for i in range(3)}
+    add_picture(tmp_path, "stray.png")
+    data = load(tmp_path, validation_fraction=0.9)
+    assert colors(data.training) == training
+    assert colors(data.validation) == validation
+    assert data.test is None
+    assert "1 no part (stray.png)" in data.warnings[-1]
+    test = {add_picture(tmp_path, "one.png", "test")}
+    assert colors(load(tmp_path).test) == test
+
+
+def test_folder_of_labels_is_no_split(tmp_path, load):
+    """A label may be called train: without val, it is an ordinary subfolder."""
+    shades = {add_picture(tmp_path, f"{i}.png", label) for label in ("train", "bus") for i in range(10)}
+    data = load(tmp_path)
+    assert colors(data.training) | colors(data.validation) == shades
+
+
+# --------------------------------------------------------------------------------------------------------- the cache
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The folder of the cache, for sets of more than a thousand bytes."""
+    monkeypatch.setenv("NVAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(pictures, "MEMORY_LIMIT", 1000)
+    return tmp_path / "cache"
+
+
+def test_folder_larger_than_the_memory_limit_is_cached_and_used_again(image_folder, load, cache, monkeypatch):
+    before = sorted(image_folder.rglob("*"))
     first = load(image_folder)
-    assert first.fingerprint == small.fingerprint
-    monkeypatch.setattr(folder_module, "fit", None)  # reading an image again would fail
-    assert load(image_folder).fingerprint == small.fingerprint
-    assert list(image_folder.glob(".pixels_*.npy"))
+    monkeypatch.setattr(pictures, "MEMORY_LIMIT", 2**20)
+    monkeypatch.setattr(pictures, "fit", None)  # decoding a picture again would fail
+    again = load(image_folder)
+    assert (again.fingerprint, again.report, again.warnings) == (first.fingerprint, first.report, first.warnings)
+    assert len(list(cache.glob("*.npy"))) == 1
+    assert sorted(image_folder.rglob("*")) == before
+    monkeypatch.undo()
+    shutil.rmtree(cache)
+    assert load(image_folder).fingerprint == first.fingerprint
 
 
-def test_folder_without_space_for_the_mapped_file_is_refused(image_folder, load, monkeypatch):
-    monkeypatch.setattr(folder_module, "MEMORY_LIMIT", 1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**20))
-    before = sorted(image_folder.iterdir())
-    with pytest.raises(UserError, match="space") as raised:
+def test_folder_cache_follows_changes_and_keys(image_folder, load, cache):
+    load(image_folder)
+    Image.new("RGB", (20, 10), (250, 250, 250)).save(image_folder / "1.png")
+    (image_folder / "2.png").unlink()
+    changed = load(image_folder)
+    shades = colors(changed.training) | colors(changed.validation)
+    assert (250, 250, 250) in shades and (2, 4, 6) not in shades
+    assert len(list(cache.glob("*.npy"))) == 1  # the outdated file is gone
+    padded = load(image_folder, fit="pad", background="red")
+    assert padded.fingerprint != changed.fingerprint
+    assert len(list(cache.glob("*.npy"))) == 2  # two runs with different keys do not replace each other's files
+    load(image_folder, horizontal_flip=True, validation_fraction=0.5)
+    assert len(list(cache.glob("*.npy"))) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "facts", "no facts"])
+def test_folder_damaged_cache_is_replaced(image_folder, load, cache, damage):
+    expected = load(image_folder).fingerprint
+    (images,), (facts,) = cache.glob("*.npy"), cache.glob("*.json")
+    if damage == "cut":
+        images.write_bytes(images.read_bytes()[:-100])
+    elif damage == "facts":
+        facts.write_text('{"indices": [3, 2], "report": 1}')
+    else:
+        facts.unlink()
+    assert load(image_folder).fingerprint == expected
+
+
+def test_folder_images_of_the_cache_can_be_changed_in_memory(image_folder, load, cache):
+    expected = load(image_folder).fingerprint
+    load(image_folder).training.fill_(7)
+    assert load(image_folder).fingerprint == expected
+
+
+def test_folder_without_space_for_the_cache_is_refused(image_folder, load, cache, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**10))
+    with pytest.raises(UserError, match="NVAE_CACHE") as raised:
         load(image_folder)
     assert raised.value.__cause__.disk_full
-    assert sorted(image_folder.iterdir()) == before
+    assert list(cache.iterdir()) == []

@@ -98,13 +98,20 @@ def test_read_image_files_repeats_grayscale_as_color(read, saved):
     assert "to color" in change
 
 
-@pytest.mark.parametrize("bits", [1, 16])
-def test_read_image_files_scales_any_bit_depth(read, saved, bits):
-    shades = noise(8, 8) > 100 if bits == 1 else noise(8, 8).astype(np.uint16) * 257
+def test_read_image_files_keeps_black_and_white(read, saved):
+    shades = noise(8, 8) > 100
     images, changes = read(saved(Image.fromarray(shades)), image_channels=1)
-    expected = torch.from_numpy(shades.astype(np.float32) / (2**bits - 1))
-    torch.testing.assert_close(images[0, 0], expected, rtol=0, atol=1e-6)
+    assert torch.equal(images[0, 0], torch.from_numpy(shades).float())
     assert changes == []
+
+
+def test_read_image_files_scales_deep_pictures_by_their_range(read, saved):
+    shades = noise(8, 8).astype(np.uint16) * 13 + 200
+    images, (change,) = read(saved(Image.fromarray(shades)), image_channels=1)
+    values = shades.astype(np.float64)
+    expected = (values - values.min()) / (values.max() - values.min())
+    torch.testing.assert_close(images[0, 0].double(), torch.from_numpy(expected), rtol=0, atol=0.5 / 255 + 1e-6)
+    assert "a.png" in change and "8 bits" in change
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import resource
 import shutil
 import sys
@@ -115,8 +116,8 @@ def test_lmdb_broken_records_are_left_out_and_named(tmp_path, images, load):
     write(tmp_path / "validation.lmdb", records)
     data = load(tmp_path)
     assert np.array_equal(rows(data.training), np.delete(images[0], [4, 7, 9], axis=0))
-    (warning,) = data.warnings
-    assert all(f" {key} (" in warning for key in (4, 7, 9))
+    assert len(data.warnings) == 1
+    assert sorted(re.findall(r"^  (\d+)", data.report, re.MULTILINE)) == ["4", "7", "9"]
 
 
 def test_lmdb_is_opened_again_while_pictures_are_alive(tmp_path, images):
@@ -192,7 +193,7 @@ def test_lmdb_faults_are_one_sentence(tmp_path, images, load, kind):
 def test_lmdb_of_no_pictures_is_refused(tmp_path, images, load):
     for name in ("train", "validation"):
         write(tmp_path / f"{name}.lmdb", {b"0": b"no picture"})
-    with pytest.raises(UserError, match=r"train\.lmdb.* 0 \("):
+    with pytest.raises(UserError, match=r"train\.lmdb.*not an image \(0\)"):
         load(tmp_path)
 
 

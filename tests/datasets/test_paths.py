@@ -11,15 +11,15 @@ def test_dataset_folder_expands_the_home_folder(tmp_path, monkeypatch):
     assert dataset_folder(FolderDataset(path="~/missing")) == tmp_path / "missing"
 
 
-@pytest.mark.parametrize("name", ["folder", "mnist", "cifar10"])
 @pytest.mark.parametrize(
-    ("file", "advice"), [("a.zip", "Extract"), ("a.tar.gz", "Extract"), ("a.TGZ", "Extract"), ("a.png", "contains")]
+    ("name", "advice"), [("folder", "no zip or tar archive"), ("mnist", "contains"), ("lmdb", "contains")]
 )
+@pytest.mark.parametrize("file", ["a.zip", "a.tar.gz", "a.png"])
 def test_dataset_path_of_a_file_is_refused(tmp_path, make_config, name, file, advice):
-    (tmp_path / file).touch()
+    (tmp_path / file).write_bytes(b"not an archive")
     with pytest.raises(UserError, match=f"{file}' is a file") as raised:
         load_data(make_config(dataset={"name": name, "path": str(tmp_path / file)}))
-    assert (advice if name == "folder" else "contains") in str(raised.value)
+    assert advice in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["folder", "lmdb", "npz", "mnist", "cifar10"])

@@ -224,6 +224,7 @@ def test_pictures_that_cannot_be_read_are_left_out_and_named(set_folder, load):
     data = load("imagenet")
     assert grays(data.training) == [1]
     assert any("2.JPEG" in warning for warning in data.warnings)
+    assert "2.JPEG" in data.report
     (set_folder / "train" / "n01" / "1.JPEG").write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"1\.JPEG"):
         load("imagenet")

@@ -174,6 +174,17 @@ def test_train_fresh_keeps_the_earlier_files(run, tmp_path):
     assert (tmp_path / "runs" / "small.1" / "metrics.jsonl").exists()
 
 
+def test_train_writes_the_report_of_the_data(run, tmp_path, data, monkeypatch):
+    file, report = tmp_path / "runs" / "small" / "data_report.txt", "broken:\n  \N{SNOWMAN}.png\n"
+    monkeypatch.setattr(loop, "load_data", lambda config, progress: replace(data, report=report))
+    _, events = run(epochs=1)
+    assert file.read_text("utf-8") == report
+    assert any("data_report.txt" in event.text for event in events if event.kind == "info")
+    monkeypatch.setattr(loop, "load_data", lambda config, progress: data)
+    run(epochs=2)
+    assert not file.exists()
+
+
 def test_train_draws_the_data_once_in_a_run(run, tmp_path):
     run(epochs=1)
     file = tmp_path / "runs" / "small" / "data.png"
