@@ -248,12 +248,15 @@ class _Training:
     def _write_data_report(self) -> None:
         """Write which pictures are left out or changed: data_report.txt, where there are any."""
         path = self.folder / "data_report.txt"
-        if self.trainer.data.report:
-            with atomic_write(path) as temporary:
-                temporary.write_text(self.trainer.data.report, encoding="utf-8")
-            self.reporter.info(f"{path} has the names of all pictures that are left out or changed")
-        else:
-            path.unlink(missing_ok=True)
+        try:
+            if self.trainer.data.report:
+                with atomic_write(path) as temporary:
+                    temporary.write_text(self.trainer.data.report, encoding="utf-8")
+                self.reporter.info(f"{path} has the names of all pictures that are left out")
+            elif path.exists():
+                path.unlink()
+        except (WriteError, OSError) as error:  # training continues without the report
+            self.reporter.warn(f"the report on the pictures could not be written: {error}")
 
     def _stop(self, signal_number: int) -> None:
         trainer = self.trainer
