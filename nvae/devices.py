@@ -11,13 +11,23 @@ import torch
 from nvae.errors import UserError
 
 
-def choose_device(name: str | None = None) -> torch.device:
-    """Return the device with this name, or the fastest one: CUDA, then MPS, then the CPU. Raises UserError."""
+def choose_device(name: str | None = None, index: int = 0) -> torch.device:
+    """Return the device with this name, or the fastest one: CUDA, then MPS, then the CPU. Raises UserError.
+
+    index: of the CUDA device, where the name has none.
+    """
     available = available_devices()
+    if name is None or name == "cuda":
+        wanted = f"cuda:{index}"
+        if "cuda:0" in available and wanted not in available:
+            raise UserError(
+                f"this machine has no device '{wanted}': got {index + 1} processes, expected at most one for each GPU. "
+                "Use fewer processes on this machine, or the device cpu."
+            )
+        if wanted in available:
+            return torch.device(wanted)
     if name is None:
         return torch.device(available[0])
-    if name == "cuda" and "cuda:0" in available:
-        return torch.device("cuda:0")
     if name not in available:
         raise UserError(f"this machine has no device '{name}'; expected {' or '.join(available)}.")
     return torch.device(name)

@@ -54,21 +54,25 @@ def balance_alphas(levels: Sequence[Level]) -> list[float]:
     return [alpha / min(alphas) for alpha in alphas]
 
 
-def balancing_weights(kl: Tensor, levels: Sequence[Level]) -> Tensor:
-    """Return the weight of every group's KL, (G,), from the KL (B, G); the mean weight is 1, without gradient.
+def balancing_weights(mean_kl: Tensor, levels: Sequence[Level]) -> Tensor:
+    """Return the weight of every group's KL, (G,), from the mean over images of its magnitude, (G,).
 
-    A weight is proportional to (mean |KL| + 0.01) / alpha, so a group with a small KL is penalized less and stays in
-    use during the warm-up.
+    The mean weight is 1. A weight is proportional to (mean |KL| + 0.01) / alpha, so a group with a small KL is
+    penalized less and stays in use during the warm-up.
     """
-    weights = (kl.detach().abs().mean(0) + 0.01) / kl.new_tensor(balance_alphas(levels))
+    weights = (mean_kl.detach() + 0.01) / mean_kl.new_tensor(balance_alphas(levels))
     return weights / weights.mean()
 
 
-def balanced_kl(kl: Tensor, levels: Sequence[Level], coefficient: float) -> Tensor:
-    """Return the KL term of the loss, (B,), from the KL (B, G): balanced across groups while `coefficient` < 1."""
+def balanced_kl(kl: Tensor, levels: Sequence[Level], coefficient: float, mean_kl: Tensor | None = None) -> Tensor:
+    """Return the KL term of the loss, (B,), from the KL (B, G): balanced across groups while `coefficient` < 1.
+
+    mean_kl: the mean of |KL| over the images of the whole batch, (G,), where `kl` is of a share of them.
+    """
     if coefficient >= 1:
         return kl.sum(1)
-    return coefficient * (kl * balancing_weights(kl, levels)).sum(1)
+    mean_kl = kl.abs().mean(0) if mean_kl is None else mean_kl
+    return coefficient * (kl * balancing_weights(mean_kl, levels)).sum(1)
 
 
 def regularization_coefficient(constant: float, initial: float | None, kl_coefficient: float) -> float:

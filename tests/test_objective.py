@@ -102,7 +102,7 @@ def test_balancing_weights_are_the_formula_of_the_paper(generator):
     alphas = balance_alphas([level(1), level(2)])
     assert alphas == pytest.approx([1, 2, 2])
     raw = [size[g] * sum(size) / alphas[g] for g in range(3)]
-    weights = balancing_weights(kl, [level(1), level(2)])
+    weights = balancing_weights(kl.abs().mean(0), [level(1), level(2)])
     assert weights.tolist() == pytest.approx([weight / (sum(raw) / 3) for weight in raw])
     assert not weights.requires_grad
 

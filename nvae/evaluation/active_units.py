@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nvae.models.hierarchy import FromPosterior, HierarchicalVAE
+from nvae.ranks import Ranks
 
 ACTIVE_VARIANCE = 0.01
 
@@ -41,6 +42,13 @@ class ActiveUnits:
             units = units.cpu().double()  # (count, *latent_shape)
             self.sums[index] = self.sums[index] + units.sum(0)
             self.squares[index] = self.squares[index] + units.square().sum(0)
+
+    def merge(self, ranks: Ranks) -> None:
+        """Include the images of the other ranks."""
+        images, sums, squares = zip(*ranks.gather((self.images, self.sums, self.squares)), strict=True)
+        self.images = sum(images)
+        self.sums = [sum(parts) for parts in zip(*sums, strict=True)]
+        self.squares = [sum(parts) for parts in zip(*squares, strict=True)]
 
     def counts(self) -> list[int]:
         """Return the number of active units of every group."""

@@ -16,6 +16,7 @@ from nvae.models.hierarchy import DecoderState, FromPosterior, HierarchicalVAE, 
 from nvae.models.modes import eval_mode
 from nvae.objective import elbo_terms
 from nvae.progress import Progress, batches, track
+from nvae.ranks import Ranks
 from nvae.seeds import seeded
 
 Estimator = Literal["importance_weighted", "analytic_kl"]
@@ -88,6 +89,7 @@ def evaluate(
     progress: Progress = False,
     estimator: Estimator = "importance_weighted",
     outer_samples: int = 1,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Estimate the bounds on log p(x) of images, with the batch-norm statistics of training.
 
@@ -104,6 +106,7 @@ def evaluate(
     has `samples` draws of the groups below and a bound of its own, with log p(z) - log q(z | x) of the top groups
     outside of the logarithm (docs/likelihood.md); the result is the mean. Other models need one.
     count_active: count the active units too, which takes one more top-down pass per image.
+    ranks: processes that share the images, each with the same model and arguments; every rank gets the same result.
     Raises ArgumentError.
     """
     targets_u8 = images_u8 if targets_u8 is None else targets_u8
@@ -116,13 +119,15 @@ def evaluate(
     check_count("outer_samples", outer_samples)
     check_choice("estimator", estimator, get_args(Estimator))
     check_seeds([seed])
+    ranks = ranks or Ranks()
     active_units = ActiveUnits(model) if count_active else None
     images_per_pass = max(1, batch_size // samples)
     samples_per_pass = max(1, batch_size // images_per_pass)
     sampling = Plan(estimator, samples, samples_per_pass, outer_samples)
+    all_batches = list(batches(len(images_u8), batch_size))
     plan = [  # a batch of images shares a bottom-up pass and a random stream; a part of them shares top-down passes
         (batch, part)
-        for batch in batches(len(images_u8), batch_size)
+        for batch in all_batches[ranks.share(0, len(all_batches))]
         for part in batches(batch.stop - batch.start, images_per_pass)
     ]
     bounds = []
@@ -140,6 +145,9 @@ def evaluate(
                     active_units.add(features, len(images))
             part_features = [map_tensors(group, lambda x, part=part: x[part]) for group in features]
             bounds.append(_bounds(model, part_features, targets[part], sampling, generator))
+    if active_units is not None:
+        active_units.merge(ranks)
+    bounds = [part for parts in ranks.gather(bounds) for part in parts]
     elbo, log_likelihood, reconstruction, kl = (torch.cat(values) for values in zip(*bounds, strict=True))
 
     def in_bits(nats: Tensor) -> Estimate:

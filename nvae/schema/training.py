@@ -125,6 +125,11 @@ class TrainingParameters(Section):
     half_precision: bool = Field(
         False, description="Train in bfloat16, or in float16 with a scaled loss on devices without bfloat16."
     )
+    sync_batch_norm: bool = Field(
+        True,
+        description="With several processes: batch norms use the statistics of the images of all processes; false for "
+        "those of each process alone, which is faster.",
+    )
     use_tensor_checkpoints: bool = Field(
         False,
         description="Activation checkpointing: a quarter of the memory for a third more time; no number changes.",

@@ -11,6 +11,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nvae.checkpoint import checkpoint_path, model_path, save, weights_digest
 from nvae.config import config_path, load_config
 from nvae.data.registry import evaluation_images, load_data
@@ -20,6 +22,7 @@ from nvae.evaluation.likelihood import evaluate
 from nvae.evaluation.report import is_saved, report, save_report
 from nvae.files import WriteError, atomic_write
 from nvae.models.hierarchy import HierarchicalVAE
+from nvae.ranks import joined_ranks, local_index, started_by_torchrun
 from nvae.schema import ModelConfig
 from nvae.signals import StopRequest, stop_requests
 from nvae.summary import group_name, num_parameters
@@ -63,28 +66,36 @@ def train(
         config, name = load_config(config), name or config_path(config).stem
     name = name or f"{config.family}_{config.dataset.name}"
     set_fast_defaults()
-    selected = choose_device(device)
-    data = load_data(config, progress)
-    with explained_out_of_memory():
-        trainer = Trainer(config, data, selected)
-        return _Training(trainer, name, Path(folder), Reporter(on_event), progress).run(fresh, checkpoint)
+    if device is None and started_by_torchrun() and not torch.cuda.is_available():
+        device = "cpu"  # of the devices without CUDA, the only one for several processes
+    selected = choose_device(device, local_index())
+    with joined_ranks(selected) as ranks, explained_out_of_memory():
+        progress = progress and ranks.is_first
+        with ranks.first_of_machine_first():
+            data = load_data(config, progress)
+        if len(set(ranks.gather(data.fingerprint))) > 1:
+            raise UserError("the processes have different images. Put the same data set on every machine.")
+        trainer = Trainer(config, data, selected, ranks)
+        reporter = Reporter(on_event if ranks.is_first else lambda event: None)
+        return _Training(trainer, name, Path(folder), reporter, progress).run(fresh, checkpoint)
 
 
 class _Training:
-    """One call of `train`: the trainer and everything around it."""
+    """One call of `train`: the trainer and everything around it. Of several processes, the first one writes."""
 
     def __init__(self, trainer: Trainer, name: str, folder: Path, reporter: Reporter, progress: bool) -> None:
         self.trainer, self.name, self.reporter, self.progress = trainer, name, reporter, progress
+        self.ranks = trainer.ranks
         self.checkpoint, self.model_path = checkpoint_path(name, folder), model_path(name, folder)
         self.folder = folder / RUNS / name
         self.clock = Clock()
 
     def run(self, fresh: bool, checkpoint: str | Path | None) -> Path:
         trainer, reporter = self.trainer, self.reporter
-        continues = self.checkpoint.exists() and not fresh
+        continues = self.ranks.from_first(lambda: self.checkpoint.exists() and not fresh)
         start = self.checkpoint if continues else checkpoint
         warnings = [*trainer.data.warnings, *(trainer.resume(Path(start)) if start else [])]
-        if fresh:
+        if fresh and self.ranks.is_first:
             self._put_aside(self.checkpoint, self.model_path, self.folder)
         self._introduce(start)
         warnings.append(memory_warning(trainer.config, max(trainer.part_sizes), trainer.device))
@@ -92,9 +103,13 @@ class _Training:
             reporter.warn(warning)
         if not start:
             trainer.calibrate()
-        if not continues:
+        if not continues and self.ranks.is_first:
             trainer.save(self.checkpoint)  # before the first step, so that a folder without write access fails early
         step, groups = trainer.progress.step, len(trainer.model.groups)
+        if not self.ranks.is_first:
+            self._train()
+            self._evaluate(self._result()[0])
+            return self.model_path
         self.logger = RunLogger(self.folder, trainer.config, step, groups, reporter.warn)
         self._write_data_report()
         self._try_to_draw(lambda: draw_data(trainer.data, trainer.config, self.folder))
@@ -137,8 +152,9 @@ class _Training:
                             self._report(metrics, due)
                             self.clock.start()
                         finished = trainer.is_finished
-                        if stop.signal is not None and not finished:
-                            self._stop(stop.signal)
+                        signal_number = self.ranks.any_number(stop.signal)
+                        if signal_number is not None and not finished:
+                            self._stop(signal_number)
                         if finished:
                             break
                     self.bars.epoch(progress.epoch)
@@ -155,20 +171,30 @@ class _Training:
             trainer.record_validation(line["validation_elbo"], line["validation_kl_per_group"])
         trainer.running_mean.clear()
         self.clock.reset()
+        if not self.ranks.is_first:
+            return
         self.reporter.metrics(metrics_text(line, trainer.schedule.epochs), line)
         self.logger.log(line)
         if checkpoint:
             self.bars.activity("saving")
             trainer.save(self.checkpoint)
             self.bars.activity("drawing")
-            self._try_to_draw(lambda: self._draw(trainer.eval_model))
+            self._try_to_draw(lambda: self._draw(trainer.model_for_pictures()))
         self.bars.activity("")
 
     def _validate(self) -> dict[str, Any]:
         trainer, schedule = self.trainer, self.trainer.schedule
         images, targets = evaluation_images(trainer.data, "validation", trainer.config)
+        trainer.share_statistics()
         evaluation = evaluate(
-            trainer.eval_model, images, schedule.batch_size, 1, schedule.seed, targets, count_active=False
+            trainer.eval_model,
+            images,
+            schedule.batch_size,
+            1,
+            schedule.seed,
+            targets,
+            count_active=False,
+            ranks=self.ranks,
         )
         if not math.isfinite(evaluation.elbo.mean):
             raise UserError(
@@ -233,14 +259,23 @@ class _Training:
         samples, stem = schedule.evaluation_samples, self.folder / "evaluation"
         metadata = {"model": self.name, "step": trainer.progress.step, "seed": schedule.seed}
         metadata |= {"weights": weights_digest(model)}
-        if samples == 0 or is_saved(stem, metadata | {"samples": samples}):
+        if samples == 0 or self.ranks.from_first(lambda: is_saved(stem, metadata | {"samples": samples})):
             return
         part = "validation" if trainer.data.test is None else "test"
         images, targets = evaluation_images(trainer.data, part, trainer.config)
         self.reporter.info(f"evaluating on {len(images):,} {part} images with {samples} importance samples per image")
         evaluation = evaluate(
-            model, images, schedule.batch_size, samples, schedule.seed, targets, progress=self.progress
+            model,
+            images,
+            schedule.batch_size,
+            samples,
+            schedule.seed,
+            targets,
+            progress=self.progress,
+            ranks=self.ranks,
         )
+        if not self.ranks.is_first:
+            return
         self.reporter.info(report(evaluation, model, f"{part} images"))
         self._check_health(evaluation.kl_per_group, evaluation.elbo_bits.mean, "at the end")
         self._try_to_draw(lambda: save_report(evaluation, model, stem, metadata | {"part": part}))
@@ -260,7 +295,9 @@ class _Training:
 
     def _stop(self, signal_number: int) -> None:
         trainer = self.trainer
-        trainer.save(self.checkpoint)
+        if self.ranks.is_first:
+            trainer.save(self.checkpoint)
+        self.ranks.wait()  # torchrun ends the other processes as soon as one has ended
         self.bars.close()
         self.reporter.info(
             f"stopped in epoch {trainer.progress.epoch + 1} of {trainer.schedule.epochs}, "

@@ -37,7 +37,7 @@ def restore_training(trainer: Trainer, path: Path) -> list[str]:
     Without an EMA in the file, an EMA starts from the weights of the file. Without an EMA in the config, training
     continues from the weights that the optimizer changed.
     """
-    content = load(path)
+    content = trainer.ranks.from_first(lambda: load(path))
     if "training" not in content:
         raise CheckpointError(f"{path} is a model without a training state: expected a .checkpoint file.")
     refuse_changes(trainer.config, content["config"], path)

@@ -12,17 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from nvae.checkpoint import save
 from nvae.data.images import Data
 from nvae.data.training_images import TrainingImages, epoch_order, training_images
 from nvae.devices import half_dtype
 from nvae.errors import UserError
+from nvae.models.batch_norms import synchronize_batch_norms
 from nvae.models.distributions import Noise
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.objective import ElboTerms, balanced_kl, elbo_terms, kl_coefficient, regularization_coefficient
 from nvae.optim import build_optimizer, hyperparameters
+from nvae.ranks import Ranks
 from nvae.schema import ModelConfig
 from nvae.seeds import seeded, seeded_defaults
 from nvae.training.ema import EMA
@@ -44,16 +47,27 @@ class Trainer:
 
     model: the weights that the optimizer changes. eval_model: the model for validation, pictures and the result.
     progress, running_mean, metadata: see `state.py` and `checkpoint.save`.
+    ranks: the processes of this training. Each has a trainer with the same weights, data and progress, and computes its
+    share of every batch.
     """
 
-    def __init__(self, config: ModelConfig, data: Data, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, data: Data, device: torch.device, ranks: Ranks | None = None) -> None:
+        self.ranks = ranks or Ranks()
         self.config = config
         self.schedule = config.training_parameters
         self.data = data
         self.device = device
         self.model = build_model(config).to(device)
         self.has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.model.modules())
-        if self.has_batch_norm and min(self.part_sizes) == 1 and self.model.scales[0].resolution == 1:
+        if self.ranks.count > min(self.part_sizes):
+            raise UserError(
+                f"got {self.ranks.count} processes for parts of a batch of {min(self.part_sizes)} images, expected an "
+                "image or more for each process. Set a larger batch_size, a smaller gradient_accumulation, or use "
+                "fewer processes."
+            )
+        synchronize = self.has_batch_norm and self.ranks.count > 1 and self.schedule.sync_batch_norm
+        smallest = min(self.part_sizes) // (1 if synchronize else self.ranks.count)
+        if self.has_batch_norm and smallest == 1 and self.model.scales[0].resolution == 1:
             raise UserError(
                 "batch norm needs more than one value per channel: got a part of a batch with one image, and a top "
                 "level of 1 x 1. Set batch_size to 2 or more per part of gradient_accumulation, with at least as many "
@@ -62,8 +76,11 @@ class Trainer:
         self.model.recompute_activations(self.schedule.use_tensor_checkpoints)
         decay = self.schedule.ema_decay
         self.ema = None if decay is None else EMA(self.model, decay)
+        if synchronize:
+            synchronize_batch_norms(self.model)
         self.regularizers = torch.nn.ModuleDict(self.model.regularization_terms())
         self.optimizer = build_optimizer(self.model, self.schedule)
+        self._network = self._distributed(synchronize) if self.ranks.count > 1 else self.model
         self.half = half_dtype(device) if self.schedule.half_precision else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)
         self.progress = Progress()
@@ -76,6 +93,28 @@ class Trainer:
     def eval_model(self) -> HierarchicalVAE:
         """The model for validation, pictures and the result: with the EMA of the weights, if there is one."""
         return self.model if self.ema is None else self.ema.model
+
+    def model_for_pictures(self) -> HierarchicalVAE:
+        """Return `eval_model`, or a copy where its batch norms expect all ranks, so that one rank can recalibrate."""
+        model = self.eval_model
+        if self.ranks.count == 1 or model is not self.model:
+            return model
+        copy = build_model(self.config).to(self.device)
+        copy.load_state_dict(model.state_dict())
+        return copy.eval().requires_grad_(False)
+
+    def _distributed(self, synchronized: bool) -> DistributedDataParallel:
+        """Return the model with gradients that are means over the ranks. Batch norms have equal statistics, or the
+        first rank's."""
+        on_gpu = self.device.type == "cuda"
+        return DistributedDataParallel(
+            self.model, device_ids=[self.device] if on_gpu else None, broadcast_buffers=not synchronized
+        )
+
+    def share_statistics(self) -> None:
+        """Give all ranks the running statistics of the first one, which differ without synchronized batch norms."""
+        for model in {self.model, self.eval_model}:
+            self.ranks.copy_buffers(model)
 
     def calibrate(self) -> None:
         """Fill the buffers that depend on the data, once before training."""
@@ -221,19 +260,24 @@ class Trainer:
         return metrics
 
     def _backward(self, images: Tensor, targets: Tensor, noise: Noise, kl_weight: float) -> dict[str, Tensor]:
-        """Add the gradient of a batch, part by part; return loss, log_likelihood and kl_per_group of the batch."""
-        parts = zip(images.split(self.part_sizes), targets.split(self.part_sizes), strict=True)
+        """Add the gradient of a batch, part by part; return loss, log_likelihood and kl_per_group of the batch.
+
+        Of each part, a rank computes its share; the gradient and the results are those of all ranks.
+        """
         means: dict[str, Tensor] = {}
         first = 0
-        for part, part_targets in parts:
-            last, share = first + len(part), len(part) / len(images)
-            with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
-                output = self.model(part, [group[first:last] for group in noise])
-            terms = elbo_terms(output, part_targets)
-            loss = share * self._negative_elbo(terms, kl_weight)
-            if last == len(images):
-                loss = loss + self._regularization(kl_weight)
-            self.scaler.scale(loss).backward()
+        for size in self.part_sizes:
+            last, own = first + size, self.ranks.share(first, first + size)
+            share = (own.stop - own.start) / len(images)
+            is_last = last == len(images)
+            with nullcontext() if is_last or self._network is self.model else self._network.no_sync():
+                with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
+                    output = self._network(images[own], [group[own] for group in noise])
+                terms = elbo_terms(output, targets[own])
+                loss = share * self._negative_elbo(terms, kl_weight, size)
+                if is_last:
+                    loss = loss + self._regularization(kl_weight) / self.ranks.count
+                self.scaler.scale(self.ranks.count * loss).backward()  # the gradient is the mean over the ranks
             values = {
                 "loss": loss.detach(),
                 "log_likelihood": share * terms.log_likelihood.detach().mean(),
@@ -241,13 +285,27 @@ class Trainer:
             }
             means = {key: means[key] + value for key, value in values.items()} if means else values
             first = last
-        return means
+        return self._sum_over_ranks(means)
 
-    def _negative_elbo(self, terms: ElboTerms, kl_weight: float) -> Tensor:
-        """Return the mean over images of the weighted negative ELBO, in the unit of `loss_scale`."""
+    def _sum_over_ranks(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add the metrics of all ranks in one message."""
+        if self.ranks.count == 1:
+            return means
+        total = self.ranks.sum(torch.cat([value.float().flatten() for value in means.values()]))
+        sizes = [value.numel() for value in means.values()]
+        parts = zip(means.items(), total.split(sizes), strict=True)
+        return {key: part.view(value.shape) for (key, value), part in parts}
+
+    def _negative_elbo(self, terms: ElboTerms, kl_weight: float, part_size: int) -> Tensor:
+        """Return the mean over images of the weighted negative ELBO, in the unit of `loss_scale`.
+
+        part_size: images of this part of the batch on all ranks.
+        """
         schedule = self.schedule
         if schedule.kl_balancing:
-            kl = balanced_kl(terms.kl, self.model.levels, kl_weight)
+            total = terms.kl.detach().abs().sum(0)
+            mean_kl = (self.ranks.sum(total) if kl_weight < 1 else total) / part_size
+            kl = balanced_kl(terms.kl, self.model.levels, kl_weight, mean_kl)
         else:
             kl = kl_weight * terms.kl.sum(1)
         loss = (schedule.kl_constant * kl - terms.log_likelihood).mean()
@@ -275,7 +333,8 @@ class Trainer:
     def _must_skip(self, loss: Tensor, gradient_norm: Tensor) -> bool:
         # The only synchronization with the device in a step, at the end of the backward pass. With the norms and the
         # copy of the buffers, 0.1 % of a step of quickstart on a CPU; not measured on CUDA yet.
-        numbers = torch.stack([loss.detach().float(), gradient_norm, self._buffers.largest().to(loss.device)]).tolist()
+        numbers = torch.stack([loss.detach().float(), gradient_norm, self._buffers.largest().to(loss.device)])
+        numbers = (self.ranks.sum(numbers) / self.ranks.count).tolist()  # not finite if one rank's is not
         threshold = self.schedule.gradient_skip_threshold or math.inf
         return numbers[1] > threshold or not all(map(math.isfinite, numbers))
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from nvae.models.batch_norms import num_values
 from nvae.models.nvae.config import ArchInstance
 from nvae.models.nvae.convolutions import DepthwiseConv2d, Normalization, SpectralNorm, normalized
 
@@ -50,7 +51,7 @@ def normalize_before_upsampling(norm: nn.Module, x: Tensor, repeats: int) -> Ten
     running_var = norm.running_var
     norm.running_var = running_var.clone()  # autograd saves the buffer that the norm updates: correct a copy of it
     y = norm(x)
-    count = x.numel() // x.shape[1]
+    count = num_values(norm, x)
     correction = repeats * (count - 1) / (repeats * count - 1)
     kept = running_var * (1 - norm.momentum)
     running_var.copy_(kept + (norm.running_var - kept) * correction)

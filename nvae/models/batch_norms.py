@@ -1,0 +1,85 @@
+"""Batch norms whose statistics are those of the images of all processes, not of each process alone."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def synchronize_batch_norms(model: nn.Module) -> None:
+    """Replace the batch norms of a model on its device; names, weights and statistics stay the same.
+
+    PyTorch's synchronized batch norm needs a GPU; on a CPU, `SynchronizedBatchNorm2d` computes the same.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.BatchNorm2d:
+                setattr(module, name, _synchronized(child))
+
+
+def num_values(norm: nn.Module, x: Tensor) -> int:
+    """Return how many numbers per channel the statistics of a batch norm in training are made of, for its input x."""
+    count = x.numel() // x.shape[1]
+    if isinstance(norm, SynchronizedBatchNorm2d):
+        return norm.last_count
+    if isinstance(norm, nn.SyncBatchNorm):
+        return count * dist.get_world_size(norm.process_group)  # of equal shares, or nearly
+    return count
+
+
+def _synchronized(norm: nn.BatchNorm2d) -> _BatchNorm:
+    on_gpu = norm.running_mean.device.type == "cuda"
+    kind = nn.SyncBatchNorm if on_gpu else SynchronizedBatchNorm2d
+    result = kind(norm.num_features, norm.eps, norm.momentum)
+    result.weight, result.bias = norm.weight, norm.bias
+    result.running_mean, result.running_var = norm.running_mean, norm.running_var
+    result.num_batches_tracked = norm.num_batches_tracked
+    return result.train(norm.training)
+
+
+class SynchronizedBatchNorm2d(nn.BatchNorm2d):
+    """A batch norm with the mean and the variance over the inputs (B, C, H, W) of all processes, in training.
+
+    Every process must call it equally often, also in the backward pass. `last_count` is the number of values per
+    channel of the last call in training.
+    """
+
+    last_count: int = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        values = x.float()
+        sums = _Sum.apply(torch.cat([values.sum((0, 2, 3)), values.new_tensor([values.numel() / values.shape[1]])]))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
+        centered = values - mean[:, None, None]
+        variance = _Sum.apply(centered.square().sum((0, 2, 3))) / count
+        self.last_count = int(count)
+        self._update(mean.detach(), variance.detach() * count / (count - 1))
+        scale = self.weight / (variance + self.eps).sqrt()
+        return (centered * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+    @torch.no_grad()
+    def _update(self, mean: Tensor, variance: Tensor) -> None:
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over the processes; the gradient is the sum of the gradients."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
