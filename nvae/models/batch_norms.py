@@ -24,7 +24,7 @@ def num_values(norm: nn.Module, x: Tensor) -> int:
     count = x.numel() // x.shape[1]
     if isinstance(norm, SynchronizedBatchNorm2d):
         return norm.last_count
-    if isinstance(norm, nn.SyncBatchNorm):
+    if isinstance(norm, nn.SyncBatchNorm) and dist.is_initialized():
         return count * dist.get_world_size(norm.process_group)  # of equal shares, or nearly
     return count
 

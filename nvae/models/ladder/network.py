@@ -150,7 +150,9 @@ class LadderGroup(LatentGroup):
         block = partial(Block, config, preactivation=False)
         self.prior_block = zero_last(block(channels + context_channels, hidden, 2 * latents + channels))
         self.posterior_block = zero_last(block(channels, hidden, 2 * latents))
-        self.z_projection = nn.Conv2d(latents, channels, 1)  # unused in the last group, as in the original
+        self.z_projection = nn.Conv2d(latents, channels, 1)
+        if below is None:  # unused in the last group, as in the original
+            self.z_projection.requires_grad_(False)
         blocks: list[Block] = []
         if below is not None:
             widths = [channels] * config.decoder_blocks_per_latent + [below.decoder_channels]
