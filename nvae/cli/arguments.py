@@ -40,6 +40,19 @@ def naturals(text: str) -> list[int]:
     return [natural(part) for part in text.split(",")]
 
 
+def path_text(text: str) -> str:
+    """Parse a path that a config can hold: not empty, and UTF-8."""
+    if not text:
+        raise argparse.ArgumentTypeError("got an empty text, expected a path")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(
+            f"got {ascii(text)}, which is not valid UTF-8, expected a path that a config can hold. Rename the folder"
+        ) from error
+    return text
+
+
 def positive(text: str) -> int:
     """Parse a whole number from 1."""
     return _whole_number(text, 1)

@@ -6,6 +6,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING, NamedTuple
 
+from nvae.cli.arguments import path_text
+
 if TYPE_CHECKING:
     from nvae.schema import ModelConfig
 
@@ -53,7 +55,8 @@ def add_config_options(parser: argparse.ArgumentParser, names: tuple[str, ...] =
     """Add some of the options, and --set, which wins over the options."""
     for name in names:
         _, metavar, text = OPTIONS[name]
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=text)
+        kind = path_text if name == "data" else str
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, type=kind, help=text)
     parser.add_argument(
         "--set",
         action="append",

@@ -10,7 +10,12 @@ from nvae.cli.config_options import add_config_options, load_config_of
 from nvae.errors import UserError
 
 CONFIG = "hvae"  # fits itself to any data set
-SHEET_OPTIONS = {"size": "--size", "channels": "--channels", "overrides": "--set"}
+SHEET_OPTIONS = {
+    "size": "--size",
+    "channels": "--channels",
+    "overrides": "--set",
+    "no_window": "--no-window",
+}
 
 
 def add_sheet_arguments(parser: argparse.ArgumentParser) -> None:

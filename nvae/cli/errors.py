@@ -23,6 +23,7 @@ MEMORY_HINTS = {
 HINTS = {
     "train": (
         (r"start over", "Add --fresh to start over."),
+        (r"[Ss]et dataset\.path", "For dataset.path, use --data PATH."),
         (r"[Ss]et (a smaller )?(dataset|training_parameters)\.", "Use --set KEY=VALUE, or change the YAML file."),
     ),
     "prepare": (

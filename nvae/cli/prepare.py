@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nvae.cli.arguments import positive, print_warnings
+from nvae.cli.arguments import path_text, positive, print_warnings
 from nvae.errors import UserError
+from nvae.signals import hangups
 
 if TYPE_CHECKING:
     from nvae.data.images import Data
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
+        type=path_text,
         help="a folder of pictures, a zip or tar archive, an .npz or .npy file, a folder of LMDB databases, or the "
         "name of a data set, such as celeba",
     )
@@ -54,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         metavar="DIR",
+        type=path_text,
         help="folder of the named data set's files (default: dataset/NAME, such as dataset/celeba)",
     )
     parser.add_argument(
@@ -83,33 +86,32 @@ def run(options: argparse.Namespace) -> None:
     if options.encode and options.lmdb is None:
         raise UserError("--encode is for databases. Use --lmdb DIR as well.")
     config = _config(options)
-    if options.lmdb is None:
-        _prepare_cache(config, options.source)
-    else:
-        _prepare_lmdb(config, options)
+    with hangups(interrupt=True):  # as Ctrl-C: unfinished files are removed
+        if options.lmdb is None:
+            _prepare_cache(config, options.source)
+        else:
+            _prepare_lmdb(config, options)
 
 
 def _prepare_cache(config: ModelConfig, source: str) -> None:
     from nvae.data.cache import cache_folder
     from nvae.schema import PictureDataset
 
-    folder = cache_folder()
-    before = _sizes(folder)
-    _load(config, source, cache=True)
+    data = _load(config, source, cache=True)
     if isinstance(config.dataset, PictureDataset):
-        written = {file: size for file, size in _sizes(folder).items() if file not in before}
-        size = _megabytes(written.values()) if written else "the images were there already"
-        print(f"the cache is in {folder}: {size}")
+        size = sum(part.numel() for part in (data.training, data.validation, data.test) if part is not None)
+        print(f"the images are in the cache, {cache_folder()}: {_megabytes([size])}")
     else:
         print(f"{config.dataset.name} needs no cache: its images are arrays already")
     _print_yaml(config, config.dataset.model_dump(mode="json", exclude_unset=True))
 
 
 def _prepare_lmdb(config: ModelConfig, options: argparse.Namespace) -> None:
-    from nvae.data.lmdb_files import write_lmdb
+    from nvae.data.lmdb_files import import_lmdb, write_lmdb
     from nvae.files import check_new_folder
 
     check_new_folder(options.lmdb)  # before the long work
+    import_lmdb()
     data = _load(config, options.source)
     write_lmdb(options.lmdb, data, options.encode, sys.stderr.isatty())
     for name in sorted(path.name for path in options.lmdb.iterdir()):
@@ -128,7 +130,8 @@ def _config(options: argparse.Namespace) -> ModelConfig:
     from nvae.schema import NAMED_DATASETS
 
     for override in options.overrides:
-        if not override.startswith("dataset.") or override.startswith(("dataset.name=", "dataset.path=")):
+        key = override.partition("=")[0].strip()
+        if not key.startswith("dataset.") or key in ("dataset.name", "dataset.path"):
             raise UserError(
                 f"--set is '{override}', expected dataset.KEY=VALUE with a key other than name and path. Use SOURCE "
                 "and --data for these two."

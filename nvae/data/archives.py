@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,17 +13,21 @@ from pathlib import Path
 from threading import Lock
 
 from nvae.data.image_files import MAX_FILE_BYTES, read_content
+from nvae.data.picture_folders import PART_FOLDERS
 from nvae.data.pictures import Picture, Refusal
 from nvae.errors import UserError
+
+TOP_FOLDER_SHARE = 0.9  # of the files, in a folder that only wraps the archive's content
 
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[list[Picture]]:
     """Yield the files of a .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz as pictures. The content decides, not the name.
 
-    Names are without a top folder that all files have in common. Hidden files and folders are left out. Reading the
-    pictures of a compressed tar in another order than that of their positions would decompress the archive again and
-    again. Raises UserError for a file that is no such archive.
+    Names are without a top folder that holds nine tenths of the files or more; of a file beside this folder, the name
+    begins with "../". So the names of the other files do not change when a file is added. Hidden files and folders are
+    left out. Reading the pictures of a compressed tar in another order than that of their positions would decompress
+    the archive again and again. Raises UserError for a file that is no such archive.
     """
     with _open(path) as archive:
         is_zip = isinstance(archive, zipfile.ZipFile)
@@ -38,8 +43,12 @@ def _open(path: Path) -> tarfile.TarFile | zipfile.ZipFile:
             return open_file(path)
         except PermissionError as error:
             raise UserError(f"dataset.path '{path}' cannot be opened: {error.strerror}.") from error
-        except Exception:  # both libraries raise almost any exception for a damaged file
-            continue
+        except Exception as error:  # both libraries raise almost any exception for a damaged file
+            if open_file is zipfile.ZipFile and zipfile.is_zipfile(path):
+                raise UserError(
+                    f"dataset.path '{path}' is a zip archive that cannot be read: {error}. Make the archive again, or "
+                    "extract the archive and set dataset.path to the extracted folder."
+                ) from error
     raise UserError(
         f"dataset.path '{path}' is a file, and no zip or tar archive that can be read; expected a folder, .zip, .tar, "
         ".tar.gz, .tar.bz2 or .tar.xz. Extract an archive of another kind and set dataset.path to the extracted folder."
@@ -110,9 +119,13 @@ def _refusal(parts: list[str], size: int) -> Refusal | None:
 
 
 def _without_top_folder(pictures: list[Picture]) -> list[Picture]:
-    tops = {picture.name.partition("/")[0::2] for picture in pictures if not isinstance(picture.open, Refusal)}
-    folders = {folder for folder, _ in tops}
-    if len(folders) != 1 or not all(name for _, name in tops):
+    tops = Counter(folder for folder, slash, _ in (picture.name.partition("/") for picture in pictures) if slash)
+    (folder, count), *_ = tops.most_common(1) or [("", 0)]
+    if count < TOP_FOLDER_SHARE * len(pictures) or folder.lower() in PART_FOLDERS:
         return pictures
-    prefix = f"{folders.pop()}/"
-    return [picture._replace(name=picture.name.removeprefix(prefix)) for picture in pictures]
+    prefix = f"{folder}/"
+
+    def name(picture: Picture) -> str:
+        return picture.name.removeprefix(prefix) if picture.name.startswith(prefix) else f"../{picture.name}"
+
+    return [picture._replace(name=name(picture)) for picture in pictures]

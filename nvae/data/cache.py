@@ -63,6 +63,8 @@ class CachedImages(NamedTuple):
     def write(self, shape: tuple[int, ...], facts: dict[str, Any]) -> Iterator[np.ndarray]:
         """Yield a memory-mapped uint8 array to fill, while `facts` is filled too; keep both on success.
 
+        Without facts, no later `read` returns the images.
+
         Removes the outdated files of the group. Raises UserError for a full disk or a folder without write access.
         """
         num_bytes = math.prod(shape)
@@ -72,8 +74,9 @@ class CachedImages(NamedTuple):
                 images_u8 = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
                 yield images_u8
                 images_u8.flush()
-                with atomic_write(self.path.with_suffix(".json")) as file:
-                    file.write_text(json.dumps(facts), encoding="ascii")
+                if facts:
+                    with atomic_write(self.path.with_suffix(".json")) as file:
+                        file.write_text(json.dumps(facts), encoding="ascii")
         except WriteError as error:
             raise UserError(
                 f"{error} The file holds decoded images, {num_bytes / 2**30:.1f} GiB. Set the environment variable "

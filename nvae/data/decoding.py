@@ -37,6 +37,8 @@ def fit(image: Image.Image, size: int, channels: int, keys: PictureDataset | Non
     transposition = _transposition(image)
     if is_deep(image):
         image = _to_8_bits(image, keys.percentiles)
+    elif image.mode == "LAB":  # which Pillow converts to RGB alone
+        image = image.convert("RGB")
     if transposition is not None:
         image = image.transpose(transposition)
     if image.has_transparency_data:
@@ -67,7 +69,10 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def has_deep_colors(image: Image.Image) -> bool:
-    """Return whether a picture that is not loaded yet has 16 bits per color. Pillow keeps the upper 8 of them."""
+    """Return whether a picture that is not loaded yet has 16 bits per color, or gray of 16 bits with transparency.
+
+    Pillow keeps the upper 8 bits.
+    """
     return not is_deep(image) and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
@@ -90,7 +95,11 @@ def _to_8_bits(image: Image.Image, percentiles: tuple[float, float] | None) -> I
         target[:] = np.rint((row - low) / (high - low) * 255) if low < high else 0
     tags = getattr(image, "tag_v2", {})
     inverted = tags.get(ExifTags.Base.PhotometricInterpretation) == WHITE_IS_ZERO
-    return Image.fromarray(255 - result if inverted else result)
+    scaled = Image.fromarray(255 - result if inverted else result)
+    clear = image.info.get("transparency")  # one value, in a PNG file
+    if isinstance(clear, int):
+        scaled.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return scaled
 
 
 def _square(image: Image.Image, size: int, keys: PictureDataset) -> Image.Image:

@@ -27,6 +27,7 @@ from nvae.files import DISK_FULL, UNFINISHED, WriteError
 
 CONNECTION_TIMEOUT = 5  # seconds until a host counts as unreachable, the search for its address included
 READ_TIMEOUT = 60  # seconds without a byte
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 CHUNK = 2**18  # bytes
 STAGING = "download"  # temporary folders are <folder>/download.<process id>.<random digits>.unfinished
 BROKEN_ARCHIVE = (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, RuntimeError)
@@ -78,10 +79,15 @@ def fetch(
             f"{name} is not complete in '{folder}', and its publisher demands an account or a form. Get {names} from "
             f"{homepage} and put the files into '{folder}', or set dataset.path to the folder that contains them."
         )
+    if absent and (picture := _picture_in(folder)):
+        raise UserError(
+            f"'{folder}' holds pictures, such as {picture}, and not the files of {name}. For your own pictures, set "
+            f"dataset.name to folder; to download {name}, set dataset.path to another folder."
+        )
     try:
         for host in dict.fromkeys(urlsplit(file.url)[:2] for file in absent):
             _check_connection(*host)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: the address of a proxy that is none
         raise _failed_download(name, absent, folder, error) from error
     if missing:
         with _staging(folder) as staging:
@@ -150,7 +156,9 @@ def _check_connection(scheme: str, host: str) -> None:
     """Raise OSError if the host, or the proxy in front of it, accepts no connection within CONNECTION_TIMEOUT."""
     proxy = None if proxy_bypass(host) else getproxies().get(scheme)
     address = urlsplit(f"{scheme}://{host}" if proxy is None else proxy if "//" in proxy else f"//{proxy}", scheme)
-    port = address.port or {"http": 80, "https": 443}[address.scheme]
+    port = address.port or {"http": 80, "https": 443}.get(address.scheme)
+    if not address.hostname or port is None:
+        raise ConnectionError(f"the proxy is '{proxy}'; expected http://HOST:PORT")
     errors: queue.Queue[OSError | None] = queue.Queue()
 
     def connect() -> None:
@@ -222,6 +230,12 @@ def _staging(folder: Path) -> Iterator[Path]:
                     path.rmdir()
     except OSError as error:
         raise WriteError(folder, error) from error
+
+
+def _picture_in(folder: Path) -> str | None:
+    """Return the name of a picture directly in a folder, if there is one."""
+    names = (path.name for path in folder.glob("*.*")) if folder.is_dir() else ()
+    return next((name for name in names if name.lower().endswith(PICTURE_SUFFIXES)), None)
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -69,14 +69,18 @@ def open_image(file: str | Path | BinaryIO | Image.Image, max_pixels: int = MAX_
     if isinstance(file, str | Path) and not Path(file).is_file():
         raise OSError("not a regular file")
     Image.init()
-    with (
-        closing(file) if hasattr(file, "close") else nullcontext(),
-        Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image,
-    ):
+    with closing(file) if hasattr(file, "close") else nullcontext(), _opened(file, max_pixels) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise PictureError("too large", f"{width} x {height} pixels, more than the limit of {max_pixels:,}")
         yield image
+
+
+def _opened(file: str | Path | BinaryIO, max_pixels: int) -> Image.Image:
+    try:
+        return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    except Image.DecompressionBombError as error:  # Pillow's own limit, above every `max_pixels`
+        raise PictureError("too large", f"more pixels than the limit of {max_pixels:,}") from error
 
 
 @contextmanager

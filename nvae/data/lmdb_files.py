@@ -130,7 +130,7 @@ _open_databases: WeakValueDictionary[str, _Database] = WeakValueDictionary()
 
 
 def _opened(path: Path) -> _Database:
-    lmdb = _import_lmdb()
+    lmdb = import_lmdb()
     with _readable(path):
         real = os.path.realpath(path)
         if (database := _open_databases.get(real)) is None:
@@ -145,14 +145,15 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise UserError(f"the LMDB database '{path}' does not exist; expected a folder with {DATA_FILE}.") from error
-    except (_import_lmdb().Error, OSError) as error:
+    except (import_lmdb().Error, OSError) as error:
         raise UserError(
             f"the LMDB database '{path}' cannot be read ({str(error).removeprefix(f'{path}: ')}). Check the file, or "
             "copy the database again."
         ) from error
 
 
-def _import_lmdb() -> ModuleType:
+def import_lmdb() -> ModuleType:
+    """Import the package lmdb. Raises UserError where the extra is not installed."""
     return import_extra("lmdb", "the library of LMDB databases", "lmdb")
 
 
@@ -187,7 +188,7 @@ def write_lmdb(folder: Path, data: Data, encode: bool = False, progress: bool = 
     uint8 (S, S, 3), or with `encode` a PNG file, which the original program does not expect. Raises UserError, and
     WriteError for a disk that is full.
     """
-    lmdb = _import_lmdb()
+    lmdb = import_lmdb()
     with atomic_folder(folder) as temporary:
         for part, name in DATABASES.items():
             if (images_u8 := getattr(data, part)) is not None:

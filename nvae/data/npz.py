@@ -69,6 +69,8 @@ def load_npz(config: ModelConfig, progress: bool = False) -> Data:
         _check(array, file)
     _check_memory(arrays, file, config)
     parts = {part: _read_images(array, file, config, progress) for part, array in arrays.items()}
+    if max(images_u8.max().item() for images_u8 in parts.values()) == 1:
+        raise UserError(f"the largest value in {file} is 1; expected values from 0 to 255. Save 255 * images.")
     if len(parts) == 1:
         return _split(parts["training"], config.dataset.validation_fraction, file)
     if "validation" not in parts:

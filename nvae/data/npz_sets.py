@@ -35,6 +35,8 @@ def load_medmnist(config: ModelConfig, progress: bool = False) -> Data:
         advice = f", or download {file.url} by hand into '{folder}'"
         info = import_extra("medmnist.info", name, "medmnist", advice).INFO[name]
         suffix = medmnist_suffix(config.input_dimension)
+        if f"url{suffix}" not in info:
+            raise UserError(f"the package medmnist is too old for {file.name}. Update it: pip install -U medmnist.")
         file = file._replace(url=info[f"url{suffix}"], md5=info[f"MD5{suffix}"])
     path = fetch(name, {"images": file}, folder, NAMED_DATASETS[name].homepage, progress)["images"]
     training, validation, test = (_images(_read(path, f"{part}_images"), path) for part in ("train", "val", "test"))

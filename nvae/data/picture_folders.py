@@ -1,8 +1,10 @@
-"""Find the pictures in the folders of public data sets, and read pictures of one size as they are."""
+"""List the files of a folder as pictures, and read pictures of one size as they are."""
 
 from __future__ import annotations
 
 import os
+import stat
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,30 +12,56 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from nvae.data.image_files import open_image
+from nvae.data.image_files import open_image, read_content
+from nvae.data.picture_report import is_other_file
+from nvae.data.pictures import Picture, Refusal
 from nvae.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # of public data sets
+# Names of subfolders that are the parts of a data set.
+PART_FOLDERS = {
+    "train": "training",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """Return the pictures in a folder and its subfolders, sorted by path: file systems have an order of their own.
+def list_pictures(folder: Path) -> list[Picture]:
+    """List all files in a folder and its subfolders but hidden ones, sorted by name. Links are followed.
 
-    Raises UserError for a folder that cannot be read, or without pictures.
+    Whether a file is a picture is decided by its content, when the file is opened. A subfolder that cannot be read is a
+    picture that cannot be opened.
     """
+    pictures: list[Picture] = []
 
-    def refuse(error: OSError) -> None:
-        raise UserError(f"the folder '{error.filename}' cannot be read: {error.strerror}. Check its permissions.")
+    def name_of(path: str) -> str:
+        return Path(path).relative_to(folder).as_posix()
 
-    files = [
-        Path(parent, name)
-        for parent, _, names in os.walk(folder, onerror=refuse, followlinks=True)
-        for name in names
-        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-    ]
-    if not files:
-        raise UserError(f"the folder '{folder}' holds no pictures. Delete the folder to get the data set again.")
-    return sorted(files)
+    def report_unreadable(error: OSError) -> None:
+        pictures.append(Picture(f"{name_of(error.filename)}/", Refusal("unreadable", error.strerror), ""))
+
+    seen: set[str] = set()  # links may form a circle
+    for parent, subfolders, names in os.walk(folder, onerror=report_unreadable, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        prefix = "" if Path(parent) == folder else f"{name_of(parent)}/"
+        files = (name for name in names if not name.startswith("."))
+        pictures.extend(_file_picture(prefix + name, os.path.join(parent, name)) for name in files)
+    return sorted(pictures, key=lambda picture: picture.name)
+
+
+def _file_picture(name: str, file: str) -> Picture:
+    try:
+        status = os.stat(file)
+    except OSError as error:
+        return Picture(name, Refusal("unreadable", error.strerror), "")
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would block forever
+        return Picture(name, Refusal("not an image", "no regular file"), "")
+    return Picture(name, partial(open, file, "rb"), f"{status.st_size} {status.st_mtime_ns} {status.st_mode}")
 
 
 def read_pictures(folder: Path, mode: str, progress: bool = False) -> Tensor:
@@ -41,19 +69,25 @@ def read_pictures(folder: Path, mode: str, progress: bool = False) -> Tensor:
 
     mode: of Pillow, "L" or "RGB". Raises UserError.
     """
-    files = picture_files(folder)
     images: list[np.ndarray] = []
-    for file in tqdm(files, f"reading {folder}", unit=" images", leave=False, disable=not progress):
+    pictures = tqdm(list_pictures(folder), f"reading {folder}", unit=" files", leave=False, disable=not progress)
+    for picture in pictures:
+        file = folder / picture.name
         try:
-            with open_image(file) as image:
+            with picture.open() as opened, open_image(read_content(opened)) as image:
                 images.append(np.asarray(image.convert(mode)))
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises any of them for a damaged file
-            raise UserError(f"the picture '{file}' is damaged: {error}. Get the data set again.") from error
+        except Exception as error:  # Pillow's decoders raise almost any exception for a damaged file
+            if is_other_file(picture.name):
+                continue
+            reason = str(error) or getattr(error, "kind", type(error).__name__)
+            raise UserError(f"the picture '{file}' is damaged: {reason}. Get the data set again.") from error
         if images[-1].shape != images[0].shape:
             height, width = images[-1].shape[:2]
             raise UserError(
                 f"the picture '{file}' has another size than the others: got {width} x {height}, expected "
                 f"{images[0].shape[1]} x {images[0].shape[0]}. Get the data set again."
             )
+    if not images:
+        raise UserError(f"the folder '{folder}' holds no pictures. Delete the folder to get the data set again.")
     stacked = torch.from_numpy(np.stack(images))
     return stacked[:, None] if mode == "L" else stacked.permute(0, 3, 1, 2).contiguous()

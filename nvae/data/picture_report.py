@@ -26,11 +26,14 @@ OTHER_FILES = (
 
 
 class PictureError(ValueError):
-    """A picture file that cannot be used: the kind of the fault, and the reason where the kind does not say all."""
+    """A picture file that cannot be used: the kind of the fault, and the reason where the kind does not say all.
 
-    def __init__(self, kind: FaultKind, reason: str = "") -> None:
+    is_temporary: the fault may be one of the machine, such as a network that is down, and not one of the file.
+    """
+
+    def __init__(self, kind: FaultKind, reason: str = "", is_temporary: bool = False) -> None:
         super().__init__(reason)
-        self.kind, self.reason = kind, reason
+        self.kind, self.reason, self.is_temporary = kind, reason, is_temporary
 
 
 def is_other_file(name: str) -> bool:
@@ -61,6 +64,8 @@ class PictureReport:
     def from_dict(cls, fields: Any) -> PictureReport:
         """Return the report of the fields that `dataclasses.asdict` gave. Raises TypeError or ValueError."""
         left_out = {str(kind): [str(line) for line in lines] for kind, lines in dict(fields["left_out"]).items()}
+        if not left_out.keys() <= EXPLANATIONS.keys():
+            raise ValueError("a kind of fault that does not exist")
         return cls(str(fields["source"]), int(fields["read"]), left_out, tuple(map(str, fields["notes"])))
 
     @property

@@ -82,17 +82,18 @@ def decode_pictures(
     if (found := cached.read(shape)) is not None and (decoded := _from_cache(*found)) is not None:
         return decoded
 
-    def decode(images_u8: np.ndarray) -> tuple[list[int], PictureReport]:
+    def decode(images_u8: np.ndarray) -> tuple[list[int], PictureReport, bool]:
         return _decode(pictures, images_u8, config, source, progress, leave_out_duplicates)
 
     if math.prod(shape) <= (0 if cache else MEMORY_LIMIT):
         images_u8 = np.empty(shape, np.uint8)
-        indices, report = decode(images_u8)
+        indices, report, _ = decode(images_u8)
     else:
         facts: dict[str, Any] = {}
         with cached.write(shape, facts) as images_u8:
-            indices, report = decode(images_u8)
-            facts |= {"indices": indices, "report": asdict(report)}
+            indices, report, is_final = decode(images_u8)
+            if is_final:
+                facts |= {"indices": indices, "report": asdict(report)}
     return DecodedPictures(torch.from_numpy(images_u8)[: len(indices)], indices, report)
 
 
@@ -133,7 +134,7 @@ def _from_cache(images_u8: np.ndarray, facts: Any) -> DecodedPictures | None:
     """Return what `decode_pictures` kept in a file; None for a damaged file."""
     try:
         indices, report = list(map(int, facts["indices"])), PictureReport.from_dict(facts["report"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     if indices != sorted(set(indices) & set(range(len(images_u8)))) or len(indices) != report.read:
         return None
@@ -160,8 +161,9 @@ def _decode(
     source: str,
     progress: bool,
     leave_out_duplicates: bool,
-) -> tuple[list[int], PictureReport]:
-    """Fill `images_u8` from the front; return the index of the picture of each image, and the report."""
+) -> tuple[list[int], PictureReport, bool]:
+    """Fill `images_u8` from the front; return the index of the picture of each image, the report, and whether all
+    faults will be there next time."""
     size, channels, keys = config.input_dimension, config.image_channels, picture_keys(config.dataset)
     threads = config.training_parameters.workers or os.cpu_count() or 1
 
@@ -171,6 +173,8 @@ def _decode(
             return None, opened
         try:
             return _decode_one(opened or picture.open(), size, channels, keys, leave_out_duplicates)
+        except MemoryError:
+            raise
         except Exception as error:  # Pillow's decoders raise almost any exception for a broken file
             return None, _as_fault(error)
 
@@ -183,7 +187,8 @@ def _decode(
             results[i] = result
             if image_u8 is not None:
                 images_u8[i] = image_u8
-    return _collect(pictures, results, images_u8, keys, source)
+    is_final = not any(isinstance(result, PictureError) and result.is_temporary for result in results)
+    return *_collect(pictures, results, images_u8, keys, source), is_final
 
 
 def _open_in_turn(picture: Picture) -> _Opened | PictureError | None:
@@ -218,9 +223,8 @@ def _as_fault(error: Exception) -> PictureError:
     if isinstance(error, UnidentifiedImageError):
         return PictureError("broken", "damaged at its beginning")
     if isinstance(error, OSError) and error.errno is not None:  # Pillow's own errors have no number
-        return PictureError("unreadable", error.strerror or "")
-    too_large = isinstance(error, Image.DecompressionBombError)
-    return PictureError("too large" if too_large else "broken", str(error) or type(error).__name__)
+        return PictureError("unreadable", error.strerror or "", is_temporary=True)
+    return PictureError("broken", str(error) or type(error).__name__)
 
 
 def _map_in_threads(function: Callable[[_Job], _Result], jobs: Iterable[_Job], threads: int) -> Iterator[_Result]:
@@ -271,6 +275,7 @@ def _notes(changes: Mapping[str | None, int], keys: PictureDataset) -> tuple[str
     sentences = {
         "gray": f"gray pictures of more than 8 bits were scaled, each so that {limits} become black and white; "
         "dataset.percentiles changes this",
-        "color": "color pictures of 16 bits were reduced to their upper 8 bits",
+        "color": "pictures of 16 bits with colors or transparency were reduced to their upper 8 bits; if they are too "
+        "dark, save them with 8 bits",
     }
     return tuple(f"{changes[change]:,} {sentence}" for change, sentence in sentences.items() if changes[change])

@@ -14,7 +14,8 @@ from nvae.data.extras import import_extra
 from nvae.data.image_files import open_image
 from nvae.data.images import Data
 from nvae.data.paths import dataset_folder
-from nvae.data.picture_folders import picture_files
+from nvae.data.picture_folders import list_pictures
+from nvae.data.picture_report import is_other_file
 from nvae.data.pictures import Picture, decode_pictures, with_reports
 from nvae.data.sources import obtain_and_read
 from nvae.data.splits import split
@@ -42,8 +43,9 @@ def load_public_pictures(config: ModelConfig, progress: bool = False, cache: boo
     list_parts = LISTS[dataset.name]
     parts = obtain_and_read(config, lambda paths: list_parts(paths, dataset), progress)
     source = str(dataset_folder(dataset))
+    variant = [str(value) for key in ("category", "partition") if (value := getattr(dataset, key, None)) is not None]
     decoded = {
-        part: decode_pictures(pictures, config, os.path.join(source, part), progress, cache=cache)
+        part: decode_pictures(pictures, config, os.path.join(source, *variant, part), progress, cache=cache)
         for part, pictures in parts.items()
     }
     for part, result in decoded.items():
@@ -71,7 +73,10 @@ def _picture(file: Path, folder: Path, open: Callable[[], BinaryIO | Image.Image
 
 def _folders(paths: dict[str, Path], dataset: PublicPictureDataset) -> Parts:
     """List a folder per part."""
-    return {part: [_picture(file, folder.parent) for file in picture_files(folder)] for part, folder in paths.items()}
+    return {
+        part: [picture._replace(name=f"{folder.name}/{picture.name}") for picture in list_pictures(folder)]
+        for part, folder in paths.items()
+    }
 
 
 def _celeba(paths: dict[str, Path], dataset: PublicPictureDataset) -> Parts:
@@ -102,7 +107,7 @@ def _faces(paths: dict[str, Path], dataset: PublicPictureDataset) -> Parts:
     if (folder / "train").is_dir() and (folder / "val").is_dir():
         return _folders({"training": folder / "train", "validation": folder / "val"}, dataset)
     folder = found if found.is_dir() else folder
-    pictures = [_picture(file, folder) for file in picture_files(folder)]
+    pictures = [picture for picture in list_pictures(folder) if not is_other_file(picture.name)]
     count = min(max(1, round(TRAINING_SHARE * len(pictures))), len(pictures) - 1)
     return {"training": pictures[:count], "validation": pictures[count:]}
 

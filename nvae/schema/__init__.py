@@ -14,9 +14,9 @@ from nvae.schema.datasets import (
     dataset_class,
     select_dataset,
 )
-from nvae.schema.model import AUTO, AUTO_KEYS, SELECTING_KEYS, ModelConfig
+from nvae.schema.model import AUTO_KEYS, SELECTING_KEYS, ModelConfig
 from nvae.schema.named_datasets import NAMED_DATASETS, NamedDataset
-from nvae.schema.sections import MAX_SIZE, Channels, PositiveRate, Rate, Section
+from nvae.schema.sections import AUTO, MAX_SIZE, Channels, PositiveRate, Rate, Section
 from nvae.schema.training import WARMUPS, LearningRateDecay, TrainingParameters
 
 __all__ = [

@@ -6,10 +6,10 @@ import re
 from typing import Annotated, Any, Literal, Union, get_args
 
 from PIL import ImageColor
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from nvae.errors import InvalidValueError
-from nvae.schema.sections import MAX_SEED, MAX_SIZE, Count, PathText, Section
+from nvae.schema.sections import AUTO, MAX_SEED, MAX_SIZE, Count, PathText, Section
 
 MAX_DRAWN_BYTES = 2**32  # of images that the program draws into memory
 
@@ -117,6 +117,13 @@ class PictureDataset(DatasetConfig):
     min_image_size: Annotated[int, Field(ge=1, le=MAX_SIZE)] = Field(
         1, description="Leave out pictures whose width or height is smaller, in pixels."
     )
+
+    @field_validator("percentiles", mode="before")
+    @classmethod
+    def _two_percentiles(cls, value: Any) -> Any:
+        if value is not None and not (isinstance(value, list | tuple) and len(value) == 2):
+            raise InvalidValueError("percentiles", value, "two numbers, such as [1, 99], or null")
+        return value
 
     @model_validator(mode="after")
     def _valid_pictures(self) -> PictureDataset:
@@ -288,7 +295,16 @@ AnyDataset = Annotated[
 
 
 def select_dataset(section: dict[str, Any], name: Any) -> dict[str, Any]:
-    """Return a dataset section with another `name`; of the other keys, only the keys of every data set stay."""
+    """Return a dataset section with another `name`.
+
+    Of the other keys, only the keys of every data set stay, and of these the augmentation only where it is `auto`.
+    """
     if section.get("name", "folder") == name:
         return section
-    return {key: value for key, value in section.items() if key in DatasetConfig.model_fields} | {"name": name}
+    augmentation = ("horizontal_flip", "random_crop")  # suits one data set and not another, such as mirrored digits
+    kept = {
+        key: value
+        for key, value in section.items()
+        if key in DatasetConfig.model_fields and (key not in augmentation or value == AUTO)
+    }
+    return kept | {"name": name}

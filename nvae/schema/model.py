@@ -21,7 +21,6 @@ SamplingMethod = Literal[
 ]
 CONTINUOUS = ("gaussian", "gaussian_mixture")  # likelihoods that are densities
 SELECTING_KEYS = ("family", "dataset.name")  # their values decide which other keys exist
-AUTO = "auto"  # in a file: the value that suits the data set
 AUTO_KEYS = (
     "input_dimension",
     "image_channels",

@@ -9,7 +9,9 @@ class NamedDataset(NamedTuple):
     """Facts about a data set. A part without published images has 0 images.
 
     binarize, horizontal_flip and pixel_bits are the literature's choice for generative models of this data set, which
-    a config takes with the value `auto`.
+    a config takes with the value `auto`: those of NVAE (Vahdat and Kautz 2020) for the sets of its experiments and its
+    program (mnist, omniglot, cifar10, celeba, celeba_hq, ffhq, imagenet32, imagenet64, lsun). Natural images of other
+    sets are mirrored too; textures, digits and medical images are not.
     """
 
     title: str
@@ -132,18 +134,48 @@ NAMED_DATASETS: dict[str, NamedDataset] = {
         horizontal_flip=True,
         pixel_bits=5,
     ),
-    "imagenet32": NamedDataset("ImageNet at 32 x 32", 3, 32, 1_281_167, 50_000, 0, RESEARCH, IMAGENET),
-    "imagenet64": NamedDataset("ImageNet at 64 x 64", 3, 64, 1_281_167, 50_000, 0, RESEARCH, IMAGENET),
-    "tiny_imagenet": NamedDataset(
-        "200 classes of ImageNet", 3, 64, 100_000, 10_000, 10_000, RESEARCH, "http://cs231n.stanford.edu"
+    "imagenet32": NamedDataset(
+        "ImageNet at 32 x 32", 3, 32, 1_281_167, 50_000, 0, RESEARCH, IMAGENET, horizontal_flip=True
     ),
-    "imagenet": NamedDataset("1,000 classes of objects", 3, 128, 1_281_167, 50_000, 0, RESEARCH, IMAGENET),
+    "imagenet64": NamedDataset(
+        "ImageNet at 64 x 64", 3, 64, 1_281_167, 50_000, 0, RESEARCH, IMAGENET, horizontal_flip=True
+    ),
+    "tiny_imagenet": NamedDataset(
+        "200 classes of ImageNet",
+        3,
+        64,
+        100_000,
+        10_000,
+        10_000,
+        RESEARCH,
+        "http://cs231n.stanford.edu",
+        horizontal_flip=True,
+    ),
+    "imagenet": NamedDataset(
+        "1,000 classes of objects", 3, 128, 1_281_167, 50_000, 0, RESEARCH, IMAGENET, horizontal_flip=True
+    ),
     "lsun": NamedDataset(
-        "scenes, one class at a time", 3, 128, 3_033_042, 300, 0, NOT_STATED, "https://www.yf.io/p/lsun"
+        "scenes, one class at a time",
+        3,
+        128,
+        3_033_042,
+        300,
+        0,
+        NOT_STATED,
+        "https://www.yf.io/p/lsun",
+        horizontal_flip=True,
     ),
     "dtd": NamedDataset("textures", 3, 64, 1_880, 1_880, 1_880, RESEARCH, "https://www.robots.ox.ac.uk/~vgg/data/dtd"),
     "places365": NamedDataset(
-        "scenes, 365 classes", 3, 128, 1_803_460, 36_500, 0, RESEARCH, "http://places2.csail.mit.edu"
+        "scenes, 365 classes",
+        3,
+        128,
+        1_803_460,
+        36_500,
+        0,
+        RESEARCH,
+        "http://places2.csail.mit.edu",
+        horizontal_flip=True,
     ),
     "flowers102": NamedDataset(
         "flowers, 102 classes",

@@ -21,7 +21,8 @@ Channels = Annotated[int, Field(ge=1, le=10_000)]
 Rate = Annotated[float, Field(ge=0, le=MAX_RATE)]
 PositiveRate = Annotated[float, Field(gt=0, le=MAX_RATE)]
 Portion = Annotated[float, Field(ge=0, le=1)]
-PathText = Annotated[str, Field(pattern=r"^[^\x00]*$")]  # no file name holds a zero character
+AUTO = "auto"  # in a file: the value that suits the data set
+PathText = Annotated[str, Field(pattern=r"^[^\x00]+$")]  # no file name holds a zero character
 
 
 class Section(BaseModel):

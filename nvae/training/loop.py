@@ -287,7 +287,7 @@ class _Training:
             if self.trainer.data.report:
                 with atomic_write(path) as temporary:
                     temporary.write_text(self.trainer.data.report, encoding="utf-8")
-                self.reporter.info(f"{path} has the names of all pictures that are left out")
+                self.reporter.info(f"{path} has the pictures that are left out or changed")
             elif path.exists():
                 path.unlink()
         except (WriteError, OSError) as error:  # training continues without the report

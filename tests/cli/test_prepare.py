@@ -133,11 +133,11 @@ def test_prepare_fills_the_cache_that_training_reads(source, prepare, load, monk
     assert not os.path.exists("cache")
     first = prepare("mine", "--size", SIZE)
     (images,) = (source / "cache").glob("*.npy")
-    assert f"the cache is in {source / 'cache'}: 0.0 MB" in first.out
+    assert f"the images are in the cache, {source / 'cache'}" in first.out
     monkeypatch.setattr(pictures, "fit", None)  # decoding a picture again would fail
     after = load(name="folder", path="mine")
     assert (after.fingerprint, after.report) == (before.fingerprint, before.report)
-    assert "there already" in prepare("mine", "--size", SIZE).out
+    assert prepare("mine", "--size", SIZE).code == 0
     assert list((source / "cache").glob("*.npy")) == [images]
 
 
@@ -161,6 +161,10 @@ def test_prepare_fills_the_cache_that_training_reads(source, prepare, load, monk
         (["mine", "--lmdb", "mine/broken.png/db"], "broken.png"),
         (["empty.npz"], "empty.npz.*SOURCE"),
         (["toy_faces", "--data", "here"], "dataset.path"),
+        (["mine", "--set", "dataset.path =there"], "SOURCE"),
+        (["mine", "--set", "dataset.percentiles=[1]"], "percentiles.*two numbers"),
+        (["mine\udcff"], "UTF-8"),
+        ([""], "SOURCE.*empty"),
     ],
 )
 def test_prepare_mistakes_are_one_line_and_write_nothing(source, prepare, files, arguments, pattern):

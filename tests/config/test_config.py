@@ -237,7 +237,7 @@ def test_override_of_the_dataset_name_drops_the_other_sets_keys():
     text = SMALL + "dataset: {name: toy_faces, training_images: 7, horizontal_flip: True}\n"
     assert parse_config(text, ["dataset.name=toy_faces"]).dataset.training_images == 7
     digits = parse_config(text, ["dataset.path=x", "dataset.name=mnist"]).dataset  # in either order
-    assert (digits.name, digits.path, digits.horizontal_flip) == ("mnist", "x", True)
+    assert (digits.name, digits.path, digits.horizontal_flip) == ("mnist", "x", False)
 
 
 # --------------------------------------------------------------------------------------------------------- styles

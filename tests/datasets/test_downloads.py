@@ -289,3 +289,18 @@ def test_leftovers_of_ended_processes_are_removed(get, server, set_folder):
     server.files[URL] = b"hello"
     get(a=SourceFile("a.bin", URL))
     assert sorted(path.name for path in set_folder.iterdir()) == sorted(["a.bin", *kept])
+
+
+@pytest.mark.parametrize("proxy", ["socks5://localhost", "http://proxy:99999", "http://[::1", "http://"])
+def test_proxy_that_is_none_is_a_user_error(get, set_folder, monkeypatch, proxy):
+    monkeypatch.setattr(downloads, "getproxies", lambda: {"http": proxy, "https": proxy})
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        get(a=SourceFile("a.bin", URL))
+
+
+def test_download_into_a_folder_of_pictures_is_refused(get, server, set_folder):
+    set_folder.mkdir(parents=True)
+    (set_folder / "holiday.JPG").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"holiday\.JPG.*folder"):
+        get(a=SourceFile("a.bin", URL))
+    assert server.requests == [] and [path.name for path in set_folder.iterdir()] == ["holiday.JPG"]

@@ -1,3 +1,4 @@
+import itertools
 import shutil
 from types import SimpleNamespace
 
@@ -135,6 +136,15 @@ def test_folder_subfolders_are_the_split(tmp_path, load, train, val):
     assert colors(load(tmp_path).test) == test
 
 
+def test_folder_test_subfolder_stays_apart_without_a_validation_subfolder(tmp_path, load):
+    training = {add_picture(tmp_path, f"{i}.png", "train") for i in range(20)}
+    test = {add_picture(tmp_path, f"{i}.png", "test") for i in range(6)}
+    data = load(tmp_path, validation_fraction=0.3)
+    assert colors(data.training) | colors(data.validation) == training
+    assert not colors(data.training) & colors(data.validation)
+    assert colors(data.test) == test
+
+
 def test_folder_of_labels_is_no_split(tmp_path, load):
     """A label may be called train: without val, it is an ordinary subfolder."""
     shades = {add_picture(tmp_path, f"{i}.png", label) for label in ("train", "bus") for i in range(10)}
@@ -182,7 +192,35 @@ def test_folder_cache_follows_changes_and_keys(image_folder, load, cache):
     assert len(list(cache.glob("*.npy"))) == 2
 
 
-@pytest.mark.parametrize("damage", ["cut", "facts", "no facts"])
+def test_folder_cache_forgets_faults_that_may_be_temporary(image_folder, load, cache, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "read_content", refuse_every_fourth(pictures.read_content, OSError(5, "I/O error")))
+        data = load(image_folder)
+        assert len(data.training) + len(data.validation) < 40
+        assert "unreadable" in data.report
+    data = load(image_folder)
+    assert len(data.training) + len(data.validation) == 40
+
+
+def test_folder_without_memory_is_an_error_and_not_a_fault_of_the_picture(image_folder, load, cache, monkeypatch):
+    monkeypatch.setattr(pictures, "read_content", refuse_every_fourth(pictures.read_content, MemoryError()))
+    with pytest.raises(MemoryError):
+        load(image_folder)
+    assert list(cache.glob("*.json")) == []
+
+
+def refuse_every_fourth(function, error):
+    calls = itertools.count(1)
+
+    def refuse(*arguments):
+        if next(calls) % 4 == 0:
+            raise error
+        return function(*arguments)
+
+    return refuse
+
+
+@pytest.mark.parametrize("damage", ["cut", "facts", "infinity", "kind", "no facts"])
 def test_folder_damaged_cache_is_replaced(image_folder, load, cache, damage):
     expected = load(image_folder).fingerprint
     (images,), (facts,) = cache.glob("*.npy"), cache.glob("*.json")
@@ -190,6 +228,10 @@ def test_folder_damaged_cache_is_replaced(image_folder, load, cache, damage):
         images.write_bytes(images.read_bytes()[:-100])
     elif damage == "facts":
         facts.write_text('{"indices": [3, 2], "report": 1}')
+    elif damage == "infinity":
+        facts.write_text('{"indices": [Infinity], "report": {}}')
+    elif damage == "kind":
+        facts.write_text(facts.read_text().replace('"left_out": {', '"left_out": {"odd": [], '))
     else:
         facts.unlink()
     assert load(image_folder).fingerprint == expected

@@ -200,3 +200,9 @@ def test_npz_missing_file_and_folder_are_refused(tmp_path, load):
     for name in ("missing.npz", "."):
         with pytest.raises(UserError, match=r"dataset\.path"):
             load(name)
+
+
+def test_npz_of_binary_values_is_refused(tmp_path, make_config):
+    np.savez(tmp_path / "a.npz", np.random.default_rng(0).integers(0, 2, (5, 8, 8)).astype(np.uint8))
+    with pytest.raises(UserError, match="255"):
+        load_npz(make_config(dataset={"name": "npz", "path": str(tmp_path / "a.npz")}))

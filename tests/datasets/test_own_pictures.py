@@ -1,8 +1,10 @@
 """Pictures of every kind and with every fault in one folder: each decoded pixel, and the report."""
 
+import io
 import os
 import shutil
 import struct
+import zipfile
 import zlib
 
 import numpy as np
@@ -204,7 +206,7 @@ def test_folder_of_every_kind_and_fault(tmp_path, load):
     for kind, names in FAULTS.items():
         assert f"{len(names)}  {kind} (" in counts
     assert "3 gray pictures of more than 8 bits" in data.report
-    assert "1 color pictures of 16 bits" in data.report
+    assert "1 pictures of 16 bits with colors" in data.report
     assert sorted(tmp_path.rglob("*")) == before
     warning = data.warnings[-1]
     total = len(expected) + sum(map(len, FAULTS.values()))
@@ -239,6 +241,34 @@ def test_archive_with_damage_keeps_the_pictures_before(tmp_path, load):
     data = load(archive)
     assert 2 < len(images_of(data)) < len(images_of(load(folder)))
     assert "archive.tar" in data.warnings[-1]
+
+
+def test_archive_split_is_stable_when_a_file_beside_the_top_folder_is_added(tmp_path, load):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(40):
+            archive.writestr(f"top/{i}.png", png_of(i))
+    before = load(path, validation_fraction=0.3)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("0.png", png_of(200))
+    after = load(path, validation_fraction=0.3)
+    for part in ("training", "validation"):
+        grays = [set(getattr(data, part)[:, 0, 0, 0].tolist()) for data in (before, after)]
+        assert grays[0] == grays[1] - {200}
+
+
+def png_of(gray):
+    file = io.BytesIO()
+    Image.new("L", (SIZE, SIZE), gray).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_archive_of_parts_with_most_files_in_one_of_them_is_split_by_them(tmp_path, load):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(40):
+            archive.writestr(f"{'val' if i == 7 else 'train'}/{i}.png", png_of(i))
+    assert load(path).validation[:, 0, 0, 0].tolist() == [7]
 
 
 def test_archive_of_another_kind_is_refused(tmp_path, load):
@@ -279,6 +309,23 @@ def load_one(tmp_path, load):
         return image
 
     return load_one
+
+
+def test_transparent_value_of_a_deep_picture_gets_the_background(tmp_path, load):
+    values = np.random.default_rng(0).integers(1, 4096, (SIZE, SIZE)).astype(np.uint16)
+    values[2:4] = 777
+    for name in "ab":
+        Image.fromarray(values).save(tmp_path / f"{name}.png", transparency=777, dpi=(ord(name), 1))
+    expected = np.where((values == 777)[..., None], np.uint8(BACKGROUND), scaled(values))
+    np.testing.assert_array_equal(images_of(load(tmp_path))[0], expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lab_colors_are_read(tmp_path, make_config, channels):
+    for level in (10, 20):
+        Image.new("LAB", (SIZE, SIZE), (level, 128, 128)).save(tmp_path / f"{level}.tiff")
+    data = load_folder(make_config(image_channels=channels, dataset={"path": str(tmp_path)}))
+    assert data.report == "" and data.training.shape[1] == channels
 
 
 @pytest.mark.parametrize("upright", [False, True])

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nvae.data.picture_folders import picture_files, read_pictures
+from nvae.data.picture_folders import list_pictures, read_pictures
 from nvae.errors import UserError
 
 
@@ -18,19 +18,31 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_picture_files_are_sorted_by_path(folder):
-    assert [file.relative_to(folder).as_posix() for file in picture_files(folder)] == ["a/1.PNG", "b/10.png", "b/2.png"]
+def names(folder):
+    return [picture.name for picture in list_pictures(folder)]
 
 
-def test_picture_files_follow_links(folder, tmp_path_factory):
+def test_list_pictures_has_all_files_sorted_by_name(folder):
+    assert names(folder) == ["a/1.PNG", "a/notes.txt", "b/10.png", "b/2.png"]
+
+
+def test_list_pictures_follows_links(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("linked")
     (elsewhere / "a").symlink_to(folder / "a")
-    assert picture_files(elsewhere) == [elsewhere / "a" / "1.PNG"]
+    assert names(elsewhere) == ["a/1.PNG", "a/notes.txt"]
 
 
-def test_picture_files_of_a_folder_without_pictures_are_refused(tmp_path):
+def test_read_pictures_of_a_folder_without_pictures_are_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("no picture")
     with pytest.raises(UserError, match=str(tmp_path)):
-        picture_files(tmp_path)
+        read_pictures(tmp_path, "L")
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n damaged", b""])
+def test_read_pictures_names_a_damaged_picture(folder, content):
+    (folder / "b" / "3.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"3\.png"):
+        read_pictures(folder, "L")
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
