@@ -17,22 +17,32 @@ class StopRequest:
     signal: int | None = None
 
 
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, by its number, at a place where nothing can be finished first."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Record the first SIGINT, SIGTERM or SIGHUP in the StopRequest; raise KeyboardInterrupt for the second one.
+    """Record the first SIGINT, SIGTERM or SIGHUP in the StopRequest; raise KeyboardInterrupt for a later SIGINT.
 
-    The earlier handlers are restored on exit.
+    A closed terminal sends SIGHUP twice, and a launcher sends SIGTERM after Ctrl-C, so that only a second Ctrl-C asks
+    to quit at once. The earlier handlers are restored on exit.
     """
     request = StopRequest()
 
     def record(number: int, frame: FrameType | None) -> None:
-        if request.signal is not None:
+        if request.signal is None:
+            request.signal = number
+            _print_error(
+                "\nFinishing this step and saving. Press Ctrl-C again to quit now (loses the progress since the last "
+                "checkpoint)."
+            )
+        elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        request.signal = number
-        _print_error(
-            "\nFinishing this step and saving. Press Ctrl-C again to quit now (loses the progress since the last "
-            "checkpoint)."
-        )
 
     with _handled_by(record, signal.SIGINT, *HANGUPS):
         yield request
@@ -40,11 +50,11 @@ def stop_requests() -> Iterator[StopRequest]:
 
 @contextmanager
 def hangups(interrupt: bool) -> Iterator[None]:
-    """Make SIGTERM and SIGHUP (a closed terminal) raise KeyboardInterrupt, as Ctrl-C does, or ignore them."""
+    """Make SIGTERM and SIGHUP (a closed terminal) raise Interrupted, a KeyboardInterrupt, or ignore them."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         if interrupt:
-            raise KeyboardInterrupt
+            raise Interrupted(number)
 
     with _handled_by(handle, *HANGUPS):
         yield
@@ -58,7 +68,9 @@ def _print_error(message: str) -> None:
 
 @contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], None], *signals: int) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in signals}
+    """Handle signals, but for those that the caller of the program ignores, as nohup does with SIGHUP."""
+    handled = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in handled}
     try:
         yield
     finally:

@@ -6,14 +6,15 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TextIO
 
 from nvae.cli.arguments import BAD_INPUT
 from nvae.errors import UserError, is_out_of_memory
+from nvae.signals import hangups
 
-INTERRUPTED = 130
 MEMORY_HINTS = {
     "train": "Set a smaller training_parameters.batch_size, or training_parameters.use_tensor_checkpoints=True, with "
     "--set KEY=VALUE.",
@@ -23,6 +24,7 @@ MEMORY_HINTS = {
 HINTS = {
     "train": (
         (r"start over", "Add --fresh to start over."),
+        (r"continue with the changed data", "Add --continue-with-changed-data to continue."),
         (r"[Ss]et dataset\.path", "For dataset.path, use --data PATH."),
         (r"[Ss]et (a smaller )?(dataset|training_parameters)\.", "Use --set KEY=VALUE, or change the YAML file."),
     ),
@@ -33,6 +35,7 @@ HINTS = {
     "datasets": ((r"[Ss]et dataset\.", "Use --data DIR, or --set KEY=VALUE."),),
     "evaluate": ((r"[Ss]et dataset\.", "Use --dataset NAME and --path FOLDER."),),
 }
+INTERRUPTED = 130
 SAMPLING_MEMORY_HINT = "Ask for fewer images at once, or use --device cpu."
 
 
@@ -99,13 +102,16 @@ def run(main: Callable[[], int | None], command: str = "") -> NoReturn:
 def _exit_code(main: Callable[[], int | None], command: str) -> int:
     try:
         _drop_unusable_backend()
-        return main() or 0
+        with hangups(interrupt=True):
+            return main() or 0
     except UserError as error:
         hints = [hint for pattern, hint in HINTS.get(command, ()) if re.search(pattern, str(error))]
         problem = " ".join([str(error), *hints])
-    except KeyboardInterrupt:
-        print("interrupted.", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        number = getattr(error, "number", signal.SIGINT)
+        by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+        print(f"interrupted{by}.", file=sys.stderr)
+        return 128 + number
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

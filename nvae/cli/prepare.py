@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from nvae.cli.arguments import path_text, positive, print_warnings
 from nvae.errors import UserError
-from nvae.signals import hangups
 
 if TYPE_CHECKING:
     from nvae.data.images import Data
@@ -86,11 +85,10 @@ def run(options: argparse.Namespace) -> None:
     if options.encode and options.lmdb is None:
         raise UserError("--encode is for databases. Use --lmdb DIR as well.")
     config = _config(options)
-    with hangups(interrupt=True):  # as Ctrl-C: unfinished files are removed
-        if options.lmdb is None:
-            _prepare_cache(config, options.source)
-        else:
-            _prepare_lmdb(config, options)
+    if options.lmdb is None:
+        _prepare_cache(config, options.source)
+    else:
+        _prepare_lmdb(config, options)
 
 
 def _prepare_cache(config: ModelConfig, source: str) -> None:

@@ -42,6 +42,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="continue the training of this .checkpoint file, or of the run of this name, where the run has no "
         "checkpoint of its own; the file is kept (default: start with random weights)",
     )
+    parser.add_argument(
+        "--init-from",
+        metavar="MODEL",
+        help="start a new run from the weights of a run, a .model or a .checkpoint of the same networks; the step, the "
+        "schedule and the optimizer start anew (default: random weights)",
+    )
+    parser.add_argument(
+        "--continue-with-changed-data",
+        action="store_true",
+        help="continue although pictures were added, removed or changed (default: refuse)",
+    )
     add_device(parser)
     parser.add_argument(
         "--fresh",
@@ -70,4 +81,14 @@ def run(options: argparse.Namespace) -> None:
     name = options.name or "_".join(filter(None, (config_path(options.config).stem, options.dataset)))
     checkpoint = find_model(options.checkpoint) if options.checkpoint else None
     progress = sys.stderr.isatty()
-    train(config, name, options.device, options.fresh, on_event=print_event, progress=progress, checkpoint=checkpoint)
+    train(
+        config,
+        name,
+        options.device,
+        options.fresh,
+        on_event=print_event,
+        progress=progress,
+        checkpoint=checkpoint,
+        init_from=find_model(options.init_from) if options.init_from else None,
+        continue_with_changed_data=options.continue_with_changed_data,
+    )

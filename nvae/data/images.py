@@ -25,6 +25,7 @@ class Data:
     test: Tensor | None = None  # uint8 (N, C, S, S); None where the validation part is all that is kept from training
     warnings: tuple[str, ...] = ()
     report: str = ""  # a text on every picture that was left out or changed, for data_report.txt
+    recipe: str = ""  # of images that the program draws: what they depend on beside the version of Pillow
 
     @cached_property
     def fingerprint(self) -> str:
@@ -35,6 +36,13 @@ class Data:
             step = part.numel() // FINGERPRINT_BYTES + 1
             digest.update(np.ascontiguousarray(part[::step].numpy()))
         return digest.hexdigest()
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """The digests by which a checkpoint may know these images: of their recipe, if there is one, and the pixels."""
+        if not self.recipe:
+            return (self.fingerprint,)
+        return (hashlib.blake2b(self.recipe.encode(), digest_size=16).hexdigest(), self.fingerprint)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Data:
         """Apply a function of uint8 images to every part."""

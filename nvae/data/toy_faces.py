@@ -16,6 +16,7 @@ from nvae.data.toy_face_attributes import face
 from nvae.data.toy_face_drawing import draw
 from nvae.schema import ModelConfig
 
+DRAWING_VERSION = 1  # to be raised when a face looks different
 FIRST_VALIDATION = 1_000_000_000  # the largest number of training images, so that the two parts never overlap
 
 
@@ -35,4 +36,8 @@ def load_toy_faces(config: ModelConfig, progress: bool = False) -> Data:
     training, validation = (torch.from_numpy(draw_faces(part, config.input_dimension, progress)) for part in parts)
     if config.image_channels == 1:
         training, validation = to_grayscale(training), to_grayscale(validation)
-    return Data(training, validation)
+    recipe = (
+        f"toy_faces {DRAWING_VERSION}: {dataset.training_images} {dataset.validation_images} images, "
+        f"{config.image_channels} x {config.input_dimension} x {config.input_dimension}"
+    )
+    return Data(training, validation, recipe=recipe)

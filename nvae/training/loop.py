@@ -49,6 +49,8 @@ def train(
     on_event: Callable[[Event], object] | None = None,
     progress: bool = True,
     checkpoint: str | Path | None = None,
+    init_from: str | Path | None = None,
+    continue_with_changed_data: bool = False,
 ) -> Path:
     """Train a model, or continue its training, to the end of its schedule; return the path of the result.
 
@@ -59,6 +61,8 @@ def train(
     on_event: receives what happens, `print_event` for example. progress: show progress bars.
     checkpoint: a .checkpoint file whose training is continued where the run has no checkpoint yet. The file stays as it
     is, and the same keys may change as in a run.
+    init_from: a .model or .checkpoint file whose weights a new run starts from.
+    continue_with_changed_data: continue although the images are not those of the checkpoint, with a warning.
     Sets options of the whole process that make training faster. Raises UserError, and Stopped after Ctrl-C or SIGTERM,
     with the state saved.
     """
@@ -77,7 +81,8 @@ def train(
             raise UserError("the processes have different images. Put the same data set on every machine.")
         trainer = Trainer(config, data, selected, ranks)
         reporter = Reporter(on_event if ranks.is_first else lambda event: None)
-        return _Training(trainer, name, Path(folder), reporter, progress).run(fresh, checkpoint)
+        trainer.continue_with_changed_data = continue_with_changed_data
+        return _Training(trainer, name, Path(folder), reporter, progress).run(fresh, checkpoint, init_from)
 
 
 class _Training:
@@ -90,7 +95,7 @@ class _Training:
         self.folder = folder / RUNS / name
         self.clock = Clock()
 
-    def run(self, fresh: bool, checkpoint: str | Path | None) -> Path:
+    def run(self, fresh: bool, checkpoint: str | Path | None, init_from: str | Path | None) -> Path:
         trainer, reporter = self.trainer, self.reporter
         continues = self.ranks.from_first(lambda: self.checkpoint.exists() and not fresh)
         start = self.checkpoint if continues else checkpoint
@@ -103,6 +108,9 @@ class _Training:
             reporter.warn(warning)
         if not start:
             trainer.calibrate()
+            if init_from:
+                trainer.initialize(Path(init_from))
+                reporter.info(f"starting from the weights of {init_from}")
         if not continues and self.ranks.is_first:
             trainer.save(self.checkpoint)  # before the first step, so that a folder without write access fails early
         step, groups = trainer.progress.step, len(trainer.model.groups)
@@ -153,7 +161,7 @@ class _Training:
                             self.clock.start()
                         finished = trainer.is_finished
                         signal_number = self.ranks.any_number(stop.signal)
-                        if signal_number is not None and not finished:
+                        if signal_number is not None:
                             self._stop(signal_number)
                         if finished:
                             break
@@ -299,9 +307,10 @@ class _Training:
             trainer.save(self.checkpoint)
         self.ranks.wait()  # torchrun ends the other processes as soon as one has ended
         self.bars.close()
+        epochs = trainer.schedule.epochs
         self.reporter.info(
-            f"stopped in epoch {trainer.progress.epoch + 1} of {trainer.schedule.epochs}, "
-            f"step {trainer.progress.step}, and saved {self.checkpoint}. To continue, run the same command again."
+            f"stopped in epoch {min(trainer.progress.epoch + 1, epochs)} of {epochs}, step {trainer.progress.step}, "
+            f"and saved {self.checkpoint}. To continue, run the same command again."
         )
         raise Stopped(128 + signal_number)
 

@@ -25,7 +25,9 @@ def training_state(trainer: Trainer) -> dict[str, Any]:
     Keys: the parts of `trainer.evolving`; data, the fingerprint of the images; with an EMA also model, the weights
     that the optimizer changes.
     """
-    state = {name: part.state_dict() for name, part in trainer.evolving.items()} | {"data": trainer.data.fingerprint}
+    state = {name: part.state_dict() for name, part in trainer.evolving.items()} | {
+        "data": trainer.data.fingerprints[0]
+    }
     if trainer.ema is not None:
         state["model"] = {name: tensor.contiguous() for name, tensor in trainer.model.state_dict().items()}
     return state
@@ -59,11 +61,14 @@ def restore_training(trainer: Trainer, path: Path) -> list[str]:
         )
     if any(state["step"] < 0 for state in training["optimizer"]["state"].values()):
         raise CheckpointError(f"{path} holds a training state that does not fit: a negative number of steps.")
-    if training["data"] != trainer.data.fingerprint:
-        raise UserError(
-            f"the images of the data set {trainer.config.dataset.name} are not those that {path} was trained on. "
-            "Restore the old images, or start over."
-        )
+    if training["data"] not in trainer.data.fingerprints:
+        changed = f"the images of the data set {trainer.config.dataset.name} are not those that {path} was trained on"
+        if not trainer.continue_with_changed_data:
+            raise UserError(
+                f"{changed}. Restore the old images, start over, or continue with the changed data: the training then "
+                "differs from one without a change."
+            )
+        warnings.append(f"{changed}; it continues with {len(trainer.data.training):,} training images")
     restore(trainer.eval_model, content, path)
     restore(trainer.model, content | {"weights": training.get("model", content["weights"])}, path)
     trainer.metadata = content["metadata"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from nvae.checkpoint import save
+from nvae.checkpoint import load, restore, save, with_best_weights
 from nvae.data.images import Data
 from nvae.data.training_images import TrainingImages, epoch_order, training_images
 from nvae.devices import half_dtype
@@ -88,6 +88,7 @@ class Trainer:
         self.history = ValidationHistory()
         self.best_weights = BestWeights()  # filled with early stopping only
         self.metadata: dict[str, Any] = {}
+        self.continue_with_changed_data = False  # in `resume`
 
     @property
     def eval_model(self) -> HierarchicalVAE:
@@ -110,6 +111,12 @@ class Trainer:
         return DistributedDataParallel(
             self.model, device_ids=[self.device] if on_gpu else None, broadcast_buffers=not synchronized
         )
+
+    def initialize(self, path: Path) -> None:
+        """Take the weights and statistics of a file of the same networks. Raises CheckpointError."""
+        content = self.ranks.from_first(lambda: with_best_weights(load(path), path))
+        for model in {self.model, self.eval_model}:
+            restore(model, content, path)
 
     def share_statistics(self) -> None:
         """Give all ranks the running statistics of the first one, which differ without synchronized batch norms."""

@@ -1,0 +1,106 @@
+"""train.py under torchrun: several processes on this machine, with gloo."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from nvae.checkpoint import load
+
+CONFIG = """channel_towers: 4
+number_of_scales: 2
+initial_splits_per_scale: 1
+exponential_scaling: 1
+latent_size: 2
+input_dimension: 8
+num_blocks_prepost: 1
+num_cells_per_block_prepost: 1
+cells_per_split_enc: 1
+cells_per_input_dec: 1
+dataset: {name: toy_faces, training_images: 24, validation_images: 8, horizontal_flip: true}
+training_parameters: {batch_size: 6, epochs: 2, epochs_per_checkpoint: 1, evaluation_samples: 2, ema_decay: 0.9}
+"""
+CHECKPOINT = "saved_weights/small.checkpoint"
+PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+@pytest.fixture
+def start(tmp_path, root):
+    """A function: start train.py in tmp_path, as one process or with torchrun; all processes are ended at the end."""
+    (tmp_path / "small.yaml").write_text(CONFIG)
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    started = []
+
+    def start(*options, ranks=True):
+        arguments = [sys.executable, *(PROCESSES if ranks else ()), str(root / "train.py"), "small.yaml", *options]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process = subprocess.Popen(arguments, cwd=tmp_path, env=environment, start_new_session=True, **pipes)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=150)
+    return process.returncode, output
+
+
+def wait_for(path, seconds=60):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.1)
+
+
+def test_torchrun_trains_as_one_process_and_another_number_continues(start, tmp_path):
+    code, output = finish(start())
+    assert code == 0, output
+    assert output.count("epoch 2/2") == 1
+    ranks = load(tmp_path / CHECKPOINT)
+    (tmp_path / "saved_weights").rename(tmp_path / "of_ranks")
+    (tmp_path / "runs").rename(tmp_path / "runs_of_ranks")
+    assert finish(start(ranks=False))[0] == 0
+    one = load(tmp_path / CHECKPOINT)
+    for name, tensor in one["weights"].items():
+        torch.testing.assert_close(ranks["weights"][name], tensor, rtol=1e-3, atol=1e-4)
+    assert ranks["training"]["progress"] == one["training"]["progress"]
+    assert ranks["metadata"]["kl_per_group"] == pytest.approx(one["metadata"]["kl_per_group"], rel=1e-3, abs=1e-4)
+    # One process continues what two began.
+    (tmp_path / "of_ranks" / "small.checkpoint").replace(tmp_path / CHECKPOINT)
+    code, output = finish(start("--epochs", "3", ranks=False))
+    assert code == 0 and "epoch 3/3" in output
+
+
+def test_torchrun_killed_process_ends_all_and_the_checkpoint_is_whole(start, tmp_path):
+    process = start("--epochs", "100000")
+    wait_for(tmp_path / CHECKPOINT)
+    time.sleep(1)
+    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    assert len(workers) == 2
+    os.kill(int(workers[1]), signal.SIGKILL)
+    before = time.monotonic()
+    code, _ = finish(process)
+    assert code != 0 and time.monotonic() - before < 30
+    step = load(tmp_path / CHECKPOINT)["training"]["progress"]["step"]
+    code, output = finish(start("--epochs", str(step // 4 + 1), ranks=False))
+    assert code == 0, output
+
+
+def test_torchrun_signal_stops_all_at_one_step_with_a_checkpoint(start, tmp_path):
+    process = start("--epochs", "100000")
+    wait_for(tmp_path / CHECKPOINT)
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code != 0
+    assert output.count("stopped in epoch") == 1
+    progress = load(tmp_path / CHECKPOINT)["training"]["progress"]
+    assert f"step {progress['step']}," in output
