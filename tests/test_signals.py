@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from nvae.signals import hangups, stop_requests
+from nvae.signals import Interrupted, hangups, stop_requests
 
 
 class Reentrant(io.StringIO):
@@ -47,3 +47,31 @@ def test_hangups_interrupt_or_are_ignored():
         os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), hangups(interrupt=True):
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("second", [signal.SIGHUP, signal.SIGTERM])
+def test_stop_requests_only_ctrl_c_asks_twice(second):
+    """A closed terminal sends SIGHUP twice (fault 35)."""
+    with stop_requests() as request:
+        for number in (signal.SIGHUP, second, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert request.signal == signal.SIGHUP
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_signals_that_are_ignored_stay_ignored():
+    """nohup ignores SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requests() as request, hangups(interrupt=True):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.signal is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_hangups_raise_the_number_of_the_signal():
+    with pytest.raises(Interrupted) as raised, hangups(interrupt=True):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert raised.value.number == signal.SIGTERM

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -321,3 +322,46 @@ def test_resume_of_version1_with_other_regularized_convolutions_starts_their_vec
     assert len(trainer.resume(tmp_path / "a.checkpoint")) == 1
     assert all(torch.equal(own[name], tensor) for name, tensor in trainer.regularizers.state_dict().items())
     assert trainer.progress.step == 4
+
+
+def test_resume_with_changed_data_only_when_asked(make_trainer, tmp_path, data):
+    trainer = make_trainer()
+    advance(trainer, 2)
+    trainer.save(tmp_path / "a.checkpoint")
+    changed = make_trainer()
+    changed.data = replace(data, training=data.training.flip(0))
+    with pytest.raises(UserError, match="changed data"):
+        changed.resume(tmp_path / "a.checkpoint")
+    changed.continue_with_changed_data = True
+    (warning,) = changed.resume(tmp_path / "a.checkpoint")
+    assert "14 training images" in warning
+    assert changed.progress.step == 2
+
+
+def test_resume_accepts_the_recipe_or_the_pixels_of_drawn_images(make_trainer, tmp_path, data):
+    """A checkpoint from before there were recipes has the digest of the pixels."""
+    trainer = make_trainer()
+    trainer.save(tmp_path / "pixels.checkpoint")
+    trainer.data = replace(data, recipe="faces 1")
+    trainer.resume(tmp_path / "pixels.checkpoint")
+    trainer.save(tmp_path / "recipe.checkpoint")
+    trainer.data = replace(data, recipe="faces 1", training=data.training // 2)  # drawn by another Pillow
+    trainer.resume(tmp_path / "recipe.checkpoint")
+    trainer.data = replace(data, recipe="faces 2", training=data.training // 2)
+    with pytest.raises(UserError, match="images"):
+        trainer.resume(tmp_path / "recipe.checkpoint")
+
+
+@pytest.mark.parametrize("decay", [None, 0.5])
+def test_initialize_takes_the_weights_alone(make_trainer, tmp_path, decay):
+    trained = make_trainer()
+    advance(trained, 2)
+    save(trained.model, tmp_path / "a.model")
+    trainer = make_trainer(ema_decay=decay)
+    trainer.initialize(tmp_path / "a.model")
+    for model in (trainer.model, trainer.eval_model):
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(model.state_dict().values(), trained.model.state_dict().values(), strict=True)
+        )
+    assert trainer.progress.step == 0 and not trainer.optimizer.state
