@@ -26,8 +26,8 @@ class BatchSource:
     """The images of a data set as batches on a device.
 
     Images that fit are kept on the device: on a CPU up to `memory_limit`, on an accelerator up to RESIDENT_SHARE of its
-    free memory. Other batches are read in threads before they are needed, from memory or from a memory-mapped file, and
-    copied to a CUDA device while the device computes. The batches are the same in all cases.
+    free memory. Other batches are read in threads before they are needed, from memory or from a memory-mapped file; a
+    CUDA device gets them from pinned memory, without a wait. The batches are the same in all cases.
     """
 
     def __init__(self, images_u8: Tensor, device: torch.device) -> None:
@@ -47,15 +47,14 @@ class BatchSource:
             return
         with closing(map_in_threads(self._read, indices, THREADS, AHEAD)) as batches:
             for images_u8 in batches:
-                yield images_u8.to(self._device, non_blocking=True)
+                # Without a wait only from pinned memory: PyTorch keeps that memory until the copy is done.
+                yield images_u8.to(self._device, non_blocking=self._device.type == "cuda")
 
     def _read(self, indices: Tensor) -> Tensor:
         """Read a batch to memory that the device can copy from, in a thread."""
         # NumPy's indexing stays in this thread; torch's would start a team of threads for each thread that calls it.
-        stored, images_u8 = (
-            self._images_u8.numpy(),
-            torch.empty(len(indices), *self._images_u8.shape[1:], dtype=torch.uint8),
-        )
+        stored = self._images_u8.numpy()
+        images_u8 = torch.empty(len(indices), *stored.shape[1:], dtype=torch.uint8)
         for part, target in zip(indices.split(READ_AT_ONCE), images_u8.split(READ_AT_ONCE), strict=True):
             target.numpy()[:] = stored[part.numpy()]
             release_pages()

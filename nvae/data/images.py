@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors in memory, and the operations that turn them into a model's input."""
+"""Data sets as uint8 tensors, and the operations that turn them into a model's input."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ CHUNK = 256  # images converted at once: a whole data set as float32 could excee
 
 @dataclass(frozen=True)
 class Data:
-    """A data set, split into disjoint parts. `warnings` holds sentences for the user, for example on bad files."""
+    """A data set, split into disjoint parts. `warnings` holds sentences for the user, for example on bad files.
+
+    A part may be larger than the memory: a tensor in a memory-mapped file. Read all images with `chunks` of
+    `memory_maps.py`, and make copies with `new_images` of `cache.py`.
+    """
 
     training: Tensor  # uint8 (N, C, S, S)
     validation: Tensor  # uint8 (N, C, S, S)
