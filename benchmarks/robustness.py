@@ -1,7 +1,7 @@
 """Break training and files in many ways, and count what happens: python3 benchmarks/robustness.py
 
-Every line of the result is a kind of attack with its counts. "lost", "traceback", "hang", "executed", "wrong weights" and
-"different from the twin" must be absent. A short version runs in the test suite (tests/test_robustness.py).
+Every line of the result is a kind of attack with its counts. "lost", "traceback", "hang", "executed", "wrong weights"
+and "different from the twin" must be absent. A short version runs in the test suite.
 """
 
 from __future__ import annotations

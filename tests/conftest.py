@@ -96,6 +96,22 @@ def make_config() -> Callable[..., ModelConfig]:
 
 
 @pytest.fixture
+def resident() -> Callable[[Path], int]:
+    """A function: the bytes of a memory-mapped file that count as memory of this process (Linux)."""
+
+    def resident(file: Path) -> int:
+        total, counts = 0, False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            if "-" in line.split(" ", 1)[0]:  # the first line of a mapping
+                counts = line.endswith(f" {file}")
+            elif counts and line.startswith("Rss:"):
+                total += 1024 * int(line.split()[1])
+        return total
+
+    return resident
+
+
+@pytest.fixture
 def config(make_config: Callable[..., ModelConfig]) -> ModelConfig:
     """The config of a tiny model."""
     return make_config()

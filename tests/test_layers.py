@@ -21,7 +21,7 @@ LAYERS = [
     {"migrations"},
     {"models"},
     {"schema"},
-    {"devices", "seeds", "signals", "errors", "files", "progress", "ranks"},
+    {"devices", "seeds", "signals", "errors", "files", "memory_maps", "progress", "ranks"},
 ]
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 PACKAGE = Path(__file__).resolve().parent.parent / "nvae"

@@ -1,4 +1,4 @@
-"""Keep the decoded images of a data set in a file for later runs, in a folder of the program."""
+"""Images in files of a folder of the program: decoded ones for later runs, and arrays larger than the memory limit."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ import math
 import os
 import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from nvae.devices import available_bytes
 from nvae.errors import UserError
 from nvae.files import UNFINISHED, WriteError, atomic_write
+from nvae.memory_maps import with_release
 
+MEMORY_LIMIT = 4 * 2**30  # bytes of an array of images; a larger array is kept in a memory-mapped file
+MEMORY_SHARE = 0.25  # of the machine's memory: the limit of a small machine
 SPARE_BYTES = 2**20
 ABANDONED = 24 * 3600  # seconds after which an unfinished file is from a program that was killed
 
@@ -32,6 +39,44 @@ def cache_folder() -> Path:
         return Path(os.path.expanduser(chosen))
     system = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
     return Path(system or os.path.expanduser("~/.cache"), "nvae")
+
+
+def memory_limit() -> int:
+    """Return the size in bytes above which an array of images is kept in a memory-mapped file.
+
+    The limit is $NVAE_MEMORY_LIMIT, in GiB, or else 4 GiB, or a quarter of the memory of a small machine. Raises
+    UserError for a variable that is not a positive number.
+    """
+    if not (chosen := os.environ.get("NVAE_MEMORY_LIMIT")):
+        memory = available_bytes(torch.device("cpu"))
+        return MEMORY_LIMIT if memory is None else min(MEMORY_LIMIT, int(MEMORY_SHARE * memory))
+    with suppress(ValueError):
+        if 0 < (limit := float(chosen) * 2**30) < math.inf:
+            return int(limit)
+    raise UserError(
+        f"the environment variable NVAE_MEMORY_LIMIT is {chosen!r}, expected a positive number of GiB. Set "
+        "NVAE_MEMORY_LIMIT to 4, for example, or unset the variable."
+    )
+
+
+def new_images(*shape: int) -> Tensor:
+    """Return a uint8 tensor of this shape to fill, with any values.
+
+    A tensor above `memory_limit` is a memory-mapped file without a name in the cache folder; the file vanishes with the
+    tensor. Raises UserError for a full disk or a folder without write access.
+    """
+    if math.prod(shape) <= memory_limit():
+        return torch.empty(shape, dtype=torch.uint8)
+    folder = cache_folder()
+    with _explained(math.prod(shape)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                _reserve(file.fileno(), folder, math.prod(shape))
+                array = np.memmap(file, np.uint8, "r+", shape=shape)
+        except OSError as error:
+            raise WriteError(folder, error) from error
+    return torch.from_numpy(with_release(array))
 
 
 class CachedImages(NamedTuple):
@@ -48,40 +93,35 @@ class CachedImages(NamedTuple):
         return cache_folder() / f"{self.group}_{self.key}.npy"
 
     def read(self, shape: tuple[int, ...]) -> tuple[np.ndarray, Any] | None:
-        """Return the images, a memory-mapped array that can be changed in memory, and the facts.
+        """Return the images, a memory-mapped array, and the facts.
 
-        Returns None where there are no such files, and for damaged ones.
+        Changes of the array do not reach the file; they last until the next `release_pages`. Returns None where there
+        are no such files, and for damaged ones.
         """
         try:
             facts = json.loads(self.path.with_suffix(".json").read_bytes())
             images_u8 = np.lib.format.open_memmap(self.path, "c")
         except (OSError, ValueError, RecursionError):
             return None
-        return (images_u8, facts) if images_u8.shape == shape and images_u8.dtype == np.uint8 else None
+        if images_u8.shape != shape or images_u8.dtype != np.uint8:
+            return None
+        return with_release(images_u8), facts
 
-    @contextmanager
-    def write(self, shape: tuple[int, ...], facts: dict[str, Any]) -> Iterator[np.ndarray]:
-        """Yield a memory-mapped uint8 array to fill, while `facts` is filled too; keep both on success.
+    def write(self, shape: tuple[int, ...], fill: Callable[[np.ndarray], dict[str, Any]]) -> None:
+        """Keep what `fill` writes into a memory-mapped uint8 array, and the facts that `fill` returns.
 
-        Without facts, no later `read` returns the images.
-
-        Removes the outdated files of the group. Raises UserError for a full disk or a folder without write access.
+        Removes the outdated files of the group. Two programs may write the same images at once. Raises UserError for a
+        full disk or a folder without write access.
         """
-        num_bytes = math.prod(shape)
-        try:
-            with atomic_write(self.path) as temporary:
-                _reserve(temporary, num_bytes)
-                images_u8 = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-                yield images_u8
-                images_u8.flush()
-                if facts:
-                    with atomic_write(self.path.with_suffix(".json")) as file:
-                        file.write_text(json.dumps(facts), encoding="ascii")
-        except WriteError as error:
-            raise UserError(
-                f"{error} The file holds decoded images, {num_bytes / 2**30:.1f} GiB. Set the environment variable "
-                "NVAE_CACHE to a folder with enough space, or use a smaller input_dimension."
-            ) from error
+        with _explained(math.prod(shape)), atomic_write(self.path) as temporary:
+            images_u8 = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+            with open(temporary, "rb+") as file:
+                _reserve(file.fileno(), temporary.parent, temporary.stat().st_size)
+            facts = fill(with_release(images_u8))
+            images_u8.flush()
+            with atomic_write(self.path.with_suffix(".json")) as file:
+                file.write_text(json.dumps(facts), encoding="ascii")
+            del images_u8  # on Windows, a mapped file cannot be renamed
         self._remove_outdated()
 
     def _remove_outdated(self) -> None:
@@ -92,7 +132,29 @@ class CachedImages(NamedTuple):
                     file.unlink()
 
 
-def _reserve(file: Path, num_bytes: int) -> None:
-    """Raise OSError if the disk has too little space: a memory-mapped write to a full disk would kill the process."""
-    if shutil.disk_usage(file.parent).free < num_bytes + SPARE_BYTES:
+def _reserve(file: int, folder: Path, num_bytes: int) -> None:
+    """Allocate the bytes of a file in a folder, and raise OSError if the disk has too little space.
+
+    A memory-mapped write to a full disk would kill the process.
+    """
+    if shutil.disk_usage(folder).free < num_bytes + SPARE_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    try:
+        os.posix_fallocate(file, 0, num_bytes)
+    except AttributeError:  # not on this system: the file grows when it is mapped
+        pass
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # not on this file system
+            raise
+
+
+@contextmanager
+def _explained(num_bytes: int) -> Iterator[None]:
+    """Add to a WriteError what the file is for, and what to do."""
+    try:
+        yield
+    except WriteError as error:
+        raise UserError(
+            f"{error} The file holds images, {num_bytes / 2**30:.1f} GiB. Set the environment variable NVAE_CACHE to a "
+            "folder with enough space, or use a smaller input_dimension."
+        ) from error

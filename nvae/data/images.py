@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors in memory, and the operations that turn them into a model's input."""
+"""Data sets as uint8 tensors, and the operations that turn them into a model's input."""
 
 from __future__ import annotations
 
@@ -12,13 +12,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nvae.data.cache import new_images
+from nvae.memory_maps import chunks, release_pages
+
 FINGERPRINT_BYTES = 2**30
 CHUNK = 256  # images converted at once: a whole data set as float32 could exceed the memory
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set, split into disjoint parts. `warnings` holds sentences for the user, for example on bad files."""
+    """A data set, split into disjoint parts. `warnings` holds sentences for the user, for example on bad files.
+
+    A part may be larger than the memory: a tensor in a memory-mapped file. Read all images with `chunks` of
+    `memory_maps.py`, and make copies with `new_images` of `cache.py`.
+    """
 
     training: Tensor  # uint8 (N, C, S, S)
     validation: Tensor  # uint8 (N, C, S, S)
@@ -34,7 +41,8 @@ class Data:
         for part in (self.training, self.validation):
             digest.update(repr(tuple(part.shape)).encode())
             step = part.numel() // FINGERPRINT_BYTES + 1
-            digest.update(np.ascontiguousarray(part[::step].numpy()))
+            for chunk in chunks(part[::step], CHUNK):
+                digest.update(np.ascontiguousarray(chunk.numpy()))
         return digest.hexdigest()
 
     @property
@@ -138,7 +146,16 @@ def to_grayscale(images_u8: Tensor) -> Tensor:
 
 def map_chunks(function: Callable[[Tensor], Tensor], images_u8: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Apply a function from (B, ...) to integer values (B, *shape) to chunks of uint8 (N, ...); returns (N, *shape)."""
-    result = images_u8.new_empty((len(images_u8), *shape))
-    for source, target in zip(images_u8.split(CHUNK), result.split(CHUNK), strict=True):
+    result = new_images(len(images_u8), *shape)
+    for source, target in zip(chunks(images_u8, CHUNK), result.split(CHUNK), strict=True):
         target.copy_(function(source))
+    return result
+
+
+def select(images_u8: Tensor, indices: Tensor) -> Tensor:
+    """Return a copy of the images (N, ...) with these indices, (B, ...)."""
+    result = new_images(len(indices), *images_u8.shape[1:])
+    for chosen, target in zip(indices.split(CHUNK), result.split(CHUNK), strict=True):
+        target.copy_(images_u8[chosen])
+        release_pages()
     return result

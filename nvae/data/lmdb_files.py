@@ -28,6 +28,7 @@ from nvae.data.paths import dataset_folder
 from nvae.data.pictures import DecodedPictures, Picture, decode_pictures, with_reports
 from nvae.errors import UserError
 from nvae.files import DISK_FULL, atomic_folder
+from nvae.memory_maps import chunks
 from nvae.schema import ModelConfig
 
 DATABASES = {"training": "train.lmdb", "validation": "validation.lmdb", "test": "test.lmdb"}  # of each part
@@ -200,10 +201,11 @@ def _write_database(lmdb: ModuleType, path: Path, images_u8: Tensor, encode: boo
     try:
         # The folder is private until it is complete: no lock is needed, and one flush at the end.
         with bar, lmdb.open(str(path), map_size=INITIAL_BYTES, lock=False, sync=False) as environment:
-            for start in range(0, len(images_u8), CHUNK):
-                chunk = images_u8[start : start + CHUNK]
+            for number, chunk in enumerate(chunks(images_u8, CHUNK)):
                 _put(
-                    lmdb, environment, {str(i).encode(): _value(image, encode) for i, image in enumerate(chunk, start)}
+                    lmdb,
+                    environment,
+                    {str(i).encode(): _value(image, encode) for i, image in enumerate(chunk, number * CHUNK)},
                 )
                 bar.update(len(chunk))
             environment.sync(True)

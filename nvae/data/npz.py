@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from nvae.data.cache import new_images
 from nvae.data.image_files import MAX_PIXELS
-from nvae.data.images import CHUNK, Data, resize, to_grayscale
+from nvae.data.images import CHUNK, Data, resize, select, to_grayscale
 from nvae.data.paths import dataset_path
-from nvae.devices import available_bytes
 from nvae.errors import UserError
+from nvae.memory_maps import releasing
 from nvae.schema import ModelConfig
 from nvae.seeds import seeded
 
@@ -67,7 +68,6 @@ def load_npz(config: ModelConfig, progress: bool = False) -> Data:
     arrays = _choose_arrays(file)
     for array in arrays.values():
         _check(array, file)
-    _check_memory(arrays, file, config)
     parts = {part: _read_images(array, file, config, progress) for part, array in arrays.items()}
     if max(images_u8.max().item() for images_u8 in parts.values()) == 1:
         raise UserError(f"the largest value in {file} is 1; expected values from 0 to 255. Save 255 * images.")
@@ -86,7 +86,7 @@ def _split(images_u8: Tensor, validation_fraction: float, file: Path) -> Data:
     validation = min(max(round(validation_fraction * count), 1), count - 1)
     order = torch.randperm(count, generator=seeded(0, "validation images"))
     chosen, remaining = (indices.sort().values for indices in (order[:validation], order[validation:]))
-    return Data(images_u8[remaining], images_u8[chosen])
+    return Data(select(images_u8, remaining), select(images_u8, chosen))
 
 
 # ----------------------------------------------------------------------------------------------- choosing and checking
@@ -143,26 +143,16 @@ def _check(array: _Array, file: Path) -> None:
         )
 
 
-def _check_memory(arrays: dict[str, _Array], file: Path, config: ModelConfig) -> None:
-    count, size = sum(array.shape[0] for array in arrays.values()), config.input_dimension
-    needed, available = count * config.image_channels * size**2, available_bytes(torch.device("cpu"))
-    if available is not None and needed > available:
-        raise UserError(
-            f"the {count:,} images of {file} need {needed / 2**30:.1f} GiB of memory at {size} x {size} pixels, but "
-            f"this machine has {available / 2**30:.1f} GiB. Set a smaller input_dimension, or save fewer images."
-        )
-
-
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
 def _read_images(array: _Array, file: Path, config: ModelConfig, progress: bool) -> Tensor:
     """Read the images of an array as uint8 (N, C, S, S)."""
     count, size = array.shape[0], config.input_dimension
-    images_u8 = torch.empty(count, config.image_channels, size, size, dtype=torch.uint8)
+    images_u8 = new_images(count, config.image_channels, size, size)
     start = 0
     with tqdm(total=count, desc=f"reading {file}", leave=False, disable=not progress, delay=1) as bar:
-        for chunk in _read_chunks(array, file):
+        for chunk in releasing(_read_chunks(array, file)):
             chunk = torch.from_numpy(chunk)
             if chunk.ndim == 3:
                 chunk = chunk[:, None]
@@ -189,7 +179,7 @@ def _read_chunks(array: _Array, file: Path) -> Iterator[np.ndarray]:
     count, image_bytes = array.shape[0], math.prod(array.shape[1:])
     step = max(1, min(CHUNK, CHUNK_BYTES // image_bytes))
     with _readable(file), _open(file, array.name) as stream:
-        _read_header(stream)
+        read_header(stream)
         for start in range(0, count, step):
             length = min(step, count - start)
             content = bytearray(stream.read(length * image_bytes))
@@ -200,7 +190,7 @@ def _read_chunks(array: _Array, file: Path) -> Iterator[np.ndarray]:
 def _read_headers(file: Path) -> dict[str, _Array]:
     if not _is_zip(file):
         with _open(file, "") as stream:
-            header = _read_header(stream)
+            header = read_header(stream)
             return {"": _Array("", *header, file.stat().st_size - stream.tell())}
     arrays = {}
     with zipfile.ZipFile(file) as archive:
@@ -208,12 +198,12 @@ def _read_headers(file: Path) -> dict[str, _Array]:
             if member.filename.endswith(".npy"):
                 name = member.filename.removesuffix(".npy")
                 with archive.open(member) as stream:
-                    header = _read_header(stream)
+                    header = read_header(stream)
                     arrays[name] = _Array(name, *header, member.file_size - stream.tell())
     return arrays
 
 
-def _read_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+def read_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Return shape, whether the order is Fortran's, and type; the stream is then at the first value."""
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):

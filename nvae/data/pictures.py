@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, NoReturn, TypeVar
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -19,19 +18,17 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from nvae.data.cache import CachedImages
+from nvae.data.cache import CachedImages, memory_limit
 from nvae.data.decoding import fit, has_deep_colors, is_deep, picture_keys
 from nvae.data.image_files import open_image, read_content, without_pillow_warnings
-from nvae.data.images import Data
+from nvae.data.images import CHUNK, Data
 from nvae.data.picture_report import FaultKind, PictureError, PictureReport, is_other_file
+from nvae.data.threads import map_in_threads
+from nvae.errors import UserError
+from nvae.memory_maps import releasing
 from nvae.schema import DatasetConfig, ModelConfig, PictureDataset
 
-MEMORY_LIMIT = 4 * 2**30  # bytes of decoded images; a larger set is kept in a memory-mapped file for later runs
 VERSION = 1  # of the decoder: images that another version decoded are not used again
-
-
-_Job = TypeVar("_Job")
-_Result = TypeVar("_Result")
 
 
 class Picture(NamedTuple):
@@ -73,28 +70,30 @@ def decode_pictures(
 
     A picture that cannot be used is left out and named in the report, never an error. source: the path of the folder or
     archive, for messages. leave_out_duplicates: of files with the same bytes, use the first one alone.
-    Images that exceed MEMORY_LIMIT are kept in a memory-mapped file of the cache folder, and used again as long as the
-    pictures stay the same. cache: keep any number of images. The number of threads is `training_parameters.workers`.
-    Raises UserError if the images cannot be written.
+    Images that exceed `memory_limit` are kept in a memory-mapped file of the cache folder, and used again as long as
+    the pictures stay the same. cache: keep any number of images. The number of threads is
+    `training_parameters.workers`. Raises UserError if the images cannot be written.
     """
     shape = (len(pictures), config.image_channels, config.input_dimension, config.input_dimension)
     cached = _cached_images(pictures, config, source, leave_out_duplicates)
-    if (found := cached.read(shape)) is not None and (decoded := _from_cache(*found)) is not None:
+    if (decoded := _from_cache(cached, shape)) is not None:
         return decoded
 
     def decode(images_u8: np.ndarray) -> tuple[list[int], PictureReport, bool]:
         return _decode(pictures, images_u8, config, source, progress, leave_out_duplicates)
 
-    if math.prod(shape) <= (0 if cache else MEMORY_LIMIT):
+    def decode_to_cache(images_u8: np.ndarray) -> dict[str, Any]:
+        indices, report, is_final = decode(images_u8)
+        return {"indices": indices, "report": asdict(report), "final": is_final}
+
+    if not cache and math.prod(shape) <= memory_limit():
         images_u8 = np.empty(shape, np.uint8)
         indices, report, _ = decode(images_u8)
-    else:
-        facts: dict[str, Any] = {}
-        with cached.write(shape, facts) as images_u8:
-            indices, report, is_final = decode(images_u8)
-            if is_final:
-                facts |= {"indices": indices, "report": asdict(report)}
-    return DecodedPictures(torch.from_numpy(images_u8)[: len(indices)], indices, report)
+        return DecodedPictures(torch.from_numpy(images_u8)[: len(indices)], indices, report)
+    cached.write(shape, decode_to_cache)
+    if (decoded := _from_cache(cached, shape, accept_temporary=True)) is None:
+        raise UserError(f"the cache file {cached.path} was changed by another program. Start again.")
+    return decoded
 
 
 def with_reports(data: Data, *decoded: DecodedPictures) -> Data:
@@ -130,9 +129,17 @@ def _digest(texts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _from_cache(images_u8: np.ndarray, facts: Any) -> DecodedPictures | None:
-    """Return what `decode_pictures` kept in a file; None for a damaged file."""
+def _from_cache(cached: CachedImages, shape: tuple[int, ...], accept_temporary: bool = False) -> DecodedPictures | None:
+    """Return what `decode_pictures` kept in a file; None for no file and for a damaged one.
+
+    accept_temporary: also images without those whose faults may be gone by now.
+    """
+    if (found := cached.read(shape)) is None:
+        return None
+    images_u8, facts = found
     try:
+        if not facts["final"] and not accept_temporary:
+            return None
         indices, report = list(map(int, facts["indices"])), PictureReport.from_dict(facts["report"])
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
@@ -182,8 +189,8 @@ def _decode(
     results: list[_Facts | PictureError] = [PictureError("broken")] * len(pictures)
     jobs = ((pictures[i], _open_in_turn(pictures[i])) for i in order)
     bar = tqdm(order, f"reading {source}", unit=" files", leave=False, disable=not progress, delay=1)
-    with without_pillow_warnings(), closing(_map_in_threads(decode, jobs, threads)) as decoded:
-        for i, (image_u8, result) in zip(bar, decoded, strict=True):
+    with without_pillow_warnings(), closing(map_in_threads(decode, jobs, threads, ahead=2 * threads)) as decoded:
+        for i, (image_u8, result) in zip(bar, releasing(decoded, CHUNK), strict=True):
             results[i] = result
             if image_u8 is not None:
                 images_u8[i] = image_u8
@@ -227,18 +234,6 @@ def _as_fault(error: Exception) -> PictureError:
     return PictureError("broken", str(error) or type(error).__name__)
 
 
-def _map_in_threads(function: Callable[[_Job], _Result], jobs: Iterable[_Job], threads: int) -> Iterator[_Result]:
-    """Apply a function to jobs in threads; yield the results in order. Few jobs wait at a time, which saves memory."""
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[_Result]] = deque()
-        for job in jobs:
-            waiting.append(pool.submit(function, job))
-            if len(waiting) > 2 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
 def _collect(
     pictures: Sequence[Picture],
     results: Sequence[_Facts | PictureError],
@@ -250,7 +245,7 @@ def _collect(
     indices: list[int] = []
     faults: dict[str, PictureError] = {}
     first: dict[bytes, str] = {}  # name of the first picture by digest
-    for i, (picture, result) in enumerate(zip(pictures, results, strict=True)):
+    for i, (picture, result) in enumerate(releasing(zip(pictures, results, strict=True), CHUNK)):
         if isinstance(result, _Facts) and result.digest is not None:
             original = first.setdefault(result.digest, picture.name)
             if original != picture.name:

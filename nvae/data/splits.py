@@ -7,8 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from nvae.data.images import Data, pad_or_resize, resize, to_grayscale
+from nvae.data.cache import new_images
+from nvae.data.images import CHUNK, Data, pad_or_resize, resize, select, to_grayscale
 from nvae.errors import UserError
+from nvae.memory_maps import chunks
 from nvae.schema import DownloadedDataset, ModelConfig
 from nvae.seeds import seeded
 
@@ -33,7 +35,7 @@ def split(training: Tensor, test: Tensor | None, dataset: DownloadedDataset, val
         )
     order = torch.randperm(len(training), generator=seeded(dataset.split_seed, "validation images"))
     validation, remaining = (indices.sort().values for indices in (order[:count], order[count:]))
-    return Data(training[remaining], training[validation], test)
+    return Data(select(training, remaining), select(training, validation), test)
 
 
 def split_arrays(
@@ -67,10 +69,11 @@ def _concatenated(parts: list[Tensor]) -> Tensor:
     """Concatenate and remove the parts of a list, one by one, so that no image is in memory twice."""
     if len(parts) == 1:
         return parts.pop()
-    result = parts[0].new_empty((sum(map(len, parts)), *parts[0].shape[1:]))
+    result = new_images(sum(map(len, parts)), *parts[0].shape[1:])
     end = len(result)
     while parts:
         part = parts.pop()
         end -= len(part)
-        result[end : end + len(part)] = part
+        for source, target in zip(chunks(part, CHUNK), result[end : end + len(part)].split(CHUNK), strict=True):
+            target.copy_(source)
     return result

@@ -11,6 +11,7 @@ from torch import Tensor
 from nvae.arguments import ArgumentError, check_choice, check_count, check_images_u8, check_seeds
 from nvae.data.images import dequantize, to_float
 from nvae.evaluation.active_units import ActiveUnits
+from nvae.memory_maps import release_pages
 from nvae.models.distributions import Noise, map_tensors
 from nvae.models.hierarchy import DecoderState, FromPosterior, HierarchicalVAE, TopDownOutput
 from nvae.models.modes import eval_mode
@@ -139,6 +140,7 @@ def evaluate(
                 if model.config.dataset.dequantize:
                     noise = seeded(seed, "dequantization in validation", batch.start, model.device)
                     targets = dequantize(targets, model.config.pixel_bits, noise)
+                release_pages()
                 features = model.bottom_up(images)
                 generator = seeded(seed, "validation", batch.start, model.device)
                 if active_units is not None:

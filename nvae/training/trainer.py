@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from nvae.checkpoint import load, restore, save, with_best_weights
+from nvae.data.batches import BatchSource
 from nvae.data.images import Data
 from nvae.data.training_images import TrainingImages, epoch_order, training_images
 from nvae.devices import half_dtype
@@ -207,11 +208,23 @@ class Trainer:
         return epoch_order(len(self.data.training), self.config, self.progress.epoch)
 
     def batches(self) -> Iterator[Tensor]:
-        """Yield the next batch, uint8 (B, C, S, S), until the epoch ends. Call `step` with each before the next one."""
-        epoch, order = self.progress.epoch, self.order()
+        """Yield the next batch, uint8 (B, C, S, S), until the epoch ends. Call `step` with each before the next one.
+
+        The progress decides which batch is the next one, not what the source has read in advance.
+        """
+        epoch, order, size = self.progress.epoch, self.order(), self.batch_size
         while self.progress.epoch == epoch:
-            first = self.progress.image
-            yield self.data.training[order[first : first + self.batch_size]]
+            starts = range(self.progress.image, len(order) - size + 1, size)
+            with closing(self._batch_source.batches(order[first : first + size] for first in starts)) as batches:
+                for first, images_u8 in zip(starts, batches, strict=True):
+                    if (self.progress.epoch, self.progress.image) != (epoch, first):
+                        break  # training has gone to another position
+                    yield images_u8
+
+    @cached_property
+    def _batch_source(self) -> BatchSource:
+        """The training images, kept where they fit beside the model and the state of its training."""
+        return BatchSource(self.data.training, self.device)
 
     # ----------------------------------------------------------------------------------------------------- one step
 

@@ -1,10 +1,13 @@
 """No test of a data set reaches the network; `server` stands in for the publishers."""
 
 import io
+import shutil
 import sys
 import types
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from nvae.data import downloads
 from nvae.data.registry import load_data
@@ -66,3 +69,33 @@ def medmnist(monkeypatch):
     monkeypatch.setitem(sys.modules, "medmnist", types.ModuleType("medmnist"))
     monkeypatch.setitem(sys.modules, "medmnist.info", info)
     return info.INFO
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The folder of the cache, for sets of more than a thousand bytes."""
+    monkeypatch.setenv("NVAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NVAE_MEMORY_LIMIT", str(1000 / 2**30))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of random pictures, a broken file and a duplicate."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for i in range(60):
+        Image.fromarray(random.integers(0, 256, (10, 12, 3), np.uint8)).save(folder / f"{i}.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(30))
+    shutil.copy(folder / "3.png", folder / "copy.png")
+    return folder
+
+
+@pytest.fixture
+def picture_config(make_config, pictures):
+    """The config of a tiny model on these pictures."""
+    return make_config(
+        dataset={"name": "folder", "path": str(pictures)},
+        training_parameters={"batch_size": 8, "epochs": 1, "evaluation_samples": 1},
+    )

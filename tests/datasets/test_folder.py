@@ -155,18 +155,10 @@ def test_folder_of_labels_is_no_split(tmp_path, load):
 # --------------------------------------------------------------------------------------------------------- the cache
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """The folder of the cache, for sets of more than a thousand bytes."""
-    monkeypatch.setenv("NVAE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(pictures, "MEMORY_LIMIT", 1000)
-    return tmp_path / "cache"
-
-
 def test_folder_larger_than_the_memory_limit_is_cached_and_used_again(image_folder, load, cache, monkeypatch):
     before = sorted(image_folder.rglob("*"))
     first = load(image_folder)
-    monkeypatch.setattr(pictures, "MEMORY_LIMIT", 2**20)
+    monkeypatch.setenv("NVAE_MEMORY_LIMIT", "1")
     monkeypatch.setattr(pictures, "fit", None)  # decoding a picture again would fail
     again = load(image_folder)
     assert (again.fingerprint, again.report, again.warnings) == (first.fingerprint, first.report, first.warnings)

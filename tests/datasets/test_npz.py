@@ -172,14 +172,6 @@ def test_npz_declared_sizes_are_checked_before_reading(tmp_path, load, name, sha
         load(name)
 
 
-def test_npz_larger_than_the_memory_is_refused(tmp_path, images, load, monkeypatch):
-    np.savez(tmp_path / "a.npz", images)
-    monkeypatch.setattr(npz_module, "available_bytes", lambda device: N * 3 * 8 * 8 - 1)
-    with pytest.raises(UserError, match="20 images.*memory"):
-        load()
-    load(size=4)
-
-
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed, np.save])
 def test_npz_damaged_files_are_refused(tmp_path, images, load, save):
     file = tmp_path / ("a.npy" if save is np.save else "a.npz")

@@ -57,6 +57,29 @@ def test_progress_counts_epochs_steps_and_images(make_trainer):
     assert trainer.epoch == pytest.approx(4 / 3)
 
 
+@pytest.mark.parametrize("limit", ["1", "1e-9"])  # GiB: images at hand, and images that are read ahead in threads
+def test_batches_follow_the_progress_wherever_it_goes(make_trainer, monkeypatch, limit):
+    monkeypatch.setenv("NVAE_MEMORY_LIMIT", limit)
+    trainer = make_trainer()
+    images, order, batches = trainer.data.training, trainer.order(), trainer.batches()
+    for image in (0, 0, 4, 8, 4, 8, 0):  # without a step, one after another, and back to an earlier position
+        trainer.progress.image = image
+        assert torch.equal(next(batches), images[order[image : image + 4]])
+    trainer.progress.image = 8
+    trainer.step(next(batches))
+    assert list(batches) == []
+    assert (trainer.progress.epoch, trainer.progress.image) == (1, 0)
+
+
+def test_steps_are_the_same_with_batches_read_ahead(make_trainer, monkeypatch):
+    kept, streamed = make_trainer(), make_trainer()
+    for trainer in (kept, streamed):
+        advance(trainer, 2)
+        assert sum(1 for _ in range(2) for batch in trainer.batches() if trainer.step(batch)) == 4
+        monkeypatch.setenv("NVAE_MEMORY_LIMIT", "1e-9")
+    assert not differences(everything(kept), everything(streamed))
+
+
 def test_batch_size_is_at_most_the_data_set(make_trainer):
     trainer = make_trainer(batch_size=100)
     assert (trainer.batch_size, trainer.steps_per_epoch) == (14, 1)

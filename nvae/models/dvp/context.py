@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from nvae.memory_maps import chunks
 from nvae.models.distributions import at_least_float32
 from nvae.models.dvp.config import DVPConfig
 from nvae.models.ladder.network import resize
@@ -63,7 +64,7 @@ class DCTContext(nn.Module):
     def calibrate(self, images_u8: Tensor) -> None:
         """Set `scale` from images, uint8 (N, C, S, S); a coefficient below 1 in all images gets the scale 1."""
         largest = torch.zeros_like(self.scale[0])
-        for chunk in images_u8.split(CHUNK):
+        for chunk in chunks(images_u8, CHUNK):
             images = (chunk.to(self.scale.device) >> self.shift).float() / self.max_value
             largest = torch.maximum(largest, self.coefficients(images).floor().abs().amax(0))
         self.scale.copy_(torch.where(largest > 0, largest, 1.0))
