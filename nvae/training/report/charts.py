@@ -156,12 +156,12 @@ def _png(colors: np.ndarray[Any, Any]) -> str:
 def _ticks(low: float, high: float) -> list[float]:
     from matplotlib.ticker import MaxNLocator
 
-    return [float(tick) for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
+    return [float(tick) for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
     """Return round values between powers of ten."""
-    exponents = range(math.floor(low), math.ceil(high) + 1)
+    exponents = range(max(math.floor(low), -300), min(math.ceil(high), 300) + 1)
     steps = (1, 2, 5) if high - low < 2 else (1,)
     ticks = [s * 10.0**e for e in exponents for s in steps if low <= e + math.log10(s) <= high]
     return ticks[:: -(-len(ticks) // 6) or 1]

@@ -112,13 +112,14 @@ def utc_time() -> str:
 
 
 def _charts(record: RunRecord) -> list[Chart]:
-    end = max((line["epoch"] for line in record.metrics), default=0.0)
+    end = max((float(line["epoch"]) for line in record.metrics), default=0.0)
     routine = (STARTED, CONTINUED, STOPPED, FINISHED, EARLY_STOPPING)
     marks = [Tick(event["epoch"], event["text"]) for event in record.events if event["kind"] not in routine]
     charts = []
     for title, unit, names, log in CHARTS:
         curves = {
-            name: [(line["epoch"], line[key]) for line in record.metrics if key in line] for name, key in names.items()
+            name: [(float(line["epoch"]), float(line[key])) for line in record.metrics if key in line]
+            for name, key in names.items()
         }
         if title == "Skipped steps" and not any(value for _, value in curves["skipped"]):
             continue

@@ -17,6 +17,7 @@ from nvae.checkpoint import CheckpointError, checkpoint_path, load, model_path, 
 from nvae.config import load_config
 from nvae.errors import UserError
 from nvae.models.families import build_model
+from nvae.models.hierarchy import HierarchicalVAE
 from nvae.schema import ModelConfig
 from nvae.summary import group_name
 from nvae.training.loggers import EVENTS_FILE, METRICS_FILE, is_event, read_events, read_metrics
@@ -49,12 +50,16 @@ class Validation(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What a checkpoint, a model file or a trainer knows of a run. position: None in a model file."""
+    """What a checkpoint, a model file or a trainer knows of a run.
+
+    position: None in a model file. groups: names of the latent groups, of a trainer only.
+    """
 
     config: ModelConfig
     metadata: dict[str, Any]
     position: Position | None = None
     validations: tuple[Validation, ...] = ()
+    groups: tuple[str, ...] = ()
 
 
 @dataclass
@@ -170,7 +175,7 @@ def read_run(name: str, root: Path = Path("."), saved: Saved | None = None) -> R
             record.config = load_config(record.folder / "config.yaml")
         except UserError as error:
             record.problems.append(str(error))
-    record.groups = _group_names(record.config)
+    record.groups = list(saved.groups) if saved and saved.groups else _group_names(record.config)
     if not record.folder.is_dir():
         record.problems.append(f"there is no folder {record.folder} with the metrics of the run.")
     _read_metrics(record, saved)
@@ -184,7 +189,7 @@ def record_of(trainer: Trainer, name: str, root: Path) -> RunRecord:
     """Return the record of a training in progress. root: the folder with runs/."""
     progress = trainer.progress
     position = Position(progress.step, trainer.epoch, progress.images_seen, progress.skipped_steps)
-    return read_run(name, root, Saved(trainer.config, trainer.metadata, position))
+    return read_run(name, root, Saved(trainer.config, trainer.metadata, position, groups=group_names(trainer.model)))
 
 
 def run_name(path: Path) -> str:
@@ -290,7 +295,7 @@ def _read_evaluation(record: RunRecord) -> dict[str, Any]:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
         content = None
-    if isinstance(content, dict):
+    if isinstance(content, dict) and isinstance(content.get("elbo"), dict):
         return content
     record.problems.append(f"{file} is damaged.")
     return {}
@@ -300,5 +305,9 @@ def _group_names(config: ModelConfig | None) -> list[str]:
     if config is None:
         return []
     with torch.device("meta"):
-        model = build_model(config)
-    return [group_name(model, index) for index in range(len(model.groups))]
+        return list(group_names(build_model(config)))
+
+
+def group_names(model: HierarchicalVAE) -> tuple[str, ...]:
+    """Return the names of the latent groups of a model, top first."""
+    return tuple(group_name(model, index) for index in range(len(model.groups)))

@@ -27,8 +27,7 @@ def run_text(record: RunRecord) -> str:
     rows = [("run", f"{record.name}: {state_text(record)}")]
     rows += [("config", config_line(record)), ("data", data_line(record))]
     rows += [(fact.name, f"{fact.value}{f' ({fact.remark})' if fact.remark else ''}") for fact in key_facts(record)]
-    if record.evaluation:
-        facts = evaluation_facts(record.evaluation)
+    if facts := evaluation_facts(record.evaluation):
         texts = [f"{fact.name} {fact.value}, {fact.remark}" for fact in facts]
         rows.append(("evaluation", f"{'; '.join(texts)}; {evaluation_images(record.evaluation)}"))
     if (record.folder / "report.html").exists():
