@@ -14,7 +14,8 @@ from PIL import Image
 from nvae.training.report.facts import number
 
 WIDTH, HEIGHT = 440, 220
-LEFT, RIGHT, TOP, BOTTOM = 52, 8, 10, 24  # margins of a chart
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 10, 24  # margins of a chart
+FRAME = {"left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM, "width": WIDTH, "height": HEIGHT}
 MAX_BUCKETS = 150  # of a curve; each keeps its smallest and its largest value
 MAX_COLUMNS = 120  # of a heat map
 MAX_LABELS = 24  # beside a heat map
@@ -39,7 +40,7 @@ class Line(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """Curves with two axes. cut: whether early values are outside of the frame."""
+    """Curves with two axes. cut: whether extreme values are outside of the frame."""
 
     title: str
     unit: str
@@ -64,7 +65,9 @@ class HeatMap(NamedTuple):
     scale: str  # the colors
 
 
-def chart(title: str, unit: str, curves: dict[str, Curve], end: float, marks: Sequence[Tick], log: bool = False) -> Any:
+def chart(
+    title: str, unit: str, curves: dict[str, Curve], end: float, marks: Sequence[Tick], log: bool = False
+) -> Chart | None:
     """Return a Chart of curves by name, from epoch 0 to `end`; None without a value. marks: events at epochs."""
     curves = {name: thinned(curve) for name, curve in curves.items() if curve}
     values = [value for curve in curves.values() for _, value in curve]
@@ -75,9 +78,10 @@ def chart(title: str, unit: str, curves: dict[str, Curve], end: float, marks: Se
     early = max((len(curve) for curve in curves.values()), default=0) // 10
     late = [value for curve in curves.values() for _, value in curve[early:]] or values
     low, high = min(values), max(values)
-    cut = not log and high - low > 3 * (max(late) - min(late)) > 0
+    usual_low, usual_high = (float(bound) for bound in np.quantile(np.array(late) / 2, (0.02, 0.98)) * 2)
+    cut = not log and high / 2 - low / 2 > 3 * (usual_high / 2 - usual_low / 2) > 0
     if cut:
-        low, high = min(late), max(late)
+        low, high = usual_low, usual_high
     if log:
         low, high = math.log10(low), math.log10(high)
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
@@ -137,7 +141,7 @@ def heat_map(groups: list[str], epochs: Sequence[float], kl_per_group: Sequence[
         _png(colors(np.clip(values / largest, 0, 1))[..., :3]),
         round(height),
         [Tick(round(LEFT + width * (i + 0.5), 1), number(epochs[columns[i]])) for i in range(0, len(columns), stride)],
-        [Tick(round(TOP + cell * (i + 0.5), 1), groups[i]) for i in range(0, len(groups), step)],
+        [Tick(round(TOP + cell * (i + 0.5), 1), groups[i].partition(":")[0]) for i in range(0, len(groups), step)],
         [number(epochs[i]) for i in columns],
         groups,
         [[f"{value:.4g}" for value in row] for row in values],

@@ -178,7 +178,7 @@ def _validation_texts(validation: Validation) -> tuple[str, str]:
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.2%} of the steps" if part and whole > 0 else ""
+    return f"{100 * part / whole:.2g}% of the steps" if part and whole > 0 else ""
 
 
 def _estimate(value: Any) -> tuple[float, float | None] | None:

@@ -16,7 +16,7 @@ from nvae.config import config_to_yaml
 from nvae.data.image_files import open_image
 from nvae.files import atomic_write
 from nvae.training.report import facts
-from nvae.training.report.charts import Chart, HeatMap, Tick, chart, heat_map
+from nvae.training.report.charts import FRAME, Chart, HeatMap, Tick, chart, heat_map
 from nvae.training.report.record import CONTINUED, EARLY_STOPPING, FINISHED, STARTED, STOPPED, RunRecord
 
 PAGE_FILE = "report.html"
@@ -89,6 +89,7 @@ def render_page(record: RunRecord) -> str:
         config_line=facts.config_line(record),
         data_line=facts.data_line(record),
         facts=facts.key_facts(record),
+        frame=FRAME,
         charts=_charts(record),
         heat_map=heat,
         bars=bars,
