@@ -1,6 +1,7 @@
-"""Describe a config, a model file, or a picture that one of the commands has saved.
+"""Describe a config, a run, a model file, or a picture that one of the commands has saved.
 
-For a config or a model: levels, parameters and cost. For a picture: the settings that made it.
+For a config or a model: levels, parameters and cost. For a run: also what the run did, and how to continue. For a
+picture: the settings that made it.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nvae.cli.models import find_model
 from nvae.errors import UserError
 
 PICTURE_SUFFIXES = (".png", ".gif", ".webp")
@@ -18,26 +18,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         metavar="WHAT",
-        help="the name of a config or of a trained run, a YAML, .checkpoint or .model file, or a .png, .gif or .webp "
-        "result; a name of both means the config",
+        help="the name of a run or of a config, the folder of a run, a YAML, .checkpoint or .model file, or a .png, "
+        ".gif or .webp result; a name of both means the run",
+    )
+    parser.add_argument(
+        "--html",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="also write the page of a run: curves, samples, KL per group, events, config; without FILE, to "
+        "runs/NAME/report.html (default: write nothing)",
     )
 
 
 def run(options: argparse.Namespace) -> None:
     path = Path(options.what)
+    if options.html and Path(options.html).suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--html is '{options.html}', expected the name of a file that ends with .html.")
     if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file():
         _describe_picture(path)
         return
-    from nvae.checkpoint import load
-    from nvae.config import available_configs, is_yaml, load_config
+    from nvae.config import is_yaml, load_config
     from nvae.summary import summary
+    from nvae.training.report.page import write_page
+    from nvae.training.report.record import find_run
+    from nvae.training.report.text import run_text
 
-    if options.what not in available_configs():
-        path = Path(find_model(options.what))
-    if path.is_file() and not is_yaml(path):
-        print(summary(load(path)["config"]))
-    else:
+    record = None if is_yaml(path) else find_run(options.what)
+    if record is None:
+        if options.html is not None:
+            raise UserError(f"'{options.what}' is not a run: --html needs the name or the folder of one.")
         print(summary(load_config(options.what)))
+        return
+    if record.config is not None:
+        print(summary(record.config), end="\n\n")
+    print(run_text(record))
+    if options.html is not None:
+        if record.is_empty:
+            raise UserError(f"'{options.what}' has no training that a page could show.")
+        print(f"\nthe page is {write_page(record, Path(options.html) if options.html else None)}")
 
 
 def _describe_picture(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from nvae.schema import ModelConfig
 
 FOLDER = Path("runs")
 METRICS_FILE = "metrics.jsonl"
+EVENTS_FILE = "events.jsonl"
 WANDB_ID_FILE = "wandb_id.txt"
 
 
@@ -181,6 +183,17 @@ class RunLogger:
         self.metrics.append(metrics)
         self._for_all(lambda logger: logger.log(metrics))
 
+    def log_event(self, event: dict[str, Any]) -> None:
+        """Append an event to events.jsonl: `step` and `epoch` are the position, `kind` is a word, `text` a sentence.
+
+        The file keeps all events of a run, also those after the step that a run continues from.
+        """
+        file = self.folder / EVENTS_FILE
+        try:
+            _append_line(file, json.dumps(event))
+        except OSError as error:
+            self._warn(f"{file} cannot be written, so this event is missing there: {event['text']}: {error}")
+
     def log_images(self, tag: str, image: Image.Image, step: int) -> None:
         """Record a picture with every logger."""
         self._for_all(lambda logger: logger.log_images(tag, image, step))
@@ -203,11 +216,40 @@ class RunLogger:
         return True
 
 
-def read_metrics(file: Path, groups: int) -> tuple[list[dict[str, Any]], int]:
-    """Return the lines of a metrics.jsonl, and the number of damaged lines. groups: number of latent groups."""
+def read_metrics(file: Path, groups: int | None) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines of a metrics.jsonl, and the number of damaged lines.
+
+    groups: number of latent groups; None if unknown, then that of the first line with a kl_per_group.
+    """
     raw = file.read_bytes().splitlines() if file.exists() else []
+    if groups is None:
+        lists = (line.get("kl_per_group") for line in map(_parse, raw) if isinstance(line, dict))
+        groups = next((len(kl) for kl in lists if isinstance(kl, list)), 0)
     lines = [line for line in map(_parse, raw) if line is not None and _is_valid(line, groups)]
     return lines, len(raw) - len(lines)
+
+
+def read_events(file: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the events of an events.jsonl, in the order in which they happened, and the number of damaged lines."""
+    raw = file.read_bytes().splitlines() if file.exists() else []
+    events = [event for event in map(_parse, raw) if is_event(event)]
+    return events, len(raw) - len(events)
+
+
+def is_event(value: Any) -> bool:
+    """Return whether a value from a file is an event as `RunLogger.log_event` takes it."""
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("kind", "text")):
+        return False
+    return isinstance(value.get("step"), int) and all(_is_number(value.get(key)) for key in ("step", "epoch"))
+
+
+def _append_line(file: Path, line: str) -> None:
+    """Append a line to a text file; a last line that was cut off stays a line of its own."""
+    with open(file, "ab+") as stream:
+        if stream.tell():
+            stream.seek(-1, os.SEEK_END)
+            line = line if stream.read(1) == b"\n" else f"\n{line}"
+        stream.write(f"{line}\n".encode())
 
 
 def _parse(raw: bytes) -> Any:

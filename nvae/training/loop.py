@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import signal
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -33,6 +34,8 @@ from nvae.training.memory import explained_out_of_memory, memory_warning
 from nvae.training.metrics import Clock, health_warnings, metrics_line, metrics_text, with_bound
 from nvae.training.previews import draw_curves, draw_data, draw_film, draw_reconstructions, draw_samples
 from nvae.training.progress_bars import ProgressBars
+from nvae.training.report.page import utc_time, write_page
+from nvae.training.report.record import CONTINUED, EARLY_STOPPING, FINISHED, STARTED, STOPPED, record_of
 from nvae.training.trainer import RECOVERY_ADVICE, Trainer
 
 
@@ -92,7 +95,7 @@ class _Training:
         self.trainer, self.name, self.reporter, self.progress = trainer, name, reporter, progress
         self.ranks = trainer.ranks
         self.checkpoint, self.model_path = checkpoint_path(name, folder), model_path(name, folder)
-        self.folder = folder / RUNS / name
+        self.root, self.folder = folder, folder / RUNS / name
         self.clock = Clock()
 
     def run(self, fresh: bool, checkpoint: str | Path | None, init_from: str | Path | None) -> Path:
@@ -119,6 +122,9 @@ class _Training:
             self._evaluate(self._result()[0])
             return self.model_path
         self.logger = RunLogger(self.folder, trainer.config, step, groups, reporter.warn)
+        if not trainer.is_finished:
+            how = f"continued from {start}" if start else "started"
+            self._log_event(CONTINUED if start else STARTED, f"training {how}, {utc_time()}")
         self._write_data_report()
         self._try_to_draw(lambda: draw_data(trainer.data, trainer.config, self.folder))
         try:
@@ -129,7 +135,9 @@ class _Training:
                 if model is not trainer.eval_model:
                     self._try_to_draw(lambda: self._draw(model))
                 self._try_to_draw(lambda: draw_film(self.folder))
+                self._log_end()
             self._evaluate(model)
+            self._write_page()
         finally:
             self.logger.close()
         reporter.info(f"the result is {self.model_path}; pictures and metrics are in {self.folder}/")
@@ -188,6 +196,7 @@ class _Training:
             trainer.save(self.checkpoint)
             self.bars.activity("drawing")
             self._try_to_draw(lambda: self._draw(trainer.model_for_pictures()))
+            self._write_page()
         self.bars.activity("")
 
     def _validate(self) -> dict[str, Any]:
@@ -232,6 +241,25 @@ class _Training:
             self.logger.log_images("reconstructions", picture, step)
         names = [group_name(model, index) for index in range(len(model.groups))]
         draw_curves(self.logger.metrics, names, self.folder)
+
+    def _write_page(self) -> None:
+        """Write report.html. An error is a warning: training continues without the page."""
+        try:
+            write_page(record_of(self.trainer, self.name, self.root))
+        except Exception as error:  # from files, pictures of any content, charts
+            self.reporter.warn(f"the page of the run could not be written: {error}", once=f"page: {error}")
+
+    def _log_event(self, kind: str, text: str) -> None:
+        trainer = self.trainer
+        event = {"step": trainer.progress.step, "epoch": round(trainer.epoch, 4), "kind": kind, "text": text}
+        self.logger.log_event(event)
+
+    def _log_end(self) -> None:
+        trainer, patience = self.trainer, self.trainer.schedule.early_stopping_patience
+        if trainer.stopped_early:
+            self._log_event(EARLY_STOPPING, f"no better validation for {patience} epochs, {utc_time()}")
+        else:
+            self._log_event(FINISHED, f"all epochs are done, {utc_time()}")
 
     def _try_to_draw(self, draw: Callable[[], object]) -> None:
         try:
@@ -305,6 +333,8 @@ class _Training:
         trainer = self.trainer
         if self.ranks.is_first:
             trainer.save(self.checkpoint)
+            self._log_event(STOPPED, f"{signal.Signals(signal_number).name} received, state saved, {utc_time()}")
+            self._write_page()
         self.ranks.wait()  # torchrun ends the other processes as soon as one has ended
         self.bars.close()
         epochs = trainer.schedule.epochs

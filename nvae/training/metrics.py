@@ -109,7 +109,11 @@ class Clock:
 
     def time_left(self, images: int) -> str:
         """Return the time of a number of images as a text."""
-        seconds = max(images, 0) / max(self.images_per_second(), 1e-9)
-        if seconds > 5400:
-            return f"{seconds / 3600:.1f} h"
-        return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+        return duration_text(max(images, 0) / max(self.images_per_second(), 1e-9))
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration as a text, such as "1.5 h"."""
+    if seconds > 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"

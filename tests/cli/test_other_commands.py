@@ -82,6 +82,37 @@ def test_summary_takes_the_name_of_a_run(command, configs):
     assert by_name != command("-m", "summary", "little").out  # a config's name means the config
 
 
+def test_summary_of_a_run_says_what_it_did_and_how_to_continue(command, trained):
+    for what in ("little", "runs/little", MODEL, "saved_weights/final_result_little.model"):
+        code, out, _ = command("-m", "summary", what)
+        assert code == 0
+        assert "finished, epoch 1 of 1" in out
+        assert "KL per latent group" in out
+    line = command("-m", "summary", "little").out.splitlines()[-1].split()
+    assert line[:3] == ["python3", "-m", "nvae"]
+    assert command("-m", *line[3:]).code == 0  # --epochs 2
+    assert "finished, epoch 2 of 2" in command("-m", "summary", "little").out
+
+
+def test_summary_writes_the_page(command, trained):
+    page = trained / "runs" / "little" / "report.html"
+    page.unlink()
+    assert command("-m", "summary", "little", "--html").code == 0
+    assert command("-m", "summary", "little", "--html", "here.html").code == 0
+    assert page.read_text("utf-8").startswith("<!DOCTYPE html>")
+    assert (trained / "here.html").exists()
+    command("-m", "summary", "little", "--html", MODEL).assert_refused("--html")
+
+
+def test_summary_without_a_run_refuses_a_page(command, tools, configs):
+    for what in ("little", "saved_weights/tiny.checkpoint"):
+        assert command("-m", "summary", what).code == 0
+        command("-m", "summary", what, "--html").assert_refused(what)
+    (configs / "runs" / "none").mkdir(parents=True)
+    command("-m", "summary", "runs/none").assert_refused("none")
+    command("-m", "summary", "model_configs").assert_refused("model_configs")
+
+
 def test_summary_of_a_picture_prints_its_settings(command, trained, files):
     command("sample.py", "little", "0.7", "0", "--seed", "5", "--out", "a.png")
     lines = [line.split(maxsplit=1) for line in command("-m", "summary", "a.png").out.splitlines()]

@@ -6,6 +6,7 @@ from nvae.config import ConfigError
 from nvae.evaluation.likelihood import evaluate
 from nvae.schema import TrainingParameters
 from nvae.training import loop
+from nvae.training.loggers import read_events
 from nvae.training.schedules import Validation, stops_early
 
 from .helpers import advance, differences, everything
@@ -96,6 +97,8 @@ def test_train_stopped_early_stays_stopped_and_continues_with_more_patience(run,
     assert checkpoint.read_bytes() == before
     assert all(torch.equal(result[name], tensor) for name, tensor in load(path)["weights"].items())
     assert any("early_stopping_patience" in text for text in texts)
+    events, _ = read_events(tmp_path / "runs" / "small" / "events.jsonl")
+    assert [(event["kind"], event["epoch"]) for event in events] == [("started", 0.0), ("early stopping", 5.0)]
     run(early_stopping_patience=5)
     assert load(checkpoint)["training"]["progress"]["epoch"] == 7
     path, _ = run()  # without early stopping, to the end, with the last weights

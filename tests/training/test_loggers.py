@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from nvae.training import loggers
-from nvae.training.loggers import RunLogger, read_metrics
+from nvae.training.loggers import RunLogger, read_events, read_metrics
 
 LINE = {"step": 3, "epoch": 1.0, "loss": 2.5, "kl_per_group": [0.5, 1.5]}
 
@@ -102,6 +102,39 @@ def test_run_logger_takes_another_logger(config, tmp_path, monkeypatch):
     logger.log_images("samples", Image.new("RGB", (4, 2)), 3)
     logger.close()
     assert calls == [(tmp_path, config, 9), LINE, ("samples", (4, 2), 3), "closed"]
+
+
+EVENT = {"step": 3, "epoch": 1.5, "kind": "recovery", "text": "back to step 2"}
+
+
+def test_run_logger_appends_events_and_keeps_them_when_a_run_continues(config, tmp_path):
+    for step in (9, 2):  # the second one continues from an earlier step
+        logger, warnings = run_logger(config, tmp_path, step=step)
+        logger.log_event(EVENT | {"step": step})
+        logger.close()
+    assert read_events(tmp_path / "events.jsonl") == ([EVENT | {"step": 9}, EVENT | {"step": 2}], 0)
+    assert warnings == []
+
+
+def test_run_logger_event_after_a_line_that_was_cut_off(config, tmp_path):
+    (tmp_path / "events.jsonl").write_bytes(json.dumps(EVENT).encode() + b'\n{"step": 4, "ep')
+    logger, _ = run_logger(config, tmp_path)
+    logger.log_event(EVENT | {"step": 5})
+    assert read_events(tmp_path / "events.jsonl") == ([EVENT, EVENT | {"step": 5}], 1)
+
+
+@pytest.mark.parametrize("change", [{"step": 1.5}, {"step": True}, {"epoch": None}, {"kind": 1}, {"text": []}], ids=str)
+def test_read_events_leaves_out_damaged_ones(tmp_path, change):
+    (tmp_path / "events.jsonl").write_text(json.dumps(EVENT | change))
+    assert read_events(tmp_path / "events.jsonl") == ([], 1)
+    assert read_events(tmp_path / "missing.jsonl") == ([], 0)
+
+
+def test_run_logger_event_that_cannot_be_written_is_a_warning(config, tmp_path):
+    logger, warnings = run_logger(config, tmp_path)
+    (tmp_path / "events.jsonl").mkdir()
+    logger.log_event(EVENT)
+    assert len(warnings) == 1 and EVENT["text"] in warnings[0]
 
 
 def test_tensorboard_gets_scalars_and_images(config, tmp_path):

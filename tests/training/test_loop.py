@@ -19,7 +19,7 @@ from nvae.inference.reconstruction import reconstruct
 from nvae.picture_files import read_metadata
 from nvae.tools.grids import grid
 from nvae.training import loop, memory
-from nvae.training.loggers import read_metrics
+from nvae.training.loggers import read_events, read_metrics
 from nvae.training.loop import Stopped, checkpoint_due, train
 from nvae.training.previews import draw_reconstructions
 from nvae.training.trainer import Trainer
@@ -38,6 +38,13 @@ def run(make_config, schedule, data, tmp_path, monkeypatch):
         return train(config, name, "cpu", fresh, checkpoint=checkpoint, **options), events
 
     return run
+
+
+def kinds_of(folder):
+    """The kinds of the run's events with their steps."""
+    events, damaged = read_events(folder / "runs" / "small" / "events.jsonl")
+    assert not damaged
+    return [(event["kind"], event["step"]) for event in events]
 
 
 def warnings_of(events):
@@ -249,12 +256,34 @@ def test_train_stopped_by_a_signal_continues_as_one_run(run, tmp_path, monkeypat
         run(fresh=True)
     assert stopped.value.code == 128 + signal.SIGTERM
     assert load(tmp_path / "saved_weights" / "small.checkpoint")["training"]["progress"]["step"] == 5
+    assert kinds_of(tmp_path) == [("started", 0), ("stopped", 5)]
+    assert "stopped, epoch 1.667 of 3" in (tmp_path / "runs" / "small" / "report.html").read_text("utf-8")
     monkeypatch.setattr(Trainer, "step", step)
     run()
     resumed = load(tmp_path / "saved_weights" / "small.checkpoint")["weights"]
     assert all(torch.equal(whole[name], tensor) for name, tensor in resumed.items())
+    assert kinds_of(tmp_path) == [("started", 0), ("stopped", 5), ("continued", 5), ("finished", 9)]
+    assert "finished, epoch 3 of 3" in (tmp_path / "runs" / "small" / "report.html").read_text("utf-8")
     for before, after in zip(lines, metrics_of(tmp_path), strict=True):
         assert before | {"images_per_second": 0} == after | {"images_per_second": 0}
+
+
+def test_train_of_a_finished_run_adds_no_event(run, tmp_path):
+    run(epochs=1)
+    before = kinds_of(tmp_path)
+    run(epochs=1)
+    assert kinds_of(tmp_path) == before == [("started", 0), ("finished", 3)]
+
+
+def test_train_writes_the_page_at_every_checkpoint_and_at_the_end(run, tmp_path, monkeypatch):
+    steps = []
+
+    def write_page(record):
+        steps.append((record.position.step, len(record.metrics), record.state, bool(record.evaluation)))
+
+    monkeypatch.setattr(loop, "write_page", write_page)
+    run(epochs_per_checkpoint=2)
+    assert steps == [(6, 2, "unfinished", False), (9, 3, "finished", False), (9, 3, "finished", True)]
 
 
 def test_train_calibrates_a_new_model_once(run, data, monkeypatch):
@@ -307,7 +336,7 @@ def test_train_line_counts_skipped_steps(run, make_trainer, tmp_path):
     assert line["skipped_steps"] == progress["skipped_steps"] > 0
 
 
-@pytest.mark.parametrize("failing", ["draw_samples", "draw_curves", "draw_film", "save_report"])
+@pytest.mark.parametrize("failing", ["draw_samples", "draw_curves", "draw_film", "save_report", "write_page"])
 def test_train_survives_errors_while_drawing(run, monkeypatch, failing):
     def fail(*_):
         raise ValueError("no such backend")

@@ -1,0 +1,76 @@
+"""Describe a run as a text for the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nvae.training.report.facts import (
+    config_line,
+    continuation,
+    data_line,
+    evaluation_facts,
+    evaluation_images,
+    in_folder,
+    key_facts,
+    state_text,
+)
+from nvae.training.report.record import RunRecord
+
+BAR = 40  # characters of the longest bar
+MAX_EVENTS = 20
+
+
+def run_text(record: RunRecord) -> str:
+    """Return what a run did and how to continue, in lines; without any training only what is missing."""
+    if record.is_empty:
+        return "\n".join(printable(f"note: {problem}") for problem in record.problems)
+    rows = [("run", f"{record.name}: {state_text(record)}")]
+    rows += [("config", config_line(record)), ("data", data_line(record))]
+    rows += [(fact.name, f"{fact.value}{f' ({fact.remark})' if fact.remark else ''}") for fact in key_facts(record)]
+    if facts := evaluation_facts(record.evaluation):
+        texts = [f"{fact.name} {fact.value}, {fact.remark}" for fact in facts]
+        rows.append(("evaluation", f"{'; '.join(texts)}; {evaluation_images(record.evaluation)}"))
+    if (record.folder / "report.html").exists():
+        rows.append(("page", str(record.folder / "report.html")))
+    lines = [f"{name:<17}{text}" for name, text in rows if text]
+    lines += _kl_bars(record) + _events(record.events)
+    lines += [f"note: {problem}" for problem in record.problems]
+    if command := continuation(record):
+        lines += ["", f"to {command.purpose}:", f"  {in_folder(record, command.line)}"]
+    else:
+        lines += ["", "to continue, run the command that started the run"]
+    return "\n".join(map(printable, lines))
+
+
+def printable(text: str) -> str:
+    """Return a text from a file with an escape for every character that a terminal could act on."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _kl_bars(record: RunRecord) -> list[str]:
+    """Return the KL of every latent group with a bar, top first."""
+    kls = record.kl_per_group
+    if not kls:
+        return []
+    names = [name if ":" in name else f"{name}:" for name in record.groups]
+    width, largest = max(map(len, names)), max(*kls, 1e-9)
+    numbers = [f"{kl:.2f}" for kl in kls]
+    digits = max(map(len, numbers))
+    bars = ["#" * round(BAR * max(kl, 0) / largest) for kl in kls]
+    rows = zip(names, numbers, bars, strict=True)
+    return [
+        "",
+        "KL per latent group, top first, in nats",
+        *(f"  {name:<{width}}  {number:>{digits}}  {bar}".rstrip() for name, number, bar in rows),
+    ]
+
+
+def _events(events: list[dict[str, Any]]) -> list[str]:
+    if not events:
+        return []
+    earlier = len(events) - MAX_EVENTS
+    lines = ["", "events"] + ([f"  {earlier} earlier events"] if earlier > 0 else [])
+    return lines + [
+        f"  step {event['step']:,}, epoch {event['epoch']:.4g}: {event['kind']}: {event['text']}"
+        for event in events[-MAX_EVENTS:]
+    ]

@@ -1,0 +1,157 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nvae.checkpoint import checkpoint_path, load, model_path, save
+from nvae.errors import UserError
+from nvae.training.report.facts import commands, continuation, key_facts
+from nvae.training.report.page import render_page
+from nvae.training.report.record import RunRecord, find_run
+from nvae.training.report.text import printable, run_text
+
+from .conftest import EVENTS, NAME
+
+
+def values(record):
+    return {fact.name: fact.value for fact in key_facts(record)}
+
+
+def test_record_has_position_validations_kl_events_and_time(run_folder):
+    record = find_run(NAME)
+    assert record.problems == []
+    assert record.position == (400, 4.0, 1600, 2)
+    assert (record.best.epoch, record.best.elbo, record.best.bits_per_dimension) == (3.0, -300.0, 2.0)
+    assert record.validations[-1].elbo == -310.0
+    assert (record.active_groups, len(record.groups)) == (3, 4)
+    assert record.training_seconds == pytest.approx(1600 / 20)
+    assert record.events == EVENTS  # the event of the checkpoint is there once
+    assert (record.state, record.epochs) == ("stopped", 5)
+    assert values(record)["steps"] == "400"
+
+
+def test_run_is_found_by_name_folder_checkpoint_and_model(run_folder, make_model):
+    save(make_model(), model_path(NAME), metadata={"kl_per_group": [1.0, 2.0, 3.0, 4.0]})
+    names = (NAME, f"runs/{NAME}", f"runs/{NAME}/", str(run_folder), checkpoint_path(NAME), model_path(NAME))
+    records = [find_run(str(name)) for name in names]
+    assert {record.name for record in records} == {NAME}
+    assert all(record.metrics == records[0].metrics for record in records)
+    assert records[-1].kl_per_group == [1.0, 2.0, 3.0, 4.0]  # of the model file itself
+    assert find_run("another") is None
+    assert find_run("x" * 5000) is None
+    assert find_run("\0") is None
+
+
+@pytest.mark.parametrize("missing", ["checkpoint", "metrics.jsonl", "config.yaml", "events.jsonl", "everything else"])
+def test_what_is_left_is_shown(run_folder, missing):
+    if missing == "checkpoint":
+        checkpoint_path(NAME).unlink()
+    elif missing == "everything else":
+        shutil.rmtree(run_folder)
+    else:
+        (run_folder / missing).unlink()
+    record = find_run(NAME)
+    assert record.position.step == 400
+    assert record.best.epoch == 3.0
+    assert record.active_groups == 3
+    assert record.events[-1] in EVENTS
+    assert len(record.problems) == (0 if missing in ("config.yaml", "events.jsonl") else 1)
+    assert run_text(record) and render_page(record)
+
+
+def test_metrics_alone_are_enough(run_folder):
+    checkpoint_path(NAME).unlink()
+    (run_folder / "config.yaml").unlink()
+    record = find_run(NAME)
+    assert record.config is None
+    assert record.position == (400, 4.0, 1600, 2)
+    assert record.groups == ["1", "2", "3", "4"]
+    assert continuation(record) is None
+    assert run_text(record) and render_page(record)
+
+
+def test_nothing_is_an_error(run_folder):
+    checkpoint_path(NAME).write_bytes(b"PK damaged")
+    shutil.rmtree(run_folder)
+    for what in (NAME, str(checkpoint_path(NAME))):
+        with pytest.raises(UserError):
+            find_run(what)
+    (run_folder.parent / "empty").mkdir()
+    with pytest.raises(UserError, match="empty"):
+        find_run("runs/empty")
+
+
+DAMAGE = [b"", b"\x00\xff\xfe", b"null\n", b"[1]\n", b"{" * 100_000, b'{"step": 1e400, "epoch": 1}\n', b'{"step": 1\n']
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: str(damage[:20]))
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "events.jsonl", "config.yaml", "evaluation.json", "samples.png", "checkpoint"]
+)
+def test_damaged_file_is_left_out(run_folder, name, damage):
+    path = checkpoint_path(NAME) if name == "checkpoint" else run_folder / name
+    path.write_bytes(damage)
+    record = find_run(NAME)
+    assert record.position.step == 400
+    assert run_text(record) and render_page(record)
+    unused = name in ("samples.png", "config.yaml")  # a picture is left out of the page; the checkpoint has the config
+    assert len(record.problems) == (0 if unused else 1)
+
+
+@pytest.mark.parametrize("part", ["progress", "history", "metadata"])
+@pytest.mark.parametrize("value", [{}, {"step": -1}, {"validations": [(1.0,), ("a", "b")]}, {"events": 3}], ids=str)
+def test_damaged_part_of_a_checkpoint_is_left_out(run_folder, make_model, part, value):
+    content = load(checkpoint_path(NAME))
+    training, metadata = content["training"], content["metadata"]
+    training, metadata = (training, value) if part == "metadata" else (training | {part: value}, metadata)
+    save(make_model(), checkpoint_path(NAME), training, metadata)
+    record = find_run(NAME)
+    assert record.position.step == 400
+    assert run_text(record) and render_page(record)
+
+
+def test_extreme_numbers_are_drawn(run_folder):
+    lines = (run_folder / "metrics.jsonl").read_text().splitlines()
+    keys = [key for key, value in json.loads(lines[0]).items() if not isinstance(value, list)]
+    for number in (1e300, -1e300, 0, 10**299, -3):
+        damaged = [json.dumps(json.loads(line) | {key: number}) for key in keys for line in lines[:2]]
+        (run_folder / "metrics.jsonl").write_text("\n".join([*damaged, *lines[2:]]))
+        record = find_run(NAME)
+        assert run_text(record) and render_page(record)
+
+
+def test_command_continues_with_the_config_of_the_run(run_folder):
+    assert continuation(find_run(NAME)).line == f"python3 -m nvae train runs/{NAME}/config.yaml --name {NAME}"
+    configs = run_folder.parent.parent / "model_configs"
+    configs.mkdir()
+    (run_folder / "config.yaml").rename(configs / f"{NAME}.yaml")
+    assert continuation(find_run(NAME)).line == f"python3 -m nvae train {NAME}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [("finished", "--epochs 10"), ("early stopping", "--set training_parameters.early_stopping_patience=null")],
+)
+def test_command_of_a_finished_run_trains_longer(run_folder, kind, option):
+    with open(run_folder / "events.jsonl", "a") as file:
+        file.write(json.dumps({"step": 400, "epoch": 4.0, "kind": kind, "text": "the end"}) + "\n")
+    record = find_run(NAME)
+    assert record.state == "finished"
+    assert continuation(record).line.endswith(f"--name {NAME} {option}")
+
+
+def test_commands_quote_the_name():
+    assert all("'a; b'" in command.line for command in commands(RunRecord("a; b", Path("."))))
+
+
+def test_text_has_bars_events_and_no_control_characters(run_folder):
+    with open(run_folder / "events.jsonl", "a") as file:
+        event = {"step": 400, "epoch": 4.0, "kind": "a\x1b[2Jb", "text": "c\nd\u202e"}
+        file.write(json.dumps(event) + "\n")
+    text = run_text(find_run(NAME))
+    assert all(c.isprintable() or c == "\n" for c in text)
+    assert "\\x1b[2J" in text
+    bars = [line.split() for line in text.splitlines() if line.endswith("#")]
+    assert [len(bar[-1]) for bar in bars] == [4, 40, 16]  # the first group has no bar
+    assert printable("Ä ±") == "Ä ±"
