@@ -67,7 +67,7 @@ def read_whole(path: Path) -> dict[str, Any]:
         with open(path, "rb") as file:
             if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC:
                 raise DamagedFileError(f"{path} is not a checkpoint: {EXPECTED}.")
-        limits = _check_records(path)
+        limits = _limits(path)
         # Mapped: torch then finds a record's numbers inside the file only, whatever size the record claims to have.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if not isinstance(content, dict):
@@ -121,42 +121,46 @@ def tensor_bytes(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
-def is_stored(tensor: Tensor) -> bool:
-    """Return whether a dense tensor has a number of its own in memory for each element, unlike an expanded one."""
-    return tensor.numel() * tensor.itemsize <= tensor.untyped_storage().nbytes()
+def check_records(archive: zipfile.ZipFile) -> None:
+    """Raise BadZipFile unless torch reads all records of a zip file as they are: plain, distinct, within the file."""
+    records = archive.infolist()
+    for record in records:
+        is_stored = record.compress_type == zipfile.ZIP_STORED and record.compress_size == record.file_size
+        if not is_stored or record.external_attr & DOS_ATTRIBUTES or record.flag_bits & ~KNOWN_FLAGS:
+            raise zipfile.BadZipFile(f"{record.filename} is compressed or is no file")
+    names = [record.filename for record in records]
+    pickles = sum(name.endswith("data.pkl") for name in names)
+    size = Path(archive.filename).stat().st_size
+    if len(set(names)) < len(names) or pickles > 1 or sum(record.file_size for record in records) > size:
+        raise zipfile.BadZipFile("records repeat or overlap each other")
 
 
-def _check_records(path: Path) -> tuple[int, int]:
-    """Refuse a zip file unless torch reads all of its records as they are; return the limits of `_Copy`.
+def _limits(path: Path) -> tuple[int, int]:
+    """Check everything that can be checked before torch reads a file; return the limits of `_Copy`.
 
     Raises ForeignFileError for a whole zip file without tensors and plain values, and anything for a damaged file.
     """
+    foreign = ForeignFileError(f"{path} was written by another program: {EXPECTED}.")
     with zipfile.ZipFile(path) as archive:
-        records = archive.infolist()
-        names = [record.filename.rpartition("/")[2] for record in records]
-        names_differ = len({record.filename for record in records}) == len(records) and names.count("data.pkl") <= 1
+        names = {name.rpartition("/")[2]: name for name in archive.namelist()}
         is_foreign = "data.pkl" not in names or "constants.pkl" in names  # any other zip file, or TorchScript
-        for record in records:
-            is_plain = record.compress_type == zipfile.ZIP_STORED and record.compress_size == record.file_size
-            if not is_plain or record.external_attr & DOS_ATTRIBUTES or record.flag_bits & ~KNOWN_FLAGS:
-                if is_foreign:
-                    raise ForeignFileError(f"{path} was written by another program: {EXPECTED}.")
-                raise zipfile.BadZipFile(f"{record.filename} is no plain record")
-        if not names_differ or sum(record.file_size for record in records) > path.stat().st_size:
-            raise zipfile.BadZipFile("records repeat or overlap each other")
+        try:
+            check_records(archive)
+        except zipfile.BadZipFile as error:
+            raise foreign if is_foreign else error from None
         if damaged := archive.testzip():
             raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         if is_foreign:
-            raise ForeignFileError(f"{path} was written by another program: {EXPECTED}.")
-        pickled = archive.read(records[names.index("data.pkl")])
+            raise foreign
+        pickled = archive.read(names["data.pkl"])
+        tensors = [record for record in archive.infolist() if record.filename.rpartition("/")[0].endswith("/data")]
     used = {argument for opcode, argument, _ in pickletools.genops(pickled) if opcode.name == "GLOBAL"}
     if unknown := sorted(used - GLOBALS):
         raise ForeignFileError(
             f"{path} was written by another program: got {unknown[0][:100].replace(' ', '.')!r} in the file, more than "
             f"tensors and plain values, {EXPECTED}."
         )
-    tensors = sum(record.file_size for record in records if record.filename.rpartition("/")[0].endswith("/data"))
-    return tensors, max(len(pickled), MAX_VALUES)
+    return sum(record.file_size for record in tensors), max(len(pickled), MAX_VALUES)
 
 
 class _Copy:
@@ -183,9 +187,9 @@ class _Copy:
         return value
 
     def _tensor(self, tensor: Tensor) -> Tensor:
-        if not is_stored(tensor):
-            raise ValueError("a tensor is larger than its storage")
         storage = tensor.untyped_storage()
+        if tensor.numel() * tensor.itemsize > storage.nbytes():  # expanded, by strides of zero
+            raise ValueError("a tensor is larger than its storage")
         place = storage.data_ptr(), storage.nbytes()
         if place not in self._storages:
             self._bytes -= storage.nbytes()

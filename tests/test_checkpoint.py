@@ -387,3 +387,48 @@ def test_version1_weights_keep_their_digest(root):
     """The digest that version 1 computed, as cherry-picked selections of that version hold it."""
     model = load_model(root / "tests" / "data" / "version1_seed_style.model")
     assert weights_digest(model) == "d02f7a9abcb7544ab9352c6077827ef2"
+
+
+# ---------------------------------------------------------------------------------------------- absurd and damaged
+
+
+def test_load_model_compares_sizes_before_building(model, tmp_path, monkeypatch):
+    """A small file whose config describes a network of gigabytes."""
+    path = tmp_path / "a.model"
+    save(model, path)
+    rewrite(path, config=model.config.model_dump() | {"channel_towers": {"encoder": 9000, "decoder": 9000}})
+    build, devices = checkpoint.build_model, []
+
+    def record(config):
+        devices.append(torch.get_default_device().type)
+        return build(config)
+
+    monkeypatch.setattr(checkpoint, "build_model", record)
+    with pytest.raises(CheckpointError):
+        load_model(path)
+    assert devices == ["meta"]
+
+
+def test_load_recommends_a_whole_previous_file_only(model, tmp_path):
+    path = tmp_path / "a.model"
+    save(model, path)
+    whole = path.read_bytes()
+    for previous, is_recommended in ((whole, True), (whole[:1000], False), (b"", False)):
+        previous_path(path).write_bytes(previous)
+        for damage in (lambda: path.write_bytes(whole[:-9]), path.unlink):
+            path.write_bytes(whole)
+            damage()
+            with pytest.raises(CheckpointError) as raised:
+                load(path)
+            assert (previous_path(path).name in str(raised.value)) is is_recommended
+    previous_path(path).write_bytes(whole)
+    load_model(previous_path(path))
+
+
+def test_save_keeps_the_name_of_the_run(model, tmp_path):
+    for run in (None, "little_2.5"):
+        save(model, tmp_path / "a.model", run=run)
+        assert load(tmp_path / "a.model").get("run") == run
+    rewrite(tmp_path / "a.model", run=5)
+    with pytest.raises(CheckpointError, match="run"):
+        load(tmp_path / "a.model")
