@@ -43,7 +43,7 @@ class Trainer:
     """A model in training on a data set.
 
     model: the weights that the optimizer changes. eval_model: the model for validation, pictures and the result.
-    progress, running_mean, metadata: see `state.py` and `checkpoint.save`.
+    progress, running_mean, metadata, run: see `state.py` and `checkpoint.save`.
     """
 
     def __init__(self, config: ModelConfig, data: Data, device: torch.device) -> None:
@@ -71,6 +71,7 @@ class Trainer:
         self.history = ValidationHistory()
         self.best_weights = BestWeights()  # filled with early stopping only
         self.metadata: dict[str, Any] = {}
+        self.run: str | None = None
 
     @property
     def eval_model(self) -> HierarchicalVAE:
@@ -317,10 +318,13 @@ class Trainer:
         tensors = [*self.model.state_dict().values(), *self.eval_model.state_dict().values()]
         if not all(tensor.isfinite().all() for tensor in tensors):
             raise UserError(f"the weights are not finite at step {self.progress.step}. {RECOVERY_ADVICE}")
-        save(self.eval_model, path, training_state(self), self.metadata)
+        save(self.eval_model, path, training_state(self), self.metadata, self.run)
 
-    def resume(self, path: Path) -> list[str]:
-        """Restore a checkpoint; return warnings. Raises CheckpointError or UserError and then changes nothing."""
-        warnings = restore_training(self, path)
+    def resume(self, path: Path, run: str | None = None) -> list[str]:
+        """Restore a checkpoint; return warnings. Raises CheckpointError or UserError and then changes nothing.
+
+        run: refuse a checkpoint of another run than this one (default: continue any).
+        """
+        warnings = restore_training(self, path, run)
         self._end_epoch_without_a_full_batch()  # the batch size may have grown
         return warnings
