@@ -8,30 +8,32 @@ from __future__ import annotations
 
 import hashlib
 import math
-import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nvae.config import ConfigError, config_from_dict
-from nvae.errors import UserError
-from nvae.files import WriteError, atomic_write, previous_path
+from nvae.files import previous_path
 from nvae.migrations import migrate_content, version1_weight_name
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
+from nvae.torch_files import (
+    EXPECTED,
+    CheckpointError,
+    DamagedFileError,
+    ForeignFileError,
+    read_whole,
+    tensor_bytes,
+    write_whole,
+)
 
 FORMAT = "deep hierarchical VAE"
 VERSION = 2
 FOLDER = Path("saved_weights")
-ZIP_MAGIC = b"PK"  # torch.save writes zip files
-EXPECTED = "expected a .checkpoint or .model file of this program"
-
-
-class CheckpointError(UserError):
-    """A checkpoint or model file that is missing, damaged, of another program, or cannot be written."""
+ADVICE_WITHOUT_COPY = "Copy the file again from its source, or train again."
 
 
 def checkpoint_path(name: str, folder: str | Path = ".") -> Path:
@@ -54,11 +56,12 @@ def save(
     path: str | Path,
     training: dict[str, Any] | None = None,
     metadata: dict[str, Any] | None = None,
+    run: str | None = None,
 ) -> None:
     """Write a `.model`, or with `training` a `.checkpoint`, atomically. Raises CheckpointError.
 
     training: the state of the run. metadata: facts about the model that are not weights, plain values such as
-    kl_per_group. A replaced file is kept as `<path>.previous`.
+    kl_per_group. run: the name of the run that writes the file. A replaced file is kept as `<path>.previous`.
     """
     content = {
         "format": FORMAT,
@@ -69,6 +72,8 @@ def save(
     }
     if training is not None:
         content["training"] = training
+    if run is not None:
+        content["run"] = run
     write_whole(content, Path(path))
 
 
@@ -78,59 +83,28 @@ def weights_digest(model: HierarchicalVAE) -> str:
     named = {version1_weight_name(name): tensor for name, tensor in model.state_dict().items()}
     for name, tensor in sorted(named.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
-
-
-def write_whole(content: dict[str, Any], path: Path, keep_previous: bool = True) -> None:
-    """Write `content` with `torch.save`, atomically. Raises CheckpointError."""
-    try:
-        with atomic_write(path, keep_previous) as temporary, open(temporary, "wb") as file:
-            try:
-                torch.save(content, file)
-            except RuntimeError as error:  # torch's writer hides the OSError of a full disk
-                hidden = error.__context__
-                raise hidden if isinstance(hidden, OSError) else OSError(str(error).splitlines()[0]) from error
-    except WriteError as error:
-        kept = " The file saved before is unchanged." if path.exists() else ""
-        raise CheckpointError(f"{error}{kept}") from error
-
-
-def read_whole(path: Path) -> Any:
-    """Read a file of `write_whole` and compare its checksums; raises almost anything for a damaged file."""
-    with zipfile.ZipFile(path) as archive:
-        if damaged := archive.testzip():
-            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
-        parts = {name.rpartition("/")[2] for name in archive.namelist()}
-    if "data.pkl" not in parts or "constants.pkl" in parts:  # any other zip file, or TorchScript
-        raise pickle.UnpicklingError("not a file of torch.save")
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load(path: str | Path) -> dict[str, Any]:
     """Return the content of a checkpoint or model file, with its tensors on the CPU. Raises CheckpointError.
 
     Keys: config (a ModelConfig), weights (a state dictionary), metadata (plain values; kl_per_group if a run has
-    measured it), version (of the program that wrote the file) and, in a checkpoint, training.
+    measured it), version (of the program that wrote the file), where it is known run (the name of the run that wrote
+    the file) and, in a checkpoint, training. Raises DamagedFileError for a file that is damaged.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(_missing(path))
-    with open(path, "rb") as file:
-        if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC:
-            raise CheckpointError(f"{path} is not a checkpoint: {EXPECTED}.")
     try:
         content = read_whole(path)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} was written by another program: got more than tensors and plain values, {EXPECTED}."
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} is damaged or was cut off. {_how_to_replace(path)}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} was written by another program: {EXPECTED}.")
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{error} {_use_previous(path) or ADVICE_WITHOUT_COPY}") from error
+    if content.get("format") != FORMAT:
+        raise ForeignFileError(f"{path} was written by another program: {EXPECTED}.")
     parts = {"version": int, "config": dict, "weights": dict}
-    parts |= {key: kind for key, kind in (("training", dict), ("metadata", dict)) if key in content}
+    parts |= {key: kind for key, kind in (("training", dict), ("metadata", dict), ("run", str)) if key in content}
     wrong = [key for key, kind in parts.items() if not isinstance(content.get(key), kind)]
     if wrong:
         raise CheckpointError(f"{path} lacks {' and '.join(wrong)}, or has another kind of value there: {EXPECTED}.")
@@ -161,17 +135,23 @@ def is_plain(value: Any) -> bool:
     return is_dense and value.device.type == "cpu" and not value.is_complex() and not value.is_quantized
 
 
+def is_whole(path: str | Path) -> bool:
+    """Return whether a file exists that `load` can read."""
+    try:
+        return Path(path).is_file() and bool(load(path))
+    except CheckpointError:
+        return False
+
+
 def _missing(path: Path) -> str:
     files = sorted(FOLDER.glob("*.checkpoint")) + sorted(FOLDER.glob("*.model"))
     advice = f"Existing files: {', '.join(map(str, files))}." if files else "Train a model first."
-    return f"there is no file '{path}'. {advice}"
+    return f"there is no file '{path}'. {_use_previous(path) or advice}"
 
 
-def _how_to_replace(path: Path) -> str:
+def _use_previous(path: Path) -> str:
     previous = previous_path(path)
-    if previous.is_file():
-        return f"To use the file that was saved before, rename {previous} to {path.name}."
-    return "Copy the file again from its source, or train again."
+    return f"Use {previous}, the file that was saved before, which is whole." if is_whole(previous) else ""
 
 
 def restore(model: HierarchicalVAE, content: dict[str, Any], source: str | Path) -> None:
@@ -182,13 +162,21 @@ def restore(model: HierarchicalVAE, content: dict[str, Any], source: str | Path)
     kl = content["metadata"].get("kl_per_group")
     if kl is not None and not (isinstance(kl, list) and len(kl) == len(model.groups) and all(map(_finite_number, kl))):
         raise CheckpointError(f"{source} has an invalid kl_per_group: expected one finite number per latent group.")
-    try:
-        model.load_state_dict(content["weights"])
-    except RuntimeError as error:
+    _refuse_other_network(model, content["weights"], source)
+    model.load_state_dict(content["weights"])
+
+
+def _refuse_other_network(model: HierarchicalVAE, weights: dict[str, Tensor], source: str | Path) -> None:
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
+    if wrong := [name for name in expected | shapes if expected.get(name) != shapes.get(name)]:
+        got, allowed = (
+            "nothing" if shape is None else tuple(shape) for shape in (shapes.get(wrong[0]), expected.get(wrong[0]))
+        )
         raise CheckpointError(
-            f"{source} has weights that do not fit its config, so other code wrote the file: "
-            f"{str(error).splitlines()[1].strip()[:200]}"
-        ) from error
+            f"{source} has weights that do not fit its config, so other code wrote the file: {wrong[0][:200]!r}: got "
+            f"{got}, expected {allowed}. Use the program that wrote the file."
+        )
 
 
 def with_best_weights(content: dict[str, Any], source: str | Path) -> dict[str, Any]:
@@ -218,6 +206,8 @@ def load_model_and_metadata(
 ) -> tuple[HierarchicalVAE, dict[str, Any]]:
     """Load a model as `load_model` does, and the file's metadata. Raises CheckpointError."""
     content = with_best_weights(load(path), path)
+    with torch.device("meta"):  # a small file whose config describes a large network takes no memory
+        _refuse_other_network(build_model(content["config"]), content["weights"], path)
     model = build_model(content["config"])
     restore(model, content, path)
     return model.to(device).eval().requires_grad_(False), content["metadata"]

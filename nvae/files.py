@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -49,8 +50,8 @@ def atomic_write(path: str | Path, keep_previous: bool = False) -> Iterator[Path
         try:
             yield temporary
             _flush(temporary)
-            if keep_previous:
-                _keep_previous(path)
+            if keep_previous and path.exists():
+                link_or_copy(path, previous_path(path))
             os.replace(temporary, path)
         finally:
             with suppress(OSError):  # renamed already
@@ -104,6 +105,39 @@ def unused_path(folder: str | Path, stem: str, suffix: str, is_free: Callable[[P
     return next(filter(is_free, itertools.chain([Path(folder, stem + suffix)], numbered)))
 
 
+def link_or_copy(path: str | Path, target: str | Path) -> None:
+    """Make `target` the file that is at `path` now: a hard link where there are any, else a copy. Raises OSError.
+
+    Link or copy to a name that no other writer uses, then rename: nothing is ever written into an existing file, which
+    might be linked to `path` too.
+    """
+    temporary = _temporary_path(Path(target))
+    try:
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copy2(path, temporary)
+            _flush(temporary)
+        os.replace(temporary, target)
+    finally:
+        with suppress(OSError):  # renamed already, unless both names were links to one file: then both remain
+            temporary.unlink()
+
+
+def remove_unfinished(folder: str | Path, is_own: Callable[[Path], bool]) -> None:
+    """Remove the temporary files and folders that killed processes have left in a folder and in those below.
+
+    is_own: whether a file, by its final path, may have no writer now. What cannot be removed stays.
+    """
+    for parent, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            match = re.fullmatch(rf"(.+)\.\d+\.[0-9a-f]{{8}}{re.escape(UNFINISHED)}", name)
+            if match and is_own(Path(parent, match[1])):
+                shutil.rmtree(Path(parent, name), ignore_errors=True)
+                with suppress(OSError):  # a folder, removed already
+                    Path(parent, name).unlink()
+
+
 def _temporary_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}{UNFINISHED}")
 
@@ -111,24 +145,3 @@ def _temporary_path(path: Path) -> Path:
 def _flush(path: Path) -> None:
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
-
-
-def _keep_previous(path: Path) -> None:
-    """Make `previous_path(path)` the file that is at `path` now, while `path` itself stays in place.
-
-    Link or copy to a name that no other writer uses, then rename: nothing is ever written into an existing file,
-    which might be linked to `path` too.
-    """
-    if not path.exists():
-        return
-    temporary = _temporary_path(previous_path(path))
-    try:
-        try:
-            os.link(path, temporary)
-        except OSError:  # a file system without hard links
-            shutil.copy2(path, temporary)
-            _flush(temporary)
-        os.replace(temporary, previous_path(path))
-    finally:
-        with suppress(OSError):  # renamed already, unless both names were links to one file: then both remain
-            temporary.unlink()

@@ -18,6 +18,7 @@ from nvae.checkpoint import (
 )
 from nvae.files import previous_path
 from nvae.inference.sampling import Sampler
+from nvae.torch_files import write_whole
 
 
 @pytest.fixture
@@ -184,7 +185,7 @@ def test_load_refuses_torchscript_and_other_zip_files_as_another_programs(tmp_pa
 
 def rewrite(path, **changes):
     content = torch.load(path, weights_only=True)
-    torch.save(content | changes, path)
+    write_whole(content | changes, path)
 
 
 def test_load_refuses_a_newer_version(model, tmp_path):
@@ -220,7 +221,7 @@ def test_load_model_refuses_weights_of_another_network(model, tmp_path, change):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [(5, torch.zeros(1)), ("text", "x"), ("complex", torch.zeros(1, dtype=torch.complex64))]
+    ("name", "value"), [(5, torch.zeros(1)), ("text", "x"), ("Complex", torch.zeros(1, dtype=torch.complex64))]
 )
 def test_load_refuses_weights_that_are_no_named_real_tensors(model, tmp_path, name, value):
     path = tmp_path / "a.model"
@@ -386,3 +387,48 @@ def test_version1_weights_keep_their_digest(root):
     """The digest that version 1 computed, as cherry-picked selections of that version hold it."""
     model = load_model(root / "tests" / "data" / "version1_seed_style.model")
     assert weights_digest(model) == "d02f7a9abcb7544ab9352c6077827ef2"
+
+
+# ---------------------------------------------------------------------------------------------- absurd and damaged
+
+
+def test_load_model_compares_sizes_before_building(model, tmp_path, monkeypatch):
+    """A small file whose config describes a network of gigabytes."""
+    path = tmp_path / "a.model"
+    save(model, path)
+    rewrite(path, config=model.config.model_dump() | {"channel_towers": {"encoder": 9000, "decoder": 9000}})
+    build, devices = checkpoint.build_model, []
+
+    def record(config):
+        devices.append(torch.get_default_device().type)
+        return build(config)
+
+    monkeypatch.setattr(checkpoint, "build_model", record)
+    with pytest.raises(CheckpointError):
+        load_model(path)
+    assert devices == ["meta"]
+
+
+def test_load_recommends_a_whole_previous_file_only(model, tmp_path):
+    path = tmp_path / "a.model"
+    save(model, path)
+    whole = path.read_bytes()
+    for previous, is_recommended in ((whole, True), (whole[:1000], False), (b"", False)):
+        previous_path(path).write_bytes(previous)
+        for damage in (lambda: path.write_bytes(whole[:-9]), path.unlink):
+            path.write_bytes(whole)
+            damage()
+            with pytest.raises(CheckpointError) as raised:
+                load(path)
+            assert (previous_path(path).name in str(raised.value)) is is_recommended
+    previous_path(path).write_bytes(whole)
+    load_model(previous_path(path))
+
+
+def test_save_keeps_the_name_of_the_run(model, tmp_path):
+    for run in (None, "little_2.5"):
+        save(model, tmp_path / "a.model", run=run)
+        assert load(tmp_path / "a.model").get("run") == run
+    rewrite(tmp_path / "a.model", run=5)
+    with pytest.raises(CheckpointError, match="run"):
+        load(tmp_path / "a.model")

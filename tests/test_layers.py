@@ -21,6 +21,7 @@ LAYERS = [
     {"migrations"},
     {"models"},
     {"schema"},
+    {"torch_files"},
     {"devices", "seeds", "signals", "errors", "files", "memory_maps", "progress", "ranks"},
 ]
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -23,7 +23,9 @@ MEMORY_HINTS = {
 # What the library's advice, which names no flags, is called on the command line: a pattern in the message, and a hint.
 HINTS = {
     "train": (
-        (r"start over", "Add --fresh to start over."),
+        (r"start over(?! from)", "Add --fresh to start over."),
+        (r"[Ss]tart over from", "Add --fresh --checkpoint FILE to start over from a file."),
+        (r"another name", "Use --name NAME for another name."),
         (r"continue with the changed data", "Add --continue-with-changed-data to continue."),
         (r"[Ss]et dataset\.path", "For dataset.path, use --data PATH."),
         (r"[Ss]et (a smaller )?(dataset|training_parameters)\.", "Use --set KEY=VALUE, or change the YAML file."),

@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from nvae.checkpoint import CheckpointError, read_whole, weights_digest, write_whole
+from nvae.checkpoint import weights_digest
 from nvae.inference.recalibration import PASS_IMAGES, Statistics
 from nvae.models.hierarchy import HierarchicalVAE
+from nvae.torch_files import CheckpointError, read_whole, write_whole
 
 MAX_ENTRIES = 50
 
@@ -63,10 +64,9 @@ class StatisticsCache:
     def _entries(self) -> dict[str, Any]:
         try:
             content = read_whole(self.path)
-        except Exception:  # absent or damaged: torch.load raises almost anything
+        except CheckpointError:  # absent or damaged
             return {}
-        is_own = isinstance(content, dict) and content.get("owner") == self.owner
-        entries = content.get("statistics") if is_own else None
+        entries = content.get("statistics") if content.get("owner") == self.owner else None
         return entries if isinstance(entries, dict) else {}
 
 

@@ -6,6 +6,7 @@ import argparse
 import pickle
 import re
 import struct
+import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from nvae.interop import mgp123, nvlabs
 from nvae.interop.key_mapping import InteropError, KeyMap, check_state_dict, load_with_key_map
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.models.nvae.config import NVAEConfig, groups_per_scale
+from nvae.torch_files import check_records
 
 
 class Project(Protocol):
@@ -49,7 +51,7 @@ _EXPECTED = "expected a checkpoint of " + " or of ".join(project.NAME for projec
 # What torch.load raises for damaged files and for files of another format. RecursionError is a RuntimeError.
 _READ_ERRORS = (
     *(RuntimeError, EOFError, ValueError, LookupError, OSError, AttributeError, TypeError, AssertionError),
-    *(OverflowError, MemoryError, struct.error, zlib.error),
+    *(OverflowError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile),
 )
 
 
@@ -93,8 +95,11 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InteropError(f"{path} is not a file.")
     try:
+        if is_zip := zipfile.is_zipfile(path):  # else the format before PyTorch 1.6
+            with zipfile.ZipFile(path) as archive:
+                check_records(archive)
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         unsafe = re.search(r"GLOBAL (\S+)", str(error))
         if unsafe is None:

@@ -111,6 +111,14 @@ class TrainingParameters(Section):
     epochs_per_checkpoint: Epochs | None = Field(
         2, description="Epochs between two checkpoints, each with a validation and pictures; null for none."
     )
+    keep_every: Epochs | None = Field(
+        None,
+        description="Epochs between two checkpoints that are kept as copies, saved_weights/NAME.epoch_0012.checkpoint "
+        "after epoch 12; null for none.",
+    )
+    keep_best: bool = Field(
+        True, description="Keep the checkpoint of the best validation ELBO, as saved_weights/NAME.best.checkpoint."
+    )
     evaluation_samples: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         10,
         description="Importance samples per image in the final evaluation, on the test images or else the validation "

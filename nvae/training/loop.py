@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
 import signal
 import threading
 from collections.abc import Callable
@@ -14,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nvae.checkpoint import checkpoint_path, model_path, save, weights_digest
+from nvae.checkpoint import save, weights_digest
 from nvae.config import config_path, load_config
 from nvae.data.registry import evaluation_images, load_data
 from nvae.devices import choose_device, set_fast_defaults
@@ -28,7 +26,7 @@ from nvae.schema import ModelConfig
 from nvae.signals import StopRequest, stop_requests
 from nvae.summary import group_name, num_parameters
 from nvae.training.events import Event, Reporter
-from nvae.training.loggers import FOLDER as RUNS
+from nvae.training.locks import run_lock
 from nvae.training.loggers import RunLogger
 from nvae.training.memory import explained_out_of_memory, memory_warning
 from nvae.training.metrics import Clock, health_warnings, metrics_line, metrics_text, with_bound
@@ -36,6 +34,7 @@ from nvae.training.previews import draw_curves, draw_data, draw_film, draw_recon
 from nvae.training.progress_bars import ProgressBars
 from nvae.training.report.page import utc_time, write_page
 from nvae.training.report.record import CONTINUED, EARLY_STOPPING, FINISHED, STARTED, STOPPED, record_of
+from nvae.training.run_files import RunFiles, keep_every_due
 from nvae.training.trainer import RECOVERY_ADVICE, Trainer
 
 
@@ -66,45 +65,57 @@ def train(
     is, and the same keys may change as in a run.
     init_from: a .model or .checkpoint file whose weights a new run starts from.
     continue_with_changed_data: continue although the images are not those of the checkpoint, with a warning.
-    Sets options of the whole process that make training faster. Raises UserError, and Stopped after Ctrl-C or SIGTERM,
-    with the state saved.
+    Sets options of the whole process that make training faster. Raises UserError, RunLockedError while the run is
+    trained elsewhere, and Stopped after Ctrl-C or SIGTERM, with the state saved.
     """
     if isinstance(config, str):
         config, name = load_config(config), name or config_path(config).stem
     name = name or f"{config.family}_{config.dataset.name}"
+    files = RunFiles(name, Path(folder))
     set_fast_defaults()
     if device is None and started_by_torchrun() and not torch.cuda.is_available():
         device = "cpu"  # of the devices without CUDA, the only one for several processes
     selected = choose_device(device, local_index())
     with joined_ranks(selected) as ranks, explained_out_of_memory():
-        progress = progress and ranks.is_first
-        with ranks.first_of_machine_first():
-            data = load_data(config, progress)
-        if len(set(ranks.gather(data.fingerprint))) > 1:
-            raise UserError("the processes have different images. Put the same data set on every machine.")
-        trainer = Trainer(config, data, selected, ranks)
         reporter = Reporter(on_event if ranks.is_first else lambda event: None)
-        trainer.continue_with_changed_data = continue_with_changed_data
-        return _Training(trainer, name, Path(folder), reporter, progress).run(fresh, checkpoint, init_from)
+        with run_lock(files.lock, name, reporter.warn) if ranks.is_first else nullcontext():
+            if ranks.is_first:
+                files.remove_unfinished()
+            progress = progress and ranks.is_first
+            with ranks.first_of_machine_first():
+                data = load_data(config, progress)
+            if len(set(ranks.gather(data.fingerprint))) > 1:
+                raise UserError("the processes have different images. Put the same data set on every machine.")
+            trainer = Trainer(config, data, selected, ranks)
+            trainer.continue_with_changed_data = continue_with_changed_data
+            return _Training(trainer, files, reporter, progress).run(fresh, checkpoint, init_from)
 
 
 class _Training:
     """One call of `train`: the trainer and everything around it. Of several processes, the first one writes."""
 
-    def __init__(self, trainer: Trainer, name: str, folder: Path, reporter: Reporter, progress: bool) -> None:
-        self.trainer, self.name, self.reporter, self.progress = trainer, name, reporter, progress
+    def __init__(self, trainer: Trainer, files: RunFiles, reporter: Reporter, progress: bool) -> None:
+        self.trainer, self.files, self.reporter, self.progress = trainer, files, reporter, progress
         self.ranks = trainer.ranks
-        self.checkpoint, self.model_path = checkpoint_path(name, folder), model_path(name, folder)
-        self.root, self.folder = folder, folder / RUNS / name
+        self.name, self.folder, self.checkpoint, self.model_path = (
+            files.name,
+            files.folder,
+            files.checkpoint,
+            files.model,
+        )
+        trainer.run = files.name
         self.clock = Clock()
 
     def run(self, fresh: bool, checkpoint: str | Path | None, init_from: str | Path | None) -> Path:
         trainer, reporter = self.trainer, self.reporter
-        continues = self.ranks.from_first(lambda: self.checkpoint.exists() and not fresh)
-        start = self.checkpoint if continues else checkpoint
-        warnings = [*trainer.data.warnings, *(trainer.resume(Path(start)) if start else [])]
+        own, warnings = (None, []) if fresh else self.files.resume(trainer)
+        start = own or checkpoint
+        if start and not own:
+            warnings = trainer.resume(Path(start))
+        warnings = [*trainer.data.warnings, *warnings]
         if fresh and self.ranks.is_first:
-            self._put_aside(self.checkpoint, self.model_path, self.folder)
+            for path, aside in self.files.put_aside():
+                reporter.info(f"{path} is kept as {aside}")
         self._introduce(start)
         warnings.append(memory_warning(trainer.config, max(trainer.part_sizes), trainer.device))
         for warning in filter(None, warnings):
@@ -114,13 +125,14 @@ class _Training:
             if init_from:
                 trainer.initialize(Path(init_from))
                 reporter.info(f"starting from the weights of {init_from}")
-        if not continues and self.ranks.is_first:
+        if not own and self.ranks.is_first:
             trainer.save(self.checkpoint)  # before the first step, so that a folder without write access fails early
         step, groups = trainer.progress.step, len(trainer.model.groups)
         if not self.ranks.is_first:
             self._train()
             self._evaluate(self._result()[0])
             return self.model_path
+        self._keep_copies()  # an earlier process may have been killed between a checkpoint and its copies
         self.logger = RunLogger(self.folder, trainer.config, step, groups, reporter.warn)
         if not trainer.is_finished:
             how = f"continued from {start}" if start else "started"
@@ -130,7 +142,7 @@ class _Training:
         try:
             self._train()
             model, metadata = self._result()
-            save(model, self.model_path, metadata=metadata)
+            save(model, self.model_path, metadata=metadata, run=self.name)
             if trainer.progress.step > step:
                 if model is not trainer.eval_model:
                     self._try_to_draw(lambda: self._draw(model))
@@ -194,6 +206,7 @@ class _Training:
         if checkpoint:
             self.bars.activity("saving")
             trainer.save(self.checkpoint)
+            self._keep_copies()
             self.bars.activity("drawing")
             self._try_to_draw(lambda: self._draw(trainer.model_for_pictures()))
             self._write_page()
@@ -245,7 +258,7 @@ class _Training:
     def _write_page(self) -> None:
         """Write report.html. An error is a warning: training continues without the page."""
         try:
-            write_page(record_of(self.trainer, self.name, self.root))
+            write_page(record_of(self.trainer, self.name, self.files.root))
         except Exception as error:  # from files, pictures of any content, charts
             self.reporter.warn(f"the page of the run could not be written: {error}", once=f"page: {error}")
 
@@ -369,19 +382,11 @@ class _Training:
         elif start and not trainer.stopped_early:
             self.reporter.info(f"continuing {start}, epoch {done + 1}, step {trainer.progress.step}")
 
-    def _put_aside(self, *paths: Path) -> None:
-        """Rename existing files with the first number that is free for all of them."""
-
-        def aside(path: Path, number: int) -> Path:
-            return path.with_name(f"{path.name}.{number}")
-
-        number = next(n for n in itertools.count(1) if not any(os.path.lexists(aside(path, n)) for path in paths))
-        for path in filter(Path.exists, paths):
-            try:
-                os.rename(path, aside(path, number))
-            except OSError as error:
-                raise WriteError(aside(path, number), error) from error
-            self.reporter.info(f"{path} is kept as {aside(path, number)}")
+    def _keep_copies(self) -> None:
+        try:
+            self.files.keep_copies(self.trainer)
+        except WriteError as error:  # training continues: the checkpoint itself is saved
+            self.reporter.warn(str(error), once=f"copy: {error}")
 
     def _bar_numbers(self, metrics: dict[str, Any]) -> dict[str, str]:
         trainer, values = self.trainer, with_bound(metrics, self.trainer)
@@ -398,12 +403,14 @@ class _Training:
 
 
 def checkpoint_due(trainer: Trainer) -> bool:
-    """Return whether the last step completed the epochs or the images between two checkpoints, or the last epoch."""
+    """Return whether a checkpoint is due: the last step completed the epochs or images between two, or all epochs."""
     schedule, progress = trainer.schedule, trainer.progress
     if progress.image == 0 and (
         progress.epoch == schedule.epochs
         or (schedule.epochs_per_checkpoint and progress.epoch % schedule.epochs_per_checkpoint == 0)
     ):
+        return True
+    if keep_every_due(trainer):
         return True
     every = schedule.images_per_checkpoint
     return every is not None and progress.images_seen // every > (progress.images_seen - trainer.batch_size) // every

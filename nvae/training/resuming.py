@@ -33,13 +33,18 @@ def training_state(trainer: Trainer) -> dict[str, Any]:
     return state
 
 
-def restore_training(trainer: Trainer, path: Path) -> list[str]:
+def restore_training(trainer: Trainer, path: Path, run: str | None = None) -> list[str]:
     """Restore a checkpoint; return warnings. Raises CheckpointError or UserError and then changes nothing.
 
     Without an EMA in the file, an EMA starts from the weights of the file. Without an EMA in the config, training
-    continues from the weights that the optimizer changed.
+    continues from the weights that the optimizer changed. run: the only run whose checkpoint is accepted, if given.
     """
     content = trainer.ranks.from_first(lambda: load(path))
+    if run is not None and content.get("run", run) != run:
+        raise CheckpointError(
+            f"{path} is a checkpoint of the run {content['run'][:100]!r}, expected one of {run!r}. Move the file away; "
+            f"or to continue its training as the run {run!r}, start over from {path}."
+        )
     if "training" not in content:
         raise CheckpointError(f"{path} is a model without a training state: expected a .checkpoint file.")
     refuse_changes(trainer.config, content["config"], path)

@@ -47,7 +47,7 @@ class Trainer:
     """A model in training on a data set.
 
     model: the weights that the optimizer changes. eval_model: the model for validation, pictures and the result.
-    progress, running_mean, metadata: see `state.py` and `checkpoint.save`.
+    progress, running_mean, metadata, run: see `state.py` and `checkpoint.save`.
     ranks: the processes of this training. Each has a trainer with the same weights, data and progress, and computes its
     share of every batch.
     """
@@ -90,6 +90,7 @@ class Trainer:
         self.best_weights = BestWeights()  # filled with early stopping only
         self.metadata: dict[str, Any] = {}
         self.continue_with_changed_data = False  # in `resume`
+        self.run: str | None = None
 
     @property
     def eval_model(self) -> HierarchicalVAE:
@@ -396,10 +397,13 @@ class Trainer:
         tensors = [*self.model.state_dict().values(), *self.eval_model.state_dict().values()]
         if not all(tensor.isfinite().all() for tensor in tensors):
             raise UserError(f"the weights are not finite at step {self.progress.step}. {RECOVERY_ADVICE}")
-        save(self.eval_model, path, training_state(self), self.metadata)
+        save(self.eval_model, path, training_state(self), self.metadata, self.run)
 
-    def resume(self, path: Path) -> list[str]:
-        """Restore a checkpoint; return warnings. Raises CheckpointError or UserError and then changes nothing."""
-        warnings = restore_training(self, path)
+    def resume(self, path: Path, run: str | None = None) -> list[str]:
+        """Restore a checkpoint; return warnings. Raises CheckpointError or UserError and then changes nothing.
+
+        run: refuse a checkpoint of another run than this one (default: continue any).
+        """
+        warnings = restore_training(self, path, run)
         self._end_epoch_without_a_full_batch()  # the batch size may have grown
         return warnings

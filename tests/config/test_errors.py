@@ -402,15 +402,15 @@ DENSE = ["arch_instance=mbconv_den"]
             ["initial_splits_per_scale=1000", "number_of_scales=3", "cells_per_split_enc=100"],
             "initial_splits_per_scale",
             1000,
-            "2000",
+            "600",
         ),
-        (["num_flows=20"], ["num_flows=100", "initial_splits_per_scale=10"], "initial_splits_per_scale", 10, "2000"),
+        (["num_flows=20"], ["num_flows=100", "initial_splits_per_scale=10"], "initial_splits_per_scale", 10, "600"),
         (
             ["num_cells_per_block_prepost=100"],
             ["num_cells_per_block_prepost=10000"],
             "initial_splits_per_scale",
             1,
-            "2000",
+            "600",
         ),
         (
             ["channel_multiplier=16"],

@@ -8,6 +8,7 @@ from nvae.inference import sampling
 from nvae.inference.recalibration import Statistics, measure, prior_batch_norms
 from nvae.inference.sampling import Sampler
 from nvae.inference.statistics_cache import MAX_ENTRIES, StatisticsCache
+from nvae.torch_files import write_whole
 
 T = [0.7] * 4  # per group
 
@@ -136,7 +137,7 @@ def edited(change):
         content = torch.load(path, weights_only=True)
         (entry,) = content["statistics"].values()
         change(entry)
-        torch.save(content, path)
+        write_whole(content, path, keep_previous=False)
 
     return edit
 
@@ -195,7 +196,7 @@ def test_cache_keeps_the_newest_entries(model, cache):
     content = torch.load(cache.path, weights_only=True)
     ((key, entry),) = content["statistics"].items()
     content["statistics"] = {key.replace("0.0", f"{t}.0"): entry for t in range(MAX_ENTRIES)}
-    torch.save(content, cache.path)
+    write_whole(content, cache.path, keep_previous=False)
     assert equal(cache.find([0.0], 2), kept)
     for t in (MAX_ENTRIES, MAX_ENTRIES + 1):
         cache.keep([float(t)], 2, kept)

@@ -5,6 +5,7 @@ from nvae.checkpoint import CheckpointError, load, load_model_and_metadata
 from nvae.config import ConfigError
 from nvae.evaluation.likelihood import evaluate
 from nvae.schema import TrainingParameters
+from nvae.torch_files import write_whole
 from nvae.training import loop
 from nvae.training.loggers import read_events
 from nvae.training.schedules import Validation, stops_early
@@ -173,7 +174,7 @@ def test_resume_refuses_a_damaged_history_and_changes_nothing(make_trainer, tmp_
     trainer.save(path)
     content = torch.load(path, weights_only=True)
     change(content["training"])
-    torch.save(content, path)
+    write_whole(content, path)
     before = everything(again)
     with pytest.raises(CheckpointError, match=key):
         again.resume(path)

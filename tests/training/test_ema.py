@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from nvae.checkpoint import CheckpointError, load, load_model
+from nvae.torch_files import write_whole
 from nvae.training.ema import EMA
 
 from .helpers import advance, differences, everything
@@ -145,7 +146,7 @@ def test_resume_refuses_damaged_weights_and_changes_nothing(make_trainer, path, 
         weights["constant"] = weights["constant"][:, :1]
     else:
         weights["constant"][:] = torch.nan
-    torch.save(content, path)
+    write_whole(content, path)
     before = everything(again)
     with pytest.raises(CheckpointError, match=r"training\.model"):
         again.resume(path)

@@ -9,6 +9,7 @@ from nvae.checkpoint import CheckpointError, load, save
 from nvae.data.images import Data
 from nvae.errors import UserError
 from nvae.migrations import migrate_weights
+from nvae.torch_files import write_whole
 from nvae.training.trainer import Trainer
 
 from .helpers import DVP, LADDER, NVLABS, TOY_FACES, advance, differences, everything
@@ -136,7 +137,7 @@ def test_resume_of_a_checkpoint_without_the_newer_keys_and_states(make_trainer, 
     for key in newer[newer.index("training_parameters.gradient_skip_threshold") + 1 :]:
         del content["config"]["training_parameters"][key.partition(".")[2]]
     del content["training"]["history"], content["training"]["best"]
-    torch.save(content, path)
+    write_whole(content, path)
     assert load(path)["config"] == first.config
     assert second.resume(path) == []
     advance(second, 3)
@@ -281,7 +282,7 @@ def test_resume_refuses_a_state_of_other_kinds_and_changes_nothing(make_trainer,
     trainer.save(path)
     content = torch.load(path, weights_only=True)
     change(content["training"])
-    torch.save(content, path)
+    write_whole(content, path)
     damaged, before = path.read_bytes(), everything(again)
     with pytest.raises(CheckpointError, match="training"):
         again.resume(path)

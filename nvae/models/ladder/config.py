@@ -10,7 +10,7 @@ from nvae.errors import InvalidValueError
 from nvae.models.priors.config import TopPriorConfig
 from nvae.schema import Channels, LearningRateDecay, PositiveRate, Rate, TrainingParameters
 
-MAX_BLOCKS = 2000
+MAX_BLOCKS = 600  # of a whole network; the largest published one has 196
 MAX_WIDTH = 2**17  # channels of the widest layer
 Blocks = Annotated[int, Field(ge=0, le=100)]
 

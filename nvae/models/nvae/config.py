@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from nvae.errors import InvalidValueError
 from nvae.schema import AUTO, MAX_SIZE, WARMUPS, Channels, ModelConfig, Rate, Section, TrainingParameters
 
-MAX_CELLS = 2000  # of a whole network; the largest published one has about 200
+MAX_CELLS = 600  # of a whole network; the largest published one has 292, and takes seconds to build
 MAX_WIDTH = 2**17  # channels of the widest layer
 Cells = Annotated[int, Field(ge=1, le=100)]
 Groups = Annotated[int, Field(ge=1, le=1000)]

@@ -1,0 +1,159 @@
+"""The files of a run: which checkpoint its training continues from, which copies stay, and what a killed run left."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nvae.checkpoint import FOLDER as WEIGHTS
+from nvae.checkpoint import CheckpointError, checkpoint_path, is_whole, model_path
+from nvae.errors import UserError
+from nvae.files import WriteError, link_or_copy, previous_path, remove_unfinished, unused_path
+from nvae.torch_files import DamagedFileError
+from nvae.training.loggers import FOLDER as RUNS
+
+if TYPE_CHECKING:
+    from nvae.training.trainer import Trainer
+
+COPY = r"\.(best|epoch_\d{4,})"  # what copies of a checkpoint have behind the name of the run
+
+
+class RunFiles:
+    """The files of a run: saved_weights/NAME.* and runs/NAME/ in a folder."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        """Raises UserError for a name whose files would be those of another run."""
+        if re.fullmatch(f".+{COPY}", name):
+            raise UserError(
+                f"the name of the run is {name!r}: expected another end than .best and .epoch_ with a number, which "
+                "copies of checkpoints have. Give the run another name."
+            )
+        self.name, self.root = name, folder
+        self.weights = folder / WEIGHTS
+        self.checkpoint, self.model = checkpoint_path(name, folder), model_path(name, folder)
+        self.previous = previous_path(self.checkpoint)
+        self.best = checkpoint_path(f"{name}.best", folder)
+        self.lock = self.weights / f"{name}.lock"
+        self.folder = folder / RUNS / name
+
+    def epoch_copy(self, epoch: int) -> Path:
+        """Return the path of the checkpoint that is kept from an epoch."""
+        return self.weights / f"{self.name}.epoch_{epoch:04d}.checkpoint"
+
+    def copies(self) -> list[Path]:
+        """Return the checkpoints that are kept beside the newest one: the best one, then the latest ones."""
+        pattern = re.compile(re.escape(self.name) + r"\.epoch_(\d{4,})\.checkpoint")
+        names = os.listdir(self.weights) if self.weights.is_dir() else []
+        epochs = sorted((int(match[1]) for match in map(pattern.fullmatch, names) if match), reverse=True)
+        return [path for path in (self.best, *map(self.epoch_copy, epochs)) if path.exists()]
+
+    def remove_unfinished(self) -> None:
+        """Remove the temporary files of this run that killed processes have left. Call this under the run's lock."""
+        name = re.escape(self.name)
+        written = re.compile(
+            rf"({name}({COPY})?\.checkpoint|final_result_{name}\.model)(\.previous)?|{name}\.lock\.json"
+        )
+        remove_unfinished(self.weights, lambda path: path.parent == self.weights and bool(written.fullmatch(path.name)))
+        remove_unfinished(self.folder, lambda path: True)
+
+    # -------------------------------------------------------------------------------------------------- continuing
+
+    def resume(self, trainer: Trainer) -> tuple[Path | None, list[str]]:
+        """Restore the newest checkpoint that is whole; return its path and warnings, or None if there is none.
+
+        A damaged checkpoint is kept under another name. Raises UserError, and then changes nothing: if the files are
+        damaged, if they are of another run, or if they do not fit the trainer.
+        """
+        from_first = trainer.ranks.from_first  # the process whose files count
+        paths = (self.checkpoint, self.previous)
+        exist, has_copies = from_first(lambda: ([path.exists() for path in paths], bool(self.copies())))
+        if not any(exist) and not has_copies:
+            return None, []
+        problems = []
+        for path, exists in zip(paths, exist, strict=True):
+            if not exists:
+                problems.append("is missing")
+                continue
+            try:
+                warnings = trainer.resume(path, self.name)
+            except DamagedFileError:
+                problems.append("is damaged")
+                continue
+            if path == self.previous:
+                fate = from_first(self._use_previous)
+                warnings.insert(
+                    0,
+                    f"{self.checkpoint} {problems[0]}{fate}: training continues from {path.name}, the checkpoint saved "
+                    f"before, at step {trainer.progress.step}.",
+                )
+            return path, warnings
+        raise CheckpointError(
+            f"{self.checkpoint} {problems[0]}, and {self.previous.name} {problems[1]}: nothing was changed. "
+            f"{from_first(self._advice)}"
+        )
+
+    def _use_previous(self) -> str:
+        """Make the previous checkpoint the newest one; return what happened to a damaged one, for a warning."""
+        fate = ""
+        try:
+            if self.checkpoint.exists():
+                damaged = unused_path(self.weights, f"{self.checkpoint.name}.damaged", "")
+                os.rename(self.checkpoint, damaged)
+                fate = f" and is kept as {damaged.name}"
+            link_or_copy(self.previous, self.checkpoint)
+        except OSError as error:
+            raise WriteError(self.checkpoint, error) from error
+        return fate
+
+    def _advice(self) -> str:
+        whole = next(filter(is_whole, self.copies()), None)
+        if whole is not None:
+            return f"Start over from {whole}, which is whole."
+        return f"Copy a whole checkpoint to {self.checkpoint}, or start over."
+
+    def put_aside(self) -> Iterator[tuple[Path, Path]]:
+        """Rename all files of the run with the first number that is free for all of them; yield old and new paths."""
+        paths = [self.checkpoint, self.previous, *self.copies(), self.model, self.folder]
+
+        def aside(path: Path, number: int) -> Path:
+            return path.with_name(f"{path.name}.{number}")
+
+        number = next(n for n in itertools.count(1) if not any(os.path.lexists(aside(path, n)) for path in paths))
+        for path in filter(Path.exists, paths):
+            try:
+                os.rename(path, aside(path, number))
+            except OSError as error:
+                raise WriteError(aside(path, number), error) from error
+            yield path, aside(path, number)
+
+    # ------------------------------------------------------------------------------------------------------ copies
+
+    def keep_copies(self, trainer: Trainer) -> None:
+        """Keep the checkpoint of this position if its validation is the best so far, or if `keep_every` is due.
+
+        Call this when the checkpoint holds the state of the trainer. Raises WriteError.
+        """
+        schedule, progress, validations = trainer.schedule, trainer.progress, trainer.history.validations
+        copies = []
+        if schedule.keep_best and validations and validations[-1].epoch == trainer.epoch:
+            earlier = (validation.elbo for validation in validations[:-1])
+            if validations[-1].elbo > max(earlier, default=-math.inf):
+                copies.append(self.best)
+        if keep_every_due(trainer):
+            copies.append(self.epoch_copy(progress.epoch))
+        for copy in copies:
+            try:
+                link_or_copy(self.checkpoint, copy)
+            except OSError as error:
+                raise WriteError(copy, error) from error
+
+
+def keep_every_due(trainer: Trainer) -> bool:
+    """Return whether the last step completed the epochs between two checkpoints that are kept."""
+    every, progress = trainer.schedule.keep_every, trainer.progress
+    return every is not None and progress.image == 0 and progress.epoch > 0 and progress.epoch % every == 0
