@@ -23,7 +23,10 @@ MEMORY_HINTS = {
 HINTS = {
     "train": (
         (r"start over", "Add --fresh to start over."),
-        (r"[Ss]et (a smaller )?(dataset|training_parameters)\.", "Use --set KEY=VALUE, or change the YAML file."),
+        (
+            r"[Ss]et (a smaller |a lower )?(dataset|training_parameters)\.",
+            "Use --set KEY=VALUE, or change the YAML file.",
+        ),
     ),
     "prepare": (
         (r"[Ss]et dataset\.path", "SOURCE is dataset.path, or for the name of a data set, --data."),
@@ -88,7 +91,8 @@ def safe_output() -> Iterator[None]:
 def run(main: Callable[[], int | None], command: str = "") -> NoReturn:
     """Run a command and leave the process with its exit code.
 
-    command: its name, for hints. Bad input is exit code 2 and one line on standard error, without a traceback.
+    command: its name, for hints. A UserError is one line on standard error without a traceback, and its exit code: 2
+    for bad input, 3 for a training that diverged.
     """
     with safe_output():
         code = _exit_code(main, command)
@@ -96,12 +100,13 @@ def run(main: Callable[[], int | None], command: str = "") -> NoReturn:
 
 
 def _exit_code(main: Callable[[], int | None], command: str) -> int:
+    code = BAD_INPUT
     try:
         _drop_unusable_backend()
         return main() or 0
     except UserError as error:
         hints = [hint for pattern, hint in HINTS.get(command, ()) if re.search(pattern, str(error))]
-        problem = " ".join([str(error), *hints])
+        problem, code = " ".join([str(error), *hints]), error.exit_code
     except KeyboardInterrupt:
         print("interrupted.", file=sys.stderr)
         return INTERRUPTED
@@ -116,7 +121,7 @@ def _exit_code(main: Callable[[], int | None], command: str) -> int:
         advice = ". Check the free disk space." if error.errno == errno.ENOSPC else ""
         problem = f"{error.strerror}{where}{advice}"
     print(f"error: {problem}", file=sys.stderr)
-    return BAD_INPUT
+    return code
 
 
 def _drop_unusable_backend() -> None:

@@ -18,6 +18,7 @@ from nvae.schema import ModelConfig
 
 FOLDER = Path("runs")
 METRICS_FILE = "metrics.jsonl"
+EVENTS_FILE = "events.jsonl"
 WANDB_ID_FILE = "wandb_id.txt"
 
 
@@ -184,6 +185,15 @@ class RunLogger:
     def log_images(self, tag: str, image: Image.Image, step: int) -> None:
         """Record a picture with every logger."""
         self._for_all(lambda logger: logger.log_images(tag, image, step))
+
+    def log_event(self, event: dict[str, Any]) -> None:
+        """Append an event to events.jsonl: a JSON object per line."""
+
+        def append() -> None:
+            with open(self.folder / EVENTS_FILE, "a", encoding="utf-8") as file:
+                file.write(json.dumps(event) + "\n")
+
+        self._try(append, EVENTS_FILE)
 
     def close(self) -> None:
         """Close every logger."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import threading
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from nvae.checkpoint import checkpoint_path, model_path, save, weights_digest
 from nvae.config import config_path, load_config
 from nvae.data.registry import evaluation_images, load_data
 from nvae.devices import choose_device, set_fast_defaults
-from nvae.errors import UserError
+from nvae.errors import DivergenceError
 from nvae.evaluation.likelihood import evaluate
 from nvae.evaluation.report import is_saved, report, save_report
 from nvae.files import WriteError, atomic_write
@@ -30,7 +29,8 @@ from nvae.training.memory import explained_out_of_memory, memory_warning
 from nvae.training.metrics import Clock, health_warnings, metrics_line, metrics_text, with_bound
 from nvae.training.previews import draw_curves, draw_data, draw_film, draw_reconstructions, draw_samples
 from nvae.training.progress_bars import ProgressBars
-from nvae.training.trainer import RECOVERY_ADVICE, Trainer
+from nvae.training.recovery import check_validation, divergence_event, recover
+from nvae.training.trainer import Trainer
 
 
 class Stopped(SystemExit):
@@ -56,8 +56,8 @@ def train(
     on_event: receives what happens, `print_event` for example. progress: show progress bars.
     checkpoint: a .checkpoint file whose training is continued where the run has no checkpoint yet. The file stays as it
     is, and the same keys may change as in a run.
-    Sets options of the whole process that make training faster. Raises UserError, and Stopped after Ctrl-C or SIGTERM,
-    with the state saved.
+    Sets options of the whole process that make training faster. Raises UserError, DivergenceError where going back to a
+    checkpoint does not help any more, and Stopped after Ctrl-C or SIGTERM, with the state saved.
     """
     if isinstance(config, str):
         config, name = load_config(config), name or config_path(config).stem
@@ -94,12 +94,12 @@ class _Training:
             trainer.calibrate()
         if not continues:
             trainer.save(self.checkpoint)  # before the first step, so that a folder without write access fails early
-        step, groups = trainer.progress.step, len(trainer.model.groups)
-        self.logger = RunLogger(self.folder, trainer.config, step, groups, reporter.warn)
+        step = trainer.progress.step
+        self._open_logger()
         self._write_data_report()
         self._try_to_draw(lambda: draw_data(trainer.data, trainer.config, self.folder))
         try:
-            self._train()
+            self._train_and_recover()
             model, metadata = self._result()
             save(model, self.model_path, metadata=metadata)
             if trainer.progress.step > step:
@@ -114,34 +114,56 @@ class _Training:
 
     # ------------------------------------------------------------------------------------------------ the epochs
 
-    def _train(self) -> None:
+    def _train_and_recover(self) -> None:
+        """Train to the end; a training that diverges goes back to the last checkpoint and continues from there."""
+        # Python handles signals in the main thread only.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        with stop_requests() if in_main_thread else nullcontext(StopRequest()) as stop:
+            while True:
+                try:
+                    return self._train(stop)
+                except DivergenceError as divergence:
+                    self._recover(divergence)
+                if stop.signal is not None:
+                    self._stop(stop.signal)
+
+    def _recover(self, divergence: DivergenceError) -> None:
+        trainer = self.trainer
+        try:
+            event = recover(trainer, self.checkpoint, divergence)
+        except DivergenceError as end:
+            self.logger.log_event(divergence_event("divergence", str(end), trainer.progress.step, trainer.epoch))
+            raise
+        self.logger.close()
+        self._open_logger()  # without the metrics of the steps that are taken again
+        self.logger.log_event(event)
+        self.reporter.warn(event["text"])
+
+    def _train(self, stop: StopRequest) -> None:
         trainer = self.trainer
         epochs, progress = trainer.schedule.epochs, trainer.progress
         finished = trainer.is_finished
         self.bars = ProgressBars(epochs, trainer.steps_per_epoch, progress.epoch, self.progress)
         self.clock.reset()
-        # Python handles signals in the main thread only.
-        in_main_thread = threading.current_thread() is threading.main_thread()
         try:
-            with stop_requests() if in_main_thread else nullcontext(StopRequest()) as stop:
-                while not finished:
-                    epoch = progress.epoch
-                    for images_u8 in trainer.batches():
-                        metrics = trainer.step(images_u8)
-                        self.clock.step(len(images_u8))
-                        number = progress.image // trainer.batch_size or trainer.steps_per_epoch
-                        self.bars.step(number, lambda metrics=metrics: self._bar_numbers(metrics))
-                        due = checkpoint_due(trainer)
-                        if due or progress.epoch > epoch:
-                            self.clock.stop()
-                            self._report(metrics, due)
-                            self.clock.start()
-                        finished = trainer.is_finished
-                        if stop.signal is not None and not finished:
-                            self._stop(stop.signal)
-                        if finished:
-                            break
-                    self.bars.epoch(progress.epoch)
+            while not finished:
+                epoch = progress.epoch
+                for images_u8 in trainer.batches():
+                    metrics = trainer.step(images_u8)
+                    self.clock.step(len(images_u8))
+                    number = progress.image // trainer.batch_size or trainer.steps_per_epoch
+                    self.bars.step(number, lambda metrics=metrics: self._bar_numbers(metrics))
+                    due = checkpoint_due(trainer)
+                    if due or progress.epoch > epoch:
+                        self.clock.stop()
+                        self._report(metrics, due)
+                        self.clock.start()
+                    finished = trainer.is_finished
+                    if stop.signal is not None and not finished:
+                        self._stop(stop.signal)
+                    if finished:
+                        break
+                self.bars.epoch(progress.epoch)
         finally:
             self.bars.close()
 
@@ -170,11 +192,7 @@ class _Training:
         evaluation = evaluate(
             trainer.eval_model, images, schedule.batch_size, 1, schedule.seed, targets, count_active=False
         )
-        if not math.isfinite(evaluation.elbo.mean):
-            raise UserError(
-                f"the validation ELBO became {evaluation.elbo.mean} at step {trainer.progress.step}, and the state was "
-                f"not saved. {RECOVERY_ADVICE}"
-            )
+        check_validation(trainer, evaluation.elbo.mean, evaluation.elbo_bits.mean)
         self._check_health(evaluation.kl_per_group, evaluation.elbo_bits.mean, "")
         return {
             "validation_elbo": evaluation.elbo.mean,
@@ -245,6 +263,12 @@ class _Training:
         self._check_health(evaluation.kl_per_group, evaluation.elbo_bits.mean, "at the end")
         self._try_to_draw(lambda: save_report(evaluation, model, stem, metadata | {"part": part}))
 
+    def _open_logger(self) -> None:
+        """Open the folder of the run at the present step, without the metrics of later ones."""
+        trainer = self.trainer
+        step, groups = trainer.progress.step, len(trainer.model.groups)
+        self.logger = RunLogger(self.folder, trainer.config, step, groups, self.reporter.warn)
+
     def _write_data_report(self) -> None:
         """Write which pictures are left out or changed: data_report.txt, where there are any."""
         path = self.folder / "data_report.txt"
@@ -260,11 +284,15 @@ class _Training:
 
     def _stop(self, signal_number: int) -> None:
         trainer = self.trainer
-        trainer.save(self.checkpoint)
+        try:
+            trainer.save(self.checkpoint)
+            saved = f"saved {self.checkpoint}"
+        except DivergenceError as divergence:  # going back is for the next call
+            saved = f"saved nothing, because {divergence.problem} {self.checkpoint} is the last good checkpoint"
         self.bars.close()
         self.reporter.info(
             f"stopped in epoch {trainer.progress.epoch + 1} of {trainer.schedule.epochs}, "
-            f"step {trainer.progress.step}, and saved {self.checkpoint}. To continue, run the same command again."
+            f"step {trainer.progress.step}, and {saved}. To continue, run the same command again."
         )
         raise Stopped(128 + signal_number)
 
@@ -322,8 +350,13 @@ class _Training:
 
 
 def checkpoint_due(trainer: Trainer) -> bool:
-    """Return whether the last step completed the epochs or the images between two checkpoints, or the last epoch."""
+    """Return whether the last step completed the epochs or the images between two checkpoints, or the last epoch.
+
+    Before the last epoch, a state in doubt waits for the next checkpoint.
+    """
     schedule, progress = trainer.schedule, trainer.progress
+    if trainer.recovery.in_doubt and not trainer.is_finished:
+        return False
     if progress.image == 0 and (
         progress.epoch == schedule.epochs
         or (schedule.epochs_per_checkpoint and progress.epoch % schedule.epochs_per_checkpoint == 0)
