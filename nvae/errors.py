@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 
 class UserError(Exception):
     """Something outside the program is wrong: a file, a key, an argument.
 
     The message says what is wrong (got X, expected Y), then what to do. Command-line programs print the message without
-    a traceback and exit with code 2 (see `cli.errors.run`); a notebook sees an ordinary exception.
+    a traceback and exit with `exit_code` (see `cli.errors.run`); a notebook sees an ordinary exception.
     """
+
+    exit_code: ClassVar[int] = 2
+
+
+class DivergenceError(UserError):
+    """A training whose numbers do not allow it to go on from its present state.
+
+    problem, advice: the two parts of the message.
+    """
+
+    exit_code = 3
+
+    def __init__(self, problem: str, advice: str) -> None:
+        super().__init__(f"{problem} {advice}")
+        self.problem, self.advice = problem, advice
 
 
 class InvalidValueError(ValueError):

@@ -44,6 +44,7 @@ NEW_KEYS: dict[str, Any] = {
     "training_parameters.early_stopping_patience": None,
     "training_parameters.gradient_accumulation": 1,
     "training_parameters.loss_scale": "nats",
+    "training_parameters.max_recoveries": 3,  # of no effect on a model
 }
 # The keys of version 1's data sets. Its section `dataset` had all of these keys, whatever the name; only such a section
 # does. A key may belong to more data sets today, with another meaning.
@@ -115,7 +116,7 @@ def _migrate_training(training: dict[str, Any]) -> dict[str, Any]:
     if isinstance(spectral, Mapping):
         migrated["regularizers"] = {f"spectral.{name}": tensor for name, tensor in spectral.items()}
     if isinstance(position, dict):
-        migrated["progress"] = position | {"skipped_steps": 0, "consecutive_skips": 0}
+        migrated["progress"] = position | {"skipped_steps": 0}
     # The file has other metrics, so the next line of metrics is the mean of the steps after the file.
     migrated["running_mean"] = {"images": 0, "means": {}, "maxima": {}}
     return migrated

@@ -21,6 +21,11 @@ def derived_seed(seed: int, purpose: str, count: int = 0) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def redrawn(seed: int, draws: int) -> int:
+    """Return the seed of the draws number `draws`: for 0 the seed itself, else an unrelated one."""
+    return derived_seed(seed, "draws", draws) if draws else seed
+
+
 def seeded(seed: int, purpose: str, count: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a new generator. A CPU generator (the default) gives the same numbers for every device."""
     return torch.Generator(device).manual_seed(derived_seed(seed, purpose, count))

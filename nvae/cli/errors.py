@@ -28,7 +28,10 @@ HINTS = {
         (r"another name", "Use --name NAME for another name."),
         (r"continue with the changed data", "Add --continue-with-changed-data to continue."),
         (r"[Ss]et dataset\.path", "For dataset.path, use --data PATH."),
-        (r"[Ss]et (a smaller )?(dataset|training_parameters)\.", "Use --set KEY=VALUE, or change the YAML file."),
+        (
+            r"[Ss]et (a smaller |a lower )?(dataset|training_parameters)\.",
+            "Use --set KEY=VALUE, or change the YAML file.",
+        ),
     ),
     "prepare": (
         (r"[Ss]et dataset\.path", "SOURCE is dataset.path, or for the name of a data set, --data."),
@@ -94,7 +97,8 @@ def safe_output() -> Iterator[None]:
 def run(main: Callable[[], int | None], command: str = "") -> NoReturn:
     """Run a command and leave the process with its exit code.
 
-    command: its name, for hints. Bad input is exit code 2 and one line on standard error, without a traceback.
+    command: its name, for hints. A UserError is one line on standard error without a traceback, and its exit code: 2
+    for bad input, 3 for a training that diverged.
     """
     with safe_output():
         code = _exit_code(main, command)
@@ -102,13 +106,14 @@ def run(main: Callable[[], int | None], command: str = "") -> NoReturn:
 
 
 def _exit_code(main: Callable[[], int | None], command: str) -> int:
+    code = BAD_INPUT
     try:
         _drop_unusable_backend()
         with hangups(interrupt=True):
             return main() or 0
     except UserError as error:
         hints = [hint for pattern, hint in HINTS.get(command, ()) if re.search(pattern, str(error))]
-        problem = " ".join([str(error), *hints])
+        problem, code = " ".join([str(error), *hints]), error.exit_code
     except KeyboardInterrupt as error:
         number = getattr(error, "number", signal.SIGINT)
         by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
@@ -125,7 +130,7 @@ def _exit_code(main: Callable[[], int | None], command: str) -> int:
         advice = ". Check the free disk space." if error.errno == errno.ENOSPC else ""
         problem = f"{error.strerror}{where}{advice}"
     print(f"error: {problem}", file=sys.stderr)
-    return BAD_INPUT
+    return code
 
 
 def _drop_unusable_backend() -> None:

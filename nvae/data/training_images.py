@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nvae.data.images import binarize, dequantize, flip, random_crop, to_float
 from nvae.schema import ModelConfig
-from nvae.seeds import seeded
+from nvae.seeds import redrawn, seeded
 
 
 class TrainingImages(NamedTuple):
@@ -19,20 +19,24 @@ class TrainingImages(NamedTuple):
     targets: Tensor  # for the likelihood
 
 
-def epoch_order(count: int, config: ModelConfig, epoch: int) -> Tensor:
-    """Return the order of `count` training images in an epoch, a function of the seed of the training and the epoch."""
-    return torch.randperm(count, generator=seeded(config.training_parameters.seed, "order", epoch))
+def epoch_order(count: int, config: ModelConfig, epoch: int, draws: int = 0) -> Tensor:
+    """Return the order of `count` training images in an epoch, a function of the seed of the training and the epoch.
+
+    draws: another number gives another order.
+    """
+    seed = redrawn(config.training_parameters.seed, draws)
+    return torch.randperm(count, generator=seeded(seed, "order", epoch))
 
 
 def training_images(
-    images_u8: Tensor, config: ModelConfig, step: int, device: torch.device | str = "cpu"
+    images_u8: Tensor, config: ModelConfig, step: int, device: torch.device | str = "cpu", draws: int = 0
 ) -> TrainingImages:
     """Return what the encoder and the likelihood get from uint8 images (B, C, S, S) at a step.
 
-    All draws depend on the seed of the training and the step alone. The noise of dequantization is for the likelihood
-    alone: the encoder gets the images without noise, as from every tool.
+    All draws depend on the seed of the training, the step and `draws` alone. The noise of dequantization is for the
+    likelihood alone: the encoder gets the images without noise, as from every tool.
     """
-    seed, dataset = config.training_parameters.seed, config.dataset
+    seed, dataset = redrawn(config.training_parameters.seed, draws), config.dataset
     images = to_float(images_u8, device, config.pixel_bits)
     if dataset.random_crop:
         images = random_crop(images, dataset.random_crop, seeded(seed, "crops", step, device))

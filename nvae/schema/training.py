@@ -130,6 +130,11 @@ class TrainingParameters(Section):
     gradient_skip_threshold: PositiveRate | None = Field(
         None, description="Skip a step whose gradient norm is larger; null to skip only steps that are not finite."
     )
+    max_recoveries: Annotated[int, Field(ge=0, le=100)] = Field(
+        3,
+        description="How often a training that diverges goes back to its last checkpoint and tries again, each time "
+        "with a lower learning rate, before it ends; 0 to end at once.",
+    )
     half_precision: bool = Field(
         False, description="Train in bfloat16, or in float16 with a scaled loss on devices without bfloat16."
     )

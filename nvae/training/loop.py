@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from nvae.checkpoint import save, weights_digest
 from nvae.config import config_path, load_config
 from nvae.data.registry import evaluation_images, load_data
 from nvae.devices import choose_device, set_fast_defaults
-from nvae.errors import UserError
+from nvae.errors import DivergenceError, UserError
 from nvae.evaluation.likelihood import evaluate
 from nvae.evaluation.report import is_saved, report, save_report
 from nvae.files import WriteError, atomic_write
@@ -32,10 +31,11 @@ from nvae.training.memory import explained_out_of_memory, memory_warning
 from nvae.training.metrics import Clock, health_warnings, metrics_line, metrics_text, with_bound
 from nvae.training.previews import draw_curves, draw_data, draw_film, draw_reconstructions, draw_samples
 from nvae.training.progress_bars import ProgressBars
+from nvae.training.recovery import check_good, check_validation, divergence_event, recover
 from nvae.training.report.page import utc_time, write_page
 from nvae.training.report.record import CONTINUED, EARLY_STOPPING, FINISHED, STARTED, STOPPED, record_of
 from nvae.training.run_files import RunFiles, keep_every_due
-from nvae.training.trainer import RECOVERY_ADVICE, Trainer
+from nvae.training.trainer import Trainer
 
 
 class Stopped(SystemExit):
@@ -66,7 +66,8 @@ def train(
     init_from: a .model or .checkpoint file whose weights a new run starts from.
     continue_with_changed_data: continue although the images are not those of the checkpoint, with a warning.
     Sets options of the whole process that make training faster. Raises UserError, RunLockedError while the run is
-    trained elsewhere, and Stopped after Ctrl-C or SIGTERM, with the state saved.
+    trained elsewhere, DivergenceError where going back to a checkpoint does not help any more, and Stopped after Ctrl-C
+    or SIGTERM, with the state saved.
     """
     if isinstance(config, str):
         config, name = load_config(config), name or config_path(config).stem
@@ -127,20 +128,20 @@ class _Training:
                 reporter.info(f"starting from the weights of {init_from}")
         if not own and self.ranks.is_first:
             trainer.save(self.checkpoint)  # before the first step, so that a folder without write access fails early
-        step, groups = trainer.progress.step, len(trainer.model.groups)
+        step = trainer.progress.step
         if not self.ranks.is_first:
-            self._train()
+            self._train_and_recover()
             self._evaluate(self._result()[0])
             return self.model_path
         self._keep_copies()  # an earlier process may have been killed between a checkpoint and its copies
-        self.logger = RunLogger(self.folder, trainer.config, step, groups, reporter.warn)
+        self._open_logger()
         if not trainer.is_finished:
             how = f"continued from {start}" if start else "started"
             self._log_event(CONTINUED if start else STARTED, f"training {how}, {utc_time()}")
         self._write_data_report()
         self._try_to_draw(lambda: draw_data(trainer.data, trainer.config, self.folder))
         try:
-            self._train()
+            self._train_and_recover()
             model, metadata = self._result()
             save(model, self.model_path, metadata=metadata, run=self.name)
             if trainer.progress.step > step:
@@ -157,35 +158,60 @@ class _Training:
 
     # ------------------------------------------------------------------------------------------------ the epochs
 
-    def _train(self) -> None:
+    def _train_and_recover(self) -> None:
+        """Train to the end; a training that diverges goes back to the last checkpoint and continues from there."""
+        # Python handles signals in the main thread only.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        with stop_requests() if in_main_thread else nullcontext(StopRequest()) as stop:
+            while True:
+                try:
+                    return self._train(stop)
+                except DivergenceError as divergence:
+                    self._recover(divergence)
+                if (signal_number := self.ranks.any_number(stop.signal)) is not None:
+                    self._stop(signal_number)
+
+    def _recover(self, divergence: DivergenceError) -> None:
+        trainer = self.trainer
+        try:
+            event = recover(trainer, self.checkpoint, divergence)
+        except DivergenceError as end:
+            if self.ranks.is_first:
+                self.logger.log_event(divergence_event("divergence", str(end), trainer.progress.step, trainer.epoch))
+            raise
+        if not self.ranks.is_first:
+            return
+        self.logger.close()
+        self._open_logger()  # without the metrics of the steps that are taken again
+        self.logger.log_event(event)
+        self.reporter.warn(event["text"])
+
+    def _train(self, stop: StopRequest) -> None:
         trainer = self.trainer
         epochs, progress = trainer.schedule.epochs, trainer.progress
         finished = trainer.is_finished
         self.bars = ProgressBars(epochs, trainer.steps_per_epoch, progress.epoch, self.progress)
         self.clock.reset()
-        # Python handles signals in the main thread only.
-        in_main_thread = threading.current_thread() is threading.main_thread()
         try:
-            with stop_requests() if in_main_thread else nullcontext(StopRequest()) as stop:
-                while not finished:
-                    epoch = progress.epoch
-                    for images_u8 in trainer.batches():
-                        metrics = trainer.step(images_u8)
-                        self.clock.step(len(images_u8))
-                        number = progress.image // trainer.batch_size or trainer.steps_per_epoch
-                        self.bars.step(number, lambda metrics=metrics: self._bar_numbers(metrics))
-                        due = checkpoint_due(trainer)
-                        if due or progress.epoch > epoch:
-                            self.clock.stop()
-                            self._report(metrics, due)
-                            self.clock.start()
-                        finished = trainer.is_finished
-                        signal_number = self.ranks.any_number(stop.signal)
-                        if signal_number is not None:
-                            self._stop(signal_number)
-                        if finished:
-                            break
-                    self.bars.epoch(progress.epoch)
+            while not finished:
+                epoch = progress.epoch
+                for images_u8 in trainer.batches():
+                    metrics = trainer.step(images_u8)
+                    self.clock.step(len(images_u8))
+                    number = progress.image // trainer.batch_size or trainer.steps_per_epoch
+                    self.bars.step(number, lambda metrics=metrics: self._bar_numbers(metrics))
+                    due = checkpoint_due(trainer)
+                    if due or progress.epoch > epoch:
+                        self.clock.stop()
+                        self._report(metrics, due)
+                        self.clock.start()
+                    finished = trainer.is_finished
+                    signal_number = self.ranks.any_number(stop.signal)
+                    if signal_number is not None:
+                        self._stop(signal_number)
+                    if finished:
+                        break
+                self.bars.epoch(progress.epoch)
         finally:
             self.bars.close()
 
@@ -199,6 +225,8 @@ class _Training:
             trainer.record_validation(line["validation_elbo"], line["validation_kl_per_group"])
         trainer.running_mean.clear()
         self.clock.reset()
+        if checkpoint:
+            check_good(trainer)  # on every rank, so that all go back together
         if not self.ranks.is_first:
             return
         self.reporter.metrics(metrics_text(line, trainer.schedule.epochs), line)
@@ -226,11 +254,7 @@ class _Training:
             count_active=False,
             ranks=self.ranks,
         )
-        if not math.isfinite(evaluation.elbo.mean):
-            raise UserError(
-                f"the validation ELBO became {evaluation.elbo.mean} at step {trainer.progress.step}, and the state was "
-                f"not saved. {RECOVERY_ADVICE}"
-            )
+        check_validation(trainer, evaluation.elbo.mean, evaluation.elbo_bits.mean)
         self._check_health(evaluation.kl_per_group, evaluation.elbo_bits.mean, "")
         return {
             "validation_elbo": evaluation.elbo.mean,
@@ -329,6 +353,12 @@ class _Training:
         self._check_health(evaluation.kl_per_group, evaluation.elbo_bits.mean, "at the end")
         self._try_to_draw(lambda: save_report(evaluation, model, stem, metadata | {"part": part}))
 
+    def _open_logger(self) -> None:
+        """Open the folder of the run at the present step, without the metrics of later ones."""
+        trainer = self.trainer
+        step, groups = trainer.progress.step, len(trainer.model.groups)
+        self.logger = RunLogger(self.folder, trainer.config, step, groups, self.reporter.warn)
+
     def _write_data_report(self) -> None:
         """Write which pictures are left out or changed: data_report.txt, where there are any."""
         path = self.folder / "data_report.txt"
@@ -344,16 +374,20 @@ class _Training:
 
     def _stop(self, signal_number: int) -> None:
         trainer = self.trainer
+        saved = f"saved {self.checkpoint}"
         if self.ranks.is_first:
-            trainer.save(self.checkpoint)
-            self._log_event(STOPPED, f"{signal.Signals(signal_number).name} received, state saved, {utc_time()}")
+            try:
+                trainer.save(self.checkpoint)
+            except DivergenceError as divergence:  # going back is for the next call
+                saved = f"saved nothing, because {divergence.problem} {self.checkpoint} is the last good checkpoint"
+            self._log_event(STOPPED, f"{signal.Signals(signal_number).name} received, {saved}, {utc_time()}")
             self._write_page()
         self.ranks.wait()  # torchrun ends the other processes as soon as one has ended
         self.bars.close()
         epochs = trainer.schedule.epochs
         self.reporter.info(
             f"stopped in epoch {min(trainer.progress.epoch + 1, epochs)} of {epochs}, step {trainer.progress.step}, "
-            f"and saved {self.checkpoint}. To continue, run the same command again."
+            f"and {saved}. To continue, run the same command again."
         )
         raise Stopped(128 + signal_number)
 
@@ -403,8 +437,13 @@ class _Training:
 
 
 def checkpoint_due(trainer: Trainer) -> bool:
-    """Return whether a checkpoint is due: the last step completed the epochs or images between two, or all epochs."""
+    """Return whether a checkpoint is due: the last step completed the epochs or images between two, or all epochs.
+
+    Before the last epoch, a state in doubt waits for the next checkpoint.
+    """
     schedule, progress = trainer.schedule, trainer.progress
+    if trainer.recovery.in_doubt and not trainer.is_finished:
+        return False
     if progress.image == 0 and (
         progress.epoch == schedule.epochs
         or (schedule.epochs_per_checkpoint and progress.epoch % schedule.epochs_per_checkpoint == 0)

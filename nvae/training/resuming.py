@@ -13,6 +13,7 @@ from nvae.errors import UserError
 from nvae.optim import OPTIMIZERS
 from nvae.schema import ModelConfig
 from nvae.training.history import BestWeights, ValidationHistory
+from nvae.training.recovery import Recovery
 from nvae.training.state import RunningMean, find_mismatch
 
 if TYPE_CHECKING:
@@ -48,8 +49,11 @@ def restore_training(trainer: Trainer, path: Path, run: str | None = None) -> li
     if "training" not in content:
         raise CheckpointError(f"{path} is a model without a training state: expected a .checkpoint file.")
     refuse_changes(trainer.config, content["config"], path)
-    # Checkpoints without validations are from before there were any in the state.
-    training, warnings = {"history": {"validations": []}, "best": {}} | content["training"], []
+    # Checkpoints without these parts are from before the state had them.
+    newer = {"history": {"validations": []}, "best": {}, "recovery": Recovery().state_dict()}
+    training, warnings = newer | content["training"], []
+    if "recovery" not in content["training"] and isinstance(training.get("progress"), dict):
+        training["progress"] = {k: v for k, v in training["progress"].items() if k != "consecutive_skips"}
     regularizers = trainer.regularizers.state_dict()
     if content["version"] == 1 and find_mismatch(training.get("regularizers"), regularizers, ""):
         training = training | {"regularizers": regularizers}
@@ -86,7 +90,7 @@ def restore_training(trainer: Trainer, path: Path, run: str | None = None) -> li
     for group, own in zip(trainer.optimizer.param_groups, options, strict=True):
         group.update(own)  # the config and this program decide all options, not the file
     if content["config"].training_parameters != trainer.schedule:
-        trainer.progress.consecutive_skips = 0  # what was changed may have been the cause
+        trainer.recovery.adapt(content["config"].training_parameters, trainer.schedule)
     return warnings
 
 
@@ -103,6 +107,7 @@ def _template(trainer: Trainer, saved: dict[str, Any], has_ema: bool) -> dict[st
     progress = saved.get("progress")
     steps = progress.get("step") if isinstance(progress, dict) else None
     own["history"] = ValidationHistory.template(saved["history"], steps if isinstance(steps, int) else 0)
+    own["recovery"] = Recovery.template(saved["recovery"])
     own["best"] = BestWeights.template(saved["best"], trainer.model)
     own["running_mean"] = RunningMean.template(saved.get("running_mean"), len(trainer.model.groups))
     if isinstance(saved.get("optimizer"), dict):

@@ -33,7 +33,6 @@ class Progress:
     step: int = 0
     images_seen: int = 0
     skipped_steps: int = 0
-    consecutive_skips: int = 0  # up to and including the last step
 
     def state_dict(self) -> dict[str, int]:
         return vars(self).copy()

@@ -28,26 +28,20 @@ from nvae.objective import ElboTerms, balanced_kl, elbo_terms, kl_coefficient, r
 from nvae.optim import build_optimizer, hyperparameters
 from nvae.ranks import Ranks
 from nvae.schema import ModelConfig
-from nvae.seeds import seeded, seeded_defaults
+from nvae.seeds import redrawn, seeded, seeded_defaults
 from nvae.training.ema import EMA
 from nvae.training.history import BestWeights, ValidationHistory
+from nvae.training.recovery import Recovery, StepNumbers, check_good, check_skips
 from nvae.training.resuming import restore_training, training_state
 from nvae.training.schedules import Validation, kl_warmup, learning_rate, stops_early
 from nvae.training.state import Progress, RunningMean, Snapshot, Stateful
-
-# More than a search for the loss scale of float16 takes: from 2^16 down to 2^-24 it skips 40 steps.
-MAX_CONSECUTIVE_SKIPS = 100
-RECOVERY_ADVICE = (
-    "Continue from the last checkpoint, which is intact, with a lower training_parameters.learning_rate, a longer "
-    "learning_rate_warmup_epochs, or gradient_clipping (100, for example)."
-)
 
 
 class Trainer:
     """A model in training on a data set.
 
     model: the weights that the optimizer changes. eval_model: the model for validation, pictures and the result.
-    progress, running_mean, metadata, run: see `state.py` and `checkpoint.save`.
+    progress, running_mean, recovery, metadata, run: see `state.py`, `recovery.py` and `checkpoint.save`.
     ranks: the processes of this training. Each has a trainer with the same weights, data and progress, and computes its
     share of every batch.
     """
@@ -86,6 +80,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)
         self.progress = Progress()
         self.running_mean = RunningMean()
+        self.recovery = Recovery()
         self.history = ValidationHistory()
         self.best_weights = BestWeights()  # filled with early stopping only
         self.metadata: dict[str, Any] = {}
@@ -140,6 +135,7 @@ class Trainer:
             "scaler": self.scaler,
             "progress": self.progress,
             "running_mean": self.running_mean,
+            "recovery": self.recovery,
             "history": self.history,
             "best": self.best_weights,
         }
@@ -169,7 +165,8 @@ class Trainer:
 
     @property
     def current_learning_rate(self) -> float:
-        return learning_rate(self.epoch, self.schedule, self.steps_per_epoch, self.history.validations)
+        rate = learning_rate(self.epoch, self.schedule, self.steps_per_epoch, self.history.validations)
+        return rate * self.recovery.learning_rate_factor
 
     @property
     def stopped_early(self) -> bool:
@@ -204,9 +201,24 @@ class Trainer:
         warmup = kl_warmup(self.schedule, self.steps_per_epoch)
         return kl_coefficient(self.epoch, warmup.rise, warmup.delay)
 
+    @property
+    def current_regularization_coefficient(self) -> float:
+        """The weight of the model's regularization terms; 0 for a model without any."""
+        schedule = self.schedule
+        if not self.regularizers:
+            return 0.0
+        return self.recovery.regularization_factor * regularization_coefficient(
+            schedule.regularization_constant, schedule.regularization_constant_initial, self.current_kl_coefficient
+        )
+
+    @property
+    def draws_seed(self) -> int:
+        """The seed of the noise: the config's, and another one after every recovery."""
+        return redrawn(self.schedule.seed, self.recovery.count)
+
     def order(self) -> Tensor:
         """Return the order of the training images in this epoch."""
-        return epoch_order(len(self.data.training), self.config, self.progress.epoch)
+        return epoch_order(len(self.data.training), self.config, self.progress.epoch, self.recovery.count)
 
     def batches(self) -> Iterator[Tensor]:
         """Yield the next batch, uint8 (B, C, S, S), until the epoch ends. Call `step` with each before the next one.
@@ -231,7 +243,7 @@ class Trainer:
 
     def inputs_and_targets(self, images_u8: Tensor) -> TrainingImages:
         """Return the encoder's images and the likelihood's images at this step, both (B, C, S, S) in [0, 1]."""
-        return training_images(images_u8, self.config, self.progress.step, self.device)
+        return training_images(images_u8, self.config, self.progress.step, self.device, self.recovery.count)
 
     def step(self, images_u8: Tensor) -> dict[str, Any]:
         """Take one training step on uint8 images (B, C, S, S) and return its metrics.
@@ -239,30 +251,36 @@ class Trainer:
         Tensors are means over the batch, on the device: loss, log_likelihood, kl_per_group (G,) and the gradient_norm
         before clipping. The batch is computed in `gradient_accumulation` parts, and the images and the noise are those
         of the whole batch: without batch norms, KL balancing and dropout, which act on each part, the gradient is that
-        of the whole batch. Numbers: learning_rate and kl_coefficient of this step, skipped.
-        A step is skipped if the loss, the gradient or a buffer is not finite, or if the gradient norm exceeds
-        gradient_skip_threshold. A skipped step changes only the progress and the loss scale.
-        Raises UserError after 100 skipped steps in a row.
+        of the whole batch. Numbers: learning_rate, kl_coefficient and regularization_coefficient of this step, skipped.
+        A step is skipped if the loss, the gradient or a buffer is not finite, if the gradient norm exceeds
+        gradient_skip_threshold, or if the loss is far above the last ones (see `recovery.py`). A skipped step changes
+        only the counts of steps and the loss scale.
+        Raises DivergenceError after a skipped step if 100 more steps were skipped than accepted, or if a weight or
+        another number of the training state is not finite.
         """
         schedule, model = self.schedule, self.model
         model.train()
         images, targets = self.inputs_and_targets(images_u8)
-        generator = seeded(schedule.seed, "training noise", self.progress.step, self.device)
+        generator = seeded(self.draws_seed, "training noise", self.progress.step, self.device)
         noise = model.draw_posterior_noise(len(images), generator)
         rate, kl_weight = self.current_learning_rate, self.current_kl_coefficient
+        regularization = self.current_regularization_coefficient
 
         self._buffers.take()
         self.optimizer.zero_grad(set_to_none=True)
-        with seeded_defaults(schedule.seed, "dropout", self.progress.step, self.device):
-            means = self._backward(images, targets, noise, kl_weight)
+        with seeded_defaults(self.draws_seed, "dropout", self.progress.step, self.device):
+            means = self._backward(images, targets, noise, kl_weight, regularization)
         self.scaler.unscale_(self.optimizer)
         gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        numbers = self._step_numbers(means["loss"], means.pop("weighted_kl"), gradient_norm)
+        reason = self.recovery.reason_to_skip(numbers, kl_weight, schedule.gradient_skip_threshold)
         metrics = {
             **means,
             "gradient_norm": gradient_norm,
             "learning_rate": rate,
             "kl_coefficient": kl_weight,
-            "skipped": self._must_skip(means["loss"], gradient_norm),
+            "regularization_coefficient": regularization,
+            "skipped": reason is not None,
         }
         if metrics["skipped"]:
             self._buffers.restore()
@@ -277,12 +295,17 @@ class Trainer:
             self.running_mean.add(metrics, len(images))
         self.scaler.update()
         self._advance(len(images), metrics["skipped"])
-        self._refuse_too_many_skips(metrics)
+        self.recovery.record(numbers, kl_weight, metrics["skipped"], self.progress.step)
+        if reason is not None:
+            check_skips(self, reason, numbers)
         return metrics
 
-    def _backward(self, images: Tensor, targets: Tensor, noise: Noise, kl_weight: float) -> dict[str, Tensor]:
-        """Add the gradient of a batch, part by part; return loss, log_likelihood and kl_per_group of the batch.
+    def _backward(
+        self, images: Tensor, targets: Tensor, noise: Noise, kl_weight: float, regularization: float
+    ) -> dict[str, Tensor]:
+        """Add the gradient of a batch, part by part; return means over the batch.
 
+        Keys: loss, weighted_kl (the part of the loss that is proportional to kl_weight), log_likelihood, kl_per_group.
         Of each part, a rank computes its share; the gradient and the results are those of all ranks.
         """
         means: dict[str, Tensor] = {}
@@ -295,12 +318,14 @@ class Trainer:
                 with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
                     output = self._network(images[own], [group[own] for group in noise])
                 terms = elbo_terms(output, targets[own])
-                loss = share * self._negative_elbo(terms, kl_weight, size)
+                negative_elbo, weighted_kl = self._negative_elbo(terms, kl_weight, size)
+                loss = share * negative_elbo
                 if is_last:
-                    loss = loss + self._regularization(kl_weight) / self.ranks.count
+                    loss = loss + self._regularization(regularization) / self.ranks.count
                 self.scaler.scale(self.ranks.count * loss).backward()  # the gradient is the mean over the ranks
             values = {
                 "loss": loss.detach(),
+                "weighted_kl": share * weighted_kl.detach(),
                 "log_likelihood": share * terms.log_likelihood.detach().mean(),
                 "kl_per_group": share * terms.kl.detach().mean(0),
             }
@@ -317,31 +342,26 @@ class Trainer:
         parts = zip(means.items(), total.split(sizes), strict=True)
         return {key: part.view(value.shape) for (key, value), part in parts}
 
-    def _negative_elbo(self, terms: ElboTerms, kl_weight: float, part_size: int) -> Tensor:
-        """Return the mean over images of the weighted negative ELBO, in the unit of `loss_scale`.
+    def _negative_elbo(self, terms: ElboTerms, kl_weight: float, part_size: int) -> tuple[Tensor, Tensor]:
+        """Return the means over images of the weighted negative ELBO and of its KL, in the unit of `loss_scale`.
 
         part_size: images of this part of the batch on all ranks.
         """
         schedule = self.schedule
+        unit = math.log(2) * self.data.training[0].numel() if schedule.loss_scale == "bits_per_dimension" else 1.0
         if schedule.kl_balancing:
             total = terms.kl.detach().abs().sum(0)
             mean_kl = (self.ranks.sum(total) if kl_weight < 1 else total) / part_size
             kl = balanced_kl(terms.kl, self.model.levels, kl_weight, mean_kl)
         else:
             kl = kl_weight * terms.kl.sum(1)
-        loss = (schedule.kl_constant * kl - terms.log_likelihood).mean()
-        if schedule.loss_scale == "bits_per_dimension":
-            loss = loss / (math.log(2) * self.data.training[0].numel())
-        return loss
+        weighted_kl = schedule.kl_constant * kl
+        return (weighted_kl - terms.log_likelihood).mean() / unit, weighted_kl.mean() / unit
 
-    def _regularization(self, kl_weight: float) -> Tensor | float:
+    def _regularization(self, coefficient: float) -> Tensor | float:
         """Return the weighted sum of the model's regularization terms. Each call advances the power iterations."""
-        schedule = self.schedule
-        if not schedule.regularization_constant:
+        if not coefficient:
             return 0.0
-        coefficient = regularization_coefficient(
-            schedule.regularization_constant, schedule.regularization_constant_initial, kl_weight
-        )
         return coefficient * sum(term() for term in self.regularizers.values())
 
     @cached_property
@@ -351,28 +371,13 @@ class Trainer:
         buffers = [buffer for name, buffer in self.model.named_buffers() if name in saved]
         return Snapshot([*buffers, *self.regularizers.buffers()])
 
-    def _must_skip(self, loss: Tensor, gradient_norm: Tensor) -> bool:
+    def _step_numbers(self, loss: Tensor, weighted_kl: Tensor, gradient_norm: Tensor) -> StepNumbers:
         # The only synchronization with the device in a step, at the end of the backward pass. With the norms and the
         # copy of the buffers, 0.1 % of a step of quickstart on a CPU; not measured on CUDA yet.
-        numbers = torch.stack([loss.detach().float(), gradient_norm, self._buffers.largest().to(loss.device)])
-        numbers = (self.ranks.sum(numbers) / self.ranks.count).tolist()  # not finite if one rank's is not
-        threshold = self.schedule.gradient_skip_threshold or math.inf
-        return numbers[1] > threshold or not all(map(math.isfinite, numbers))
-
-    def _refuse_too_many_skips(self, metrics: dict[str, Any]) -> None:
-        if self.progress.consecutive_skips < MAX_CONSECUTIVE_SKIPS:
-            return
-        loss, norm = metrics["loss"].item(), metrics["gradient_norm"].item()
-        threshold = self.schedule.gradient_skip_threshold
-        if threshold is not None and math.isfinite(loss) and math.isfinite(norm):
-            expected = f"a norm of at most gradient_skip_threshold, {threshold:g}"
-            advice = f"Raise gradient_skip_threshold above the usual norm, such as {2 * norm:.2g}, or set it to null."
-        else:
-            expected, advice = "finite numbers", RECOVERY_ADVICE
-        raise UserError(
-            f"{MAX_CONSECUTIVE_SKIPS} steps in a row were skipped, up to step {self.progress.step}: got a loss of "
-            f"{loss:g} and a gradient norm of {norm:g}, expected {expected}. {advice}"
-        )
+        largest_buffer = self._buffers.largest().to(loss.device)
+        numbers = torch.stack([loss.float(), weighted_kl.float(), gradient_norm, largest_buffer])
+        numbers = self.ranks.sum(numbers) / self.ranks.count  # not finite if one rank's is not
+        return StepNumbers(*numbers.tolist())
 
     def _advance(self, images: int, skipped: bool) -> None:
         progress = self.progress
@@ -380,7 +385,6 @@ class Trainer:
         progress.images_seen += images
         progress.image += images
         progress.skipped_steps += skipped
-        progress.consecutive_skips = progress.consecutive_skips + 1 if skipped else 0
         self._end_epoch_without_a_full_batch()
 
     def _end_epoch_without_a_full_batch(self) -> None:
@@ -392,11 +396,10 @@ class Trainer:
     def save(self, path: Path) -> None:
         """Write the checkpoint from which `resume` continues exactly.
 
-        Raises CheckpointError, and UserError if the weights are not finite: the file at `path` then stays as it is.
+        Raises CheckpointError, and DivergenceError if a number is not finite, or if 10 more steps were skipped than
+        accepted: the file at `path` then stays as it is.
         """
-        tensors = [*self.model.state_dict().values(), *self.eval_model.state_dict().values()]
-        if not all(tensor.isfinite().all() for tensor in tensors):
-            raise UserError(f"the weights are not finite at step {self.progress.step}. {RECOVERY_ADVICE}")
+        check_good(self)
         save(self.eval_model, path, training_state(self), self.metadata, self.run)
 
     def resume(self, path: Path, run: str | None = None) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from nvae.checkpoint import load
+from nvae.training import recovery
 
 pytestmark = pytest.mark.usefixtures("configs")
 CHECKPOINT = "saved_weights/little.checkpoint"
@@ -106,6 +107,18 @@ def test_train_stopped_by_a_signal_resumes_exactly(configs, root, number, code):
     subprocess.run(start, cwd=whole, capture_output=True, check=True)
     assert_same_weights(load(configs / CHECKPOINT), load(whole / CHECKPOINT))
     assert metrics(configs) == metrics(whole)
+
+
+def test_train_that_diverges_ends_with_exit_code_3(command, configs, monkeypatch):
+    monkeypatch.setattr(recovery, "MAX_EXCESS_SKIPS", 4)
+    code, _, error = command("train.py", "little", *sets(epochs=4, gradient_skip_threshold=1e-9))
+    assert code == 3
+    assert len(error.strip().splitlines()) == 1
+    assert "gradient_skip_threshold" in error
+    kinds = [json.loads(line)["kind"] for line in (configs / "runs/little/events.jsonl").read_text().splitlines()]
+    assert kinds == ["recovery"] * 3 + ["divergence"]
+    assert load(CHECKPOINT)["training"]["recovery"]["count"] == 3
+    assert command("train.py", "little").code == 0
 
 
 def test_train_killed_resumes_from_the_last_checkpoint(configs, root):

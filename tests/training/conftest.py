@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -6,6 +7,9 @@ import torch
 
 from nvae.data.images import Data
 from nvae.schema import ModelConfig
+from nvae.training import loop
+from nvae.training.events import Event
+from nvae.training.loop import train
 from nvae.training.trainer import Trainer
 
 
@@ -34,3 +38,22 @@ def make_trainer(
         return Trainer(config, data, torch.device("cpu"))
 
     return make
+
+
+@pytest.fixture
+def run(
+    make_config: Callable[..., ModelConfig],
+    schedule: dict[str, Any],
+    data: Data,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., tuple[Path, list[Event]]]:
+    """A function: train the tiny config in tmp_path with some parameters changed; returns the path and the events."""
+    monkeypatch.setattr(loop, "load_data", lambda config, progress: data)
+
+    def run(model=None, fresh=False, on_event=None, name="small", checkpoint=None, **changes):
+        config, events = make_config(training_parameters=schedule | changes, **(model or {})), []
+        options = {"folder": tmp_path, "progress": False, "on_event": on_event or events.append}
+        return train(config, name, "cpu", fresh, checkpoint=checkpoint, **options), events
+
+    return run

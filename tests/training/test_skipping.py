@@ -1,11 +1,12 @@
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 
-from nvae.errors import UserError
-from nvae.training import trainer as trainer_module
-from nvae.training.trainer import MAX_CONSECUTIVE_SKIPS
+from nvae.errors import DivergenceError
+from nvae.training import recovery
+from nvae.training.recovery import MAX_EXCESS_SKIPS
 
 from .helpers import NVLABS, advance, differences, everything, gradient_norm
 
@@ -14,7 +15,7 @@ COUNTERS = {
     ".progress.image",
     ".progress.images_seen",
     ".progress.skipped_steps",
-    ".progress.consecutive_skips",
+    ".recovery.excess_skips",
 }
 MODELS = [{}, NVLABS | {"spectral_normalization": True}]
 
@@ -45,10 +46,10 @@ def test_step_not_finite_changes_only_the_progress(make_trainer, model, spoil):
     assert metrics["skipped"]
     assert math.isfinite(metrics["loss"]) == (spoil is spoil_gradient)
     assert differences(before, everything(trainer)) == COUNTERS
-    assert (trainer.progress.skipped_steps, trainer.progress.consecutive_skips) == (1, 1)
+    assert (trainer.progress.skipped_steps, trainer.recovery.excess_skips) == (1, 1)
     handle.remove()
     assert [m["skipped"] for m in advance(trainer, 1)] == [False]
-    assert (trainer.progress.skipped_steps, trainer.progress.consecutive_skips) == (1, 0)
+    assert (trainer.progress.skipped_steps, trainer.recovery.excess_skips) == (1, 0)
     assert all(math.isfinite(value) for value in trainer.running_mean.means["kl_per_group"].tolist())
 
 
@@ -85,21 +86,25 @@ def test_step_above_the_threshold_is_skipped(make_trainer, clipping):
 def test_step_refuses_100_skips_in_a_row(make_trainer):
     trainer = make_trainer(gradient_skip_threshold=1e-9, epochs=200)
     weights = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-    advance(trainer, MAX_CONSECUTIVE_SKIPS - 1)
-    with pytest.raises(UserError, match="gradient_skip_threshold"):
+    advance(trainer, MAX_EXCESS_SKIPS - 1)
+    with pytest.raises(DivergenceError, match="gradient_skip_threshold") as error:
         advance(trainer, 1)
+    assert error.value.exit_code == 3
     assert all(torch.equal(weights[name], tensor) for name, tensor in trainer.model.state_dict().items())
 
 
-def test_step_taken_ends_a_row_of_skips(make_trainer, monkeypatch):
-    monkeypatch.setattr(trainer_module, "MAX_CONSECUTIVE_SKIPS", 3)
+@pytest.mark.parametrize(("skips", "allowed"), [(1, True), (2, False)])
+def test_step_refuses_more_skipped_than_accepted_steps(make_trainer, monkeypatch, skips, allowed):
+    monkeypatch.setattr(recovery, "MAX_EXCESS_SKIPS", 3)
     trainer = make_trainer(epochs=200)
-    for _ in range(3):
-        handle = spoil_gradient(trainer)
-        advance(trainer, 2)
-        handle.remove()
-        advance(trainer, 1)
-    assert trainer.progress.skipped_steps == 6
+    with nullcontext() if allowed else pytest.raises(DivergenceError):
+        for _ in range(6):
+            handle = spoil_gradient(trainer)
+            advance(trainer, skips)
+            handle.remove()
+            advance(trainer, 1)
+    assert trainer.progress.skipped_steps == (6 if allowed else 4)  # 1, 2, 1, 2, 3 more skipped than accepted
+    assert trainer.recovery.excess_skips == (0 if allowed else 3)
 
 
 def test_resume_keeps_the_skip_counters(make_trainer, tmp_path):
@@ -108,16 +113,16 @@ def test_resume_keeps_the_skip_counters(make_trainer, tmp_path):
     trainer.save(tmp_path / "a.checkpoint")
     again = make_trainer(gradient_skip_threshold=1e-9)
     again.resume(tmp_path / "a.checkpoint")
-    assert (again.progress.skipped_steps, again.progress.consecutive_skips) == (2, 2)
+    assert (again.progress.skipped_steps, again.recovery.excess_skips) == (2, 2)
 
 
-def test_resume_with_another_schedule_counts_skips_in_a_row_from_zero(make_trainer, tmp_path):
+def test_resume_with_another_schedule_counts_skips_from_zero(make_trainer, tmp_path):
     trainer = make_trainer(gradient_skip_threshold=1e-9)
     advance(trainer, 2)
     trainer.save(tmp_path / "a.checkpoint")
     again = make_trainer()
     again.resume(tmp_path / "a.checkpoint")
-    assert (again.progress.skipped_steps, again.progress.consecutive_skips) == (2, 0)
+    assert (again.progress.skipped_steps, again.recovery.excess_skips) == (2, 0)
 
 
 def test_loss_scale_search_skips_until_the_gradient_is_finite(make_trainer):
@@ -133,4 +138,4 @@ def test_loss_scale_search_skips_until_the_gradient_is_finite(make_trainer):
     skips = len(metrics) - 1
     assert trainer.scaler.get_scale() == 2.0 ** (127 - skips)
     assert trainer.progress.skipped_steps == skips > 1
-    assert trainer.progress.consecutive_skips == 0
+    assert trainer.recovery.excess_skips == skips - 1
