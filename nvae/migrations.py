@@ -45,6 +45,9 @@ NEW_KEYS: dict[str, Any] = {
     "training_parameters.gradient_accumulation": 1,
     "training_parameters.loss_scale": "nats",
     "training_parameters.max_recoveries": 3,  # of no effect on a model
+    "training_parameters.sync_batch_norm": True,
+    "training_parameters.keep_every": None,
+    "training_parameters.keep_best": True,  # as the default: no number of a training depends on the key
 }
 # The keys of version 1's data sets. Its section `dataset` had all of these keys, whatever the name; only such a section
 # does. A key may belong to more data sets today, with another meaning.

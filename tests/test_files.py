@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nvae.errors import UserError
-from nvae.files import WriteError, atomic_folder, atomic_write, previous_path, unused_path
+from nvae.files import WriteError, atomic_folder, atomic_write, previous_path, remove_unfinished, unused_path
 
 
 def names(folder):
@@ -90,6 +90,25 @@ def test_atomic_write_does_not_damage_the_file_of_a_second_writer(tmp_path, monk
     with readers[0] as reader:
         assert reader.read() == "second"
     assert path.read_text() == "first" and previous_path(path).read_text() == "second"
+
+
+def test_remove_unfinished_removes_own_temporary_files_and_folders(tmp_path):
+    def left_by(write, path):
+        with pytest.raises(KeyboardInterrupt), write(path) as temporary:
+            temporary.touch() if write is atomic_write else (temporary / "a.txt").touch()
+            os.rename(temporary, tmp_path / "kept")
+            raise KeyboardInterrupt
+        os.rename(tmp_path / "kept", temporary)  # as if the process had been killed
+        return temporary
+
+    left = [left_by(atomic_write, tmp_path / "a.txt"), left_by(atomic_folder, tmp_path / "folder" / "b")]
+    other = left_by(atomic_write, tmp_path / "other.txt")
+    mine = tmp_path / "notes.unfinished"
+    mine.touch()
+    remove_unfinished(tmp_path, lambda path: path in (tmp_path / "a.txt", tmp_path / "folder" / "b"))
+    assert not any(path.exists() for path in left)
+    assert other.exists() and mine.exists()
+    remove_unfinished(tmp_path / "absent", lambda path: True)
 
 
 @pytest.mark.parametrize(("number", "full"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EACCES, False)])

@@ -26,7 +26,7 @@ class RunLockedError(UserError):
 
 
 def holder_path(lock: Path) -> Path:
-    """Return the file that names the process that holds a lock. The file of the lock itself is empty."""
+    """Return the file that names the process that holds a lock, which no other process may be able to read."""
     return lock.with_name(f"{lock.name}.json")
 
 
@@ -34,9 +34,9 @@ def holder_path(lock: Path) -> Path:
 def run_lock(lock: Path, name: str, warn: Callable[[str], object]) -> Iterator[None]:
     """Hold the lock of the run `name`; the folder is created if needed.
 
-    The operating system releases the lock when the process ends, however it ends: a lock cannot become stale. The file
-    stays, because a file that is removed could be locked twice. warn: receives a warning where the file system has no
-    locks. Raises RunLockedError, and WriteError for a folder that cannot be written.
+    The operating system releases the lock when the process ends, however it ends: a file that is left locks nothing.
+    warn: receives a warning where the file system has no locks. Raises RunLockedError, and WriteError for a folder that
+    cannot be written.
     """
     if is_locked := _acquire(file_lock := FileLock(lock), lock, name, warn):
         _write_holder(holder_path(lock))
@@ -44,8 +44,9 @@ def run_lock(lock: Path, name: str, warn: Callable[[str], object]) -> Iterator[N
         yield
     finally:
         if is_locked:
-            with suppress(OSError):
-                holder_path(lock).unlink()
+            for path in (holder_path(lock), lock):  # filelock never takes the lock of a removed file
+                with suppress(OSError):
+                    path.unlink()
             file_lock.release()
 
 

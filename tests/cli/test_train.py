@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from PIL import Image
 
 from nvae.checkpoint import load
 from nvae.training import recovery
+from nvae.training.locks import run_lock
 
 pytestmark = pytest.mark.usefixtures("configs")
 CHECKPOINT = "saved_weights/little.checkpoint"
@@ -316,3 +318,38 @@ def test_train_evaluates_the_result_once(command, configs):
     assert file.read_bytes() == first
     command("train.py", "little", *sets(evaluation_samples=4))
     assert json.loads(file.read_text())["samples"] == 4
+
+
+# ------------------------------------------------------------------------------------ checkpoints that are always found
+
+
+def test_train_of_a_run_that_is_trained_is_refused_with_the_process(command, configs):
+    with run_lock(configs / "saved_weights" / "little.lock", "little", pytest.fail):
+        command("train.py", "little").assert_refused(rf"process {os.getpid()} on host .*--name NAME")
+        command("train.py", "little", "--fresh").assert_refused("--name NAME")
+        assert command("train.py", "little", "--dry-run").code == 0
+
+
+def test_train_and_sample_find_the_best_and_the_previous_checkpoint(command, configs, files):
+    assert command("train.py", "little", *sets(keep_every=1, evaluation_samples=0)).code == 0
+    for name in ("little.best", "little.epoch_0001", f"{CHECKPOINT}.previous"):
+        assert command("sample.py", name, "0.7", "0", "--count", "1").code == 0
+    assert any("little.epoch_0001" in name for name in files.names())
+    whole, damaged = (configs / CHECKPOINT).read_bytes(), (configs / CHECKPOINT).read_bytes()[:-1000]
+    (configs / CHECKPOINT).write_bytes(damaged)
+    command("sample.py", "little", "0.7", "0").assert_refused(rf"{CHECKPOINT}\.previous")
+    code, out, _ = command("train.py", "little", *sets(evaluation_samples=0))
+    assert code == 0 and out.count("warning:") == 1
+    assert (configs / f"{CHECKPOINT}.damaged").read_bytes() == damaged
+    assert_same_weights(load(CHECKPOINT), torch.load(io.BytesIO(whole), weights_only=True))
+
+
+def test_train_with_both_checkpoints_damaged_says_how_to_go_on(command, configs):
+    command("train.py", "little", *sets(epochs=3, keep_every=1, evaluation_samples=0))
+    for path in (CHECKPOINT, f"{CHECKPOINT}.previous", "saved_weights/little.best.checkpoint"):
+        (configs / path).write_bytes(b"PK" + bytes(1000))
+    result = command("train.py", "little")
+    result.assert_refused(r"little\.epoch_0001\.checkpoint.*--fresh --checkpoint FILE")
+    assert result.error.count("--fresh") == 1
+    options = ("--fresh", "--checkpoint", "saved_weights/little.epoch_0001.checkpoint", "--epochs", "1")
+    assert command("train.py", "little", *options, *sets(evaluation_samples=0)).code == 0

@@ -62,7 +62,7 @@ def test_lock_names_its_holder_and_is_free_afterwards(lock):
             pytest.fail("the lock is held")
         assert str(os.getpid()) in str(raised.value) and socket.gethostname() in str(raised.value)
         assert holder_path(lock).exists()
-    assert not holder_path(lock).exists()
+    assert os.listdir(lock.parent) == []
     with run_lock(lock, "little", fail):
         pass
 
@@ -109,6 +109,27 @@ def test_one_of_racing_processes_gets_the_lock(hold):
     lines = {process.pid: process.stdout.readline() for process in processes}
     (holder,) = (process for process, line in lines.items() if line == "held\n")
     assert all(str(holder) in line for process, line in lines.items() if process != holder)
+
+
+def test_threads_take_turns_one_at_a_time(lock, monkeypatch):
+    """The file is removed by each of them, so a thread may wait for the lock of a file that is gone."""
+    monkeypatch.setattr(locks, "PATIENCE", 60)
+    inside, most, turns = [], [], []
+
+    def take_turns():
+        for _ in range(20):
+            with run_lock(lock, "little", fail):
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+                turns.append(1)
+
+    threads = [threading.Thread(target=take_turns) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(turns), max(most)) == (80, 1)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"process": "x"}', '{"process": 1, "host": "a\\nb", "started": "x"}'])

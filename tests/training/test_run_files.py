@@ -114,7 +114,7 @@ def test_train_with_both_damaged_changes_nothing_and_recommends_a_whole_copy(run
     assert files.epoch_copy(1).name in str(raised.value)  # the copies of later epochs are links to damaged files
     assert files.epoch_copy(3).name not in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
-    assert contents(files.weights) == before | {files.lock: b""}
+    assert contents(files.weights) == before
     events = run(epochs=2, fresh=True, checkpoint=files.epoch_copy(1))
     assert warnings_of(events) == [] and position(files.checkpoint) == 6
     kept = [files.weights / f"{path.name}.1" for path in (files.checkpoint, files.previous, files.best)]
@@ -148,7 +148,7 @@ def test_train_refuses_a_checkpoint_of_another_run(run, files, tmp_path):
     before = contents(tmp_path)
     with pytest.raises(CheckpointError, match="'small'"):
         run("other", epochs=1)
-    assert contents(tmp_path) == before | {other.lock: b""}
+    assert contents(tmp_path) == before
     run("other", epochs=2, fresh=True, checkpoint=other.checkpoint)  # deliberately
     assert load(other.checkpoint)["run"] == "other" and position(other.checkpoint) == 6
     assert load(other.model)["run"] == "other"
@@ -178,7 +178,7 @@ def test_names_of_copies_are_refused_as_names_of_runs(run, tmp_path, name):
 def test_keep_every_keeps_epochs_and_makes_their_checkpoints_due(run, files):
     run(epochs=7, keep_every=3, epochs_per_checkpoint=None, keep_best=False)
     assert names(files.weights) == sorted(
-        ["final_result_small.model", "small.checkpoint", "small.checkpoint.previous", "small.lock"]
+        ["final_result_small.model", "small.checkpoint", "small.checkpoint.previous"]
         + ["small.epoch_0003.checkpoint", "small.epoch_0006.checkpoint"]
     )
     assert [position(path) for path in files.copies()] == [18, 9]
@@ -229,8 +229,7 @@ def test_fresh_puts_all_files_of_the_run_aside(run, files):
     run(epochs=2, keep_every=1)
     before = names(files.weights)
     run(epochs=1, fresh=True)
-    aside = {f"{name}.1" for name in before if name != "small.lock"}
-    assert aside < set(names(files.weights))
+    assert {f"{name}.1" for name in before} < set(names(files.weights))
     assert position(files.checkpoint) == 3 and position(files.best) == 3
 
 
@@ -262,7 +261,7 @@ def test_train_holds_the_lock_until_it_ends(run, files, data, monkeypatch):
     for error in (UserError, Stopped):
         with pytest.raises(error):
             run(epochs=1)
-        assert names(files.weights) == ["small.lock"]
+        assert names(files.weights) == []
     assert held == [True, True]
 
 
