@@ -222,6 +222,8 @@ def hostile_files(chooser: random.Random) -> Counter[str]:
         content = torch.load(runs.checkpoint, weights_only=True)
         marker, file = runs.folder / "executed", runs.folder / "hostile.checkpoint"
         for write in _hostile_writers(content, marker, runs.checkpoint):
+            if file.is_dir():
+                file.rmdir()
             file.unlink(missing_ok=True)
             write(file)
             counts["files"] += 1
@@ -268,7 +270,7 @@ def _hostile_writers(content: dict[str, Any], marker: Path, sound: Path) -> list
         lambda file: file.write_bytes(pickle.dumps(Evil(marker))),
         lambda file: file.write_bytes(raw.getvalue()),
         lambda file: file.mkdir(),
-        lambda file: (file.rmdir(), torch.save({"evil": Evil(marker)}, file)),
+        lambda file: torch.save({"evil": Evil(marker)}, file),
         lambda file: torch.save(content | {"metadata": {"evil": Evil(marker)}}, file),
         zipped({"a/data.pkl": pickle.dumps(Evil(marker)), "a/version": b"3"}),
         zipped({"../../data.pkl": pickle.dumps({})}),
@@ -300,9 +302,9 @@ def generated_configs(count: int) -> Counter[str]:
 
     counts: Counter[str] = Counter()
     base = [line for line in CONFIG.splitlines() if line and not line.startswith((" ", "training", "dataset"))]
-    keys = st.sampled_from(
-        [line.split(":")[0] for line in base] + ["family", "style", "dataset", "training_parameters"]
-    )
+    usual = dict(line.split(": ") for line in base)
+    own = list(usual)
+    keys = st.sampled_from([*own, "family", "style", "dataset", "training_parameters"])
     scalars = st.one_of(
         st.integers(-(10**20), 10**20), st.integers(0, 10), st.floats(), st.text(max_size=20), st.booleans(), st.none()
     )
@@ -311,8 +313,10 @@ def generated_configs(count: int) -> Counter[str]:
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10) | keys, inner, max_size=3),
         max_leaves=6,
     )
+    small = st.dictionaries(st.sampled_from(own), st.integers(0, 9), max_size=3)
     texts = st.one_of(
         st.text(max_size=200),
+        small.map(lambda changed: "\n".join(f"{key}: {value}" for key, value in (usual | changed).items())),
         st.dictionaries(keys, values, max_size=4).map(
             lambda changed: "\n".join(
                 [line for line in base if line.split(":")[0] not in changed]
