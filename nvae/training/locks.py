@@ -30,6 +30,19 @@ def holder_path(lock: Path) -> Path:
     return lock.with_name(f"{lock.name}.json")
 
 
+def holder_of(lock: Path) -> str | None:
+    """Return who holds a lock, such as "process 12 on host h since 2026-01-01 12:00"; None if nobody does."""
+    if not lock.exists():
+        return None
+    try:
+        with FileLock(lock, timeout=0):
+            return None
+    except Timeout:
+        return _holder(holder_path(lock))
+    except OSError:  # a folder without write access
+        return None
+
+
 @contextmanager
 def run_lock(lock: Path, name: str, warn: Callable[[str], object]) -> Iterator[None]:
     """Hold the lock of the run `name`; the folder is created if needed.

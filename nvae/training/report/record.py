@@ -84,6 +84,11 @@ class RunRecord:
         return self.root / RUNS / self.name
 
     @property
+    def lock(self) -> Path:
+        """The lock that a training of this run holds."""
+        return self.root / CHECKPOINTS / f"{self.name}.lock"
+
+    @property
     def is_empty(self) -> bool:
         """Whether nothing is known but the config: no training has taken a step or left a file."""
         return not (self.position or self.metrics or self.events or self.evaluation)

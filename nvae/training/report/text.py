@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nvae.training.locks import holder_of
 from nvae.training.report.facts import (
     config_line,
     continuation,
@@ -25,6 +26,8 @@ def run_text(record: RunRecord) -> str:
     if record.is_empty:
         return "\n".join(printable(f"note: {problem}") for problem in record.problems)
     rows = [("run", f"{record.name}: {state_text(record)}")]
+    if holder := holder_of(record.lock):
+        rows.append(("now", f"trained by {holder}"))
     rows += [("config", config_line(record)), ("data", data_line(record))]
     rows += [(fact.name, f"{fact.value}{f' ({fact.remark})' if fact.remark else ''}") for fact in key_facts(record)]
     if facts := evaluation_facts(record.evaluation):

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 
 from nvae.checkpoint import checkpoint_path, load, model_path, save
 from nvae.errors import UserError
+from nvae.training.locks import run_lock
 from nvae.training.report.facts import commands, continuation, key_facts
 from nvae.training.report.page import render_page
 from nvae.training.report.record import RunRecord, find_run
@@ -155,3 +157,11 @@ def test_text_has_bars_events_and_no_control_characters(run_folder):
     bars = [line.split() for line in text.splitlines() if line.endswith("#")]
     assert [len(bar[-1]) for bar in bars] == [4, 40, 16]  # the first group has no bar
     assert printable("Ä ±") == "Ä ±"
+
+
+def test_text_names_the_process_that_trains_the_run(run_folder):
+    record = find_run(NAME)
+    assert "trained by" not in run_text(record)
+    with run_lock(record.lock, NAME, print):
+        assert f"trained by process {os.getpid()} on host" in run_text(record)
+    assert "trained by" not in run_text(record)
