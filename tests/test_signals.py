@@ -8,6 +8,16 @@ import pytest
 from nvae.signals import Interrupted, hangups, stop_requests
 
 
+@pytest.fixture(autouse=True)
+def no_nohup():
+    """Signals as in a terminal, also where the tests run in the background."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGTERM)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 class Reentrant(io.StringIO):
     def write(self, text):
         raise RuntimeError("reentrant call")

@@ -208,8 +208,10 @@ def saved_in(path: Path) -> tuple[Saved, list[str]]:
     metadata, training = content["metadata"], content.get("training")
     if training is None:
         return Saved(content["config"], metadata), []
-    progress = training.get("progress")
-    if find_mismatch(progress, Progress().state_dict(), "progress"):
+    progress, counts = training.get("progress"), Progress().state_dict()
+    if isinstance(progress, dict):  # earlier versions counted more
+        progress = {key: value for key, value in progress.items() if key in counts}
+    if find_mismatch(progress, counts, "progress"):
         return Saved(content["config"], metadata), [f"{path} has a damaged training state: its position is not known."]
     epoch, image = progress["epoch"], progress["image"]
     if epoch and progress["images_seen"] > image:  # all complete epochs so far have the same number of images
