@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from nvae.errors import DivergenceError
 from nvae.schema import TrainingParameters
-from nvae.training.schedules import Validation, kl_warmup
+from nvae.training.schedules import kl_warmup
 
 if TYPE_CHECKING:
     from nvae.training.trainer import Trainer
@@ -36,7 +36,11 @@ ADVICE = (
 
 
 class StepNumbers(NamedTuple):
-    """The numbers that decide about a step: all means over the batch, or the same for every part of a batch."""
+    """The numbers that decide about a step, each of the whole batch.
+
+    Processes that share a batch may replace every number by its mean over the processes: the loss and the KL are means,
+    the gradient is the same for all, and the largest buffer is only compared with infinity.
+    """
 
     loss: float
     weighted_kl: float  # the part of the loss that is proportional to the weight of the KL
@@ -215,28 +219,23 @@ def _is_finite(value: Any) -> bool:
 def check_validation(trainer: Trainer, elbo: float, bits_per_dimension: float) -> None:
     """Raise DivergenceError if the ELBO of a validation, nats per image, is not finite or far worse than the last ones.
 
-    Far worse is far below the last ten validations since the end of the KL warm-up, of which there must be three, and
-    far worse than a uniform distribution.
+    Far worse is far worse than a uniform distribution, and far below the last ten validations since the end of the KL
+    warm-up, of which there must be three. After a recovery without progress since, the first of these is enough.
     """
-    step, config = trainer.progress.step, trainer.config
+    step, most_bits = trainer.progress.step, trainer.config.pixel_bits + DIVERGED_BITS
     if not math.isfinite(elbo):
         raise DivergenceError(f"the validation ELBO became {elbo} at step {step}.", ADVICE)
-    recent = [-elbo for elbo in _comparable(trainer.history.validations, trainer)][-VALIDATIONS:]
-    if len(recent) < MIN_VALIDATIONS or bits_per_dimension <= config.pixel_bits + DIVERGED_BITS:
+    warmed_up = sum(kl_warmup(trainer.schedule, trainer.steps_per_epoch))  # before, the ELBO may fall
+    if trainer.epoch < warmed_up or bits_per_dimension <= most_bits:
         return
-    lowest = -highest_usual(recent)
-    if elbo < lowest:
-        raise DivergenceError(
-            f"the validation ELBO fell at step {step}: got {elbo:.6g} nats, {bits_per_dimension:.3g} bits/dim, "
-            f"expected at least {lowest:.6g} nats, which is far below the last ones.",
-            ADVICE,
-        )
-
-
-def _comparable(validations: Sequence[Validation], trainer: Trainer) -> list[float]:
-    """Return the ELBOs since the end of the KL warm-up; before, the ELBO may fall."""
-    warmed_up = sum(kl_warmup(trainer.schedule, trainer.steps_per_epoch))
-    return [elbo for epoch, elbo in validations if epoch >= warmed_up]
+    problem = (
+        f"the validation ELBO at step {step} is far too low: got {elbo:.6g} nats, {bits_per_dimension:.3g} bits/dim"
+    )
+    if trainer.recovery.tries:
+        raise DivergenceError(f"{problem}, expected at most {most_bits} bits/dim.", ADVICE)
+    recent = [-elbo for epoch, elbo in trainer.history.validations if epoch >= warmed_up][-VALIDATIONS:]
+    if len(recent) >= MIN_VALIDATIONS and -elbo > (limit := highest_usual(recent)):
+        raise DivergenceError(f"{problem}, expected at least {-limit:.6g} nats, given the last validations.", ADVICE)
 
 
 # ------------------------------------------------------------------------------------------------------- going back

@@ -467,6 +467,7 @@ def test_recovery_changes_order_noise_and_augmentation(make_trainer):
 )
 def test_validation_far_below_the_last_ones_is_a_divergence(make_trainer, elbos, elbo, bits, diverged):
     trainer = make_trainer(warmup_epochs=2.0, epochs=20)
+    trainer.progress.epoch = 2 + len(elbos)
     trainer.history.validations = [Validation(1.0, -1e30)]  # within the warm-up
     trainer.history.validations += [Validation(2.0 + i, value) for i, value in enumerate(elbos)]
     if diverged:
@@ -474,3 +475,13 @@ def test_validation_far_below_the_last_ones_is_a_divergence(make_trainer, elbos,
             check_validation(trainer, elbo, bits)
     else:
         check_validation(trainer, elbo, bits)
+
+
+def test_validation_after_a_recovery_is_a_divergence_if_far_worse_than_uniform(make_trainer):
+    trainer = make_trainer(warmup_epochs=2.0, epochs=20)
+    trainer.recovery.tries = 1
+    check_validation(trainer, -1e9, 13.0)  # within the warm-up
+    trainer.progress.epoch = 2
+    check_validation(trainer, -1e9, 12.0)
+    with pytest.raises(DivergenceError):
+        check_validation(trainer, -1e9, 13.0)
