@@ -119,7 +119,7 @@ def test_train_that_diverges_ends_with_exit_code_3(command, configs, monkeypatch
     assert len(error.strip().splitlines()) == 1
     assert "gradient_skip_threshold" in error
     kinds = [json.loads(line)["kind"] for line in (configs / "runs/little/events.jsonl").read_text().splitlines()]
-    assert kinds == ["recovery"] * 3 + ["divergence"]
+    assert kinds == ["started", *["recovery"] * 3, "divergence"]
     assert load(CHECKPOINT)["training"]["recovery"]["count"] == 3
     assert command("train.py", "little").code == 0
 

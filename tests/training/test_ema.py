@@ -126,7 +126,8 @@ def test_resume_with_the_ema_turned_off_continues_the_weights_of_the_optimizer(m
     assert same_weights(copied(plain.model), copied(averaged.model))
     advance(plain, 2)
     advance(whole, 4)
-    assert not differences(everything(whole), everything(plain))
+    # A changed schedule forgets the last losses, which are those of another training.
+    assert differences(everything(whole), everything(plain)) == {".recovery.losses"}
     plain.save(path)
     assert same_weights(load(path)["weights"], copied(plain.model))
 
