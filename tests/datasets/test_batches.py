@@ -143,6 +143,7 @@ def test_batches_threads_end_with_the_iterator(images_u8, order, small_limit, er
 
 PROGRAM = """
 import os, signal, sys, torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
 from nvae.data.batches import BatchSource
 source = BatchSource(torch.zeros(1000, 3, 8, 8, dtype=torch.uint8), torch.device("cpu"))
 batches = source.batches(torch.arange(16) for _ in iter(int, 1))  # endless
