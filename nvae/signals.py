@@ -69,9 +69,11 @@ def _print_error(message: str) -> None:
 @contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], None], *signals: int) -> Iterator[None]:
     """Handle signals, but for a SIGHUP that the caller of the program ignores, as nohup does."""
-    ignored = {number for number in HANGUPS if signal.getsignal(number) is signal.SIG_IGN} - {signal.SIGTERM}
-    handled = [number for number in signals if number not in ignored]
-    before = {number: signal.signal(number, handler) for number in handled}
+    before = {
+        number: signal.signal(number, handler)
+        for number in signals
+        if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:

@@ -26,8 +26,8 @@ def load_folder(config: ModelConfig, progress: bool = False, cache: bool = False
     The subfolders train/ and val/, where both have files, are the parts, with test/ where present. Without val/, the
     pictures of train/ beside test/, or else all pictures, are split: a picture's name alone decides between training
     and validation, so adding a picture moves no other picture to the other part (except in tiny sets, where each part
-    needs at least one). Files that cannot be used and duplicates are
-    left out and named in the report. cache: keep the images for later runs, see `decode_pictures`. Raises UserError.
+    needs at least one). Files that cannot be used and duplicates are left out and named in the report. cache: keep the
+    images for later runs, see `decode_pictures`. Raises UserError.
     """
     path = dataset_path(config.dataset)
     if not path.exists():
@@ -37,23 +37,18 @@ def load_folder(config: ModelConfig, progress: bool = False, cache: bool = False
         )
     with nullcontext(list_pictures(path)) if path.is_dir() else open_archive(path) as pictures:
         parts = {_part(picture) for picture in pictures if not isinstance(picture.open, Refusal)}
-        has_parts = {TRAINING, VALIDATION} <= parts or {TRAINING, TEST} <= parts
-        if has_parts:
-            pictures = [_refuse_without_part(picture) for picture in pictures]
-            pictures.sort(key=lambda picture: (_part(picture), -_rank(picture)))
+        if TRAINING not in parts or parts.isdisjoint({VALIDATION, TEST}):
+            parts = set()  # labels, not parts
         else:
-            pictures = sorted(pictures, key=_rank, reverse=True)
+            pictures = [_refuse_without_part(picture) for picture in pictures]
+        pictures = sorted(pictures, key=lambda picture: (_part(picture) if parts else TRAINING, -_rank(picture)))
         decoded = decode_pictures(pictures, config, str(path), progress, leave_out_duplicates=True, cache=cache)
     kept = [pictures[i] for i in decoded.indices]
-    fraction = config.dataset.validation_fraction
-    if has_parts and VALIDATION in parts:
-        return _by_folder(kept, decoded)
-    test = [picture for picture in kept if has_parts and _part(picture) == TEST]  # sorted behind the others
-    return _by_name(kept[: len(kept) - len(test)], decoded, fraction)
-
-
-def _by_folder(pictures: Sequence[Picture], decoded: DecodedPictures) -> Data:
-    counts = Counter(map(_part, pictures))
+    counts = Counter(_part(picture) if parts else TRAINING for picture in kept)
+    if VALIDATION not in parts:
+        fraction = config.dataset.validation_fraction
+        counts[VALIDATION] = _num_validation(kept[: counts[TRAINING]], decoded, fraction)
+        counts[TRAINING] -= counts[VALIDATION]
     for part in (TRAINING, VALIDATION):
         if not counts[part]:
             _refuse(decoded, f"0 {PARTS[part]} pictures that can be used; expected at least one")
@@ -61,13 +56,12 @@ def _by_folder(pictures: Sequence[Picture], decoded: DecodedPictures) -> Data:
     return with_reports(Data(training, validation, test if len(test) else None), decoded)
 
 
-def _by_name(pictures: Sequence[Picture], decoded: DecodedPictures, validation_fraction: float) -> Data:
+def _num_validation(pictures: Sequence[Picture], decoded: DecodedPictures, validation_fraction: float) -> int:
+    """Return how many of the pictures, those at the end, are for validation; each part gets one at least."""
     if len(pictures) < 2:
         _refuse(decoded, f"{len(pictures)} pictures that can be used, subfolders included; expected at least two")
     below = sum(_rank(picture) < validation_fraction for picture in pictures)
-    training = len(pictures) - min(max(below, 1), len(pictures) - 1)
-    images_u8, test = decoded.images_u8[: len(pictures)], decoded.images_u8[len(pictures) :]
-    return with_reports(Data(images_u8[:training], images_u8[training:], test if len(test) else None), decoded)
+    return min(max(below, 1), len(pictures) - 1)
 
 
 def _refuse(decoded: DecodedPictures, problem: str) -> NoReturn:

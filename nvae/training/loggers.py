@@ -236,6 +236,11 @@ def read_events(file: Path) -> tuple[list[dict[str, Any]], int]:
     return events, len(raw) - len(events)
 
 
+def new_event(kind: str, text: str, step: int, epoch: float) -> dict[str, Any]:
+    """Return an event of a run: where it happened, its kind, and a text for people."""
+    return {"step": step, "epoch": round(epoch, 4), "kind": kind, "text": text}
+
+
 def is_event(value: Any) -> bool:
     """Return whether a value from a file is an event as `RunLogger.log_event` takes it."""
     if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("kind", "text")):

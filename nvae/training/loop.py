@@ -26,12 +26,12 @@ from nvae.signals import StopRequest, stop_requests
 from nvae.summary import group_name, num_parameters
 from nvae.training.events import Event, Reporter
 from nvae.training.locks import run_lock
-from nvae.training.loggers import RunLogger
+from nvae.training.loggers import RunLogger, new_event
 from nvae.training.memory import explained_out_of_memory, memory_warning
 from nvae.training.metrics import Clock, health_warnings, metrics_line, metrics_text, with_bound
 from nvae.training.previews import draw_curves, draw_data, draw_film, draw_reconstructions, draw_samples
 from nvae.training.progress_bars import ProgressBars
-from nvae.training.recovery import check_good, check_validation, divergence_event, recover
+from nvae.training.recovery import check_good, check_validation, recover
 from nvae.training.report.page import utc_time, write_page
 from nvae.training.report.record import CONTINUED, EARLY_STOPPING, FINISHED, STARTED, STOPPED, record_of
 from nvae.training.run_files import RunFiles, keep_every_due
@@ -126,7 +126,7 @@ class _Training:
             if init_from:
                 trainer.initialize(Path(init_from))
                 reporter.info(f"starting from the weights of {init_from}")
-        if not own and self.ranks.is_first:
+        if not own:
             trainer.save(self.checkpoint)  # before the first step, so that a folder without write access fails early
         step = trainer.progress.step
         if not self.ranks.is_first:
@@ -172,12 +172,11 @@ class _Training:
                     self._stop(signal_number)
 
     def _recover(self, divergence: DivergenceError) -> None:
-        trainer = self.trainer
         try:
-            event = recover(trainer, self.checkpoint, divergence)
+            event = recover(self.trainer, self.checkpoint, divergence)
         except DivergenceError as end:
             if self.ranks.is_first:
-                self.logger.log_event(divergence_event("divergence", str(end), trainer.progress.step, trainer.epoch))
+                self._log_event("divergence", str(end))
             raise
         if not self.ranks.is_first:
             return
@@ -287,9 +286,7 @@ class _Training:
             self.reporter.warn(f"the page of the run could not be written: {error}", once=f"page: {error}")
 
     def _log_event(self, kind: str, text: str) -> None:
-        trainer = self.trainer
-        event = {"step": trainer.progress.step, "epoch": round(trainer.epoch, 4), "kind": kind, "text": text}
-        self.logger.log_event(event)
+        self.logger.log_event(new_event(kind, text, self.trainer.progress.step, self.trainer.epoch))
 
     def _log_end(self) -> None:
         trainer, patience = self.trainer, self.trainer.schedule.early_stopping_patience
@@ -374,12 +371,12 @@ class _Training:
 
     def _stop(self, signal_number: int) -> None:
         trainer = self.trainer
-        saved = f"saved {self.checkpoint}"
+        try:
+            trainer.save(self.checkpoint)
+            saved = f"saved {self.checkpoint}"
+        except DivergenceError as divergence:  # going back is for the next call
+            saved = f"saved nothing, because {divergence.problem} {self.checkpoint} is the last good checkpoint"
         if self.ranks.is_first:
-            try:
-                trainer.save(self.checkpoint)
-            except DivergenceError as divergence:  # going back is for the next call
-                saved = f"saved nothing, because {divergence.problem} {self.checkpoint} is the last good checkpoint"
             self._log_event(STOPPED, f"{signal.Signals(signal_number).name} received, {saved}, {utc_time()}")
             self._write_page()
         self.ranks.wait()  # torchrun ends the other processes as soon as one has ended

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from nvae.errors import DivergenceError
 from nvae.schema import TrainingParameters
+from nvae.training.loggers import new_event
 from nvae.training.schedules import kl_warmup
 
 if TYPE_CHECKING:
@@ -262,14 +263,8 @@ def recover(trainer: Trainer, path: Path, divergence: DivergenceError) -> dict[s
     )
     if recovery.doublings:
         text += f" and {recovery.regularization_factor:g} times the regularization"
-    event = divergence_event("recovery", f"{text} (try {recovery.tries} of {schedule.max_recoveries}).", step, epoch)
+    event = new_event("recovery", f"{text} (try {recovery.tries} of {schedule.max_recoveries}).", step, epoch)
     events = trainer.metadata.get("events")
     trainer.metadata = trainer.metadata | {"events": [*(events if isinstance(events, list) else []), event]}
-    if trainer.ranks.is_first:
-        trainer.save(path)
+    trainer.save(path)
     return event
-
-
-def divergence_event(kind: str, text: str, step: int, epoch: float) -> dict[str, Any]:
-    """Return an event of a run: where it happened, its kind, and a text for people."""
-    return {"step": step, "epoch": round(epoch, 4), "kind": kind, "text": text}

@@ -394,13 +394,14 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------------ on disk
 
     def save(self, path: Path) -> None:
-        """Write the checkpoint from which `resume` continues exactly.
+        """Write the checkpoint from which `resume` continues exactly; of several ranks, the first one writes.
 
         Raises CheckpointError, and DivergenceError if a number is not finite, or if 10 more steps were skipped than
         accepted: the file at `path` then stays as it is.
         """
         check_good(self)
-        save(self.eval_model, path, training_state(self), self.metadata, self.run)
+        if self.ranks.is_first:
+            save(self.eval_model, path, training_state(self), self.metadata, self.run)
 
     def resume(self, path: Path, run: str | None = None) -> list[str]:
         """Restore a checkpoint; return warnings. Raises CheckpointError or UserError and then changes nothing.

@@ -11,19 +11,14 @@ import torch
 
 from nvae.checkpoint import load
 
-CONFIG = """channel_towers: 4
-number_of_scales: 2
-initial_splits_per_scale: 1
-exponential_scaling: 1
-latent_size: 2
-input_dimension: 8
-num_blocks_prepost: 1
-num_cells_per_block_prepost: 1
-cells_per_split_enc: 1
-cells_per_input_dec: 1
-dataset: {name: toy_faces, training_images: 24, validation_images: 8, horizontal_flip: true}
-training_parameters: {batch_size: 6, epochs: 2, epochs_per_checkpoint: 1, evaluation_samples: 2, ema_decay: 0.9}
-"""
+from .conftest import TINY_YAML
+
+SETTINGS = {
+    "dataset.horizontal_flip": "true",
+    "training_parameters.batch_size": "6",
+    "training_parameters.evaluation_samples": "2",
+    "training_parameters.ema_decay": "0.9",
+}
 CHECKPOINT = "saved_weights/small.checkpoint"
 PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
@@ -31,12 +26,13 @@ PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 
 @pytest.fixture
 def start(tmp_path, root):
     """A function: start train.py in tmp_path, as one process or with torchrun; all processes are ended at the end."""
-    (tmp_path / "small.yaml").write_text(CONFIG)
+    (tmp_path / "small.yaml").write_text(TINY_YAML)
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     started = []
 
     def start(*options, ranks=True):
-        arguments = [sys.executable, *(PROCESSES if ranks else ()), str(root / "train.py"), "small.yaml", *options]
+        script = [str(root / "train.py"), "small.yaml", *(f"--set={key}={value}" for key, value in SETTINGS.items())]
+        arguments = [sys.executable, *(PROCESSES if ranks else ()), *script, *options]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         process = subprocess.Popen(arguments, cwd=tmp_path, env=environment, start_new_session=True, **pipes)
         started.append(process)
