@@ -56,10 +56,18 @@ def half_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
-def set_fast_defaults() -> None:
-    """Set process-wide options that make training faster. Results change only by rounding."""
+def set_fast_defaults(deterministic: bool = False) -> None:
+    """Set process-wide options that make training faster. Results change only by rounding.
+
+    deterministic: only algorithms of a GPU that give the same numbers every time; a CPU has no others. PyTorch warns
+    of an operation without such an algorithm (https://docs.pytorch.org/docs/stable/notes/randomness.html).
+    """
     _keep_freed_memory()
-    torch.backends.cudnn.benchmark = True  # all batches have the same shape, so benchmarking algorithms pays off
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first matrix product on a GPU
+    torch.backends.cudnn.benchmark = not deterministic  # all batches have the same shape, so that a search pays off
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # no number depends on this memory
 
 
 def _keep_freed_memory() -> None:

@@ -30,6 +30,7 @@ NEW_KEYS: dict[str, Any] = {
     "dataset.background": "white",
     "dataset.percentiles": None,
     "dataset.min_image_size": 1,
+    "training_parameters.deterministic": False,
     "training_parameters.optimizer": "adamax",
     "training_parameters.optimizer_epsilon": 1e-3,
     "training_parameters.optimizer_betas": [0.9, 0.999],

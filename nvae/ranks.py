@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from nvae.errors import UserError
+from nvae.signals import ending_at_once
 
 # The other ranks wait while the first one saves and draws. A process that ends is noticed without a timeout.
 TIMEOUT = timedelta(hours=1)
@@ -129,7 +130,8 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with explained_connection():
-        dist.init_process_group(BACKENDS[device.type], timeout=TIMEOUT)
+        with ending_at_once():  # waits for the other processes, of which one may have failed; nothing is open yet
+            dist.init_process_group(BACKENDS[device.type], timeout=TIMEOUT)
         try:
             yield Ranks(dist.get_rank(), dist.get_world_size(), local_index())
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -60,6 +61,16 @@ def hangups(interrupt: bool) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Let SIGINT, SIGTERM and SIGHUP end the process at once, for a wait in which Python cannot handle them."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
+        yield
+        return
+    with _handled_by(signal.SIG_DFL, signal.SIGINT, *HANGUPS):
+        yield
+
+
 def _print_error(message: str) -> None:
     """Print to the standard error, which may be closed, gone, or in use by the code that the signal interrupted."""
     with suppress(OSError, ValueError, RuntimeError):
@@ -67,7 +78,7 @@ def _print_error(message: str) -> None:
 
 
 @contextmanager
-def _handled_by(handler: Callable[[int, FrameType | None], None], *signals: int) -> Iterator[None]:
+def _handled_by(handler: Callable[[int, FrameType | None], None] | signal.Handlers, *signals: int) -> Iterator[None]:
     """Handle signals, but for a SIGHUP that the caller of the program ignores, as nohup does."""
     before = {
         number: signal.signal(number, handler)

@@ -138,6 +138,11 @@ class TrainingParameters(Section):
     half_precision: bool = Field(
         False, description="Train in bfloat16, or in float16 with a scaled loss on devices without bfloat16."
     )
+    deterministic: bool = Field(
+        False,
+        description="On a GPU: only algorithms that give the same numbers every time, so that a continued run equals "
+        "an uninterrupted one bit for bit; slower. A CPU always does.",
+    )
     sync_batch_norm: bool = Field(
         True,
         description="With several processes: batch norms use the statistics of the images of all processes; false for "

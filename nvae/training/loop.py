@@ -73,7 +73,7 @@ def train(
         config, name = load_config(config), name or config_path(config).stem
     name = name or f"{config.family}_{config.dataset.name}"
     files = RunFiles(name, Path(folder))
-    set_fast_defaults()
+    set_fast_defaults(config.training_parameters.deterministic)
     if device is None and started_by_torchrun() and not torch.cuda.is_available():
         device = "cpu"  # of the devices without CUDA, the only one for several processes
     selected = choose_device(device, local_index())

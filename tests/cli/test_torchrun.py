@@ -30,8 +30,13 @@ def start(tmp_path, root):
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     started = []
 
-    def start(*options, ranks=True):
-        script = [str(root / "train.py"), "small.yaml", *(f"--set={key}={value}" for key, value in SETTINGS.items())]
+    def start(*options, ranks=True, script=None):
+        script = [
+            str(script or root / "train.py"),
+            "small.yaml",
+            "--device=cpu",
+            *(f"--set={key}={value}" for key, value in SETTINGS.items()),
+        ]
         arguments = [sys.executable, *(PROCESSES if ranks else ()), *script, *options]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         process = subprocess.Popen(arguments, cwd=tmp_path, env=environment, start_new_session=True, **pipes)
@@ -88,6 +93,36 @@ def test_torchrun_killed_process_ends_all_and_the_checkpoint_is_whole(start, tmp
     step = load(tmp_path / CHECKPOINT)["training"]["progress"]["step"]
     code, output = finish(start("--epochs", str(step // 4 + 1), ranks=False))
     assert code == 0, output
+
+
+ONE_FAILS = """
+import os, pathlib, runpy, sys, time
+import torch.distributed as dist
+
+joining, join = pathlib.Path("joining"), dist.init_process_group
+if os.environ["RANK"] == "1":
+    while not joining.exists():
+        time.sleep(0.1)
+    time.sleep(0.5)
+    sys.exit(2)
+
+
+def announced(*arguments, **options):
+    joining.touch()
+    join(*arguments, **options)
+
+
+dist.init_process_group = announced
+runpy.run_path("TRAIN", run_name="__main__")
+"""
+
+
+def test_torchrun_process_that_fails_ends_another_that_waits_for_it(start, tmp_path, root):
+    script = tmp_path / "one_fails.py"
+    script.write_text(ONE_FAILS.replace("TRAIN", str(root / "train.py")))
+    code, output = finish(start(script=script))
+    assert code != 0 and (tmp_path / "joining").exists()
+    assert "forcefully exiting" not in output  # torchrun kills a process that SIGTERM does not end within 30 seconds
 
 
 def test_torchrun_signal_stops_all_at_one_step_with_a_checkpoint(start, tmp_path):

@@ -70,7 +70,9 @@ def test_only_missing_files_are_downloaded(get, server, set_folder):
     assert server.requests == [URL]
 
 
-@pytest.mark.parametrize("pack", [zipped(top__a=b"1", top__b=b"2"), tarred({"top/a": b"1", "top/b": b"2"})])
+@pytest.mark.parametrize(
+    "pack", [zipped(top__a=b"1", top__b=b"2"), tarred({"top/a": b"1", "top/b": b"2"})], ids=["zip", "tar"]
+)
 def test_archive_is_unpacked_and_removed(get, server, set_folder, pack):
     server.files[URL] = pack
     both = {key: SourceFile("a.bin", URL, md5(pack), unpack_to="x", found_as=(f"x/top/{key}",)) for key in "ab"}

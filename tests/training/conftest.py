@@ -33,9 +33,9 @@ def make_trainer(
 ) -> Callable[..., Trainer]:
     """A function: a new trainer, with some training parameters changed, and some keys of the `model`'s config."""
 
-    def make(model: dict[str, Any] | None = None, **changes: Any) -> Trainer:
+    def make(model: dict[str, Any] | None = None, device: str = "cpu", **changes: Any) -> Trainer:
         config = make_config(training_parameters=schedule | changes, **(model or {}))
-        return Trainer(config, data, torch.device("cpu"))
+        return Trainer(config, data, torch.device(device))
 
     return make
 

@@ -7,6 +7,7 @@ import torch
 from nvae import migrations
 from nvae.checkpoint import CheckpointError, load, save
 from nvae.data.images import Data
+from nvae.devices import set_fast_defaults
 from nvae.errors import UserError
 from nvae.migrations import migrate_weights
 from nvae.torch_files import write_whole
@@ -70,6 +71,28 @@ def test_resume_of_every_variant_equals_an_uninterrupted_run_bit_for_bit(make_tr
     moved = differences(at_the_break, everything(whole))
     assert any(key.endswith("stem.bias") for key in moved)
     assert any(key.endswith("weight.0.right") for key in moved) == model.get("spectral_normalization", False)
+
+
+@pytest.fixture
+def deterministic():
+    set_fast_defaults(deterministic=True)
+    yield
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("half", [False, True])
+def test_resume_on_a_gpu_with_deterministic_equals_an_uninterrupted_run_bit_for_bit(
+    make_trainer, path, deterministic, half
+):
+    whole, resumed = (make_trainer(NVLABS, "cuda:0", half_precision=half) for _ in range(2))
+    advance(whole, 2)
+    whole.save(path)
+    advance(whole, 3)
+    resumed.resume(path)
+    advance(resumed, 3)
+    assert not differences(everything(whole), everything(resumed))
 
 
 ALL_FEATURES = {
