@@ -12,7 +12,7 @@ quickstart: .venv/installed
 test: .venv/installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8
 
 docs: .venv/installed
 	$(BIN)/python docs/make_pages.py

@@ -16,6 +16,7 @@ from nvae.checkpoint import FOLDER as CHECKPOINTS
 from nvae.checkpoint import CheckpointError, checkpoint_path, load, model_path, plain_name
 from nvae.config import load_config
 from nvae.errors import UserError
+from nvae.files import previous_path
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.schema import ModelConfig
@@ -146,7 +147,8 @@ def find_run(what: str) -> RunRecord | None:
         name, root = path.resolve().name, _root_of(path, RUNS)
     else:
         name, root = what, Path(".")
-        if not any(_is(Path.exists, p) for p in (root / RUNS / name, checkpoint_path(name), model_path(name))):
+        files = (root / RUNS / name, checkpoint_path(name), previous_path(checkpoint_path(name)), model_path(name))
+        if not any(_is(Path.exists, file) for file in files):
             return None
     record = read_run(name, root, saved)
     record.problems = problems + record.problems
@@ -225,14 +227,18 @@ def saved_in(path: Path) -> tuple[Saved, list[str]]:
 
 
 def _saved_of(record: RunRecord) -> Saved | None:
-    """Return what the run's checkpoint knows, or else its model file."""
-    paths = [checkpoint_path(record.name, record.root), model_path(record.name, record.root)]
+    """Return what the run's checkpoint knows, or else the checkpoint saved before, or the model file."""
+    checkpoint = checkpoint_path(record.name, record.root)
+    paths = [checkpoint, previous_path(checkpoint), model_path(record.name, record.root)]
     for path in filter(Path.exists, paths):
         try:
             saved, problems = saved_in(path)
         except CheckpointError as error:
             record.problems.append(str(error))
         else:
+            if path == paths[1]:
+                missing = [] if checkpoint.exists() else [f"there is no checkpoint {checkpoint}."]
+                record.problems += [*missing, f"the position is that of {path}, the checkpoint saved before."]
             record.problems += problems
             return saved
     if not any(map(Path.exists, paths)):

@@ -7,6 +7,7 @@ import pytest
 
 from nvae.checkpoint import checkpoint_path, load, model_path, save
 from nvae.errors import UserError
+from nvae.files import previous_path
 from nvae.training.locks import run_lock
 from nvae.training.report.facts import commands, continuation, key_facts
 from nvae.training.report.page import render_page
@@ -60,6 +61,18 @@ def test_what_is_left_is_shown(run_folder, missing):
     assert record.events[-1] in EVENTS
     assert len(record.problems) == (0 if missing in ("config.yaml", "events.jsonl") else 1)
     assert run_text(record) and render_page(record)
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_checkpoint_saved_before_is_read_without_a_whole_newest_one(run_folder, damage):
+    newest = checkpoint_path(NAME)
+    shutil.copy(newest, previous_path(newest))
+    newest.unlink() if damage == "missing" else newest.write_bytes(newest.read_bytes()[:1000])
+    shutil.rmtree(run_folder)
+    record = find_run(NAME)
+    assert record.position.step == 400
+    assert len(record.problems) == 3  # the newest checkpoint, the one that is read, the folder
+    assert str(newest) in record.problems[0] and str(previous_path(newest)) in record.problems[1]
 
 
 def test_metrics_alone_are_enough(run_folder):
