@@ -6,7 +6,7 @@ from nvae.config import ConfigError
 from nvae.evaluation.likelihood import evaluate
 from nvae.schema import TrainingParameters
 from nvae.torch_files import write_whole
-from nvae.training import loop
+from nvae.training import loop, run_output, validation
 from nvae.training.loggers import read_events
 from nvae.training.schedules import Validation, stops_early
 
@@ -28,9 +28,9 @@ def history(*elbos):
 def test_stops_early_after_two_epochs_without_a_better_validation(make_trainer, elbos, stops):
     """The best validation is the first one with the highest ELBO."""
     trainer = make_trainer(early_stopping_patience=2)
-    for validation in history(*elbos):
-        trainer.history.validations.append(validation)
-        trainer.best_weights.add(validation, [], trainer.model)
+    for past in history(*elbos):
+        trainer.history.validations.append(past)
+        trainer.best_weights.add(past, [], trainer.model)
     assert trainer.stopped_early == stops
     if elbos:
         best, last = trainer.best_weights.best.validation, history(*elbos)[-1]
@@ -49,7 +49,7 @@ def run(make_config, schedule, data, tmp_path, monkeypatch):
         epoch = round(load(checkpoint)["training"]["progress"]["step"] / 3) if checkpoint.exists() else 0
         return evaluation._replace(elbo=evaluation.elbo._replace(mean=ELBOS[epoch]))
 
-    monkeypatch.setattr(loop, "evaluate", scripted)
+    monkeypatch.setattr(validation, "evaluate", scripted)
 
     def run(**changes):
         base = {"epochs": 8, "epochs_per_checkpoint": 1, "evaluation_samples": 0, "write_reconstruction": False}
@@ -73,8 +73,8 @@ def test_train_stops_early_and_keeps_the_best_weights(run, tmp_path, monkeypatch
 
     monkeypatch.setattr(loop.Trainer, "record_validation", recorded)
     seen = {}
-    monkeypatch.setattr(loop, "draw_samples", lambda model, *_: seen.update(pictures=model.constant.clone()))
-    monkeypatch.setattr(loop, "report", lambda evaluation, model, _: seen.update(evaluation=model.constant.clone()))
+    monkeypatch.setattr(run_output, "draw_samples", lambda model, *_: seen.update(pictures=model.constant.clone()))
+    monkeypatch.setattr(validation, "report", lambda _, model, __: seen.update(evaluation=model.constant.clone()))
     path, _ = run(early_stopping_patience=3, ema_decay=ema_decay, evaluation_samples=1)
     training = load(tmp_path / "saved_weights" / "small.checkpoint")["training"]
     assert training["progress"]["epoch"] == 5

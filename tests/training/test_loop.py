@@ -18,7 +18,7 @@ from nvae.evaluation.likelihood import Estimate, evaluate
 from nvae.inference.reconstruction import reconstruct
 from nvae.picture_files import read_metadata
 from nvae.tools.grids import grid
-from nvae.training import loop, memory
+from nvae.training import loop, memory, run_output, validation
 from nvae.training.loggers import read_events, read_metrics
 from nvae.training.loop import Stopped, checkpoint_due
 from nvae.training.previews import draw_reconstructions
@@ -270,7 +270,7 @@ def test_train_writes_the_page_at_every_checkpoint_and_at_the_end(run, tmp_path,
     def write_page(record):
         steps.append((record.position.step, len(record.metrics), record.state, bool(record.evaluation)))
 
-    monkeypatch.setattr(loop, "write_page", write_page)
+    monkeypatch.setattr(run_output, "write_page", write_page)
     run(epochs_per_checkpoint=2)
     assert steps == [(6, 2, "unfinished", False), (9, 3, "finished", False), (9, 3, "finished", True)]
 
@@ -302,7 +302,7 @@ def test_train_refuses_a_validation_that_is_not_finite(run, tmp_path, monkeypatc
     run(epochs=1)
     before = (tmp_path / "saved_weights" / "small.checkpoint").read_bytes()
     nan = Estimate(math.nan, 0.0)
-    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: evaluate(*a, **k)._replace(elbo=nan))
+    monkeypatch.setattr(validation, "evaluate", lambda *a, **k: evaluate(*a, **k)._replace(elbo=nan))
     with pytest.raises(DivergenceError, match="learning_rate"):
         run(max_recoveries=0)
     assert (tmp_path / "saved_weights" / "small.checkpoint").read_bytes() == before
@@ -314,7 +314,7 @@ def test_train_warns_of_a_diverged_model(run):
 
 
 def test_train_warns_of_a_collapsed_kl(run, monkeypatch):
-    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: evaluate(*a, **k)._replace(kl_per_group=[0.009] * 4))
+    monkeypatch.setattr(validation, "evaluate", lambda *a, **k: evaluate(*a, **k)._replace(kl_per_group=[0.009] * 4))
     _, events = run(epochs_per_checkpoint=1)
     assert sum("collapse" in warning for warning in warnings_of(events)) == 2
 
@@ -332,7 +332,7 @@ def test_train_survives_errors_while_drawing(run, monkeypatch, failing):
     def fail(*_):
         raise ValueError("no such backend")
 
-    monkeypatch.setattr(loop, failing, fail)
+    monkeypatch.setattr(validation if failing == "save_report" else run_output, failing, fail)
     path, events = run()
     assert path.exists()
     assert len(warnings_of(events)) == 1
@@ -399,13 +399,13 @@ def test_train_informs_about_batch_norms_of_parts(run):
 
 def test_train_validates_draws_and_writes_the_ema(run, data, tmp_path, monkeypatch):
     drawn = []
-    draw = loop.draw_samples
+    draw = run_output.draw_samples
 
     def draw_samples(model, *arguments):
         drawn.append(model)
         return draw(model, *arguments)
 
-    monkeypatch.setattr(loop, "draw_samples", draw_samples)
+    monkeypatch.setattr(run_output, "draw_samples", draw_samples)
     path, _ = run(ema_decay=0.9)
     content = load(tmp_path / "saved_weights" / "small.checkpoint")
     model, metadata = load_model_and_metadata(path)

@@ -11,7 +11,7 @@ import torch
 from nvae.checkpoint import load
 from nvae.errors import DivergenceError
 from nvae.evaluation.likelihood import Estimate, evaluate
-from nvae.training import loop, recovery
+from nvae.training import loop, recovery, run_output, validation
 from nvae.training.loggers import read_metrics
 from nvae.training.loop import Stopped
 from nvae.training.recovery import Recovery, StepNumbers, check_validation, highest_usual
@@ -37,7 +37,7 @@ def sensitive(monkeypatch):
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Drawing takes more time than training here."""
-    monkeypatch.setattr(loop._Training, "_try_to_draw", lambda self, draw: None)
+    monkeypatch.setattr(run_output.RunOutput, "try_to_draw", lambda self, draw: None)
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_train_recovers_from_a_validation(train_small, checkpoint, tmp_path, mon
         evaluation = evaluate(*arguments, **options)
         return evaluation._replace(**bad) if len(calls) == 4 else evaluation
 
-    monkeypatch.setattr(loop, "evaluate", broken)
+    monkeypatch.setattr(validation, "evaluate", broken)
     train_small(epochs_per_checkpoint=1)
     content = load(checkpoint)
     assert [event["step"] for event in content["metadata"]["events"]] == [12]

@@ -10,7 +10,7 @@ from nvae.checkpoint import load, load_model, save
 from nvae.errors import UserError
 from nvae.files import previous_path
 from nvae.torch_files import CheckpointError
-from nvae.training import locks, loop
+from nvae.training import locks, loop, run_output
 from nvae.training.locks import RunLockedError, run_lock
 from nvae.training.loop import Stopped, train
 from nvae.training.run_files import RunFiles
@@ -24,10 +24,10 @@ SMALL = {"initial_splits_per_scale": 1, "number_of_scales": 1}
 def run(make_config, schedule, data, tmp_path, monkeypatch):
     """A function: train a tiny model in tmp_path, some parameters changed; returns its events."""
     monkeypatch.setattr(loop, "load_data", lambda config, progress: data)
-    monkeypatch.setattr(loop._Training, "_draw", lambda *arguments: None)  # pictures are tested elsewhere
-    monkeypatch.setattr(loop, "draw_data", lambda *arguments: None)
-    monkeypatch.setattr(loop, "draw_film", lambda *arguments: None)
-    monkeypatch.setattr(loop, "memory_warning", lambda *arguments: None)
+    monkeypatch.setattr(run_output.RunOutput, "_draw", lambda *arguments: None)  # pictures are tested elsewhere
+    monkeypatch.setattr(run_output, "draw_data", lambda *arguments: None)
+    monkeypatch.setattr(run_output, "draw_film", lambda *arguments: None)
+    monkeypatch.setattr(run_output, "memory_warning", lambda *arguments: None)
 
     def run(name="small", fresh=False, checkpoint=None, **changes):
         parameters = schedule | {"epochs_per_checkpoint": 1, "evaluation_samples": 0} | changes

@@ -1,0 +1,161 @@
+"""What a run tells and writes: messages, metrics, events, pictures and its page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nvae.files import WriteError, atomic_write
+from nvae.models.hierarchy import HierarchicalVAE
+from nvae.summary import group_name, num_parameters
+from nvae.training.events import Reporter
+from nvae.training.loggers import RunLogger, new_event
+from nvae.training.memory import memory_warning
+from nvae.training.metrics import metrics_text
+from nvae.training.previews import draw_curves, draw_data, draw_film, draw_reconstructions, draw_samples
+from nvae.training.report.page import write_page
+from nvae.training.report.record import record_of
+from nvae.training.run_files import RunFiles
+from nvae.training.trainer import Trainer
+
+
+class RunOutput:
+    """The output of a run: messages to a reporter, and files in runs/NAME/.
+
+    Of several processes only the first one opens the folder and writes there. An error while a picture, the page or a
+    report is written becomes a warning, and the training continues.
+    """
+
+    def __init__(self, trainer: Trainer, files: RunFiles, reporter: Reporter) -> None:
+        self.trainer, self.files, self.reporter = trainer, files, reporter
+        self.folder = files.folder
+        self._logger: RunLogger | None = None
+
+    def open(self) -> None:
+        """Open the folder at the present step, without the metrics of later ones."""
+        self.close()
+        trainer, groups = self.trainer, len(self.trainer.model.groups)
+        self._logger = RunLogger(self.folder, trainer.config, trainer.progress.step, groups, self.reporter.warn)
+
+    def close(self) -> None:
+        """Close the loggers."""
+        if self._logger is not None:
+            self._logger.close()
+            self._logger = None
+
+    @property
+    def logger(self) -> RunLogger:
+        """The loggers of the open folder."""
+        assert self._logger is not None, "open the output before anything is written"
+        return self._logger
+
+    # ------------------------------------------------------------------------------------------------------ messages
+
+    def introduce(self, start: str | Path | None, warnings: list[str]) -> None:
+        """Report the size of the model and of the data set, the checkpoint that training continues from, warnings."""
+        trainer, info = self.trainer, self.reporter.info
+        data = trainer.data
+        parts = {"training": data.training, "validation": data.validation, "test": data.test}
+        counts = ", ".join(f"{len(images):,} {part} images" for part, images in parts.items() if images is not None)
+        precision = f" in {str(trainer.half).removeprefix('torch.')}" if trainer.half else ""
+        info(
+            f"{self.files.name}: {num_parameters(trainer.model):,} parameters, {len(trainer.model.groups)} latent "
+            f"groups; {counts}; on {trainer.device}{precision}"
+        )
+        if trainer.has_batch_norm and len(trainer.part_sizes) > 1:
+            info(
+                f"batch norm uses the statistics of each of the {len(trainer.part_sizes)} parts of a batch, "
+                f"{trainer.part_sizes[0]} images, not of the whole batch"
+            )
+        epochs, done = trainer.schedule.epochs, trainer.progress.epoch
+        if start and done >= epochs:
+            info(
+                f"{start} is trained: {done} epochs are done, and training_parameters.epochs is {epochs}. To "
+                f"continue, set training_parameters.epochs to more than {done}, for example {2 * done}."
+            )
+        elif start and not trainer.stopped_early:
+            info(f"continuing {start}, epoch {done + 1}, step {trainer.progress.step}")
+        memory = memory_warning(trainer.config, max(trainer.part_sizes), trainer.device)
+        for warning in filter(None, [*data.warnings, *warnings, memory]):
+            self.reporter.warn(warning)
+
+    def introduce_result(self) -> None:
+        """Report why training ended early, and which weights the result has."""
+        trainer, info = self.trainer, self.reporter.info
+        best, patience = trainer.best_weights.best, trainer.schedule.early_stopping_patience
+        if trainer.stopped_early:
+            info(
+                f"training stopped early in epoch {trainer.epoch:g}: no better validation for {patience} epochs. To "
+                "continue, set training_parameters.early_stopping_patience to a larger number or to null."
+            )
+        if best is not None:
+            info(
+                f"the result has the weights of epoch {best.validation.epoch:g}, the best validation whose weights "
+                f"were kept: ELBO {best.validation.elbo:.1f} nats"
+            )
+
+    # --------------------------------------------------------------------------------------------------------- files
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        """Report and log a line of metrics."""
+        self.reporter.metrics(metrics_text(line, self.trainer.schedule.epochs), line)
+        self.logger.log(line)
+
+    def event(self, kind: str, text: str) -> None:
+        """Log an event at the present position."""
+        self.logger.log_event(new_event(kind, text, self.trainer.progress.step, self.trainer.epoch))
+
+    def copies(self) -> None:
+        """Keep copies of the checkpoint that are due."""
+        try:
+            self.files.keep_copies(self.trainer)
+        except WriteError as error:  # the checkpoint itself is saved
+            self.reporter.warn(str(error), once=f"copy: {error}")
+
+    def data(self) -> None:
+        """Draw the first training images, and write which pictures are left out or changed: data_report.txt."""
+        path, report = self.folder / "data_report.txt", self.trainer.data.report
+        try:
+            if report:
+                with atomic_write(path) as temporary:
+                    temporary.write_text(report, encoding="utf-8")
+                self.reporter.info(f"{path} has the pictures that are left out or changed")
+            elif path.exists():
+                path.unlink()
+        except (WriteError, OSError) as error:
+            self.reporter.warn(f"the report on the pictures could not be written: {error}")
+        self.try_to_draw(lambda: draw_data(self.trainer.data, self.trainer.config, self.folder))
+
+    def pictures(self, model: HierarchicalVAE | None = None) -> None:
+        """Draw samples and reconstructions of a model (default: of the trainer's, for pictures), and curves."""
+        self.try_to_draw(lambda: self._draw(model or self.trainer.model_for_pictures()))
+
+    def film(self) -> None:
+        """Draw the film of the samples over the steps."""
+        self.try_to_draw(lambda: draw_film(self.folder))
+
+    def page(self) -> None:
+        """Write report.html."""
+        try:
+            write_page(record_of(self.trainer, self.files.name, self.files.root))
+        except Exception as error:  # from files, pictures of any content, charts
+            self.reporter.warn(f"the page of the run could not be written: {error}", once=f"page: {error}")
+
+    def try_to_draw(self, draw: Callable[[], object]) -> None:
+        """Call a function that draws; its error becomes a warning."""
+        try:
+            draw()
+        except Exception as error:  # from files, fonts, backends, recalibration
+            step = self.trainer.progress.step
+            self.reporter.warn(f"the pictures of step {step} could not be drawn: {error}", once=f"drawing: {error}")
+
+    def _draw(self, model: HierarchicalVAE) -> None:
+        trainer, step = self.trainer, self.trainer.progress.step
+        model.eval()
+        self.logger.log_images("samples", draw_samples(model, self.folder, step), step)
+        if trainer.schedule.write_reconstruction:
+            picture = draw_reconstructions(model, trainer.data, self.folder, step)
+            self.logger.log_images("reconstructions", picture, step)
+        names = [group_name(model, index) for index in range(len(model.groups))]
+        draw_curves(self.logger.metrics, names, self.folder)
