@@ -19,6 +19,8 @@ MEMORY_HINTS = {
     "train": "Set a smaller training_parameters.batch_size, or training_parameters.use_tensor_checkpoints=True, with "
     "--set KEY=VALUE.",
     "evaluate": "Use a smaller --batch-size, or --device cpu.",
+    "quality": "Use fewer --images, or --device cpu.",
+    "precompute": "Use fewer --images, or --device cpu.",
 }
 # What the library's advice, which names no flags, is called on the command line: a pattern in the message, and a hint.
 HINTS = {
@@ -38,7 +40,9 @@ HINTS = {
         (r"[Ss]et a smaller input_dimension", "Use --size."),
     ),
     "datasets": ((r"[Ss]et dataset\.", "Use --data DIR, or --set KEY=VALUE."),),
-    "evaluate": ((r"[Ss]et dataset\.", "Use --dataset NAME and --path FOLDER."),),
+    **dict.fromkeys(
+        ("evaluate", "quality", "precompute"), ((r"[Ss]et dataset\.", "Use --dataset NAME and --data FOLDER."),)
+    ),
 }
 INTERRUPTED = 130
 SAMPLING_MEMORY_HINT = "Ask for fewer images at once, or use --device cpu."

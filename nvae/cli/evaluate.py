@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset", metavar="NAME", help="name of a data set, such as mnist or folder (default: the model's data set)"
     )
-    parser.add_argument("--path", help="folder of the data set (default: the folder used in training)")
+    parser.add_argument("--data", metavar="PATH", help="where its images are (default: where they were in training)")
     parser.add_argument(
         "--part",
         choices=("validation", "training", "test"),
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> None:
     set_fast_defaults()
     model = open_model(options)
     settings = _settings(options, model)
-    config = _with_dataset(model.config, options.dataset, options.path)
+    config = with_dataset(model.config, options.dataset, options.data)
     data = load_data(config, progress=sys.stderr.isatty())
     print_warnings(data.warnings)
     images, targets = (part[: options.images] for part in evaluation_images(data, options.part, config))
@@ -150,7 +150,7 @@ def _settings(options: argparse.Namespace, model: HierarchicalVAE) -> dict[str, 
     return settings
 
 
-def _with_dataset(config: ModelConfig, name: str | None, path: str | None) -> ModelConfig:
+def with_dataset(config: ModelConfig, name: str | None, path: str | None) -> ModelConfig:
     """Return the config with another data set."""
     from nvae.config import config_from_dict
     from nvae.schema import select_dataset

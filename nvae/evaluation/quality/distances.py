@@ -1,0 +1,81 @@
+"""Distances between two sets of features: the Frechet distance and the kernel distance."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nvae.arguments import ArgumentError
+from nvae.evaluation.likelihood import Estimate
+
+BLOCKS = 10  # of the kernel distance, at least; the standard error comes from the differences between blocks
+BLOCK_SIZE = 1000  # features per block and set, at most: the size of Binkowski et al. 2018
+CHUNK = 4096  # features converted to float64 at once
+
+
+class FeatureStatistics(NamedTuple):
+    """Mean (D,) and covariance (D, D) of features, float64: all that the Frechet distance needs."""
+
+    mean: Tensor
+    covariance: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> FeatureStatistics:
+        """Compute from features (N, D), N from 2. The covariance divides by N - 1."""
+        _check(features)
+        count = len(features)
+        mean = sum(part.double().sum(0) for part in features.split(CHUNK)) / count
+        covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+        for part in features.split(CHUNK):
+            centered = part.double() - mean
+            covariance += centered.T @ centered
+        return cls(mean, covariance / (count - 1))
+
+
+def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
+    """Return |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) of the covariances A and B (Heusel et al. 2017).
+
+    The square of the 2-Wasserstein distance of two Normals. tr (A B)^(1/2) is the sum of the square roots of the
+    eigenvalues of A^(1/2) B A^(1/2), which is symmetric: no complex numbers, and covariances may be singular.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise ArgumentError("the statistics", f"{len(a.mean)} and {len(b.mean)} dimensions", "the same number")
+    values, vectors = torch.linalg.eigh(a.covariance)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    shared = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
+    traces = a.covariance.trace() + b.covariance.trace()
+    return ((a.mean - b.mean).square().sum() + traces - 2 * shared).item()
+
+
+def kernel_distance(a: Tensor, b: Tensor) -> Estimate:
+    """Return the squared maximum mean discrepancy of features (N, D) and (M, D) (Binkowski et al. 2018).
+
+    The kernel is (x y / D + 1)^3. Both sets are cut into the same number of disjoint blocks, in their order. The result
+    is the mean of the blocks' unbiased estimates, which can be below 0, and its standard error.
+    """
+    _check(a)
+    _check(b)
+    count = min(len(a), len(b))
+    blocks = min(max(BLOCKS, -(-count // BLOCK_SIZE)), count // 2)
+    pairs = zip(a.tensor_split(blocks), b.tensor_split(blocks), strict=True)
+    return Estimate.of(torch.stack([_squared_discrepancy(x.double(), y.double()) for x, y in pairs]))
+
+
+def _squared_discrepancy(x: Tensor, y: Tensor) -> Tensor:
+    """Return the unbiased estimate from features (n, D) and (m, D); pairs of one feature with itself do not count."""
+
+    def kernel(u: Tensor, v: Tensor) -> Tensor:
+        return (u @ v.T / u.shape[1] + 1) ** 3
+
+    def mean_of_pairs(u: Tensor) -> Tensor:
+        values = kernel(u, u)
+        return (values.sum() - values.diagonal().sum()) / (len(u) * (len(u) - 1))
+
+    return mean_of_pairs(x) + mean_of_pairs(y) - 2 * kernel(x, y).mean()
+
+
+def _check(features: Tensor) -> None:
+    if features.dim() != 2 or len(features) < 2:
+        raise ArgumentError("features", f"shape {tuple(features.shape)}", "shape (N, D), N from 2")

@@ -1,0 +1,178 @@
+"""inception, vgg16, clip and dinov2: published networks, through torch-fidelity and timm; and the distance LPIPS."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nvae.errors import UserError
+from nvae.evaluation.quality.extractors.base import DIGEST_LENGTH, Extractor, in_color
+from nvae.evaluation.quality.extractors.mobilenet import MEAN, STD
+from nvae.evaluation.quality.extractors.weights import (
+    PublishedFile,
+    file_digest,
+    obtain,
+    read_state_dict,
+    short_digest,
+    weights_folder,
+)
+
+INCEPTION = PublishedFile(
+    "weights-inception-2015-12-05-6726825d.pth",
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+    "6726825d",
+)
+VGG16 = PublishedFile("vgg16-397923af.pth", "https://download.pytorch.org/models/vgg16-397923af.pth", "397923af")
+CLIP_SHA256 = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
+CLIP = PublishedFile(
+    f"clip-vit-b-32-{CLIP_SHA256}.pt",
+    f"https://openaipublic.azureedge.net/clip/models/{CLIP_SHA256}/ViT-B-32.pt",
+    CLIP_SHA256,
+)
+DINOV2 = PublishedFile(
+    "dinov2_vits14_pretrain.pth", "https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth"
+)
+LPIPS = PublishedFile(
+    "weights-vgg16-lpips.pth",
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-vgg16-lpips.pth",
+)
+DINOV2_SIDE = 224
+
+
+def load_inception(device: torch.device | str, file: Path | None, progress: bool) -> Extractor:
+    """Return the Inception network of the published FID: the layer pool3, 2048 features, through torch-fidelity."""
+    return _from_fidelity("inception", "inception-v3-compat", "2048", 2048, INCEPTION, device, file, progress)
+
+
+def load_vgg16(device: torch.device | str, file: Path | None, progress: bool) -> Extractor:
+    """Return VGG16: the second fully connected layer after its ReLU, 4096 features, through torch-fidelity."""
+    return _from_fidelity("vgg16", "vgg16", "fc2_relu", 4096, VGG16, device, file, progress)
+
+
+def load_clip(device: torch.device | str, file: Path | None, progress: bool) -> Extractor:
+    """Return CLIP ViT-B/32: the image embedding, 512 features, through torch-fidelity.
+
+    Its file is a program, not only tensors: any file but the published one is refused.
+    """
+    _extra("torch_fidelity", "clip")
+    path = obtain("clip", CLIP, file, progress)
+    if file_digest(path) != CLIP.sha256:
+        raise UserError(f"'{path}' is not the published file of CLIP. Download {CLIP.url}.")
+    return _from_fidelity("clip", "clip-vit-b-32", "clip", 512, CLIP, device, path, progress)
+
+
+def load_dinov2(device: torch.device | str, file: Path | None, progress: bool) -> Extractor:
+    """Return DINOv2 ViT-S/14: the class token, 384 features, through timm.
+
+    The images are resized to 224x224, bilinear, and normalized as ImageNet. timm resamples the embeddings of positions
+    in its own way, so that features differ a little from those of the original program.
+    """
+    timm = _extra("timm", "dinov2")
+    path = obtain("dinov2", DINOV2, file, progress)
+    weights = read_state_dict(path)
+    body = timm.create_model("vit_small_patch14_dinov2", img_size=DINOV2_SIDE, num_classes=0)
+    try:
+        body.load_state_dict(timm.models.vision_transformer.checkpoint_filter_fn(weights, body))
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise UserError(f"'{path}' has other tensors than DINOv2 ViT-S/14. Download {DINOV2.url}.") from error
+    network = _Normalized(body, DINOV2_SIDE).to(device).eval().requires_grad_(False)
+    source = f"DINOv2 ViT-S/14 through timm, {path.name}"
+    return Extractor("dinov2", short_digest(path), 384, source, network, torch.device(device))
+
+
+def load_lpips(device: torch.device | str, progress: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the distance LPIPS with VGG16 (Zhang et al. 2018), of images (B, C, S, S) in [0, 1].
+
+    The network is that of torch-fidelity. Its two files of weights must be where torch keeps them, or can be downloaded. Raises UserError.
+    """
+    fidelity = _extra("torch_fidelity.sample_similarity_lpips", "lpips")
+    for published in (LPIPS, VGG16):
+        read_state_dict(obtain("lpips", published, None, progress))
+    with _quiet():
+        network = fidelity.SampleSimilarityLPIPS("lpips-vgg16").to(device).eval()
+
+    @torch.no_grad()
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        return network(255 * in_color(a), 255 * in_color(b)).flatten().cpu()
+
+    return distance
+
+
+def lpips_is_here() -> bool:
+    """Return whether the files that LPIPS needs are on the disk, and torch-fidelity is installed."""
+    files = all((weights_folder() / published.name).is_file() for published in (LPIPS, VGG16))
+    return files and importlib.util.find_spec("torch_fidelity") is not None
+
+
+def _from_fidelity(
+    name: str,
+    registered: str,
+    layer: str,
+    dimensions: int,
+    published: PublishedFile,
+    device: torch.device | str,
+    file: Path | None,
+    progress: bool,
+) -> Extractor:
+    utils = _extra("torch_fidelity.utils", name)
+    path = obtain(name, published, file, progress)
+    if published is not CLIP:
+        read_state_dict(path)  # torch-fidelity itself would run code from the file
+    try:
+        with _quiet():
+            network = utils.create_feature_extractor(
+                registered, [layer], cuda=False, feature_extractor_weights_path=str(path), verbose=False
+            )
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"'{path}' has other tensors than the network {name}. Download {published.url}.") from error
+    network.to(device)
+
+    def features(images: Tensor) -> Tensor:
+        images_u8 = in_color(images).mul(255).round().clamp(0, 255).byte()
+        return network(images_u8.contiguous())[0]
+
+    digest = file_digest(path)
+    is_published = digest.startswith(published.sha256)
+    source = f"{path.name} through torch-fidelity{'' if is_published else ', not the published weights'}"
+    return Extractor(name, digest[:DIGEST_LENGTH], dimensions, source, features, torch.device(device), False)
+
+
+class _Normalized(nn.Module):
+    """Resizes images (B, 1 or 3, S, S) in [0, 1] to a side, normalizes them as ImageNet, and applies a network."""
+
+    def __init__(self, body: nn.Module, side: int) -> None:
+        super().__init__()
+        self.body, self.side = body, side
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
+        self.register_buffer("std", torch.tensor(STD)[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        resized = functional.interpolate(in_color(images), (self.side, self.side), mode="bilinear", antialias=True)
+        return self.body((resized - self.mean) / self.std)
+
+
+def _extra(module: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"the extractor {name} needs the extra 'metrics': install it with pip install -e '.[metrics]'; or use the "
+            "extractor self, which needs nothing."
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep warnings of the libraries' own loading away from the user: the file was checked before."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

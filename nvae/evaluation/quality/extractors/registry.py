@@ -1,0 +1,54 @@
+"""The registry of extractors, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nvae.arguments import check_choice
+from nvae.evaluation.quality.extractors.base import Extractor
+from nvae.evaluation.quality.extractors.mobilenet import load_mobilenet
+from nvae.evaluation.quality.extractors.published import load_clip, load_dinov2, load_inception, load_vgg16
+from nvae.evaluation.quality.extractors.transformations import load_self
+from nvae.progress import Progress
+
+
+class Request(NamedTuple):
+    """What the loader of an extractor may need."""
+
+    training_u8: Tensor  # (N, C, S, S), from which the extractor self learns
+    bits: int  # of the model's images
+    device: torch.device
+    file: Path | None  # of weights
+    progress: Progress
+
+
+LOADERS: dict[str, Callable[[Request], Extractor]] = {
+    "self": lambda r: load_self(r.training_u8, r.bits, r.device, r.progress, r.file),
+    "mobilenet": lambda r: load_mobilenet(r.device, r.file),
+    "inception": lambda r: load_inception(r.device, r.file, bool(r.progress)),
+    "vgg16": lambda r: load_vgg16(r.device, r.file, bool(r.progress)),
+    "clip": lambda r: load_clip(r.device, r.file, bool(r.progress)),
+    "dinov2": lambda r: load_dinov2(r.device, r.file, bool(r.progress)),
+}
+
+
+def load_extractor(
+    name: str,
+    training_u8: Tensor,
+    bits: int = 8,
+    device: torch.device | str = "cpu",
+    file: Path | None = None,
+    progress: Progress = False,
+) -> Extractor:
+    """Return an extractor by its name.
+
+    training_u8: training images (N, C, S, S) without binarization, for the extractor self. bits: of the model's images.
+    file: of weights, instead of the file that the extractor finds, downloads or trains. Raises UserError.
+    """
+    check_choice("extractor", name, tuple(LOADERS))
+    return LOADERS[name](Request(training_u8, bits, torch.device(device), file, progress))

@@ -1,0 +1,139 @@
+"""Perceptual path length, and how far an image moves with the noise of each latent group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nvae.arguments import ArgumentError, check_count
+from nvae.evaluation.likelihood import Estimate
+from nvae.inference.sampling import Pixels, Sampler
+from nvae.models.distributions import Noise
+from nvae.progress import batches
+from nvae.seeds import seeded
+
+EPSILON = 0.01  # of the way from one noise to another
+PERCENTILES = (0.01, 0.99)
+MOVED_IMAGES = 64
+ANGLE = 0.05  # of a movement, in radians
+# Images (B, C, S, S) in [0, 1] twice to squared distances (B,) on the CPU. LPIPS is a sum of squares already.
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+class PathLength(NamedTuple):
+    """The mean squared distance of two images that are `epsilon` apart on a path, over epsilon squared."""
+
+    length: Estimate  # of the pairs between the percentiles 1 and 99
+    pairs: int
+
+
+def moving_groups(groups: int, which: str | int) -> list[int]:
+    """Return the latent groups that move: `which` is "top", the first group; "all"; or the number of one, from 1."""
+    if which == "all":
+        return list(range(groups))
+    if which == "top":
+        return [0]
+    return [check_count("the latent group", which, 1, groups) - 1]
+
+
+def squared_distance(features: Callable[[Tensor], Tensor]) -> Distance:
+    """Return the squared distance of features, summed over dimensions."""
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        return (features(a).double() - features(b).double()).square().sum(1)
+
+    return distance
+
+
+def path_lengths(
+    sampler: Sampler,
+    distances: dict[str, Distance],
+    pairs: int,
+    groups: Sequence[int],
+    epsilon: float = EPSILON,
+    pixels: Pixels = "mean",
+    seed: int = 0,
+) -> dict[str, PathLength]:
+    """Measure path lengths in the noise (Karras et al. 2019, section 4.1), for each of the distances.
+
+    A path of `groups` goes from one draw a of noise to another b: cos(t pi / 2) a + sin(t pi / 2) b, which has the law
+    of a draw for every t. t is uniform. The noise of all other groups is one more draw, and stays. The length is
+    E d(x(t), x(t + epsilon)) / epsilon^2 of squared distances d, without the pairs below percentile 1 or above 99.
+    epsilon: from 0.001 to 0.1. Smaller steps vanish in the rounding of float32.
+    """
+    check_count("pairs", pairs, 2)
+    if not 1e-3 <= epsilon <= 0.1:
+        raise ArgumentError("epsilon", epsilon, "a number from 0.001 to 0.1")
+    values: dict[str, list[Tensor]] = {name: [] for name in distances}
+    for part in batches(pairs, max(1, sampler.batch_size // 2), "path lengths", sampler.progress):
+        before, after = _steps(sampler, range(part.start, part.stop), groups, epsilon, seed)
+        count = part.stop - part.start
+        noise = [torch.cat([a, b]) for a, b in zip(before, after, strict=True)]
+        seeds = 2 * list(range(part.start, part.stop))
+        images = sampler.top_down(noise, pixels, seeds)[0]
+        for name, distance in distances.items():
+            values[name].append(distance(images[:count], images[count:]).double() / epsilon**2)
+    return {name: PathLength(trimmed_mean(torch.cat(parts)), pairs) for name, parts in values.items()}
+
+
+def trimmed_mean(values: Tensor) -> Estimate:
+    """Return the mean of the values (N,) between percentiles 1 and 99, and its standard error."""
+    low, high = torch.quantile(values, torch.tensor(PERCENTILES, dtype=values.dtype)).tolist()
+    return Estimate.of(values[(values >= low) & (values <= high)])
+
+
+def _steps(sampler: Sampler, numbers: range, groups: Sequence[int], epsilon: float, seed: int) -> tuple[Noise, Noise]:
+    """Return the noise at t and at t + epsilon of pairs with these numbers; each pair depends on its number alone."""
+    model = sampler.model
+    before: list[list[Tensor]] = [[] for _ in model.noise_shapes]
+    after: list[list[Tensor]] = [[] for _ in model.noise_shapes]
+    for number in numbers:
+        generator = seeded(seed, "path length", number)
+        t = torch.rand((), generator=generator, dtype=torch.float64).item() * (1 - epsilon)
+        for index, shape in enumerate(model.noise_shapes):
+            a = torch.randn(shape, generator=generator)
+            b = torch.randn(shape, generator=generator)
+            moves = index in groups
+            before[index].append(_on_arc(a, b, t * math.pi / 2) if moves else a)
+            after[index].append(_on_arc(a, b, (t + epsilon) * math.pi / 2) if moves else a)
+    return [torch.stack(n).to(model.device) for n in before], [torch.stack(n).to(model.device) for n in after]
+
+
+def _on_arc(a: Tensor, b: Tensor, angle: float) -> Tensor:
+    return (math.cos(angle) * a.double() + math.sin(angle) * b.double()).float()
+
+
+def movement_per_group(
+    sampler: Sampler, images: int = MOVED_IMAGES, pixels: Pixels = "mean", seed: int = 0
+) -> list[float]:
+    """Return, for each latent group, how far an image moves per unit of the group's noise.
+
+    The noise of one group turns by a small angle to another draw of noise, so that every number of the noise changes
+    by about the angle, in standard deviations. The result is the root mean square change of a subpixel, of values in
+    [0, 1], over the angle: the first-order change for a change of 1.
+    """
+    model = sampler.model
+    sums = [0.0] * len(model.groups)
+    for part in batches(images, sampler.batch_size, "movement per group", sampler.progress):
+        numbers = range(part.start, part.stop)
+        base, other = _draws(sampler, numbers, seed, "a"), _draws(sampler, numbers, seed, "b")
+        seeds = list(numbers)
+        unmoved, output = sampler.top_down(base, pixels, seeds, return_states=True)
+        for index in range(len(model.groups)):
+            moved = list(base)
+            moved[index] = math.cos(ANGLE) * base[index] + math.sin(ANGLE) * other[index]
+            changed = sampler.top_down(moved, pixels, seeds, start=output.states[index])[0]
+            sums[index] += (changed - unmoved).double().square().mean((1, 2, 3)).sum().item()
+    return [math.sqrt(total / images) / ANGLE for total in sums]
+
+
+def _draws(sampler: Sampler, numbers: range, seed: int, purpose: str) -> Noise:
+    generators = [seeded(seed, f"movement {purpose}", number) for number in numbers]
+    return [
+        torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(sampler.model.device)
+        for shape in sampler.model.noise_shapes
+    ]

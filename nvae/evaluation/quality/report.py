@@ -1,0 +1,152 @@
+"""Report the quality of samples: a text, and plain values for a JSON file. Every number names its extractor."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from nvae.evaluation.likelihood import Estimate
+from nvae.evaluation.quality.copies import THRESHOLD
+from nvae.evaluation.quality.measure import FeatureQuality, Quality, Row, temperature_text
+from nvae.models.hierarchy import HierarchicalVAE
+from nvae.summary import group_name, table
+
+MOST_ALIKE = 8  # samples that are named and drawn beside their nearest training images
+REAL = "other real images"
+
+
+def row_name(row: Row) -> str:
+    """Return what a row describes."""
+    return REAL if row.temperature is None else temperature_text(row.temperature)
+
+
+def numbers(row: Row, extractor: str) -> dict[str, float]:
+    """Return the numbers of a row for one extractor by name, such as "FID(self)" and "precision k=3 (self)"."""
+    quality = row.features.get(extractor, FeatureQuality())
+    result = {}
+    if quality.fid is not None:
+        result[f"FID({extractor})"] = quality.fid
+    if quality.kid is not None:
+        result[f"KID({extractor})"] = quality.kid.mean
+    for k, manifold in (quality.manifolds or {}).items():
+        for name, value in manifold._asdict().items():
+            result[f"{name} k={k} ({extractor})"] = value
+    return result
+
+
+def report(quality: Quality, model: HierarchicalVAE, dataset: str) -> str:
+    """Return the quality as a text."""
+    rows = [*quality.rows, *([quality.real] if quality.real else [])]
+    lines = [
+        f"{quality.samples:,} samples against {quality.reference_images:,} {quality.part} images of {dataset}",
+        *(
+            f"extractor {facts['name']}: {facts['dimensions']} features, digest {facts['digest']}, {facts['source']}"
+            for facts in quality.extractors
+        ),
+    ]
+    for facts in quality.extractors:
+        if any(numbers(row, facts["name"]) for row in rows):
+            lines += ["", *table(_feature_rows(rows, facts["name"]))]
+    if lengths := _length_rows(quality):
+        lines += ["", *table(lengths)]
+    if quality.movement is not None:
+        names = [group_name(model, index) for index in range(len(quality.movement))]
+        header = ("latent group", "change of a subpixel per unit of noise")
+        lines += ["", *table([header, *((n, f"{m:.4f}") for n, m in zip(names, quality.movement, strict=True))])]
+    lines += _copies_lines(quality)
+    for row in quality.rows:
+        if row.seconds_per_image is not None:
+            lines.append(f"{row_name(row)}: {1000 * row.seconds_per_image:.1f} ms of sampling per image")
+    return "\n".join(lines)
+
+
+def _feature_rows(rows: list[Row], extractor: str) -> list[tuple[str, ...]]:
+    first = next(row.features[extractor] for row in rows if extractor in row.features)
+    header = [f"with {extractor}"]
+    header += [f"FID({extractor})"] if first.fid is not None else []
+    header += [f"KID({extractor}) x 1000"] if first.kid is not None else []
+    for k in first.manifolds or {}:
+        header += [f"precision k={k}", f"recall k={k}", f"density k={k}", f"coverage k={k}"]
+    result = [tuple(header)]
+    for row in rows:
+        quality = row.features[extractor]
+        cells = [row_name(row)]
+        cells += [f"{quality.fid:.3f}"] if quality.fid is not None else []
+        cells += [_with_error(quality.kid, 1000)] if quality.kid is not None else []
+        for manifold in (quality.manifolds or {}).values():
+            cells += [f"{value:.3f}" for value in manifold]
+        result.append(tuple(cells))
+    return result
+
+
+def _length_rows(quality: Quality) -> list[tuple[str, ...]]:
+    names = list(dict.fromkeys(name for row in quality.rows for name in row.path_lengths))
+    if not names:
+        return []
+    groups = quality.settings.ppl_groups
+    moving = {"all": "all groups move", "top": "the top group moves"}.get(str(groups), f"group {groups} moves")
+    header = (f"path length, {moving}", *(f"PPL({name})" for name in names))
+    rows = [(row_name(row), *(_with_error(row.path_lengths[n].length) for n in names)) for row in quality.rows]
+    return [header, *rows]
+
+
+def _copies_lines(quality: Quality) -> list[str]:
+    lines = []
+    for row in quality.rows:
+        if row.copies is not None:
+            lines.append(
+                f"{row_name(row)}: {row.copies.count:,} of {quality.samples:,} samples are copies of training images "
+                f"(ratio below {THRESHOLD}); smallest ratio {row.copies.ratio.min().item():.2f}"
+            )
+    return ["", *lines] if lines else []
+
+
+def _with_error(estimate: Estimate, factor: float = 1.0) -> str:
+    error = "" if math.isnan(estimate.standard_error) else f" ± {factor * estimate.standard_error:.3g}"
+    return f"{factor * estimate.mean:.4g}{error}"
+
+
+def to_dict(quality: Quality) -> dict[str, Any]:
+    """Return plain values for a JSON file."""
+    return {
+        "samples": quality.samples,
+        "reference_images": quality.reference_images,
+        "part": quality.part,
+        "extractors": quality.extractors,
+        "settings": _plain(quality.settings._asdict()),
+        "rows": [_row_dict(row, quality) for row in quality.rows],
+        "real": None if quality.real is None else _row_dict(quality.real, quality),
+        "movement_per_group": _plain(quality.movement),
+    }
+
+
+def _row_dict(row: Row, quality: Quality) -> dict[str, Any]:
+    result: dict[str, Any] = {"temperature": _plain(row.temperature)}
+    for name, features in row.features.items():
+        result[f"fid_{name}"] = _plain(features.fid)
+        result[f"kid_{name}"] = _plain(features.kid)
+        for k, manifold in (features.manifolds or {}).items():
+            result |= {f"{key}_k{k}_{name}": value for key, value in manifold._asdict().items()}
+    result |= {f"ppl_{name}": _plain(length.length) for name, length in row.path_lengths.items()}
+    if row.copies is not None:
+        result["copies"] = row.copies.count
+        result["most_alike"] = [
+            {
+                "seed": quality.settings.seed + index,
+                "training_image": int(row.copies.nearest[index]),
+                "ratio": float(row.copies.ratio[index]),
+                "distance": float(row.copies.distance[index]),
+            }
+            for index in row.copies.most_alike(MOST_ALIKE)
+        ]
+    if row.seconds_per_image is not None:
+        result["seconds_per_image"] = row.seconds_per_image
+    return result
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Estimate):
+        return {key: _plain(part) for key, part in value._asdict().items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

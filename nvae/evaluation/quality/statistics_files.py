@@ -1,0 +1,64 @@
+"""Files of reference statistics: .npz files with a mean and a covariance, as other programs keep them."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nvae.errors import UserError
+from nvae.evaluation.quality.distances import FeatureStatistics
+from nvae.evaluation.quality.extractors.base import Extractor
+from nvae.files import atomic_write
+
+NAMES = (("mu", "sigma"), ("m", "s"))  # of the mean and of the covariance
+FACTS = "facts"
+MAX_BYTES = 2**30
+
+
+def write_statistics(path: Path, statistics: FeatureStatistics, facts: dict[str, Any]) -> None:
+    """Write mu (D,) and sigma (D, D), float64, and facts as a JSON text. Raises WriteError."""
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez(
+            file, mu=statistics.mean.numpy(), sigma=statistics.covariance.numpy(), facts=np.array(json.dumps(facts))
+        )
+
+
+def read_statistics(path: Path, extractor: Extractor) -> tuple[FeatureStatistics, dict[str, Any]]:
+    """Read statistics of an extractor's features: of this program, or any .npz file with mu and sigma, or m and s.
+
+    Also returns the facts, empty for a file of another program. Runs no code from the file. Raises UserError for other
+    files, and where the file names another extractor.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            names = next((names for names in NAMES if set(names) <= set(content.files)), None)
+            if names is None:
+                raise UserError(f"'{path}' has the arrays {content.files}, expected mu and sigma. Use another file.")
+            if sum(info.file_size for info in content.zip.infolist()) > MAX_BYTES:
+                raise UserError(f"'{path}' has more than {MAX_BYTES:,} bytes of arrays. Use another file.")
+            mean, covariance = (torch.from_numpy(np.asarray(content[name], np.float64)) for name in names)
+            facts = json.loads(str(content[FACTS])) if FACTS in content.files else {}
+    except FileNotFoundError as error:
+        raise UserError(f"the file of statistics '{path}' does not exist.") from error
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, RecursionError) as error:
+        raise UserError(f"'{path}' is damaged, or is no .npz file of statistics. Use another file.") from error
+    if mean.shape != (extractor.dimensions,) or covariance.shape != (extractor.dimensions,) * 2:
+        raise UserError(
+            f"'{path}' has statistics of shapes {tuple(mean.shape)} and {tuple(covariance.shape)}, expected "
+            f"{extractor.dimensions} dimensions of the extractor {extractor.name}. Name the extractor of the file."
+        )
+    if not (mean.isfinite().all() and covariance.isfinite().all()):
+        raise UserError(f"'{path}' has numbers that are not finite. Use another file.")
+    facts = facts if isinstance(facts, dict) else {}
+    of = facts.get("extractor")
+    if isinstance(of, dict) and (of.get("name"), of.get("digest")) != (extractor.name, extractor.digest):
+        raise UserError(
+            f"'{path}' has statistics of the extractor {of.get('name')}, digest {of.get('digest')}, expected "
+            f"{extractor.name}, digest {extractor.digest}. Use the same extractor and the same weights."
+        )
+    return FeatureStatistics(mean, covariance), facts

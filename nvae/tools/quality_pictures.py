@@ -1,0 +1,142 @@
+"""Pictures of the quality of samples: curves over the temperature, samples beside real images, and copies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nvae.data.images import to_float
+from nvae.evaluation.quality.copies import THRESHOLD
+from nvae.evaluation.quality.measure import Quality, Row, temperature_text
+from nvae.evaluation.quality.report import MOST_ALIKE, REAL, numbers
+from nvae.inference.sampling import Pixels, Sampler
+from nvae.models.hierarchy import HierarchicalVAE
+from nvae.summary import group_name
+from nvae.tools.grids import grid
+
+CELL = 64
+COLUMNS = 10
+PANELS = {"FID": "lower is better", "KID": "lower is better", "precision and recall": "", "density and coverage": ""}
+MAX_TICKS = 20
+
+
+def draw_quality(
+    quality: Quality, model: HierarchicalVAE, kl_per_group: list[float] | None, path: Path, metadata: dict[str, str]
+) -> bool:
+    """Write a PNG file of charts; return False, and write nothing, where there is nothing to draw.
+
+    A row of charts per extractor with the metrics over the temperatures, the values of other real images as dotted
+    lines; and, with path lengths, the movement per latent group beside the KL per latent group.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = [facts["name"] for facts in quality.extractors]
+    charts = [_panels(quality, name) for name in names] if len(quality.rows) > 1 else []
+    charts = [panels for panels in charts if panels]
+    with_movement = quality.movement is not None
+    rows = len(charts) + with_movement
+    if rows == 0:
+        return False
+    columns = max([len(panels) for panels in charts] + [2 if with_movement else 1])
+    figure = Figure(figsize=(max(7.0, 3.8 * columns), 3.4 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for row, panels in enumerate(charts):
+        for column, (title, lines) in enumerate(panels.items()):
+            axes = figure.add_subplot(rows, columns, row * columns + column + 1, title=title, xlabel="temperature")
+            _curves(axes, quality, lines)
+    if with_movement:
+        _bars(figure, rows, model, quality.movement, kl_per_group)
+    title = f"{quality.samples:,} samples, {quality.reference_images:,} {quality.part} images"
+    digests = ", ".join(f"{facts['name']} {facts['digest']}" for facts in quality.extractors)
+    figure.suptitle(f"{title}; {digests}" if digests else title, fontsize="medium")
+    figure.savefig(path, dpi=110, format="png", metadata=metadata)
+    return True
+
+
+def _panels(quality: Quality, extractor: str) -> dict[str, dict[str, str]]:
+    """Return the lines of every chart: the key of `numbers` by the label of the line, by the title of the chart."""
+    keys = list(numbers(quality.rows[0], extractor))
+    panels: dict[str, dict[str, str]] = {}
+    for key in keys:
+        kind = key.split("(")[0].split(" ")[0]
+        if kind in ("FID", "KID"):
+            panels[f"{key}, lower is better"] = {key: key}
+        else:
+            pair = "precision and recall" if kind in ("precision", "recall") else "density and coverage"
+            panels.setdefault(f"{pair} ({extractor})", {})[key.removesuffix(f" ({extractor})")] = key
+    return panels
+
+
+def _curves(axes: Any, quality: Quality, lines: dict[str, str]) -> None:
+    texts = [temperature_text(row.temperature).removeprefix("temperature ") for row in quality.rows]
+    places = range(len(texts))
+    if all(isinstance(row.temperature, int | float) or len(row.temperature) == 1 for row in quality.rows):
+        places = [float(text) for text in texts]
+    for color, (label, key) in enumerate(lines.items()):
+        extractor = key.rpartition("(")[2].rstrip(")")
+        values = [numbers(row, extractor)[key] for row in quality.rows]
+        axes.plot(places, values, marker="o", label=label, color=f"C{color}")
+        if quality.real is not None:
+            real = numbers(quality.real, extractor)[key]
+            axes.axhline(real, color=f"C{color}", linestyle=":", label=REAL if len(lines) == 1 else None)
+    axes.set_xticks(list(places), texts)
+    axes.grid(alpha=0.3)
+    if len(lines) == 1:
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    else:
+        axes.plot([], [], color="gray", linestyle=":", label=REAL) if quality.real is not None else None
+    axes.legend(fontsize="x-small")
+
+
+def _bars(
+    figure: Any, rows: int, model: HierarchicalVAE, movement: list[float], kl_per_group: list[float] | None
+) -> None:
+    groups = range(1, len(movement) + 1)
+    charts = [("change of a subpixel per unit of noise", movement)]
+    if kl_per_group is not None and len(kl_per_group) == len(movement):
+        charts.append(("KL, nats per image", kl_per_group))
+    for column, (label, values) in enumerate(charts):
+        axes = figure.add_subplot(rows, len(charts), (rows - 1) * len(charts) + column + 1)
+        axes.bar(list(groups), values, color=f"C{column}")
+        axes.set_xticks(list(groups)[:: max(1, len(movement) // MAX_TICKS)])
+        axes.set_xlabel(f"latent group, top first: {group_name(model, 0)}, ...")
+        axes.set_ylabel(label)
+        axes.grid(axis="y", alpha=0.3)
+
+
+def draw_samples_beside_real(
+    quality: Quality, samplers: list[Sampler], reference_u8: Tensor, pixels: Pixels
+) -> Image.Image:
+    """Draw the first samples at every temperature, one row each, and a row of images of the data set."""
+    seeds = range(quality.settings.seed, quality.settings.seed + COLUMNS)
+    rows = [sampler.sample(seeds, pixels).cpu() for sampler in samplers]
+    bits = samplers[0].model.config.pixel_bits
+    real = to_float(reference_u8[:COLUMNS], "cpu", bits)
+    missing = torch.ones(COLUMNS - len(real), *real.shape[1:])
+    labels = [temperature_text(sampler.temperature).removeprefix("temperature ") for sampler in samplers]
+    return grid(torch.cat([*rows, real, missing]), COLUMNS, CELL, labels=[*labels, "real"])
+
+
+def draw_copies(row: Row, sampler: Sampler, training_u8: Tensor, seed: int, pixels: Pixels) -> Image.Image:
+    """Draw the samples most like a training image, each above that image, with the ratio of distances."""
+    chosen = row.copies.most_alike(MOST_ALIKE)
+    samples = sampler.sample([seed + index for index in chosen], pixels).cpu()
+    bits = sampler.model.config.pixel_bits
+    nearest = to_float(training_u8[row.copies.nearest[chosen]], "cpu", bits)
+    ratios = [float(row.copies.ratio[index]) for index in chosen]
+    captions = [f"ratio {ratio:.2f}" for ratio in ratios]
+    numbers_of_images = [f"image {int(row.copies.nearest[index])}" for index in chosen]
+    marked = {cell for cell, ratio in enumerate(ratios) if ratio < THRESHOLD}
+    return grid(
+        torch.cat([samples, nearest]),
+        len(chosen),
+        96,
+        labels=["sample", "nearest training image"],
+        captions=[*captions, *numbers_of_images],
+        marked=marked,
+    )
