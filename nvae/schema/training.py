@@ -119,6 +119,12 @@ class TrainingParameters(Section):
     keep_best: bool = Field(
         True, description="Keep the checkpoint of the best validation ELBO, as saved_weights/NAME.best.checkpoint."
     )
+    evaluate_quality_every: Epochs | None = Field(
+        None,
+        description="Epochs between two measurements of FID(self), precision and recall of 1,000 samples, each with a "
+        "checkpoint; the checkpoint of the lowest FID(self) is kept as saved_weights/NAME.best_fid.checkpoint if "
+        "keep_best is on (docs/metrics.md); null for none.",
+    )
     evaluation_samples: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         10,
         description="Importance samples per image in the final evaluation, on the test images or else the validation "

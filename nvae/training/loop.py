@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from nvae.training.locks import run_lock
 from nvae.training.memory import explained_out_of_memory
 from nvae.training.metrics import Clock, metrics_line, with_bound
 from nvae.training.progress_bars import ProgressBars
+from nvae.training.quality import FID, quality_due, try_to_measure
 from nvae.training.recovery import check_good, recover
 from nvae.training.report.page import utc_time
 from nvae.training.report.record import CONTINUED, EARLY_STOPPING, FINISHED, STARTED, STOPPED
@@ -148,6 +150,7 @@ class _Training:
         # Python handles signals in the main thread only.
         in_main_thread = threading.current_thread() is threading.main_thread()
         with stop_requests() if in_main_thread else nullcontext(StopRequest()) as stop:
+            self.stop = stop
             while True:
                 try:
                     return self._train(stop)
@@ -210,11 +213,17 @@ class _Training:
             check_good(trainer)  # on every rank, so that all go back together
         if not self.ranks.is_first:
             return
+        best_quality = False
+        if checkpoint and quality_due(trainer):
+            self.bars.activity("measuring samples")
+            earlier = [before[FID] for before in self.output.logger.metrics if FID in before]
+            line |= try_to_measure(trainer, self.stop, self.output.reporter.warn)
+            best_quality = FID in line and line[FID] < min(earlier, default=math.inf)
         self.output.metrics(line)
         if checkpoint:
             self.bars.activity("saving")
             trainer.save(self.files.checkpoint)
-            self.output.copies()
+            self.output.copies(best_quality)
             self.bars.activity("drawing")
             self.output.pictures()
             self.output.page()
@@ -273,7 +282,7 @@ def checkpoint_due(trainer: Trainer) -> bool:
         or (schedule.epochs_per_checkpoint and progress.epoch % schedule.epochs_per_checkpoint == 0)
     ):
         return True
-    if keep_every_due(trainer):
+    if keep_every_due(trainer) or quality_due(trainer):
         return True
     every = schedule.images_per_checkpoint
     return every is not None and progress.images_seen // every > (progress.images_seen - trainer.batch_size) // every

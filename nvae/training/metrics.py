@@ -54,6 +54,9 @@ def metrics_text(line: dict[str, Any], epochs: int) -> str:
     if "validation_elbo" in line:
         text += f"; validation: ELBO {line['validation_elbo']:.1f} nats, "
         text += f"{line['validation_bits_per_dimension']:.3f} bits/dim"
+    if "fid_self" in line:
+        text += f"; samples: FID(self) {line['fid_self']:.2f}, precision {line['precision_self']:.2f}, "
+        text += f"recall {line['recall_self']:.2f}"
     return text
 
 

@@ -20,7 +20,7 @@ from nvae.training.loggers import FOLDER as RUNS
 if TYPE_CHECKING:
     from nvae.training.trainer import Trainer
 
-COPY = r"\.(best|epoch_\d{4,})"  # what copies of a checkpoint have behind the name of the run
+COPY = r"\.(best|best_fid|epoch_\d{4,})"  # what copies of a checkpoint have behind the name of the run
 
 
 class RunFiles:
@@ -30,14 +30,15 @@ class RunFiles:
         """Raises UserError for a name whose files would be those of another run."""
         if re.fullmatch(f".+{COPY}", name):
             raise UserError(
-                f"the name of the run is {name!r}: expected another end than .best and .epoch_ with a number, which "
-                "copies of checkpoints have. Give the run another name."
+                f"the name of the run is {name!r}: expected another end than .best, .best_fid and .epoch_ with a "
+                "number, which copies of checkpoints have. Give the run another name."
             )
         self.name, self.root = name, folder
         self.weights = folder / WEIGHTS
         self.checkpoint, self.model = checkpoint_path(name, folder), model_path(name, folder)
         self.previous = previous_path(self.checkpoint)
         self.best = checkpoint_path(f"{name}.best", folder)
+        self.best_fid = checkpoint_path(f"{name}.best_fid", folder)
         self.lock = self.weights / f"{name}.lock"
         self.folder = folder / RUNS / name
 
@@ -46,11 +47,11 @@ class RunFiles:
         return self.weights / f"{self.name}.epoch_{epoch:04d}.checkpoint"
 
     def copies(self) -> list[Path]:
-        """Return the checkpoints that are kept beside the newest one: the best one, then the latest ones."""
+        """Return the checkpoints that are kept beside the newest one: the best ones, then the latest ones."""
         pattern = re.compile(re.escape(self.name) + r"\.epoch_(\d{4,})\.checkpoint")
         names = os.listdir(self.weights) if self.weights.is_dir() else []
         epochs = sorted((int(match[1]) for match in map(pattern.fullmatch, names) if match), reverse=True)
-        return [path for path in (self.best, *map(self.epoch_copy, epochs)) if path.exists()]
+        return [path for path in (self.best, self.best_fid, *map(self.epoch_copy, epochs)) if path.exists()]
 
     def remove_unfinished(self) -> None:
         """Remove the temporary files of this run that killed processes have left. Call this under the run's lock."""
@@ -133,9 +134,10 @@ class RunFiles:
 
     # ------------------------------------------------------------------------------------------------------ copies
 
-    def keep_copies(self, trainer: Trainer) -> None:
+    def keep_copies(self, trainer: Trainer, best_quality: bool = False) -> None:
         """Keep the checkpoint of this position if its validation is the best so far, or if `keep_every` is due.
 
+        best_quality: keep the checkpoint as that of the best samples too, if `keep_best` is on.
         Call this when the checkpoint holds the state of the trainer. Raises WriteError.
         """
         schedule, progress, validations = trainer.schedule, trainer.progress, trainer.history.validations
@@ -144,6 +146,8 @@ class RunFiles:
             earlier = (validation.elbo for validation in validations[:-1])
             if validations[-1].elbo > max(earlier, default=-math.inf):
                 copies.append(self.best)
+        if schedule.keep_best and best_quality:
+            copies.append(self.best_fid)
         if keep_every_due(trainer):
             copies.append(self.epoch_copy(progress.epoch))
         for copy in copies:

@@ -106,10 +106,10 @@ class RunOutput:
         """Log an event at the present position."""
         self.logger.log_event(new_event(kind, text, self.trainer.progress.step, self.trainer.epoch))
 
-    def copies(self) -> None:
-        """Keep copies of the checkpoint that are due."""
+    def copies(self, best_quality: bool = False) -> None:
+        """Keep copies of the checkpoint that are due. best_quality: its samples are the best so far."""
         try:
-            self.files.keep_copies(self.trainer)
+            self.files.keep_copies(self.trainer, best_quality)
         except WriteError as error:  # the checkpoint itself is saved
             self.reporter.warn(str(error), once=f"copy: {error}")
 

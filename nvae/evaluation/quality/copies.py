@@ -14,7 +14,7 @@ from nvae.memory_maps import chunks
 from nvae.progress import Progress, track
 
 NEIGHBORS = 50
-THRESHOLD = 0.5  # of the ratio: below, a sample is a copy (alpha of Carlini et al. 2023)
+THRESHOLD = 1 / 3  # of the ratio: below, a sample is a copy; of 2,000 test images of MNIST none is below 0.42
 SIDE = 32  # images are compared at this size, if they are larger
 CHUNK = 4000  # training images compared at once
 SAMPLES = 1000  # samples compared at once
@@ -33,7 +33,7 @@ class Copies(NamedTuple):
 
     @property
     def count(self) -> int:
-        """The number of copies: ratios below 0.5."""
+        """The number of copies: ratios below a third."""
         return int((self.ratio < THRESHOLD).sum())
 
     def most_alike(self, count: int) -> list[int]:

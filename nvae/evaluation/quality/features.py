@@ -36,17 +36,17 @@ def describe(
     key: Mapping[str, Any],
     description: str,
     progress: Progress = False,
-    folder: Path | None = None,
+    keep: bool = True,
 ) -> Described:
     """Return the values of functions on images 0, ..., count - 1: features, or thumbnails.
 
     make: returns the images (B, C, S, S) in [0, 1] of a slice, always the same ones for one `key`. functions: from
     images to (B, ...) on the CPU. key: plain values that identify the images; the functions add their names, and names
     of extractors must contain their digests. Memory: the values, and 50 images.
-    Parts of 500 images are files in the cache folder; a part that cannot be written is kept in memory only.
+    keep: Parts of 500 images are files in the cache folder; a part that cannot be written is kept in memory only.
     """
-    folder = folder or set_folder(key, functions)
-    found = _finished(folder, count, list(functions))
+    folder = set_folder(key, functions)
+    found = _finished(folder, count, list(functions)) if keep else {}
     steps = [
         slice(start, min(start + STEP, end))
         for first, end in _parts(count)
@@ -62,10 +62,12 @@ def describe(
         durations[first] = durations.get(first, 0.0) + time.perf_counter() - before
         parts.setdefault(first, []).append({name: function(images) for name, function in functions.items()})
         if step.stop == min(first + PART, count):
-            values = {name: torch.cat([part[name] for part in parts.pop(first)]) for name in functions}
+            done = parts.pop(first)
+            values = {name: torch.cat([part[name] for part in done]) for name in functions}
             found[first] = {"values": values, "seconds": durations[first]}
-            with suppress(CheckpointError):
-                write_whole(found[first], _part_path(folder, first, step.stop), keep_previous=False)
+            if keep:
+                with suppress(CheckpointError):
+                    write_whole(found[first], _part_path(folder, first, step.stop), keep_previous=False)
     computed = sum(part.stop - part.start for part in steps)
     _remove_old(folder.parent)
     ordered = [found[first] for first, _ in _parts(count)]

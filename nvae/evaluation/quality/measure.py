@@ -118,6 +118,7 @@ class Quality(NamedTuple):
     rows: list[Row]
     real: Row | None  # as many other images of the data set against the same reference
     movement: list[float] | None  # per latent group, of the last temperature
+    held_out_copies: tuple[int, int] | None  # copies among images not used in training, and how many were compared
 
 
 def in_8_bits(images: Tensor) -> Tensor:
@@ -152,13 +153,15 @@ def measure_quality(
     statistics: dict[str, FeatureStatistics] | None = None,
     lpips: Distance | None = None,
     progress: Progress = False,
+    keep_features: bool = True,
 ) -> Quality:
     """Measure the samples of each of the samplers against images of a data set.
 
     data: without binarization (`load_original_images`). extractors: networks whose features are compared. samplers: one
     per temperature, all of `model`. part: of the data set. statistics: by the name of an extractor, of reference images
     from a file, for its Frechet distance alone. lpips: the distance LPIPS, for path lengths.
-    Features are kept on the disk in parts, so that a call after an interruption continues. Raises UserError.
+    keep_features: keep the features of samples on the disk in parts, so that a call after an interruption continues.
+    Raises UserError.
     """
     settings = settings or Settings()
     settings.check(model)
@@ -176,14 +179,21 @@ def measure_quality(
             real = Row(None, comparison.all(values, functions), {})
     digest = weights_digest(model)
     rows = [
-        _measure_samples(sampler, digest, data, settings, extractors, functions, comparison, lpips, progress)
+        _measure_samples(
+            sampler, digest, data, settings, extractors, functions, comparison, lpips, progress, keep_features
+        )
         for sampler in samplers
     ]
     movement = None
     if "ppl" in settings.metrics:
         movement = movement_per_group(samplers[-1], pixels=_shown(settings), seed=settings.seed)
     facts = [extractor.facts() for extractor in extractors]
-    return Quality(settings, settings.images, len(reference.images_u8), part, facts, rows, real, movement)
+    held_out = None
+    if "copies" in settings.metrics:
+        images = to_float(data.validation[: settings.images], "cpu", model.config.pixel_bits)
+        found = find_copies(thumbnails(images), data.training, model.config.pixel_bits, model.device, progress)
+        held_out = (found.count, len(images))
+    return Quality(settings, settings.images, len(reference.images_u8), part, facts, rows, real, movement, held_out)
 
 
 class _Comparison:
@@ -236,6 +246,7 @@ def _measure_samples(
     comparison: _Comparison,
     lpips: Distance | None,
     progress: Progress,
+    keep_features: bool,
 ) -> Row:
     name = temperature_text(sampler.temperature)
     _ = sampler.statistics  # before the time of sampling is measured
@@ -258,7 +269,7 @@ def _measure_samples(
             seeds = range(settings.seed + step.start, settings.seed + step.stop)
             return in_8_bits(quiet.sample(seeds, settings.pixels))
 
-        described = describe(settings.images, make, kept, key, f"samples at {name}", progress)
+        described = describe(settings.images, make, kept, key, f"samples at {name}", progress, keep_features)
         values, seconds, start = described.values, described.seconds / settings.images, described.start
     copies = None
     if "copies" in settings.metrics:

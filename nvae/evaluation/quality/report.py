@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 from nvae.evaluation.likelihood import Estimate
-from nvae.evaluation.quality.copies import THRESHOLD
 from nvae.evaluation.quality.measure import FeatureQuality, Quality, Row, temperature_text
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.summary import group_name, table
@@ -96,8 +95,11 @@ def _copies_lines(quality: Quality) -> list[str]:
         if row.copies is not None:
             lines.append(
                 f"{row_name(row)}: {row.copies.count:,} of {quality.samples:,} samples are copies of training images "
-                f"(ratio below {THRESHOLD}); smallest ratio {row.copies.ratio.min().item():.2f}"
+                f"(ratio below 1/3); smallest ratio {row.copies.ratio.min().item():.2f}"
             )
+    if lines and quality.held_out_copies is not None:
+        count, total = quality.held_out_copies
+        lines.append(f"for comparison: {count:,} of {total:,} images that the model has not seen")
     return ["", *lines] if lines else []
 
 
@@ -117,6 +119,7 @@ def to_dict(quality: Quality) -> dict[str, Any]:
         "rows": [_row_dict(row, quality) for row in quality.rows],
         "real": None if quality.real is None else _row_dict(quality.real, quality),
         "movement_per_group": _plain(quality.movement),
+        "copies_among_held_out_images": _plain(quality.held_out_copies),
     }
 
 

@@ -35,6 +35,8 @@ CHARTS: tuple[tuple[str, str, dict[str, str], bool], ...] = (
         False,
     ),
     ("ELBO", "nats per image", {"training": "elbo", "validation": "validation_elbo"}, False),
+    ("FID(self) of samples", "lower is better", {"FID(self)": "fid_self"}, False),
+    ("Precision and recall of samples", "self", {"precision": "precision_self", "recall": "recall_self"}, False),
     ("Loss", "", {"training": "loss"}, False),
     ("KL", "nats per image", {"training": "kl"}, False),
     ("Gradient norm", "", {"mean": "gradient_norm", "maximum": "gradient_norm_max"}, True),

@@ -92,7 +92,8 @@ def load_dinov2(device: torch.device | str, file: Path | None, progress: bool) -
 def load_lpips(device: torch.device | str, progress: bool) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the distance LPIPS with VGG16 (Zhang et al. 2018), of images (B, C, S, S) in [0, 1].
 
-    The network is that of torch-fidelity. Its two files of weights must be where torch keeps them, or can be downloaded. Raises UserError.
+    The network is that of torch-fidelity. Its two files of weights must be where torch keeps them, or can be
+    downloaded. Raises UserError.
     """
     fidelity = _extra("torch_fidelity.sample_similarity_lpips", "lpips")
     for published in (LPIPS, VGG16):

@@ -1,8 +1,8 @@
 """self: a small network that learns, from the data set alone, to recognize what was done to an image.
 
-Labels and downloads are not needed: every training image is rotated, moved, scaled, cut into halves that change places,
-blurred and made noisy at random, and the network tells how (a generalization of Gidaris et al. 2018). The features are
-what it computes of an untouched image before its answers.
+Labels and downloads are not needed: every training image is rotated, moved, scaled and cut into halves that change
+places at random, and the network tells how (a generalization of Gidaris et al. 2018). The features are what it computes
+of an untouched image before its answers. Some noise and blur in training keep what no person sees out of the features.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ MEASURED = 4096  # training images from which the mean and the scale of the feat
 
 SHIFT = 0.2  # of half an image
 SCALE = 1.2
-BLUR = 0.02  # standard deviation, of an image's side
-NOISE = 0.06  # standard deviation, of values in [0, 1]
-ANSWERS = {"rotation": 4, "row": 3, "column": 3, "scale": 3, "halves": 3, "blur": 3, "noise": 3}
+NOISE = 0.1  # largest standard deviation, of values in [0, 1]
+BLUR = 0.03  # largest standard deviation, of an image's side
+ANSWERS = {"rotation": 4, "row": 3, "column": 3, "scale": 3, "halves": 3}
 
 
 class TransformationNetwork(nn.Module):
@@ -54,6 +54,7 @@ class TransformationNetwork(nn.Module):
         for before, width, stride in zip([channels, *widths[:-1]], widths, strides, strict=True):
             convolution = nn.Conv2d(before, width, 3, stride, 1, bias=False)
             layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        layers[-1] = nn.Tanh()  # bounded: images unlike any in training cannot have features of any size
         self.body = nn.Sequential(*layers)
         self.answers = nn.ModuleDict({name: nn.Linear(FEATURES, count) for name, count in ANSWERS.items()})
         self.register_buffer("mean", torch.zeros(FEATURES))
@@ -184,9 +185,10 @@ def transform(images: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[
     matrices[:, 1, 2] = SHIFT * (labels["row"] - 1)
     places = functional.affine_grid(matrices, list(images.shape), align_corners=False)
     images = functional.grid_sample(images, places, padding_mode="border", align_corners=False)
-    sigma = BLUR * images.shape[-1]
-    images = _choose([images, blurred(images, sigma), blurred(images, 2 * sigma)], labels["blur"])
-    strength = NOISE * labels["noise"].float()[:, None, None, None]
+    softened = blurred(images, BLUR * images.shape[-1])
+    share = torch.rand(batch, generator=generator)[:, None, None, None]
+    images = images + share * (softened - images)
+    strength = NOISE * torch.rand(batch, generator=generator)[:, None, None, None]
     noise = torch.randn(images.shape, generator=generator)
     return (images + strength * noise).clamp(0, 1).contiguous(), labels
 

@@ -1,0 +1,116 @@
+"""Path lengths and movements: against closed forms of a linear model of the noise."""
+
+import math
+
+import pytest
+import torch
+
+from nvae.arguments import ArgumentError
+from nvae.evaluation.quality.path_length import (
+    Distance,
+    movement_per_group,
+    moving_groups,
+    path_lengths,
+    squared_distance,
+    trimmed_mean,
+)
+from nvae.inference.sampling import Sampler
+
+
+class LinearSampler:
+    """Stands in for a sampler: the image is a weighted sum of the groups' noise, one number per group."""
+
+    def __init__(self, *weights):
+        self.weights, self.batch_size, self.progress = weights, 64, False
+        self.model = type("Model", (), {"noise_shapes": [(1,)] * len(weights), "device": "cpu", "groups": weights})()
+
+    def top_down(self, noise, pixels, seeds, start=None, return_states=False):
+        total = sum(weight * part for weight, part in zip(self.weights, noise, strict=True))
+        output = type("Output", (), {"states": [None] * len(self.weights)})()
+        return total.view(-1, 1, 1, 1), output
+
+
+PIXELS: Distance = squared_distance(lambda images: images.flatten(1))
+
+
+@pytest.mark.parametrize(("groups", "variance"), [([0, 1], 5.0), ([0], 1.0), ([1], 4.0)])
+def test_path_length_of_a_linear_model(groups, variance):
+    """x(t) is Normal on the arc, so E d^2 / epsilon^2 = 2 variance (1 - cos(epsilon pi / 2)) / epsilon^2."""
+    epsilon = 0.05
+    lengths = path_lengths(LinearSampler(1.0, 2.0), {"pixels": PIXELS}, 4000, groups, epsilon)
+    expected = 2 * variance * (1 - math.cos(epsilon * math.pi / 2)) / epsilon**2
+    # Squares of Normals, trimmed between the percentiles 1 and 99: the mean of the middle 98 % is 0.908 of the whole.
+    length = lengths["pixels"].length
+    assert abs(length.mean - 0.908 * expected) < 5 * length.standard_error
+    assert lengths["pixels"].pairs == 4000
+
+
+def test_path_length_scales_with_the_square_of_the_movement():
+    one, three = (path_lengths(LinearSampler(w), {"p": PIXELS}, 300, [0])["p"].length for w in (1.0, 3.0))
+    assert three.mean == pytest.approx(9 * one.mean, rel=1e-4)
+
+
+def test_path_length_changes_little_with_epsilon(make_model):
+    sampler = Sampler(make_model(), 0.8, iterations=2)
+    lengths = [
+        path_lengths(sampler, {"pixels": PIXELS}, 40, [0, 1, 2, 3], epsilon)["pixels"].length.mean
+        for epsilon in (0.01, 0.005, 0.0025)
+    ]
+    assert max(lengths) < 1.02 * min(lengths)
+    assert min(lengths) > 0
+
+
+def test_path_length_is_zero_where_nothing_moves():
+    length = path_lengths(LinearSampler(1.0, 2.0), {"pixels": PIXELS}, 50, [])["pixels"].length
+    assert tuple(length) == (0, 0)
+
+
+def test_pairs_do_not_depend_on_the_batch_size(make_model):
+    means = []
+    for batch_size in (3, 64):
+        sampler = Sampler(make_model(), 1.0, iterations=0, batch_size=batch_size)
+        means.append(path_lengths(sampler, {"pixels": PIXELS}, 11, [0, 1, 2, 3])["pixels"].length.mean)
+    assert means[0] == pytest.approx(means[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-5, 0.2, math.nan])
+def test_epsilon_out_of_range_is_refused(epsilon):
+    with pytest.raises(ArgumentError):
+        path_lengths(LinearSampler(1.0), {"pixels": PIXELS}, 10, [0], epsilon)
+
+
+def test_trimmed_mean_leaves_out_the_tails():
+    values = torch.cat([torch.ones(198), torch.tensor([1e9, -1e9])]).double()
+    assert tuple(trimmed_mean(values)) == (1, 0)
+
+
+def test_moving_groups():
+    assert moving_groups(4, "all") == [0, 1, 2, 3]
+    assert moving_groups(4, "top") == [0]
+    assert moving_groups(4, 4) == [3]
+    for wrong in (0, 5):
+        with pytest.raises(ArgumentError):
+            moving_groups(4, wrong)
+
+
+def test_movement_per_group_of_a_linear_model():
+    """The change is weight (cos(h) a + sin(h) b - a), about weight h b: its root mean square over h is the weight."""
+    movement = movement_per_group(LinearSampler(1.0, 2.0, 0.0), images=4000)
+    assert movement == pytest.approx([1, 2, 0], rel=0.05)
+
+
+def test_movement_per_group_from_cached_states_is_that_of_whole_passes(make_model):
+    sampler = Sampler(make_model(), 1.0, iterations=0)
+    whole = Sampler(make_model(), 1.0, iterations=0)
+    original = whole.top_down
+    whole.top_down = lambda noise, pixels, seeds, start=None, return_states=False: original(
+        noise, pixels, seeds, None, return_states
+    )
+    assert movement_per_group(sampler, 5) == pytest.approx(movement_per_group(whole, 5), rel=1e-3)
+    assert all(value > 0 for value in movement_per_group(sampler, 5))
+
+
+def test_works_for_a_model_with_a_diffusion_prior(make_dvp):
+    sampler = Sampler(make_dvp(), 1.0, iterations=0)
+    assert path_lengths(sampler, {"pixels": PIXELS}, 4, [0])["pixels"].length.mean > 0
+    assert len(movement_per_group(sampler, 3)) == len(sampler.model.groups)

@@ -1,0 +1,85 @@
+"""Files of reference statistics."""
+
+import numpy as np
+import pytest
+import torch
+
+from nvae.errors import UserError
+from nvae.evaluation.quality.distances import FeatureStatistics, frechet_distance
+from nvae.evaluation.quality.extractors.base import Extractor
+from nvae.evaluation.quality.statistics_files import read_statistics, write_statistics
+
+
+def extractor(name="self", digest="0123", dimensions=3):
+    return Extractor(name, digest, dimensions, "", lambda images: images.flatten(1), torch.device("cpu"))
+
+
+@pytest.fixture
+def statistics(generator):
+    return FeatureStatistics.of(torch.randn(20, 3, generator=generator))
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "statistics.npz"
+
+
+def test_written_statistics_are_read_unchanged(statistics, file):
+    write_statistics(file, statistics, {"extractor": extractor().facts(), "images": 20})
+    read, facts = read_statistics(file, extractor())
+    assert torch.equal(read.mean, statistics.mean) and torch.equal(read.covariance, statistics.covariance)
+    assert facts["images"] == 20
+
+
+@pytest.mark.parametrize("names", [("mu", "sigma"), ("m", "s")])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_files_of_other_programs_are_read(statistics, file, names, dtype):
+    arrays = (statistics.mean.numpy().astype(dtype), statistics.covariance.numpy().astype(dtype))
+    np.savez_compressed(file, **dict(zip(names, arrays, strict=True)))
+    read, facts = read_statistics(file, extractor())
+    assert facts == {}
+    assert frechet_distance(read, statistics) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("other", [extractor(name="inception"), extractor(digest="9999")])
+def test_statistics_of_another_extractor_are_refused(statistics, file, other):
+    write_statistics(file, statistics, {"extractor": other.facts()})
+    with pytest.raises(UserError, match=other.name):
+        read_statistics(file, extractor())
+
+
+def test_statistics_of_other_dimensions_are_refused(statistics, file):
+    write_statistics(file, statistics, {})
+    with pytest.raises(UserError, match="dimensions"):
+        read_statistics(file, extractor(dimensions=4))
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"images": np.zeros(3)},
+        {"mu": np.array([None] * 3), "sigma": np.eye(3)},  # a pickle
+        {"mu": np.array([np.nan] * 3), "sigma": np.eye(3)},
+        {"mu": np.array(["a"] * 3), "sigma": np.eye(3)},
+        {"mu": np.zeros(3), "sigma": np.eye(3), "facts": np.array("no json")},
+    ],
+)
+def test_other_arrays_are_refused(file, arrays):
+    np.savez(file, **arrays)
+    with pytest.raises(UserError):
+        read_statistics(file, extractor())
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"text"])
+def test_damaged_files_are_refused(file, content):
+    file.write_bytes(content)
+    with pytest.raises(UserError):
+        read_statistics(file, extractor())
+
+
+def test_missing_file_and_single_array_are_refused(file, tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        read_statistics(file, extractor())
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    with pytest.raises(UserError):
+        read_statistics(tmp_path / "one.npy", extractor())
