@@ -30,8 +30,9 @@ from nvae.cli.progress import progress_bar
 from nvae.errors import UserError
 
 if TYPE_CHECKING:
+    from nvae.data.images import Data
     from nvae.evaluation.quality.extractors.base import Extractor
-    from nvae.evaluation.quality.measure import Quality, Settings
+    from nvae.evaluation.quality.measure import Quality, Reference, Settings
     from nvae.inference.sampling import Sampler
     from nvae.models.hierarchy import HierarchicalVAE
 
@@ -171,7 +172,7 @@ def run(options: argparse.Namespace) -> None:
     from nvae.cli.evaluate import with_dataset
     from nvae.data.registry import load_original_images
     from nvae.devices import set_fast_defaults
-    from nvae.evaluation.quality.measure import Settings, measure_quality
+    from nvae.evaluation.quality.measure import Settings, measure_quality, reference_images
     from nvae.evaluation.quality.path_length import moving_groups
     from nvae.evaluation.quality.statistics_files import read_statistics
     from nvae.picture_files import as_texts
@@ -192,6 +193,7 @@ def run(options: argparse.Namespace) -> None:
     config = with_dataset(model.config, options.dataset, options.data)
     data = load_original_images(config, progress=sys.stderr.isatty())
     print_warnings(data.warnings)
+    reference = reference_images(data, options.part, config, options.images, options.pixels)
     extractors = open_extractors(options, data.training, config.pixel_bits, model.device)
     statistics = {}
     if options.statistics is not None:
@@ -214,7 +216,7 @@ def run(options: argparse.Namespace) -> None:
         "iterations": options.iterations,
         "statistics": str(options.statistics) if options.statistics else None,
     }
-    _show_and_save(options, quality, model, metadata, samplers, data, used, as_texts(used))
+    _show_and_save(options, quality, model, metadata, samplers, data, reference, used, as_texts(used))
 
 
 def open_extractors(options: argparse.Namespace, training_u8: Any, bits: int, device: Any) -> list[Extractor]:
@@ -241,19 +243,19 @@ def _show_and_save(
     model: HierarchicalVAE,
     metadata: dict[str, Any],
     samplers: list[Sampler],
-    data: Any,
+    data: Data,
+    reference: Reference,
     used: dict[str, Any],
     texts: dict[str, str],
 ) -> None:
     from nvae.checkpoint import plain_name
-    from nvae.evaluation.quality.measure import reference_images
     from nvae.evaluation.quality.report import report, to_dict
     from nvae.files import atomic_write, unused_path
     from nvae.picture_files import save_picture
     from nvae.tools.grids import result_name
     from nvae.tools.quality_pictures import draw_copies, draw_quality, draw_samples_beside_real
 
-    config, pixels = model.config, quality.settings.pixels
+    pixels = quality.settings.pixels
     print(report(quality, model, used["dataset"]["name"]))
     extractors = "-".join(options.extractors)
     name = result_name("quality", plain_name(options.model), extractors, options.part, f"{options.images}images")
@@ -272,7 +274,6 @@ def _show_and_save(
         with atomic_write(path("")) as temporary:
             draw_quality(quality, model, kl if isinstance(kl, list) else None, temporary, texts)
         saved.append(path(""))
-    reference = reference_images(data, options.part, config, options.images, pixels)
     saved.append(
         save_picture(draw_samples_beside_real(quality, samplers, reference.images_u8, pixels), path("_samples"), texts)
     )

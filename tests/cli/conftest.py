@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from nvae.checkpoint import save
+from nvae.config import load_config
+from nvae.training.loop import train
 
 TINY_YAML = """
 channel_towers: 4
@@ -66,6 +68,24 @@ def configs(folder):
     """A working directory with one tiny config, little.yaml."""
     (folder / "model_configs").mkdir()
     (folder / "model_configs" / "little.yaml").write_text(TINY_YAML)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory):
+    """A folder with one tiny config, and the model that was trained from it for an epoch."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "model_configs").mkdir()
+    (folder / "model_configs" / "little.yaml").write_text(TINY_YAML)
+    config = load_config(str(folder / "model_configs" / "little.yaml"), ["training_parameters.epochs=1"])
+    train(config, "little", "cpu", folder=folder, progress=False)
+    return folder
+
+
+@pytest.fixture
+def trained(folder, trained_once):
+    """A working directory with one tiny config, and the model that was trained from it."""
+    shutil.copytree(trained_once, folder, dirs_exist_ok=True)
     return folder
 
 

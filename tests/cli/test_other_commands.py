@@ -13,13 +13,6 @@ from nvae.interop.mgp123 import key_map
 MODEL = "saved_weights/little.checkpoint"
 
 
-@pytest.fixture
-def trained(command, configs):
-    """A working directory with a trained model."""
-    assert command("train.py", "little", "--set", "training_parameters.epochs=1").code == 0
-    return configs
-
-
 def test_evaluate_saves_and_repeats(command, trained, files):
     arguments = ("-m", "evaluate", "little", "--nll", "--samples", "5", "--out", "here")
     code, out, _ = command(*arguments)

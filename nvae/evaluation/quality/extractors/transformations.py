@@ -88,19 +88,20 @@ def load_self(
     are comparable only with one file. Raises UserError for a file of another image size, or a damaged one.
     """
     channels, size = images_u8.shape[1:3]
-    network = TransformationNetwork(channels, size)
     path = file or weights_path(images_u8)
     owner = {"version": VERSION, "channels": channels, "size": size, "bits": bits}
     weights = _saved_weights(path, owner, required=file is not None)
     if weights is None:
-        network = train(images_u8, bits, device, progress)
-        weights = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+        trained = train(images_u8, bits, device, progress)
+        weights = {name: tensor.cpu() for name, tensor in trained.state_dict().items()}
         try:
             write_whole({"extractor": "self", **owner, "weights": weights}, path, keep_previous=False)
         except CheckpointError as error:
             raise UserError(f"{error} Set the environment variable NVAE_CACHE to another folder.") from error
+    with torch.device("meta"):  # draws no random numbers
+        network = TransformationNetwork(channels, size)
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise UserError(f"{path} is damaged: its tensors have other shapes. Delete the file.") from error
     network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)

