@@ -20,8 +20,8 @@ from nvae.tools.grids import grid
 
 CELL = 64
 COLUMNS = 10
-PANELS = {"FID": "lower is better", "KID": "lower is better", "precision and recall": "", "density and coverage": ""}
 MAX_TICKS = 20
+MAX_NAMES = 8  # of groups with their resolution below the bars
 
 
 def draw_quality(
@@ -43,14 +43,15 @@ def draw_quality(
     if rows == 0:
         return False
     columns = max([len(panels) for panels in charts] + [2 if with_movement else 1])
-    figure = Figure(figsize=(max(7.0, 3.8 * columns), 3.4 * rows), layout="constrained")
+    figure = Figure(figsize=(max(7.0, 3.8 * columns), 3.6 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    for row, panels in enumerate(charts):
-        for column, (title, lines) in enumerate(panels.items()):
-            axes = figure.add_subplot(rows, columns, row * columns + column + 1, title=title, xlabel="temperature")
+    parts = figure.subfigures(rows, 1, squeeze=False)[:, 0]
+    for part, panels in zip(parts, charts, strict=False):  # the last part may be for the movement
+        for axes, (title, lines) in zip(part.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+            axes.set(title=title, xlabel="temperature")
             _curves(axes, quality, lines)
     if with_movement:
-        _bars(figure, rows, model, quality.movement, kl_per_group)
+        _bars(parts[-1], model, quality.movement, kl_per_group)
     title = f"{quality.samples:,} samples, {quality.reference_images:,} {quality.part} images"
     digests = ", ".join(f"{facts['name']} {facts['digest']}" for facts in quality.extractors)
     figure.suptitle(f"{title}; {digests}" if digests else title, fontsize="medium")
@@ -59,16 +60,17 @@ def draw_quality(
 
 
 def _panels(quality: Quality, extractor: str) -> dict[str, dict[str, str]]:
-    """Return the lines of every chart: the key of `numbers` by the label of the line, by the title of the chart."""
-    keys = list(numbers(quality.rows[0], extractor))
-    panels: dict[str, dict[str, str]] = {}
-    for key in keys:
-        kind = key.split("(")[0].split(" ")[0]
-        if kind in ("FID", "KID"):
-            panels[f"{key}, lower is better"] = {key: key}
-        else:
-            pair = "precision and recall" if kind in ("precision", "recall") else "density and coverage"
-            panels.setdefault(f"{pair} ({extractor})", {})[key.removesuffix(f" ({extractor})")] = key
+    """Return the lines of every chart, with the smallest number of neighbors.
+
+    A line is the key of `numbers` by the label of the line, by the title of the chart.
+    """
+    k = min(quality.settings.neighbors)
+    keys = numbers(quality.rows[0], extractor)
+    panels = {f"{key}, lower is better": {key: key} for key in keys if key.startswith(("FID", "KID"))}
+    for pair in (("precision", "recall"), ("density", "coverage")):
+        lines = {f"{name} k={k}": f"{name} k={k} ({extractor})" for name in pair}
+        if set(lines.values()) <= keys.keys():
+            panels[f"{' and '.join(pair)} ({extractor})"] = lines
     return panels
 
 
@@ -89,23 +91,26 @@ def _curves(axes: Any, quality: Quality, lines: dict[str, str]) -> None:
     if len(lines) == 1:
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     else:
-        axes.plot([], [], color="gray", linestyle=":", label=REAL) if quality.real is not None else None
+        axes.set_ylim(0, max(1.05, axes.get_ylim()[1]))
+        if quality.real is not None:
+            axes.plot([], [], color="gray", linestyle=":", label=REAL)
     axes.legend(fontsize="x-small")
 
 
-def _bars(
-    figure: Any, rows: int, model: HierarchicalVAE, movement: list[float], kl_per_group: list[float] | None
-) -> None:
-    groups = range(1, len(movement) + 1)
+def _bars(part: Any, model: HierarchicalVAE, movement: list[float], kl_per_group: list[float] | None) -> None:
+    """Draw the movement, and the KL if it is known, of every latent group as bars."""
+    groups = len(movement)
     charts = [("change of a subpixel per unit of noise", movement)]
-    if kl_per_group is not None and len(kl_per_group) == len(movement):
+    if kl_per_group is not None and len(kl_per_group) == groups:
         charts.append(("KL, nats per image", kl_per_group))
-    for column, (label, values) in enumerate(charts):
-        axes = figure.add_subplot(rows, len(charts), (rows - 1) * len(charts) + column + 1)
-        axes.bar(list(groups), values, color=f"C{column}")
-        axes.set_xticks(list(groups)[:: max(1, len(movement) // MAX_TICKS)])
-        axes.set_xlabel(f"latent group, top first: {group_name(model, 0)}, ...")
-        axes.set_ylabel(label)
+    every = max(1, groups // MAX_TICKS)
+    names = [group_name(model, group) if groups <= MAX_NAMES else str(group + 1) for group in range(0, groups, every)]
+    all_axes = part.subplots(1, len(charts), squeeze=False)[0]
+    for color, (axes, (label, values)) in enumerate(zip(all_axes, charts, strict=True)):
+        axes.bar(range(groups), values, width=min(0.8, 0.15 * groups), color=f"C{color}")
+        axes.set_xlim(-0.6, groups - 0.4)
+        axes.set_xticks(range(0, groups, every), names)
+        axes.set(xlabel="latent group, top first", ylabel=label)
         axes.grid(axis="y", alpha=0.3)
 
 
