@@ -57,11 +57,11 @@ def run(options: argparse.Namespace) -> None:
             "extractor": extractor.facts(),
             "dataset": config.dataset.model_dump(),
             "part": options.part,
-            "images": len(images.images_u8),
+            "images": len(images.own),
             "size": config.input_dimension,
             "binary": options.binary,
         }
         stem = f"statistics_{config_path(options.config).stem}_{extractor.name}_{options.part}"
         path = options.out / f"{stem}{'_binary' if options.binary else ''}.npz"
         write_statistics(path, FeatureStatistics.of(values[extractor.key]), facts)
-        print(f"{len(images.images_u8):,} {options.part} images, extractor {extractor.name}: saved as {path}")
+        print(f"{len(images.own):,} {options.part} images, extractor {extractor.name}: saved as {path}")

@@ -274,9 +274,7 @@ def _show_and_save(
         with atomic_write(path("")) as temporary:
             draw_quality(quality, model, kl if isinstance(kl, list) else None, temporary, texts)
         saved.append(path(""))
-    saved.append(
-        save_picture(draw_samples_beside_real(quality, samplers, reference.images_u8, pixels), path("_samples"), texts)
-    )
+    saved.append(save_picture(draw_samples_beside_real(quality, samplers, reference, pixels), path("_samples"), texts))
     for number_of_row, (row, sampler) in enumerate(zip(quality.rows, samplers, strict=True), 1):
         if row.copies is not None:
             what = "_copies" if len(samplers) == 1 else f"_copies{number_of_row}"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nvae.data.images import to_float
 from nvae.evaluation.quality.copies import THRESHOLD
-from nvae.evaluation.quality.measure import Quality, Row, temperature_text
+from nvae.evaluation.quality.measure import Quality, Reference, Row, temperature_text
 from nvae.evaluation.quality.report import MOST_ALIKE, REAL, numbers
 from nvae.inference.sampling import Pixels, Sampler
 from nvae.models.hierarchy import HierarchicalVAE
@@ -115,13 +115,12 @@ def _bars(part: Any, model: HierarchicalVAE, movement: list[float], kl_per_group
 
 
 def draw_samples_beside_real(
-    quality: Quality, samplers: list[Sampler], reference_u8: Tensor, pixels: Pixels
+    quality: Quality, samplers: list[Sampler], reference: Reference, pixels: Pixels
 ) -> Image.Image:
     """Draw the first samples at every temperature, one row each, and a row of images of the data set."""
     seeds = range(quality.settings.seed, quality.settings.seed + COLUMNS)
     rows = [sampler.sample(seeds, pixels).cpu() for sampler in samplers]
-    bits = samplers[0].model.config.pixel_bits
-    real = to_float(reference_u8[:COLUMNS], "cpu", bits)
+    real = reference.get(reference.own[:COLUMNS])
     missing = torch.ones(COLUMNS - len(real), *real.shape[1:])
     labels = [temperature_text(sampler.temperature).removeprefix("temperature ") for sampler in samplers]
     return grid(torch.cat([*rows, real, missing]), COLUMNS, CELL, labels=[*labels, "real"])

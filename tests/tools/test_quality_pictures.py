@@ -6,7 +6,7 @@ from PIL import Image
 
 from nvae.data.images import Data
 from nvae.evaluation.quality.extractors.base import Extractor
-from nvae.evaluation.quality.measure import Settings, measure_quality
+from nvae.evaluation.quality.measure import Settings, measure_quality, reference_images
 from nvae.inference.sampling import Sampler
 from nvae.tools.quality_pictures import draw_copies, draw_quality, draw_samples_beside_real
 
@@ -43,8 +43,9 @@ def test_nothing_is_drawn_of_one_temperature_without_path_lengths(measured, tmp_
 
 def test_samples_are_drawn_beside_real_images(measured):
     _, data, samplers, quality = measured
-    few = draw_samples_beside_real(quality, samplers, data.training[:3], "mean")
-    many = draw_samples_beside_real(quality, samplers, data.training, "mean")
+    config = samplers[0].model.config
+    few, many = (reference_images(data, "training", config, count, "mean") for count in (3, 20))
+    few, many = (draw_samples_beside_real(quality, samplers, reference, "mean") for reference in (few, many))
     assert few.size == many.size and few != many
     assert few.height == 4 + 3 * 68
 

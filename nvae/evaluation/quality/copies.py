@@ -16,7 +16,7 @@ from nvae.progress import Progress, track
 NEIGHBORS = 50
 THRESHOLD = 1 / 3  # of the ratio: below, a sample is a copy; of 2,000 test images of MNIST none is below 0.42
 SIDE = 32  # images are compared at this size, if they are larger
-CHUNK = 4000  # training images compared at once
+CHUNK = 500  # training images compared at once
 SAMPLES = 1000  # samples compared at once
 
 
@@ -46,6 +46,11 @@ def thumbnails(images: Tensor) -> Tensor:
     if images.shape[-1] > SIDE:
         images = functional.interpolate(images, (SIDE, SIDE), mode="area")
     return images.mul(255).round().clamp(0, 255).byte().cpu()
+
+
+def thumbnails_of(images_u8: Tensor, bits: int = 8) -> Tensor:
+    """Return the thumbnails, uint8 (N, C, s, s), of uint8 images (N, C, S, S), in chunks that need little memory."""
+    return torch.cat([thumbnails(to_float(part, "cpu", bits)) for part in chunks(images_u8, CHUNK)])
 
 
 def find_copies(

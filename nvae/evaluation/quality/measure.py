@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from nvae.checkpoint import weights_digest
 from nvae.data.images import Data, images_digest, to_float
 from nvae.data.registry import Part, evaluation_images
 from nvae.evaluation.likelihood import Estimate
-from nvae.evaluation.quality.copies import Copies, find_copies, thumbnails
+from nvae.evaluation.quality.copies import Copies, find_copies, thumbnails, thumbnails_of
 from nvae.evaluation.quality.distances import FeatureStatistics, frechet_distance, kernel_distance
 from nvae.evaluation.quality.extractors.base import Extractor
 from nvae.evaluation.quality.features import STEP, THUMBNAILS, describe
@@ -76,14 +75,15 @@ class Settings(NamedTuple):
 class Reference(NamedTuple):
     """Images that samples are compared with, and as many others of the same part, which show what is attainable."""
 
-    images_u8: Tensor  # (N, C, S, S)
-    others_u8: Tensor | None  # (N, C, S, S); None where the part has too few images
+    part_u8: Tensor  # (M, C, S, S): all images of the part; may be larger than the memory
+    own: Tensor  # (N,): indices of the images
+    others: Tensor | None  # (N,) or fewer; None where the part has too few images
     key: dict[str, Any]
     bits: int
 
-    def get(self, images_u8: Tensor, part: slice) -> Tensor:
+    def get(self, indices: Tensor) -> Tensor:
         """Return images (B, C, S, S) in [0, 1] as the model's pixels can represent them, in 8 bits."""
-        images = to_float(images_u8[part], "cpu", self.bits)
+        images = to_float(self.part_u8[indices], "cpu", self.bits)
         release_pages()
         return in_8_bits(images)
 
@@ -140,7 +140,7 @@ def reference_images(data: Data, part: Part, config: ModelConfig, count: int | N
     own, others = order[:count].sort().values, order[count : 2 * count].sort().values
     key = {"digest": images_digest(chosen), "count": count, "bits": config.pixel_bits}
     enough = len(others) >= len(own) // 2
-    return Reference(chosen[own], chosen[others] if enough else None, key, config.pixel_bits)
+    return Reference(chosen, own, others if enough else None, key, config.pixel_bits)
 
 
 def measure_quality(
@@ -167,14 +167,14 @@ def measure_quality(
     settings.check(model)
     reference = reference_images(data, part, model.config, settings.images, settings.pixels)
     least = max(settings.neighbors) + 1 if "precision-recall" in settings.metrics else 2
-    if settings.needs_features and len(reference.images_u8) < least:
-        raise ArgumentError(f"{part} images", len(reference.images_u8), f"at least {least}")
+    if settings.needs_features and len(reference.own) < least:
+        raise ArgumentError(f"{part} images", len(reference.own), f"at least {least}")
     functions = {extractor.key: extractor for extractor in extractors} if settings.needs_features else {}
     comparison = _Comparison(settings, statistics or {})
     real = None
     if functions:
         comparison.reference = describe_images(reference, functions, progress)
-        if reference.others_u8 is not None:
+        if reference.others is not None:
             values = describe_images(reference, functions, progress, others=True)
             real = Row(None, comparison.all(values, functions), {})
     digest = weights_digest(model)
@@ -190,10 +190,10 @@ def measure_quality(
     facts = [extractor.facts() for extractor in extractors]
     held_out = None
     if "copies" in settings.metrics:
-        images = to_float(data.validation[: settings.images], "cpu", model.config.pixel_bits)
-        found = find_copies(thumbnails(images), data.training, model.config.pixel_bits, model.device, progress)
-        held_out = (found.count, len(images))
-    return Quality(settings, settings.images, len(reference.images_u8), part, facts, rows, real, movement, held_out)
+        bits = model.config.pixel_bits
+        unseen = thumbnails_of(data.validation[: settings.images], bits)
+        held_out = (find_copies(unseen, data.training, bits, model.device, progress).count, len(unseen))
+    return Quality(settings, settings.images, len(reference.own), part, facts, rows, real, movement, held_out)
 
 
 class _Comparison:
@@ -225,10 +225,16 @@ def describe_images(
     reference: Reference, functions: dict[str, Extractor], progress: Progress = False, others: bool = False
 ) -> dict[str, Tensor]:
     """Return the features (N, D) of reference images, or of the others, by the key of each extractor."""
-    images_u8, what = (reference.others_u8, "other") if others else (reference.images_u8, "reference")
-    get = partial(reference.get, images_u8)
+    indices, what = (reference.others, "other") if others else (reference.own, "reference")
     key = {"images": what, **reference.key}
-    return describe(len(images_u8), get, functions, key, f"features of {what} images", progress).values
+    return describe(
+        len(indices),
+        lambda part: reference.get(indices[part]),
+        functions,
+        key,
+        f"features of {what} images",
+        progress,
+    ).values
 
 
 def _shown(settings: Settings) -> Pixels:
@@ -255,8 +261,10 @@ def _measure_samples(
     if "copies" in settings.metrics:
         kept[THUMBNAILS] = thumbnails
     if kept:
+        architecture = sampler.model.config.model_dump(exclude={"training_parameters", "dataset"})
         key = {
             "weights": digest,
+            "architecture": repr(sorted(architecture.items())),
             "temperature": repr(sampler.group_temperatures),
             "iterations": sampler.iterations,
             "pixels": settings.pixels,

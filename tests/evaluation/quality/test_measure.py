@@ -71,8 +71,9 @@ def test_all_metrics(model, data):
 def test_frechet_distance_is_that_of_the_first_seeds_in_8_bits(model, data):
     quality = measure(model, data, Settings(("fid",), 24, (3,), seed=5))
     samples = Sampler(model, 0.7, iterations=2).sample(range(5, 29))
-    reference = reference_images(data, "training", model.config, 24, "mean").images_u8
-    statistics = [FeatureStatistics.of(pixels()(images)) for images in (in_8_bits(samples), reference.float() / 255)]
+    reference = reference_images(data, "training", model.config, 24, "mean")
+    real = data.training[reference.own].float() / 255
+    statistics = [FeatureStatistics.of(pixels()(images)) for images in (in_8_bits(samples), real)]
     assert quality.rows[0].features["pixels"].fid == pytest.approx(frechet_distance(*statistics), rel=1e-4)
 
 
@@ -138,11 +139,10 @@ def test_too_few_other_images_give_no_row_of_real_images(model, data):
 def test_reference_images_are_disjoint_and_the_same_in_every_call(data, config):
     reference = reference_images(data, "training", config, 20, "mean")
     again = reference_images(data, "training", config, 20, "mean")
-    assert torch.equal(reference.images_u8, again.images_u8)
-    own = {image.numpy().tobytes() for image in reference.images_u8}
-    others = {image.numpy().tobytes() for image in reference.others_u8}
-    assert len(own) == len(others) == 20 and not own & others
-    assert len(reference_images(data, "training", config, None, "mean").images_u8) == 50
+    assert torch.equal(reference.own, again.own) and torch.equal(reference.others, again.others)
+    assert len(set(reference.own.tolist()) | set(reference.others.tolist())) == 40
+    assert torch.equal(reference.get(reference.own), data.training[reference.own].float() / 255)
+    assert reference_images(data, "training", config, None, "mean").own.tolist() == list(range(50))
 
 
 def test_drawn_pixels_of_a_binary_model_are_compared_with_binary_images(make_config, generator):
@@ -150,8 +150,9 @@ def test_drawn_pixels_of_a_binary_model_are_compared_with_binary_images(make_con
     dataset = {"name": "mnist", "binarize": True}
     config = make_config(sampling_method="bernoulli", image_channels=1, dataset=dataset)
     data = Data(images[:30], images[30:])
-    assert set(reference_images(data, "training", config, 10, "sample").images_u8.unique().tolist()) == {0, 255}
-    assert len(reference_images(data, "training", config, 10, "mean").images_u8.unique()) > 100
+    binary, gray = (reference_images(data, "training", config, 10, pixels) for pixels in ("sample", "mean"))
+    assert set(binary.get(binary.own).unique().tolist()) == {0, 1}
+    assert len(gray.get(gray.own).unique()) > 100
 
 
 def test_missing_part_is_refused(model, data):
