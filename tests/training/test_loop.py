@@ -257,6 +257,21 @@ def test_train_stopped_by_a_signal_continues_as_one_run(run, tmp_path, monkeypat
         assert before | {"images_per_second": 0} == after | {"images_per_second": 0}
 
 
+def test_train_stopped_before_the_first_line_of_metrics_has_a_page(run, tmp_path, monkeypatch):
+    step = Trainer.step
+
+    def interrupted(trainer, images_u8):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, images_u8)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    events = []
+    with pytest.raises(Stopped):
+        run(on_event=events.append)
+    assert not [event.text for event in events if event.kind == "warning" and "page" in event.text]
+    assert "stopped, epoch 0.3333 of 3" in (tmp_path / "runs" / "small" / "report.html").read_text("utf-8")
+
+
 def test_train_of_a_finished_run_adds_no_event(run, tmp_path):
     run(epochs=1)
     before = kinds_of(tmp_path)

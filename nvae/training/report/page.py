@@ -134,7 +134,9 @@ def _kl_per_group(record: RunRecord) -> tuple[HeatMap | None, list[Bar]]:
     key = "validation_kl_per_group" if record.validations and record.metrics else "kl_per_group"
     lines = [line for line in record.metrics if key in line]
     heat = heat_map(record.groups, [line["epoch"] for line in lines], [line[key] for line in lines])
-    largest = max(*record.kl_per_group, 1e-9) if record.kl_per_group else 1.0
+    if not record.kl_per_group:  # before the first line of metrics
+        return heat, []
+    largest = max(*record.kl_per_group, 1e-9)
     bars = [
         Bar(name, f"{kl:.2f}", round(100 * max(kl, 0.0) / largest, 1))
         for name, kl in zip(record.groups, record.kl_per_group, strict=True)
