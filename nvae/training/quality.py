@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from nvae.errors import UserError
 from nvae.evaluation.quality.extractors.transformations import load_self
 from nvae.evaluation.quality.measure import Settings, measure_quality
 from nvae.inference.sampling import Sampler
@@ -59,10 +58,10 @@ def sample_quality(trainer: Trainer, stop: StopRequest) -> dict[str, Any]:
     }
 
 
-def try_to_measure(trainer: Trainer, stop: StopRequest, warn: Any) -> dict[str, Any]:
+def try_to_measure(trainer: Trainer, stop: StopRequest, warn: Callable[..., object]) -> dict[str, Any]:
     """Return the metrics of `sample_quality`; an error becomes a warning and an empty result."""
     try:
         return sample_quality(trainer, stop)
-    except UserError as error:
+    except Exception as error:  # from files, memory, linear algebra
         warn(f"the quality of samples could not be measured: {error}", once=f"quality: {error}")
         return {}

@@ -16,7 +16,7 @@ from nvae.evaluation.likelihood import Estimate
 from nvae.evaluation.quality.copies import Copies, find_copies, thumbnails, thumbnails_of
 from nvae.evaluation.quality.distances import FeatureStatistics, frechet_distance, kernel_distance
 from nvae.evaluation.quality.extractors.base import Extractor
-from nvae.evaluation.quality.features import STEP, THUMBNAILS, describe
+from nvae.evaluation.quality.features import STEP, THUMBNAILS, Described, describe
 from nvae.evaluation.quality.manifolds import Manifold, manifolds
 from nvae.evaluation.quality.path_length import (
     EPSILON,
@@ -70,6 +70,11 @@ class Settings(NamedTuple):
     def needs_features(self) -> bool:
         """Whether one of the metrics compares features of samples with features of images."""
         return any(metric in OF_FEATURES for metric in self.metrics)
+
+    @property
+    def shown(self) -> Pixels:
+        """The pixels of path lengths: random draws of pixels would hide the movement."""
+        return "mean" if self.pixels == "sample" else self.pixels
 
 
 class Reference(NamedTuple):
@@ -169,56 +174,116 @@ def measure_quality(
     least = max(settings.neighbors) + 1 if "precision-recall" in settings.metrics else 2
     if settings.needs_features and len(reference.own) < least:
         raise ArgumentError(f"{part} images", len(reference.own), f"at least {least}")
-    functions = {extractor.key: extractor for extractor in extractors} if settings.needs_features else {}
-    comparison = _Comparison(settings, statistics or {})
-    real = None
-    if functions:
-        comparison.reference = describe_images(reference, functions, progress)
-        if reference.others is not None:
-            values = describe_images(reference, functions, progress, others=True)
-            real = Row(None, comparison.all(values, functions), {})
-    digest = weights_digest(model)
-    rows = [
-        _measure_samples(
-            sampler, digest, data, settings, extractors, functions, comparison, lpips, progress, keep_features
-        )
-        for sampler in samplers
-    ]
-    movement = None
+    measurement = _Measurement(
+        model, data, extractors, settings, reference, statistics or {}, lpips, progress, keep_features
+    )
+    real = measurement.of_other_images()
+    rows = [measurement.of_samples(sampler) for sampler in samplers]
+    movement, held_out = None, None
     if "ppl" in settings.metrics:
-        movement = movement_per_group(samplers[-1], pixels=_shown(settings), seed=settings.seed)
-    facts = [extractor.facts() for extractor in extractors]
-    held_out = None
+        movement = movement_per_group(samplers[-1], pixels=settings.shown, seed=settings.seed)
     if "copies" in settings.metrics:
-        bits = model.config.pixel_bits
-        unseen = thumbnails_of(data.validation[: settings.images], bits)
-        held_out = (find_copies(unseen, data.training, bits, model.device, progress).count, len(unseen))
+        unseen = thumbnails_of(data.validation[: settings.images], model.config.pixel_bits)
+        held_out = (measurement.copies(unseen).count, len(unseen))
+    facts = [extractor.facts() for extractor in extractors]
     return Quality(settings, settings.images, len(reference.own), part, facts, rows, real, movement, held_out)
 
 
-class _Comparison:
-    """Compares features with those of the reference images."""
+class _Measurement:
+    """What stays the same for all rows of a `Quality`."""
 
-    def __init__(self, settings: Settings, statistics: dict[str, FeatureStatistics]) -> None:
-        self.settings = settings
-        self.reference: dict[str, Tensor] = {}  # (N, D) by the name and digest of an extractor
-        self._statistics = dict(statistics)
+    def __init__(
+        self,
+        model: HierarchicalVAE,
+        data: Data,
+        extractors: Sequence[Extractor],
+        settings: Settings,
+        reference: Reference,
+        statistics: dict[str, FeatureStatistics],
+        lpips: Distance | None,
+        progress: Progress,
+        keep_features: bool,
+    ) -> None:
+        self.model, self.data, self.settings, self.reference = model, data, settings, reference
+        self.progress, self.keep_features = progress, keep_features
+        self.weights = weights_digest(model)
+        self.extractors = {extractor.key: extractor for extractor in extractors} if settings.needs_features else {}
+        self.distances = {e.name: squared_distance(e) for e in extractors if e.is_continuous}
+        self.distances |= {} if lpips is None else {"lpips": lpips}
+        self.real = describe_images(reference, self.extractors, progress) if self.extractors else {}
+        self.statistics = dict(statistics)
+        if "fid" in settings.metrics:
+            own = {e.name: FeatureStatistics.of(self.real[key]) for key, e in self.extractors.items()}
+            self.statistics = own | self.statistics
 
-    def all(self, values: dict[str, Tensor], functions: dict[str, Extractor]) -> dict[str, FeatureQuality]:
-        return {extractor.name: self._one(name, extractor, values[name]) for name, extractor in functions.items()}
+    def of_other_images(self) -> Row | None:
+        """Compare the other images of the part; None without features, or without enough images."""
+        if not self.extractors or self.reference.others is None:
+            return None
+        values = describe_images(self.reference, self.extractors, self.progress, others=True)
+        return Row(None, self._compared(values), {})
 
-    def _one(self, name: str, extractor: Extractor, features: Tensor) -> FeatureQuality:
-        metrics, real = self.settings.metrics, self.reference[name]
-        fid = None
-        if "fid" in metrics:
-            if extractor.name not in self._statistics:
-                self._statistics[extractor.name] = FeatureStatistics.of(real)
-            fid = frechet_distance(FeatureStatistics.of(features), self._statistics[extractor.name])
-        return FeatureQuality(
-            fid,
-            kernel_distance(real, features) if "kid" in metrics else None,
-            manifolds(real, features, self.settings.neighbors) if "precision-recall" in metrics else None,
+    def of_samples(self, sampler: Sampler) -> Row:
+        """Measure the samples of one temperature."""
+        settings = self.settings
+        functions: dict[str, Callable[[Tensor], Tensor]] = dict(self.extractors)
+        if "copies" in settings.metrics:
+            functions[THUMBNAILS] = thumbnails
+        described = self._described(sampler, functions) if functions else Described({}, 0.0, 0)
+        lengths: dict[str, PathLength] = {}
+        if "ppl" in settings.metrics and self.distances:
+            groups = moving_groups(len(self.model.groups), settings.ppl_groups)
+            lengths = path_lengths(
+                sampler, self.distances, settings.pairs, groups, settings.epsilon, settings.shown, settings.seed
+            )
+        return Row(
+            sampler.temperature,
+            self._compared(described.values),
+            lengths,
+            self.copies(described.values[THUMBNAILS]) if "copies" in settings.metrics else None,
+            described.seconds / settings.images if functions else None,
+            described.start,
         )
+
+    def copies(self, thumbnails_u8: Tensor) -> Copies:
+        """Compare thumbnails of images with all training images."""
+        bits = self.model.config.pixel_bits
+        return find_copies(thumbnails_u8, self.data.training, bits, self.model.device, self.progress)
+
+    def _described(self, sampler: Sampler, functions: dict[str, Callable[[Tensor], Tensor]]) -> Described:
+        settings = self.settings
+        architecture = self.model.config.model_dump(exclude={"training_parameters", "dataset"})
+        key = {
+            "weights": self.weights,
+            "architecture": repr(sorted(architecture.items())),
+            "temperature": repr(sampler.group_temperatures),
+            "iterations": sampler.iterations,
+            "pixels": settings.pixels,
+            "seed": settings.seed,
+            "device": self.model.device.type,
+        }
+        quiet = Sampler(self.model, sampler.temperature, sampler.iterations, sampler.cache, STEP)
+        quiet.statistics = sampler.statistics  # measured here, with progress, and not in the time of sampling
+
+        def make(step: slice) -> Tensor:
+            seeds = range(settings.seed + step.start, settings.seed + step.stop)
+            return in_8_bits(quiet.sample(seeds, settings.pixels))
+
+        description = f"samples at {temperature_text(sampler.temperature)}"
+        return describe(settings.images, make, functions, key, description, self.progress, self.keep_features)
+
+    def _compared(self, values: dict[str, Tensor]) -> dict[str, FeatureQuality]:
+        """Compare features (N, D), by the key of an extractor, with those of the reference images."""
+        metrics, result = self.settings.metrics, {}
+        for key, extractor in self.extractors.items():
+            features, real, name = values[key], self.real[key], extractor.name
+            fid = None
+            if "fid" in metrics:
+                fid = frechet_distance(FeatureStatistics.of(features), self.statistics[name])
+            kid = kernel_distance(real, features) if "kid" in metrics else None
+            overlap = manifolds(real, features, self.settings.neighbors) if "precision-recall" in metrics else None
+            result[name] = FeatureQuality(fid, kid, overlap)
+        return result
 
 
 def describe_images(
@@ -235,71 +300,6 @@ def describe_images(
         f"features of {what} images",
         progress,
     ).values
-
-
-def _shown(settings: Settings) -> Pixels:
-    """Return the pixels of path lengths: random draws of pixels would hide the movement."""
-    return "mean" if settings.pixels == "sample" else settings.pixels
-
-
-def _measure_samples(
-    sampler: Sampler,
-    digest: str,
-    data: Data,
-    settings: Settings,
-    extractors: Sequence[Extractor],
-    functions: dict[str, Extractor],
-    comparison: _Comparison,
-    lpips: Distance | None,
-    progress: Progress,
-    keep_features: bool,
-) -> Row:
-    name = temperature_text(sampler.temperature)
-    _ = sampler.statistics  # before the time of sampling is measured
-    values, seconds, start = {}, None, 0
-    kept: dict[str, Callable[[Tensor], Tensor]] = dict(functions)
-    if "copies" in settings.metrics:
-        kept[THUMBNAILS] = thumbnails
-    if kept:
-        architecture = sampler.model.config.model_dump(exclude={"training_parameters", "dataset"})
-        key = {
-            "weights": digest,
-            "architecture": repr(sorted(architecture.items())),
-            "temperature": repr(sampler.group_temperatures),
-            "iterations": sampler.iterations,
-            "pixels": settings.pixels,
-            "seed": settings.seed,
-            "device": sampler.model.device.type,
-        }
-        quiet = _without_progress(sampler)
-
-        def make(step: slice) -> Tensor:
-            seeds = range(settings.seed + step.start, settings.seed + step.stop)
-            return in_8_bits(quiet.sample(seeds, settings.pixels))
-
-        described = describe(settings.images, make, kept, key, f"samples at {name}", progress, keep_features)
-        values, seconds, start = described.values, described.seconds / settings.images, described.start
-    copies = None
-    if "copies" in settings.metrics:
-        bits = sampler.model.config.pixel_bits
-        copies = find_copies(values[THUMBNAILS], data.training, bits, sampler.model.device, progress)
-    lengths: dict[str, PathLength] = {}
-    if "ppl" in settings.metrics:
-        distances = {e.name: squared_distance(e) for e in extractors if e.is_continuous}
-        distances |= {} if lpips is None else {"lpips": lpips}
-        groups = moving_groups(len(sampler.model.groups), settings.ppl_groups)
-        if distances:
-            lengths = path_lengths(
-                sampler, distances, settings.pairs, groups, settings.epsilon, _shown(settings), settings.seed
-            )
-    return Row(sampler.temperature, comparison.all(values, functions), lengths, copies, seconds, start)
-
-
-def _without_progress(sampler: Sampler) -> Sampler:
-    """Return a sampler with the same statistics, for the steps of a loop that shows its own progress."""
-    quiet = Sampler(sampler.model, sampler.temperature, sampler.iterations, sampler.cache, STEP)
-    quiet.statistics = sampler.statistics
-    return quiet
 
 
 def temperature_text(temperature: PerScale) -> str:
