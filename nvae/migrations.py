@@ -48,6 +48,7 @@ NEW_KEYS: dict[str, Any] = {
     "training_parameters.max_recoveries": 3,  # of no effect on a model
     "training_parameters.sync_batch_norm": True,
     "training_parameters.keep_every": None,
+    "training_parameters.evaluate_quality_every": None,
     "training_parameters.keep_best": True,  # as the default: no number of a training depends on the key
 }
 # The keys of version 1's data sets. Its section `dataset` had all of these keys, whatever the name; only such a section

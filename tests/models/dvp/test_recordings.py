@@ -154,7 +154,11 @@ def test_samples_match_recording_at_each_temperature(recorded, model):
 
 
 def test_gradients_and_three_adamax_steps_with_ema_match_recording(recorded, model):
-    """The published loss is in bits per dimension; clipping is on that scale."""
+    """The published loss is in bits per dimension; clipping is on that scale.
+
+    Adamax divides by the size of the gradient. Gradients below 1e-6 are as small as the rounding of float32 in other
+    terms, which differs between processors, so the step of such an element is known to a tenth only.
+    """
     expected, images = recorded["train"], images_of(recorded)
     settings = expected["optimizer"]
     second_name = ("decoder.decoder_blocks.0.ctx_prior", "decoder.z_L_prior")  # of the diffusion prior in the original
@@ -165,6 +169,7 @@ def test_gradients_and_three_adamax_steps_with_ema_match_recording(recorded, mod
     schedule = TrainingParameters(**{key: settings[name] for key, name in keys.items()})
     optimizer = build_optimizer(model, schedule)
     unused = {ours for ours, theirs in names.items() if theirs in expected["no_gradient"]}
+    smallest = {name: torch.full_like(parameter, math.inf) for name, parameter in model.named_parameters()}
     for number, step in enumerate(expected["steps"]):
         context_noise = posterior_noise(step["noise_u"], step["noise_z0"], step["noise_t"][None], step["t"][None])
         output = model(images, [context_noise, *step["noise"]])
@@ -190,13 +195,17 @@ def test_gradients_and_three_adamax_steps_with_ema_match_recording(recorded, mod
                 assert abs(norm - expected["grad_norms"][names[name]]) < 1e-4 * largest, name
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings["grad_clip"])
         assert norm.item() == pytest.approx(step["grad_norm"], rel=1e-4)
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                smallest[name] = torch.minimum(smallest[name], parameter.grad.abs())
         optimizer.step()
         average.update(model)
     for ours, theirs in ((model, "parameters_after"), (average.model, "ema_after")):
         for name, parameter in ours.named_parameters():
             if names[name] not in expected["rounding_driven"]:
                 recorded_tensor = expected[theirs][names[name]].reshape(parameter.shape)
-                torch.testing.assert_close(parameter.detach(), recorded_tensor, rtol=0, atol=3e-5, msg=name)
+                bounds = torch.where(smallest[name] < 1e-6, 0.1 * settings["lr"], 3e-5)
+                assert ((parameter.detach() - recorded_tensor).abs() <= bounds).all(), name
 
 
 @pytest.mark.parametrize(
