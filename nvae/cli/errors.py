@@ -20,7 +20,7 @@ MEMORY_HINTS = {
     "--set KEY=VALUE.",
     "evaluate": "Use a smaller --batch-size, or --device cpu.",
     "quality": "Use fewer --images, or --device cpu.",
-    "precompute": "Use fewer --images, or --device cpu.",
+    "precompute": "Use --device cpu, or a --part of fewer images.",
 }
 # What the library's advice, which names no flags, is called on the command line: a pattern in the message, and a hint.
 HINTS = {

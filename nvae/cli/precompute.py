@@ -33,13 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from nvae.config import config_path
     from nvae.data.registry import load_original_images
     from nvae.devices import choose_device, set_fast_defaults
     from nvae.errors import UserError
     from nvae.evaluation.quality.distances import FeatureStatistics
     from nvae.evaluation.quality.measure import describe_images, reference_images
     from nvae.evaluation.quality.statistics_files import write_statistics
+    from nvae.files import unused_path
 
     if options.weights is not None and len(options.extractors) > 1:
         raise UserError("--weights is for one extractor: name one with --extractors.")
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
             "size": config.input_dimension,
             "binary": options.binary,
         }
-        stem = f"statistics_{config_path(options.config).stem}_{extractor.name}_{options.part}"
-        path = options.out / f"{stem}{'_binary' if options.binary else ''}.npz"
+        of = f"{config.dataset.name}_{config.input_dimension}_{options.part}{'_binary' if options.binary else ''}"
+        path = unused_path(options.out, f"statistics_{of}_{len(images.own)}images_{extractor.name}", ".npz")
         write_statistics(path, FeatureStatistics.of(values[extractor.key]), facts)
         print(f"{len(images.own):,} {options.part} images, extractor {extractor.name}: saved as {path}")

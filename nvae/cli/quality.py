@@ -31,10 +31,12 @@ from nvae.errors import UserError
 
 if TYPE_CHECKING:
     from nvae.data.images import Data
+    from nvae.evaluation.quality.distances import FeatureStatistics
     from nvae.evaluation.quality.extractors.base import Extractor
     from nvae.evaluation.quality.measure import Quality, Reference, Settings
     from nvae.inference.sampling import Sampler
     from nvae.models.hierarchy import HierarchicalVAE
+    from nvae.schema import ModelConfig
 
 EXTRACTORS = ("self", "mobilenet", "inception", "vgg16", "clip", "dinov2")
 METRICS = ("fid", "kid", "precision-recall", "ppl", "copies")
@@ -62,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[[1.0]],
         metavar="T[,T...]",
         help="temperatures of the samples, one row of results each; several per-scale temperatures are separated by "
-        "semicolons, such as '0.6,0.8;0.7,0.9' (default: 1)",
+        "semicolons, such as '0.6,0.8;0.7,0.9', and one ends with a semicolon (default: 1)",
     )
     parser.add_argument(
         "--iterations",
@@ -174,7 +176,6 @@ def run(options: argparse.Namespace) -> None:
     from nvae.devices import set_fast_defaults
     from nvae.evaluation.quality.measure import Settings, measure_quality, reference_images
     from nvae.evaluation.quality.path_length import moving_groups
-    from nvae.evaluation.quality.statistics_files import read_statistics
     from nvae.picture_files import as_texts
 
     set_fast_defaults()
@@ -194,10 +195,12 @@ def run(options: argparse.Namespace) -> None:
     data = load_original_images(config, progress=sys.stderr.isatty())
     print_warnings(data.warnings)
     reference = reference_images(data, options.part, config, options.images, options.pixels)
+    if not settings.needs_features and "ppl" not in settings.metrics:
+        options.extractors = []
     extractors = open_extractors(options, data.training, config.pixel_bits, model.device)
-    statistics = {}
+    statistics, facts = {}, None
     if options.statistics is not None:
-        statistics[extractors[0].name] = read_statistics(options.statistics, extractors[0])[0]
+        statistics[extractors[0].name], facts = _statistics(options, extractors[0], config)
     samplers = open_samplers(model, options.model, options.temperatures, options.iterations)
     quality = measure_quality(
         model,
@@ -214,7 +217,7 @@ def run(options: argparse.Namespace) -> None:
         "model": options.model,
         "dataset": config.dataset.model_dump(),
         "iterations": options.iterations,
-        "statistics": str(options.statistics) if options.statistics else None,
+        "statistics": facts,
     }
     _show_and_save(options, quality, model, metadata, samplers, data, reference, used, as_texts(used))
 
@@ -234,7 +237,30 @@ def _lpips(options: argparse.Namespace, settings: Settings, model: HierarchicalV
 
     if "ppl" not in settings.metrics or not (options.lpips or lpips_is_here()):
         return None
-    return load_lpips(model.device, progress=sys.stderr.isatty())
+    try:
+        return load_lpips(model.device, progress=sys.stderr.isatty())
+    except UserError as error:
+        if options.lpips:
+            raise
+        print_warnings([f"path lengths are measured without LPIPS: {error}"])
+        return None
+
+
+def _statistics(
+    options: argparse.Namespace, extractor: Extractor, config: ModelConfig
+) -> tuple[FeatureStatistics, dict[str, Any]]:
+    """Read the file of --statistics, and check that the images are like those of the model."""
+    from nvae.evaluation.quality.statistics_files import read_statistics
+
+    statistics, facts = read_statistics(options.statistics, extractor)
+    binary = options.pixels == "sample" and config.dataset.binarize
+    for name, expected in (("size", config.input_dimension), ("binary", bool(binary))):
+        if facts.get(name, expected) != expected:
+            raise UserError(
+                f"'{options.statistics}' has statistics of images with {name} {facts[name]}, expected {expected}, as "
+                "the samples have. Make another file with the command precompute."
+            )
+    return statistics, {"file": str(options.statistics), **facts}
 
 
 def _show_and_save(
@@ -257,8 +283,12 @@ def _show_and_save(
 
     pixels = quality.settings.pixels
     print(report(quality, model, used["dataset"]["name"]))
+    if (statistics := used["statistics"]) is not None:
+        of = f", {statistics['images']} {statistics.get('part')} images" if "images" in statistics else ""
+        print(f"FID is the distance to the statistics of {statistics['file']}{of}")
     extractors = "-".join(options.extractors)
-    name = result_name("quality", plain_name(options.model), extractors, options.part, f"{options.images}images")
+    about = [extractors] if extractors else []
+    name = result_name("quality", plain_name(options.model), *about, options.part, f"{options.images}images")
     json_path = unused_path(options.out, name, ".json")
     stem = json_path.with_name(json_path.name.removesuffix(".json"))
 
@@ -270,15 +300,16 @@ def _show_and_save(
         content = json.dumps(used | to_dict(quality), indent=2, allow_nan=False) + "\n"
         temporary.write_text(content, encoding="utf-8")
     kl = metadata.get("kl_per_group")
-    if quality.movement is not None or len(quality.rows) > 1:
+    charts = draw_quality(quality, model, kl if isinstance(kl, list) else None)
+    if charts is not None:
         with atomic_write(path("")) as temporary:
-            draw_quality(quality, model, kl if isinstance(kl, list) else None, temporary, texts)
+            charts.savefig(temporary, format="png", metadata=texts)
         saved.append(path(""))
     saved.append(save_picture(draw_samples_beside_real(quality, samplers, reference, pixels), path("_samples"), texts))
     for number_of_row, (row, sampler) in enumerate(zip(quality.rows, samplers, strict=True), 1):
         if row.copies is not None:
             what = "_copies" if len(samplers) == 1 else f"_copies{number_of_row}"
-            picture = draw_copies(row, sampler, data.training, quality.settings.seed, pixels)
+            picture = draw_copies(row, sampler, data.training, quality.settings.seed, quality.settings.shown)
             saved.append(save_picture(picture, path(what), texts))
     print(f"saved as {', '.join(map(str, saved))}")
 
@@ -299,7 +330,7 @@ def _choices(allowed: tuple[str, ...]) -> Any:
 
 def _temperatures(text: str) -> list[list[float]]:
     if ";" in text:
-        return [per_scale(part) for part in text.split(";")]
+        return [per_scale(part) for part in text.removesuffix(";").split(";")]
     return [[number(part)] for part in text.split(",")]
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -12,11 +11,14 @@ from torch import Tensor
 from nvae.data.images import to_float
 from nvae.evaluation.quality.copies import THRESHOLD
 from nvae.evaluation.quality.measure import Quality, Reference, Row, temperature_text
-from nvae.evaluation.quality.report import MOST_ALIKE, REAL, numbers
+from nvae.evaluation.quality.report import MOST_ALIKE, REAL, numbers, row_name
 from nvae.inference.sampling import Pixels, Sampler
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.summary import group_name
 from nvae.tools.grids import grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CELL = 64
 COLUMNS = 10
@@ -24,10 +26,8 @@ MAX_TICKS = 20
 MAX_NAMES = 8  # of groups with their resolution below the bars
 
 
-def draw_quality(
-    quality: Quality, model: HierarchicalVAE, kl_per_group: list[float] | None, path: Path, metadata: dict[str, str]
-) -> bool:
-    """Write a PNG file of charts; return False, and write nothing, where there is nothing to draw.
+def draw_quality(quality: Quality, model: HierarchicalVAE, kl_per_group: list[float] | None) -> Figure | None:
+    """Draw charts; return None where there is nothing to draw.
 
     A row of charts per extractor with the metrics over the temperatures, the values of other real images as dotted
     lines; and, with path lengths, the movement per latent group beside the KL per latent group.
@@ -41,9 +41,9 @@ def draw_quality(
     with_movement = quality.movement is not None
     rows = len(charts) + with_movement
     if rows == 0:
-        return False
+        return None
     columns = max([len(panels) for panels in charts] + [2 if with_movement else 1])
-    figure = Figure(figsize=(max(7.0, 3.8 * columns), 3.6 * rows), layout="constrained")
+    figure = Figure(figsize=(max(7.0, 3.8 * columns), 3.6 * rows), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     parts = figure.subfigures(rows, 1, squeeze=False)[:, 0]
     for part, panels in zip(parts, charts, strict=False):  # the last part may be for the movement
@@ -51,12 +51,11 @@ def draw_quality(
             axes.set(title=title, xlabel="temperature")
             _curves(axes, quality, lines)
     if with_movement:
-        _bars(parts[-1], model, quality.movement, kl_per_group)
+        _bars(parts[-1], model, quality.movement, kl_per_group, row_name(quality.rows[-1]))
     title = f"{quality.samples:,} samples, {quality.reference_images:,} {quality.part} images"
     digests = ", ".join(f"{facts['name']} {facts['digest']}" for facts in quality.extractors)
     figure.suptitle(f"{title}; {digests}" if digests else title, fontsize="medium")
-    figure.savefig(path, dpi=110, format="png", metadata=metadata)
-    return True
+    return figure
 
 
 def _panels(quality: Quality, extractor: str) -> dict[str, dict[str, str]]:
@@ -76,17 +75,17 @@ def _panels(quality: Quality, extractor: str) -> dict[str, dict[str, str]]:
 
 def _curves(axes: Any, quality: Quality, lines: dict[str, str]) -> None:
     texts = [temperature_text(row.temperature).removeprefix("temperature ") for row in quality.rows]
-    places = range(len(texts))
+    values_of_x = range(len(texts))
     if all(isinstance(row.temperature, int | float) or len(row.temperature) == 1 for row in quality.rows):
-        places = [float(text) for text in texts]
+        values_of_x = [float(text) for text in texts]
     for color, (label, key) in enumerate(lines.items()):
         extractor = key.rpartition("(")[2].rstrip(")")
         values = [numbers(row, extractor)[key] for row in quality.rows]
-        axes.plot(places, values, marker="o", label=label, color=f"C{color}")
+        axes.plot(values_of_x, values, marker="o", label=label, color=f"C{color}")
         if quality.real is not None:
             real = numbers(quality.real, extractor)[key]
             axes.axhline(real, color=f"C{color}", linestyle=":", label=REAL if len(lines) == 1 else None)
-    axes.set_xticks(list(places), texts)
+    axes.set_xticks(list(values_of_x), texts)
     axes.grid(alpha=0.3)
     if len(lines) == 1:
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
@@ -97,10 +96,12 @@ def _curves(axes: Any, quality: Quality, lines: dict[str, str]) -> None:
     axes.legend(fontsize="x-small")
 
 
-def _bars(part: Any, model: HierarchicalVAE, movement: list[float], kl_per_group: list[float] | None) -> None:
+def _bars(
+    part: Any, model: HierarchicalVAE, movement: list[float], kl_per_group: list[float] | None, name: str
+) -> None:
     """Draw the movement, and the KL if it is known, of every latent group as bars."""
     groups = len(movement)
-    charts = [("change of a subpixel per unit of noise", movement)]
+    charts = [(f"change of a subpixel per unit of noise,\n{name}", movement)]
     if kl_per_group is not None and len(kl_per_group) == groups:
         charts.append(("KL, nats per image", kl_per_group))
     every = max(1, groups // MAX_TICKS)

@@ -46,18 +46,33 @@ def test_some_metrics_only(command, trained, files):
     code, out, _ = quality(command, "--metrics", "copies", "--pixels", "sample")
     assert code == 0 and "copies of training images" in out
     assert "FID" not in out and not any(name.endswith("images.png") for name in files.names())
+    assert "self" not in out and not any("self" in name for name in files.names())
+
+
+def test_several_temperatures_without_a_curve(command, trained, files):
+    code, out, error = quality(command, "--metrics", "copies", "--temperatures", "0.6,0.8")
+    assert code == 0, error
+    names = sorted(name.rpartition("images")[2] for name in files.names())
+    assert names == [".json", "_copies1.png", "_copies2.png", "_samples.png"]
+
+
+def test_one_set_of_temperatures_per_scale(command, trained):
+    code, out, error = quality(command, "--metrics", "fid", "--temperatures", "0.6,0.8;")
+    assert code == 0, error
+    assert "temperature 0.6,0.8" in out
 
 
 def test_precomputed_statistics_give_the_distance_to_all_images(command, trained, files):
     code, out, error = command("-m", "precompute", "little", "--out", "there", "--device", "cpu")
     assert code == 0, error
     (name,) = files.names("there")
-    assert name == "statistics_little_self_training.npz" and name in out
+    assert name == "statistics_toy_faces_8_training_24images_self.npz" and name in out
     with np.load(trained / "there" / name) as content:
         assert content["mu"].shape == (128,) and content["sigma"].shape == (128, 128)
         assert json.loads(str(content["facts"]))["images"] == 24
     plain = quality(command, "--metrics", "fid").out
     given = quality(command, "--metrics", "fid", "--statistics", f"there/{name}").out
+    assert f"FID is the distance to the statistics of there/{name}, 24 training images" in given
     table = "FID(self)"
     assert plain[plain.index(table) :].split()[3] == given[given.index(table) :].split()[3]
 

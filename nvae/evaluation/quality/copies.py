@@ -80,9 +80,9 @@ def find_copies(
         for start in range(0, len(samples), SAMPLES):
             rows = slice(start, start + SAMPLES)
             distances = (squares[rows, None] + part_squares[None]).addmm_(samples[rows], part.T, alpha=-2)
-            new, places = distances.topk(min(kept, len(part)), largest=False)
+            new, columns = distances.topk(min(kept, len(part)), largest=False)
             values = torch.cat([best[rows], new], 1)
-            indices = torch.cat([which[rows], places + first], 1)
+            indices = torch.cat([which[rows], columns + first], 1)
             best[rows], order = values.topk(kept, largest=False)
             which[rows] = indices.gather(1, order)
     nearest = which[:, 0].cpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from nvae.arguments import ArgumentError
 from nvae.evaluation.likelihood import Estimate
+from nvae.seeds import seeded
 
 BLOCKS = 10  # of the kernel distance, at least; the standard error comes from the differences between blocks
 BLOCK_SIZE = 1000  # features per block and set, at most: the size of Binkowski et al. 2018
@@ -52,15 +54,26 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 def kernel_distance(a: Tensor, b: Tensor) -> Estimate:
     """Return the squared maximum mean discrepancy of features (N, D) and (M, D) (Binkowski et al. 2018).
 
-    The kernel is (x y / D + 1)^3. Both sets are cut into the same number of disjoint blocks, in their order. The result
-    is the mean of the blocks' unbiased estimates, which can be below 0, and its standard error.
+    The kernel is (x y / D + 1)^3. Both sets are cut into the same number of disjoint random blocks. The result is the
+    mean of the blocks' unbiased estimates, which can be below 0, and its standard error.
     """
     _check(a)
     _check(b)
-    count = min(len(a), len(b))
-    blocks = min(max(BLOCKS, -(-count // BLOCK_SIZE)), count // 2)
-    pairs = zip(a.tensor_split(blocks), b.tensor_split(blocks), strict=True)
-    return Estimate.of(torch.stack([_squared_discrepancy(x.double(), y.double()) for x, y in pairs]))
+    estimates = [_squared_discrepancy(a[x].double(), b[y].double()) for x, y in blocks(len(a), len(b))]
+    return Estimate.of(torch.stack(estimates))
+
+
+def blocks(count_a: int, count_b: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield disjoint blocks of two sets, as indices: always the same ones, at random.
+
+    Consecutive blocks would be wrong for a data set in the order of its classes.
+    """
+    smaller, larger = sorted((count_a, count_b))
+    number = min(max(BLOCKS, -(-larger // BLOCK_SIZE)), smaller // 2)
+    orders = [
+        torch.randperm(count, generator=seeded(0, "kernel distance", i)) for i, count in enumerate((count_a, count_b))
+    ]
+    return zip(*(order.tensor_split(number) for order in orders), strict=True)
 
 
 def _squared_discrepancy(x: Tensor, y: Tensor) -> Tensor:

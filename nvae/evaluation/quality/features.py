@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -19,6 +20,7 @@ PART = 500  # images per file
 STEP = 50  # images computed at once
 KEPT = 60  # sets of images whose features stay on the disk
 THUMBNAILS = "thumbnails"
+VERSION = 1  # of how images and values are computed: values of other versions are computed again
 
 
 class Described(NamedTuple):
@@ -37,50 +39,59 @@ def describe(
     description: str,
     progress: Progress = False,
     keep: bool = True,
+    step: int = STEP,
 ) -> Described:
     """Return the values of functions on images 0, ..., count - 1: features, or thumbnails.
 
     make: returns the images (B, C, S, S) in [0, 1] of a slice, always the same ones for one `key`. functions: from
     images to (B, ...) on the CPU. key: plain values that identify the images; the functions add their names, and names
-    of extractors must contain their digests. Memory: the values, and 50 images.
+    of extractors must contain their digests. step: images made at once. Memory: the values, and `step` images.
     keep: Parts of 500 images are files in the cache folder; a part that cannot be written is kept in memory only.
     """
     folder = set_folder(key, functions)
-    found = _finished(folder, count, list(functions)) if keep else {}
-    steps = [
-        slice(start, min(start + STEP, end))
+    finished = _finished(folder, count, list(functions)) if keep else {}
+    slices = [
+        slice(start, min(start + step, end))
         for first, end in _parts(count)
-        if first not in found
-        for start in range(first, end, STEP)
+        if first not in finished
+        for start in range(first, end, step)
     ]
     parts: dict[int, list[dict[str, Tensor]]] = {}
     durations: dict[int, float] = {}
-    for step in track(steps, description, progress) if steps else ():
-        first = step.start // PART * PART
+    for images_of_step in track(slices, description, progress) if slices else ():
+        first = images_of_step.start // PART * PART
         before = time.perf_counter()
-        images = make(step)
+        images = make(images_of_step)
         durations[first] = durations.get(first, 0.0) + time.perf_counter() - before
         parts.setdefault(first, []).append({name: function(images) for name, function in functions.items()})
-        if step.stop == min(first + PART, count):
+        if images_of_step.stop == min(first + PART, count):
             done = parts.pop(first)
             values = {name: torch.cat([part[name] for part in done]) for name in functions}
-            found[first] = {"values": values, "seconds": durations[first]}
+            finished[first] = {"values": values, "seconds": durations[first]}
             if keep:
                 with suppress(CheckpointError):
-                    write_whole(found[first], _part_path(folder, first, step.stop), keep_previous=False)
-    computed = sum(part.stop - part.start for part in steps)
-    _remove_old(folder.parent)
-    ordered = [found[first] for first, _ in _parts(count)]
-    return Described(
-        {name: torch.cat([part["values"][name] for part in ordered]) for name in functions},
-        sum(part["seconds"] for part in ordered),
-        count - computed,
-    )
+                    write_whole(finished[first], _part_path(folder, first, images_of_step.stop), keep_previous=False)
+    if keep:
+        _remove_old(folder)
+    computed = sum(part.stop - part.start for part in slices)
+    seconds = sum(part["seconds"] for part in finished.values())
+    return Described(_joined(finished, count), seconds, count - computed)
+
+
+def _joined(parts: dict[int, dict[str, Any]], count: int) -> dict[str, Tensor]:
+    """Join the parts, and remove each from the dictionary, so that the memory is that of the values once."""
+    result: dict[str, Tensor] = {}
+    for first, end in _parts(count):
+        for name, values in parts.pop(first)["values"].items():
+            if name not in result:
+                result[name] = values.new_empty((count, *values.shape[1:]))
+            result[name][first:end] = values
+    return result
 
 
 def set_folder(key: Mapping[str, Any], functions: Mapping[str, Any]) -> Path:
     """Return the folder of a set of images and functions."""
-    digest = content_digest({"key": repr(sorted(key.items())), "functions": sorted(functions)})
+    digest = content_digest({"version": VERSION, "key": repr(sorted(key.items())), "functions": sorted(functions)})
     return cache_folder() / "features" / digest
 
 
@@ -94,20 +105,21 @@ def _part_path(folder: Path, first: int, end: int) -> Path:
 
 def _finished(folder: Path, count: int, names: list[str]) -> dict[int, dict[str, Any]]:
     """Return the parts on the disk, by their first image. Damaged files count as absent."""
-    found = {}
+    finished = {}
     for first, end in _parts(count):
         with suppress(CheckpointError, KeyError, TypeError, AttributeError):
             content = read_whole(_part_path(folder, first, end))
             values = content["values"]
             if list(values) == names and all(len(value) == end - first for value in values.values()):
-                found[first] = {"values": values, "seconds": float(content["seconds"])}
-    return found
+                finished[first] = {"values": values, "seconds": float(content["seconds"])}
+    return finished
 
 
-def _remove_old(folder: Path) -> None:
-    """Remove the files of all sets but the newest ones."""
+def _remove_old(used: Path) -> None:
+    """Remove the files of all sets but those that were used last, such as the folder `used` now."""
     with suppress(OSError):
-        sets = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        os.utime(used)
+        sets = sorted(used.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
         for old in sets[KEPT:]:
             for file in old.glob("*"):
                 file.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from nvae.arguments import ArgumentError, PerScale, check_count, check_seeds
 from nvae.checkpoint import weights_digest
-from nvae.data.images import Data, images_digest, to_float
+from nvae.data.images import Data, to_float
 from nvae.data.registry import Part, evaluation_images
 from nvae.evaluation.likelihood import Estimate
 from nvae.evaluation.quality.copies import Copies, find_copies, thumbnails, thumbnails_of
@@ -28,7 +29,7 @@ from nvae.evaluation.quality.path_length import (
     squared_distance,
 )
 from nvae.inference.sampling import Pixels, Sampler
-from nvae.memory_maps import release_pages
+from nvae.memory_maps import chunks, release_pages
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.progress import Progress
 from nvae.schema import ModelConfig
@@ -73,7 +74,7 @@ class Settings(NamedTuple):
 
     @property
     def shown(self) -> Pixels:
-        """The pixels of path lengths: random draws of pixels would hide the movement."""
+        """The pixels of path lengths and of copies: random draws of pixels would hide a movement, and a copy."""
         return "mean" if self.pixels == "sample" else self.pixels
 
 
@@ -82,8 +83,7 @@ class Reference(NamedTuple):
 
     part_u8: Tensor  # (M, C, S, S): all images of the part; may be larger than the memory
     own: Tensor  # (N,): indices of the images
-    others: Tensor | None  # (N,) or fewer; None where the part has too few images
-    key: dict[str, Any]
+    others: Tensor | None  # (N,); None where the part has too few images
     bits: int
 
     def get(self, indices: Tensor) -> Tensor:
@@ -91,6 +91,13 @@ class Reference(NamedTuple):
         images = to_float(self.part_u8[indices], "cpu", self.bits)
         release_pages()
         return in_8_bits(images)
+
+    def key(self, indices: Tensor) -> dict[str, Any]:
+        """Return what identifies images: their pixels, all of them."""
+        digest = hashlib.blake2b(repr((len(indices), tuple(self.part_u8.shape[1:]))).encode(), digest_size=16)
+        for part in chunks(indices, STEP):
+            digest.update(self.part_u8[part].contiguous().numpy())
+        return {"images": digest.hexdigest(), "bits": self.bits}
 
 
 class FeatureQuality(NamedTuple):
@@ -122,8 +129,8 @@ class Quality(NamedTuple):
     extractors: list[dict[str, Any]]
     rows: list[Row]
     real: Row | None  # as many other images of the data set against the same reference
-    movement: list[float] | None  # per latent group, of the last temperature
-    held_out_copies: tuple[int, int] | None  # copies among images not used in training, and how many were compared
+    movement: list[float] | None  # per latent group, at the temperature of the last row
+    held_out_copies: tuple[int, int] | None  # copies among validation images, and how many were compared
 
 
 def in_8_bits(images: Tensor) -> Tensor:
@@ -143,9 +150,7 @@ def reference_images(data: Data, part: Part, config: ModelConfig, count: int | N
     count = len(chosen) if count is None else count
     order = torch.randperm(len(chosen), generator=seeded(0, "reference images"))
     own, others = order[:count].sort().values, order[count : 2 * count].sort().values
-    key = {"digest": images_digest(chosen), "count": count, "bits": config.pixel_bits}
-    enough = len(others) >= len(own) // 2
-    return Reference(chosen, own, others if enough else None, key, config.pixel_bits)
+    return Reference(chosen, own, others if len(others) == len(own) else None, config.pixel_bits)
 
 
 def measure_quality(
@@ -210,6 +215,7 @@ class _Measurement:
         self.extractors = {extractor.key: extractor for extractor in extractors} if settings.needs_features else {}
         self.distances = {e.name: squared_distance(e) for e in extractors if e.is_continuous}
         self.distances |= {} if lpips is None else {"lpips": lpips}
+        self.continuous = sorted(extractor.key for extractor in extractors if extractor.is_continuous)
         self.real = describe_images(reference, self.extractors, progress) if self.extractors else {}
         self.statistics = dict(statistics)
         if "fid" in settings.metrics:
@@ -227,22 +233,27 @@ class _Measurement:
         """Measure the samples of one temperature."""
         settings = self.settings
         functions: dict[str, Callable[[Tensor], Tensor]] = dict(self.extractors)
-        if "copies" in settings.metrics:
-            functions[THUMBNAILS] = thumbnails
-        described = self._described(sampler, functions) if functions else Described({}, 0.0, 0)
+        for_copies = {THUMBNAILS: thumbnails} if "copies" in settings.metrics else {}
+        if settings.pixels == settings.shown:
+            described = shown = self._described(sampler, functions | for_copies, settings.pixels)
+        else:
+            described = self._described(sampler, functions, settings.pixels)
+            shown = self._described(sampler, for_copies, settings.shown)
         lengths: dict[str, PathLength] = {}
         if "ppl" in settings.metrics and self.distances:
             groups = moving_groups(len(self.model.groups), settings.ppl_groups)
+            key = self._key(sampler) | {"distances": self.continuous} if self.keep_features else None
             lengths = path_lengths(
-                sampler, self.distances, settings.pairs, groups, settings.epsilon, settings.shown, settings.seed
+                sampler, self.distances, settings.pairs, groups, settings.epsilon, settings.shown, settings.seed, key
             )
+        seconds = described.seconds or shown.seconds
         return Row(
             sampler.temperature,
             self._compared(described.values),
             lengths,
-            self.copies(described.values[THUMBNAILS]) if "copies" in settings.metrics else None,
-            described.seconds / settings.images if functions else None,
-            described.start,
+            self.copies(shown.values[THUMBNAILS]) if for_copies else None,
+            seconds / settings.images if seconds else None,
+            described.start or shown.start,
         )
 
     def copies(self, thumbnails_u8: Tensor) -> Copies:
@@ -250,27 +261,33 @@ class _Measurement:
         bits = self.model.config.pixel_bits
         return find_copies(thumbnails_u8, self.data.training, bits, self.model.device, self.progress)
 
-    def _described(self, sampler: Sampler, functions: dict[str, Callable[[Tensor], Tensor]]) -> Described:
-        settings = self.settings
+    def _key(self, sampler: Sampler) -> dict[str, Any]:
+        """Return what identifies the images that a sampler makes of noise."""
         architecture = self.model.config.model_dump(exclude={"training_parameters", "dataset"})
-        key = {
+        return {
             "weights": self.weights,
             "architecture": repr(sorted(architecture.items())),
+            "dequantize": self.model.config.dataset.dequantize,
             "temperature": repr(sampler.group_temperatures),
             "iterations": sampler.iterations,
-            "pixels": settings.pixels,
-            "seed": settings.seed,
             "device": self.model.device.type,
         }
-        quiet = Sampler(self.model, sampler.temperature, sampler.iterations, sampler.cache, STEP)
+
+    def _described(
+        self, sampler: Sampler, functions: dict[str, Callable[[Tensor], Tensor]], pixels: Pixels
+    ) -> Described:
+        if not functions:
+            return Described({}, 0.0, 0)
+        settings, step = self.settings, min(STEP, sampler.batch_size)
+        quiet = Sampler(self.model, sampler.temperature, sampler.iterations, sampler.cache, step)
         quiet.statistics = sampler.statistics  # measured here, with progress, and not in the time of sampling
 
-        def make(step: slice) -> Tensor:
-            seeds = range(settings.seed + step.start, settings.seed + step.stop)
-            return in_8_bits(quiet.sample(seeds, settings.pixels))
+        def make(part: slice) -> Tensor:
+            return in_8_bits(quiet.sample(range(settings.seed + part.start, settings.seed + part.stop), pixels))
 
+        key = self._key(sampler) | {"pixels": pixels, "seed": settings.seed}
         description = f"samples at {temperature_text(sampler.temperature)}"
-        return describe(settings.images, make, functions, key, description, self.progress, self.keep_features)
+        return describe(settings.images, make, functions, key, description, self.progress, self.keep_features, step)
 
     def _compared(self, values: dict[str, Tensor]) -> dict[str, FeatureQuality]:
         """Compare features (N, D), by the key of an extractor, with those of the reference images."""
@@ -291,12 +308,11 @@ def describe_images(
 ) -> dict[str, Tensor]:
     """Return the features (N, D) of reference images, or of the others, by the key of each extractor."""
     indices, what = (reference.others, "other") if others else (reference.own, "reference")
-    key = {"images": what, **reference.key}
     return describe(
         len(indices),
         lambda part: reference.get(indices[part]),
         functions,
-        key,
+        reference.key(indices),
         f"features of {what} images",
         progress,
     ).values

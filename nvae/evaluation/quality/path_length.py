@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nvae.arguments import ArgumentError, check_count
 from nvae.evaluation.likelihood import Estimate
+from nvae.evaluation.quality.features import describe
 from nvae.inference.sampling import Pixels, Sampler
 from nvae.models.distributions import Noise
 from nvae.progress import batches
@@ -57,32 +58,42 @@ def path_lengths(
     epsilon: float = EPSILON,
     pixels: Pixels = "mean",
     seed: int = 0,
+    key: Mapping[str, Any] | None = None,
 ) -> dict[str, PathLength]:
     """Measure path lengths in the noise (Karras et al. 2019, section 4.1), for each of the distances.
 
     A path of `groups` goes from one draw a of noise to another b: cos(t pi / 2) a + sin(t pi / 2) b, which has the law
     of a draw for every t. t is uniform. The noise of all other groups is one more draw, and stays. The length is
     E d(x(t), x(t + epsilon)) / epsilon^2 of squared distances d, without the pairs below percentile 1 or above 99.
-    epsilon: from 0.001 to 0.1. Smaller steps vanish in the rounding of float32.
+    epsilon: from 0.001 to 0.1. Smaller steps vanish in the rounding of float32. key: identifies the sampler and the
+    distances; with it, finished lengths are kept on the disk (`describe`).
     """
     check_count("pairs", pairs, 2)
     if not 1e-3 <= epsilon <= 0.1:
         raise ArgumentError("epsilon", epsilon, "a number from 0.001 to 0.1")
-    values: dict[str, list[Tensor]] = {name: [] for name in distances}
-    for part in batches(pairs, max(1, sampler.batch_size // 2), "path lengths", sampler.progress):
-        before, after = _steps(sampler, range(part.start, part.stop), groups, epsilon, seed)
-        count = part.stop - part.start
+
+    def make(part: slice) -> Tensor:
+        """Return both images of each pair, (B, 2, C, S, S)."""
+        numbers = range(part.start, part.stop)
+        before, after = _steps(sampler, numbers, groups, epsilon, seed)
         noise = [torch.cat([a, b]) for a, b in zip(before, after, strict=True)]
-        seeds = 2 * list(range(part.start, part.stop))
-        images = sampler.top_down(noise, pixels, seeds)[0]
-        for name, distance in distances.items():
-            values[name].append(distance(images[:count], images[count:]).double() / epsilon**2)
-    return {name: PathLength(trimmed_mean(torch.cat(parts)), pairs) for name, parts in values.items()}
+        images = sampler.top_down(noise, pixels, 2 * list(numbers))[0]
+        return torch.stack(images.chunk(2), 1)
+
+    def squared_speed(distance: Distance) -> Callable[[Tensor], Tensor]:
+        return lambda images: distance(images[:, 0], images[:, 1]).double() / epsilon**2
+
+    functions = {name: squared_speed(distance) for name, distance in distances.items()}
+    step, keep = max(1, sampler.batch_size // 2), key is not None
+    all_of_key = {**(key or {}), "path of groups": list(groups), "epsilon": epsilon, "pixels": pixels, "seed": seed}
+    values = describe(pairs, make, functions, all_of_key, "path lengths", sampler.progress, keep, step).values
+    return {name: PathLength(trimmed_mean(values[name]), pairs) for name in distances}
 
 
 def trimmed_mean(values: Tensor) -> Estimate:
     """Return the mean of the values (N,) between percentiles 1 and 99, and its standard error."""
-    low, high = torch.quantile(values, torch.tensor(PERCENTILES, dtype=values.dtype)).tolist()
+    low = torch.quantile(values, PERCENTILES[0], interpolation="lower")
+    high = torch.quantile(values, PERCENTILES[1], interpolation="higher")
     return Estimate.of(values[(values >= low) & (values <= high)])
 
 

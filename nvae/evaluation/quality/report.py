@@ -12,6 +12,7 @@ from nvae.summary import group_name, table
 
 MOST_ALIKE = 8  # samples that are named and drawn beside their nearest training images
 REAL = "other real images"
+PIXELS = {"mean": "means of p(x|z)", "most_likely": "most likely pixels of p(x|z)", "sample": "draws from p(x|z)"}
 
 
 def row_name(row: Row) -> str:
@@ -36,8 +37,9 @@ def numbers(row: Row, extractor: str) -> dict[str, float]:
 def report(quality: Quality, model: HierarchicalVAE, dataset: str) -> str:
     """Return the quality as a text."""
     rows = [*quality.rows, *([quality.real] if quality.real else [])]
+    samples = f"{quality.samples:,} samples, {PIXELS[quality.settings.pixels]}"
     lines = [
-        f"{quality.samples:,} samples against {quality.reference_images:,} {quality.part} images of {dataset}",
+        f"{samples}, against {quality.reference_images:,} {quality.part} images of {dataset}",
         *(
             f"extractor {facts['name']}: {facts['dimensions']} features, digest {facts['digest']}, {facts['source']}"
             for facts in quality.extractors
@@ -48,11 +50,13 @@ def report(quality: Quality, model: HierarchicalVAE, dataset: str) -> str:
             lines += ["", *table(_feature_rows(rows, facts["name"]))]
     if lengths := _length_rows(quality):
         lines += ["", *table(lengths)]
+    elif "ppl" in quality.settings.metrics:
+        lines += ["", "path lengths: not measured, because the extractors take 8-bit images. Add the extractor self."]
     if quality.movement is not None:
         names = [group_name(model, index) for index in range(len(quality.movement))]
-        header = ("latent group", "change of a subpixel per unit of noise")
+        header = ("latent group", f"change of a subpixel per unit of noise, {row_name(quality.rows[-1])}")
         lines += ["", *table([header, *((n, f"{m:.4f}") for n, m in zip(names, quality.movement, strict=True))])]
-    lines += _copies_lines(quality)
+    lines += _copies_lines(quality, dataset)
     for row in quality.rows:
         if row.seconds_per_image is not None:
             lines.append(f"{row_name(row)}: {1000 * row.seconds_per_image:.1f} ms of sampling per image")
@@ -89,17 +93,17 @@ def _length_rows(quality: Quality) -> list[tuple[str, ...]]:
     return [header, *rows]
 
 
-def _copies_lines(quality: Quality) -> list[str]:
+def _copies_lines(quality: Quality, dataset: str) -> list[str]:
     lines = []
     for row in quality.rows:
         if row.copies is not None:
             lines.append(
                 f"{row_name(row)}: {row.copies.count:,} of {quality.samples:,} samples are copies of training images "
-                f"(ratio below 1/3); smallest ratio {row.copies.ratio.min().item():.2f}"
+                f"of {dataset} (ratio below 1/3); smallest ratio {row.copies.ratio.min().item():.2f}"
             )
     if lines and quality.held_out_copies is not None:
         count, total = quality.held_out_copies
-        lines.append(f"for comparison: {count:,} of {total:,} images that the model has not seen")
+        lines.append(f"for comparison: {count:,} of {total:,} validation images of {dataset}")
     return ["", *lines] if lines else []
 
 
@@ -119,6 +123,7 @@ def to_dict(quality: Quality) -> dict[str, Any]:
         "rows": [_row_dict(row, quality) for row in quality.rows],
         "real": None if quality.real is None else _row_dict(quality.real, quality),
         "movement_per_group": _plain(quality.movement),
+        "movement_temperature": None if quality.movement is None else _plain(quality.rows[-1].temperature),
         "copies_among_held_out_images": _plain(quality.held_out_copies),
     }
 

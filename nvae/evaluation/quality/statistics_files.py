@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ from nvae.files import atomic_write
 NAMES = (("mu", "sigma"), ("m", "s"))  # of the mean and of the covariance
 FACTS = "facts"
 MAX_BYTES = 2**30
+TOLERANCE = 1e-4  # of a covariance, relative to its largest value: files of float32 round
+# What damaged files make numpy and zipfile raise. MemoryError: a header with a huge shape; sound files are small.
+DAMAGED = (
+    *(OSError, ValueError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 def write_statistics(path: Path, statistics: FeatureStatistics, facts: dict[str, Any]) -> None:
@@ -41,11 +48,14 @@ def read_statistics(path: Path, extractor: Extractor) -> tuple[FeatureStatistics
                 raise UserError(f"'{path}' has the arrays {content.files}, expected mu and sigma. Use another file.")
             if sum(info.file_size for info in content.zip.infolist()) > MAX_BYTES:
                 raise UserError(f"'{path}' has more than {MAX_BYTES:,} bytes of arrays. Use another file.")
-            mean, covariance = (torch.from_numpy(np.asarray(content[name], np.float64)) for name in names)
+            arrays = [content[name] for name in names]
+            if any(array.dtype.kind not in "fiu" for array in arrays):
+                raise UserError(f"'{path}' has arrays that are not of real numbers. Use another file.")
+            mean, covariance = (torch.from_numpy(array.astype(np.float64)) for array in arrays)
             facts = json.loads(str(content[FACTS])) if FACTS in content.files else {}
     except FileNotFoundError as error:
         raise UserError(f"the file of statistics '{path}' does not exist.") from error
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, RecursionError) as error:
+    except DAMAGED as error:
         raise UserError(f"'{path}' is damaged, or is no .npz file of statistics. Use another file.") from error
     if mean.shape != (extractor.dimensions,) or covariance.shape != (extractor.dimensions,) * 2:
         raise UserError(
@@ -54,6 +64,9 @@ def read_statistics(path: Path, extractor: Extractor) -> tuple[FeatureStatistics
         )
     if not (mean.isfinite().all() and covariance.isfinite().all()):
         raise UserError(f"'{path}' has numbers that are not finite. Use another file.")
+    tolerance = TOLERANCE * covariance.abs().max()
+    if (covariance - covariance.T).abs().max() > tolerance or torch.linalg.eigvalsh(covariance).min() < -tolerance:
+        raise UserError(f"'{path}' has a sigma that is not symmetric and positive, so no covariance. Use another file.")
     facts = facts if isinstance(facts, dict) else {}
     of = facts.get("extractor")
     if isinstance(of, dict) and (of.get("name"), of.get("digest")) != (extractor.name, extractor.digest):

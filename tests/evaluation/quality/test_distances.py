@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nvae.arguments import ArgumentError
-from nvae.evaluation.quality.distances import FeatureStatistics, frechet_distance, kernel_distance
+from nvae.evaluation.quality.distances import FeatureStatistics, blocks, frechet_distance, kernel_distance
 
 
 @pytest.fixture
@@ -68,15 +68,31 @@ def test_frechet_distance_agrees_with_torch_fidelity(features):
 def test_kernel_distance_agrees_with_torch_fidelity_on_every_block(features):
     metric_kid = pytest.importorskip("torch_fidelity.metric_kid")
     a, b = features[0][:300], features[1]
-    blocks = zip(a.tensor_split(10), b.tensor_split(10), strict=True)
     theirs = [
-        metric_kid.kid_features_to_metric(x, y, kid_subsets=1, kid_subset_size=30, verbose=False, rng_seed=0)
-        for x, y in blocks
+        metric_kid.kid_features_to_metric(a[x], b[y], kid_subsets=1, kid_subset_size=30, verbose=False, rng_seed=0)
+        for x, y in blocks(300, len(b))
     ]
     values = np.array([each["kernel_inception_distance_mean"] for each in theirs])
     ours = kernel_distance(a, b)
     assert ours.mean == pytest.approx(values.mean(), rel=1e-5)
     assert ours.standard_error == pytest.approx(values.std(ddof=1) / math.sqrt(10), rel=1e-5)
+
+
+@pytest.mark.parametrize(("counts", "number"), [((300, 300), 10), ((25_000, 4_000), 25), ((9, 5), 2), ((2, 900), 1)])
+def test_blocks_are_disjoint_and_small(counts, number):
+    both = [torch.cat(of_a_set) for of_a_set in zip(*blocks(*counts), strict=True)]
+    assert [sorted(indices.tolist()) for indices in both] == [list(range(count)) for count in counts]
+    assert len(list(blocks(*counts))) == number
+    assert number == 2 or max(len(part) for pair in blocks(*counts) for part in pair) <= 1000
+
+
+def test_kernel_distance_of_a_set_in_the_order_of_its_classes(generator):
+    """Consecutive blocks would compare different classes."""
+    classes = torch.arange(10).repeat_interleave(40)[:, None] + 0.1 * torch.randn(400, 3, generator=generator)
+    shuffled = classes[torch.randperm(400, generator=generator)]
+    distance = kernel_distance(classes, shuffled)
+    assert abs(distance.mean) < 4 * distance.standard_error
+    assert distance.mean < 0.1 * kernel_distance(classes + 1, shuffled).mean
 
 
 def test_kernel_distance_is_unbiased(generator):

@@ -100,6 +100,24 @@ def test_second_call_takes_the_samples_from_the_disk(model, data):
     assert first.rows[0].features == second.rows[0].features
 
 
+def test_other_images_have_other_features(model, data):
+    reference = reference_images(data, "training", model.config, 24, "mean")
+    before = reference.key(reference.own)
+    data.training[reference.own[5], 0, 0, 0] += 1
+    assert reference.key(reference.own) != before
+    assert reference.key(reference.own[:20]) != before
+
+
+def test_copies_are_found_in_means_of_a_binary_model(make_model, generator):
+    dataset = {"name": "mnist", "binarize": True}
+    model = make_model(sampling_method="bernoulli", image_channels=1, dataset=dataset)
+    means = Sampler(model, 0.7, iterations=2).sample(24).mul(255).round().byte()
+    images = torch.randint(0, 256, (60, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    data = Data(torch.cat([images, means[2:4]]), images[:10])
+    copies = measure(model, data, SETTINGS._replace(metrics=("copies",), pixels="sample")).rows[0].copies
+    assert copies.distance[2:4].max() == 0 and copies.nearest[2:4].tolist() == [60, 61]
+
+
 def test_other_weights_are_sampled_anew(model, data, make_model):
     measure(model, data)
     assert measure(make_model(seed=1), data).rows[0].continued == 0
@@ -130,10 +148,13 @@ def test_statistics_of_a_file_replace_those_of_the_images(model, data):
 def test_path_lengths_need_continuous_features(model, data):
     row = measure(model, data, extractors=[pixels("coarse", False), pixels()]).rows[0]
     assert list(row.path_lengths) == ["pixels"] and list(row.features) == ["coarse", "pixels"]
+    quality = measure(model, data, extractors=[pixels("coarse", False)])
+    assert quality.rows[0].path_lengths == {} and "path lengths: not measured" in report(quality, model, "toy_faces")
 
 
 def test_too_few_other_images_give_no_row_of_real_images(model, data):
-    assert measure(model, data, SETTINGS._replace(images=45)).real is None
+    assert measure(model, data, SETTINGS._replace(images=26)).real is None
+    assert measure(model, data, SETTINGS._replace(images=25)).real is not None
 
 
 def test_reference_images_are_disjoint_and_the_same_in_every_call(data, config):
@@ -187,7 +208,8 @@ def test_report_names_the_extractor_of_every_number(model, data):
     text = report(quality, model, "toy_faces")
     for name in ("one", "two"):
         assert f"FID({name})" in text and f"KID({name})" in text and f"PPL({name})" in text
-    assert "0123456789ab" in text and "24 samples" in text and "other real images" in text
+    assert "unit of noise, temperature 1" in text and to_dict(quality)["movement_temperature"] == 1.0
+    assert "0123456789ab" in text and "24 samples, means of p(x|z)" in text and "other real images" in text
     assert "FID " not in text.replace("FID(", "")
     content = json.loads(json.dumps(to_dict(quality), allow_nan=False))
     assert {"fid_one", "kid_two", "precision_k3_one", "coverage_k3_two", "ppl_one"} <= set(content["rows"][0])

@@ -73,6 +73,17 @@ def test_pairs_do_not_depend_on_the_batch_size(make_model):
     assert means[0] == pytest.approx(means[1], rel=1e-3)
 
 
+def test_finished_path_lengths_are_kept(make_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("NVAE_CACHE", str(tmp_path))
+    sampler = Sampler(make_model(), 1.0, iterations=0)
+    first, again = (path_lengths(sampler, {"p": PIXELS}, 10, [0], key={"weights": "a"}) for _ in range(2))
+    assert first == again
+    monkeypatch.setattr(sampler, "top_down", None)  # not called
+    assert path_lengths(sampler, {"p": PIXELS}, 10, [0], key={"weights": "a"}) == first
+    with pytest.raises(TypeError):
+        path_lengths(sampler, {"p": PIXELS}, 10, [1], key={"weights": "a"})
+
+
 @pytest.mark.parametrize("epsilon", [0.0, 1e-5, 0.2, math.nan])
 def test_epsilon_out_of_range_is_refused(epsilon):
     with pytest.raises(ArgumentError):
@@ -82,6 +93,7 @@ def test_epsilon_out_of_range_is_refused(epsilon):
 def test_trimmed_mean_leaves_out_the_tails():
     values = torch.cat([torch.ones(198), torch.tensor([1e9, -1e9])]).double()
     assert tuple(trimmed_mean(values)) == (1, 0)
+    assert trimmed_mean(torch.tensor([1.0, 3.0])).mean == 2
 
 
 def test_moving_groups():

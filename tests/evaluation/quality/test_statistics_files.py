@@ -62,6 +62,9 @@ def test_statistics_of_other_dimensions_are_refused(statistics, file):
         {"mu": np.array([np.nan] * 3), "sigma": np.eye(3)},
         {"mu": np.array(["a"] * 3), "sigma": np.eye(3)},
         {"mu": np.zeros(3), "sigma": np.eye(3), "facts": np.array("no json")},
+        {"mu": np.zeros(3), "sigma": np.eye(3) * 1j},
+        {"mu": np.zeros(3), "sigma": -np.eye(3)},
+        {"mu": np.zeros(3), "sigma": np.eye(3) + np.eye(3, k=1)},
     ],
 )
 def test_other_arrays_are_refused(file, arrays):
@@ -74,6 +77,16 @@ def test_other_arrays_are_refused(file, arrays):
 def test_damaged_files_are_refused(file, content):
     file.write_bytes(content)
     with pytest.raises(UserError):
+        read_statistics(file, extractor())
+
+
+def test_damaged_compressed_data_are_refused(statistics, file):
+    np.savez_compressed(file, mu=statistics.mean.numpy(), sigma=statistics.covariance.numpy())
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 20] = bytes(20)
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
         read_statistics(file, extractor())
 
 

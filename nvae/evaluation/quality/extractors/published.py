@@ -63,8 +63,8 @@ def load_clip(device: torch.device | str, file: Path | None, progress: bool) -> 
 
     Its file is a program, not only tensors: any file but the published one is refused.
     """
-    _extra("torch_fidelity", "clip")
-    path = obtain("clip", CLIP, file, progress)
+    _extra("torch_fidelity", "the extractor clip")
+    path = obtain("the extractor clip", CLIP, file, progress)
     if file_digest(path) != CLIP.sha256:
         raise UserError(f"'{path}' is not the published file of CLIP. Download {CLIP.url}.")
     return _from_fidelity("clip", "clip-vit-b-32", "clip", 512, CLIP, device, path, progress)
@@ -76,8 +76,8 @@ def load_dinov2(device: torch.device | str, file: Path | None, progress: bool) -
     The images are resized to 224x224, bilinear, and normalized as ImageNet. timm resamples the embeddings of positions
     in its own way, so that features differ a little from those of the original program.
     """
-    timm = _extra("timm", "dinov2")
-    path = obtain("dinov2", DINOV2, file, progress)
+    timm = _extra("timm", "the extractor dinov2")
+    path = obtain("the extractor dinov2", DINOV2, file, progress)
     weights = read_state_dict(path)
     body = timm.create_model("vit_small_patch14_dinov2", img_size=DINOV2_SIDE, num_classes=0)
     try:
@@ -95,9 +95,10 @@ def load_lpips(device: torch.device | str, progress: bool) -> Callable[[Tensor, 
     The network is that of torch-fidelity. Its two files of weights must be where torch keeps them, or can be
     downloaded. Raises UserError.
     """
-    fidelity = _extra("torch_fidelity.sample_similarity_lpips", "lpips")
+    instead = "leave out --lpips"
+    fidelity = _extra("torch_fidelity.sample_similarity_lpips", "the distance LPIPS", instead)
     for published in (LPIPS, VGG16):
-        read_state_dict(obtain("lpips", published, None, progress))
+        read_state_dict(obtain("the distance LPIPS", published, None, progress, instead))
     with _quiet():
         network = fidelity.SampleSimilarityLPIPS("lpips-vgg16").to(device).eval()
 
@@ -124,8 +125,8 @@ def _from_fidelity(
     file: Path | None,
     progress: bool,
 ) -> Extractor:
-    utils = _extra("torch_fidelity.utils", name)
-    path = obtain(name, published, file, progress)
+    utils = _extra("torch_fidelity.utils", f"the extractor {name}")
+    path = obtain(f"the extractor {name}", published, file, progress)
     if published is not CLIP:
         read_state_dict(path)  # torch-fidelity itself would run code from the file
     try:
@@ -161,13 +162,12 @@ class _Normalized(nn.Module):
         return self.body((resized - self.mean) / self.std)
 
 
-def _extra(module: str, name: str) -> ModuleType:
+def _extra(module: str, what: str, instead: str = "use the extractor self, which needs nothing") -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"the extractor {name} needs the extra 'metrics': install it with pip install -e '.[metrics]'; or use the "
-            "extractor self, which needs nothing."
+            f"{what} needs the extra 'metrics': install it with pip install -e '.[metrics]'; or {instead}."
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -26,14 +27,19 @@ class Request(NamedTuple):
     file: Path | None  # of weights
     progress: Progress
 
+    @property
+    def shows_bars(self) -> bool:
+        """Whether torch.hub draws its own progress bars, which would fill a log file."""
+        return bool(self.progress) and sys.stderr.isatty()
+
 
 LOADERS: dict[str, Callable[[Request], Extractor]] = {
     "self": lambda r: load_self(r.training_u8, r.bits, r.device, r.progress, r.file),
     "mobilenet": lambda r: load_mobilenet(r.device, r.file),
-    "inception": lambda r: load_inception(r.device, r.file, bool(r.progress)),
-    "vgg16": lambda r: load_vgg16(r.device, r.file, bool(r.progress)),
-    "clip": lambda r: load_clip(r.device, r.file, bool(r.progress)),
-    "dinov2": lambda r: load_dinov2(r.device, r.file, bool(r.progress)),
+    "inception": lambda r: load_inception(r.device, r.file, r.shows_bars),
+    "vgg16": lambda r: load_vgg16(r.device, r.file, r.shows_bars),
+    "clip": lambda r: load_clip(r.device, r.file, r.shows_bars),
+    "dinov2": lambda r: load_dinov2(r.device, r.file, r.shows_bars),
 }
 
 

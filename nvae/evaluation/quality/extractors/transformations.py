@@ -8,6 +8,7 @@ of an untouched image before its answers. Some noise and blur in training keep w
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from nvae.seeds import seeded, seeded_defaults
 from nvae.torch_files import CheckpointError, content_digest, read_whole, write_whole
 
 VERSION = 1  # of the training: other numbers below need another version
+OTHER_CACHE = "Set the environment variable NVAE_CACHE to another folder."
 STEPS = 600
 TRAINING_BATCH = 128
 LEARNING_RATE = 2e-3
@@ -88,16 +90,17 @@ def load_self(
     are comparable only with one file. Raises UserError for a file of another image size, or a damaged one.
     """
     channels, size = images_u8.shape[1:3]
-    path = file or weights_path(images_u8)
+    path = file or weights_path(images_u8, bits)
     owner = {"version": VERSION, "channels": channels, "size": size, "bits": bits}
     weights = _saved_weights(path, owner, required=file is not None)
     if weights is None:
+        _check_folder(path.parent)
         trained = train(images_u8, bits, device, progress)
         weights = {name: tensor.cpu() for name, tensor in trained.state_dict().items()}
         try:
             write_whole({"extractor": "self", **owner, "weights": weights}, path, keep_previous=False)
         except CheckpointError as error:
-            raise UserError(f"{error} Set the environment variable NVAE_CACHE to another folder.") from error
+            raise UserError(f"{error} {OTHER_CACHE}") from error
     with torch.device("meta"):  # draws no random numbers
         network = TransformationNetwork(channels, size)
     try:
@@ -109,9 +112,20 @@ def load_self(
     return Extractor("self", digest, FEATURES, f"trained on the data set, {path}", network, torch.device(device))
 
 
-def weights_path(images_u8: Tensor) -> Path:
+def weights_path(images_u8: Tensor, bits: int = 8) -> Path:
     """Return where the weights are kept."""
-    return cache_folder() / "extractors" / f"self_{images_digest(images_u8)}_{VERSION}.weights"
+    return cache_folder() / "extractors" / f"self_{images_digest(images_u8)}_{bits}bits_{VERSION}.weights"
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise UserError where no file can be written: before the training, not after."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise UserError(f"'{folder}' cannot be written. {OTHER_CACHE}")
 
 
 def _saved_weights(path: Path, owner: dict[str, int], required: bool) -> dict[str, Tensor] | None:
@@ -124,11 +138,11 @@ def _saved_weights(path: Path, owner: dict[str, int], required: bool) -> dict[st
                 "the folder 'extractors' of a cache folder."
             ) from error
         return None
-    found = {key: content.get(key) for key in owner}
-    if content.get("extractor") != "self" or found != owner or not isinstance(content.get("weights"), dict):
+    of = {key: content.get(key) for key in owner}
+    if content.get("extractor") != "self" or of != owner or not isinstance(content.get("weights"), dict):
         if required:
             raise UserError(
-                f"{path} has no weights for these images: got {found}, expected {owner}. Use the file of this data set."
+                f"{path} has no weights for these images: got {of}, expected {owner}. Use the file of this data set."
             )
         return None
     return content["weights"]
@@ -137,7 +151,7 @@ def _saved_weights(path: Path, owner: dict[str, int], required: bool) -> dict[st
 def train(
     images_u8: Tensor, bits: int = 8, device: torch.device | str = "cpu", progress: Progress = False
 ) -> TransformationNetwork:
-    """Train the network on images, uint8 (N, C, S, S): 600 steps, about a minute on two CPU cores at 32x32."""
+    """Train the network on images, uint8 (N, C, S, S): 600 steps, about a minute on a CPU core at 32x32."""
     device, count = torch.device(device), len(images_u8)
     channels, size = images_u8.shape[1:3]
     with seeded_defaults(0, "self extractor", 0, device):
@@ -184,8 +198,8 @@ def transform(images: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[
     matrices[:, 0, 0] = matrices[:, 1, 1] = scale
     matrices[:, 0, 2] = SHIFT * (labels["column"] - 1)
     matrices[:, 1, 2] = SHIFT * (labels["row"] - 1)
-    places = functional.affine_grid(matrices, list(images.shape), align_corners=False)
-    images = functional.grid_sample(images, places, padding_mode="border", align_corners=False)
+    points = functional.affine_grid(matrices, list(images.shape), align_corners=False)
+    images = functional.grid_sample(images, points, padding_mode="border", align_corners=False)
     softened = blurred(images, BLUR * images.shape[-1])
     share = torch.rand(batch, generator=generator)[:, None, None, None]
     images = images + share * (softened - images)
@@ -197,8 +211,8 @@ def transform(images: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[
 def blurred(images: Tensor, sigma: float) -> Tensor:
     """Blur images (B, C, S, S) with a Normal of standard deviation `sigma` pixels; edges are repeated."""
     radius = max(1, math.ceil(3 * sigma))
-    places = torch.arange(-radius, radius + 1, dtype=torch.float32)
-    kernel = torch.softmax(-0.5 * (places / sigma) ** 2, 0)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    kernel = torch.softmax(-0.5 * (offsets / sigma) ** 2, 0)
     channels = images.shape[1]
     padded = functional.pad(images, (radius,) * 4, mode="replicate")
     rows = functional.conv2d(padded, kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)

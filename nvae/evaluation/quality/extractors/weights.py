@@ -30,10 +30,12 @@ def weights_folder() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def obtain(extractor: str, published: PublishedFile, file: Path | None, progress: bool) -> Path:
+def obtain(
+    what: str, published: PublishedFile, file: Path | None, progress: bool, instead: str = "use the extractor self"
+) -> Path:
     """Return the path of a file of weights: the given one, the one in `weights_folder`, or a new download.
 
-    Raises UserError, which names the address and the folder.
+    what: needs the file. instead: what else to do. Raises UserError, which names the address and the folder.
     """
     if file is not None:
         if not file.is_file():
@@ -50,8 +52,8 @@ def obtain(extractor: str, published: PublishedFile, file: Path | None, progress
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: another digest
         reason = str(getattr(error, "reason", "") or error) or type(error).__name__
         raise UserError(
-            f"the extractor {extractor} needs the file {published.name}, which cannot be downloaded ({reason}). "
-            f"Download {published.url} by hand into '{path.parent}'; or use the extractor self."
+            f"{what} needs the file {published.name}, which cannot be downloaded ({reason}). "
+            f"Download {published.url} by hand into '{path.parent}'; or {instead}."
         ) from error
     return path
 
