@@ -88,7 +88,8 @@ def find_copies(
     nearest = which[:, 0].cpu()
     # Again without the rounding of a difference of large numbers, which matters for copies.
     first_u8 = torch.cat([thumbnails(to_float(training_u8[i : i + 1], "cpu", bits)) for i in nearest.tolist()])
-    exact = (samples_u8.float() - first_u8.float()).div(255).flatten(1).norm(dim=1)
+    pairs = zip(samples_u8.split(SAMPLES), first_u8.split(SAMPLES), strict=True)
+    exact = torch.cat([(a.float() - b.float()).div_(255).flatten(1).norm(dim=1) for a, b in pairs])
     others = best.clamp(min=0).sqrt().cpu()
     others[:, 0] = exact
     mean = others.mean(1)
