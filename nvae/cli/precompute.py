@@ -45,6 +45,8 @@ def run(options: argparse.Namespace) -> None:
         raise UserError("--weights is for one extractor: name one with --extractors.")
     set_fast_defaults()
     config = load_config_of(options, options.config)
+    if options.binary and not config.dataset.binarize:
+        raise UserError(f"--binary: the images of {options.config} are not binary. Use --set dataset.binarize=True.")
     data = load_original_images(config, progress=sys.stderr.isatty())
     print_warnings(data.warnings)
     device = choose_device(options.device)
@@ -61,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
             "size": config.input_dimension,
             "binary": options.binary,
         }
-        of = f"{config.dataset.name}_{config.input_dimension}_{options.part}{'_binary' if options.binary else ''}"
-        path = unused_path(options.out, f"statistics_{of}_{len(images.own)}images_{extractor.name}", ".npz")
+        kind = f"{config.dataset.name}_{config.input_dimension}_{options.part}{'_binary' if options.binary else ''}"
+        path = unused_path(options.out, f"statistics_{kind}_{len(images.own)}images_{extractor.name}", ".npz")
         write_statistics(path, FeatureStatistics.of(values[extractor.key]), facts)
         print(f"{len(images.own):,} {options.part} images, extractor {extractor.name}: saved as {path}")

@@ -260,7 +260,7 @@ def _statistics(
                 f"'{options.statistics}' has statistics of images with {name} {facts[name]}, expected {expected}, as "
                 "the samples have. Make another file with the command precompute."
             )
-    return statistics, {"file": str(options.statistics), **facts}
+    return statistics, {"file": str(options.statistics), "facts": facts}
 
 
 def _show_and_save(
@@ -284,11 +284,12 @@ def _show_and_save(
     pixels = quality.settings.pixels
     print(report(quality, model, used["dataset"]["name"]))
     if (statistics := used["statistics"]) is not None:
-        of = f", {statistics['images']} {statistics.get('part')} images" if "images" in statistics else ""
-        print(f"FID is the distance to the statistics of {statistics['file']}{of}")
+        count, part = (statistics["facts"].get(name) for name in ("images", "part"))
+        what = f", {count:,} {part} images" if isinstance(count, int) and part in PARTS else ""
+        print(f"FID is the distance to the statistics of {statistics['file']}{what}")
     extractors = "-".join(options.extractors)
-    about = [extractors] if extractors else []
-    name = result_name("quality", plain_name(options.model), *about, options.part, f"{options.images}images")
+    named = [extractors] if extractors else []
+    name = result_name("quality", plain_name(options.model), *named, options.part, f"{options.images}images")
     json_path = unused_path(options.out, name, ".json")
     stem = json_path.with_name(json_path.name.removesuffix(".json"))
 

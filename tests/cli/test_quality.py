@@ -102,9 +102,49 @@ def test_mistakes_are_one_line_and_write_nothing(command, trained, files, argume
     assert files.all(trained) == before
 
 
+@pytest.mark.parametrize(("fact", "value"), [("size", 16), ("binary", True)])
+def test_statistics_of_other_images_are_refused(command, trained, fact, value):
+    command("-m", "precompute", "little", "--out", "there", "--device", "cpu")
+    (path,) = (trained / "there").iterdir()
+    with np.load(path) as content:
+        arrays = dict(content)
+    facts = json.loads(str(arrays["facts"])) | {fact: value}
+    np.savez(path, **arrays | {"facts": np.array(json.dumps(facts))})
+    quality(command, "--metrics", "fid", "--statistics", str(path)).assert_refused(f"{fact} {value}")
+
+
+def test_facts_of_a_foreign_file_change_no_name(command, trained):
+    facts = {"file": "other.npz", "images": [1]}
+    arrays = {"mu": np.zeros(128), "sigma": np.eye(128), "facts": np.array(json.dumps(facts))}
+    np.savez(trained / "mine.npz", **arrays)
+    code, out, error = quality(command, "--metrics", "fid", "--statistics", "mine.npz")
+    assert code == 0, error
+    assert "FID is the distance to the statistics of mine.npz\n" in out
+
+
+def test_damaged_weights_of_lpips_are_a_warning(command, trained, monkeypatch, tmp_path):
+    from nvae.errors import UserError
+    from nvae.evaluation.quality.extractors import published
+
+    def damaged(device, progress):
+        raise UserError("the file is damaged.")
+
+    monkeypatch.setattr(published, "lpips_is_here", lambda: True)
+    monkeypatch.setattr(published, "load_lpips", damaged)
+    code, out, error = quality(command, "--metrics", "ppl")
+    assert code == 0 and "PPL(self)" in out
+    assert "path lengths are measured without LPIPS" in out + error
+    quality(command, "--metrics", "ppl", "--lpips").assert_refused("damaged")
+
+
 @pytest.mark.parametrize(
     ("arguments", "pattern"),
-    [(["litle"], "litle"), (["little", "--part", "test"], "test part"), (["little", "--data", "nowhere"], "nowhere")],
+    [
+        (["litle"], "litle"),
+        (["little", "--binary"], "binarize"),
+        (["little", "--part", "test"], "test part"),
+        (["little", "--data", "nowhere"], "nowhere"),
+    ],
 )
 def test_precompute_mistakes_are_one_line(command, trained, arguments, pattern):
     command("-m", "precompute", *arguments, "--device", "cpu").assert_refused(pattern)

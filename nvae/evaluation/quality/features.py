@@ -18,7 +18,8 @@ from nvae.torch_files import CheckpointError, content_digest, read_whole, write_
 
 PART = 500  # images per file
 STEP = 50  # images computed at once
-KEPT = 60  # sets of images whose features stay on the disk
+KEPT = 60  # sets of images whose features stay on the disk, besides those of the last day
+DAY = 86_400  # seconds
 THUMBNAILS = "thumbnails"
 VERSION = 1  # of how images and values are computed: values of other versions are computed again
 
@@ -110,17 +111,20 @@ def _finished(folder: Path, count: int, names: list[str]) -> dict[int, dict[str,
         with suppress(CheckpointError, KeyError, TypeError, AttributeError):
             content = read_whole(_part_path(folder, first, end))
             values = content["values"]
-            if list(values) == names and all(len(value) == end - first for value in values.values()):
+            if values.keys() == set(names) and all(len(value) == end - first for value in values.values()):
                 finished[first] = {"values": values, "seconds": float(content["seconds"])}
     return finished
 
 
 def _remove_old(used: Path) -> None:
-    """Remove the files of all sets but those that were used last, such as the folder `used` now."""
+    """Remove the files of old sets: neither used in the last day, nor among the sets used last.
+
+    used: the folder of a set that is in use now.
+    """
     with suppress(OSError):
         os.utime(used)
         sets = sorted(used.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-        for old in sets[KEPT:]:
+        for old in (folder for folder in sets[KEPT:] if folder.stat().st_mtime < time.time() - DAY):
             for file in old.glob("*"):
                 file.unlink()
             old.rmdir()

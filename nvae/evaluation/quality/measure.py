@@ -21,7 +21,7 @@ from nvae.evaluation.quality.features import STEP, THUMBNAILS, Described, descri
 from nvae.evaluation.quality.manifolds import Manifold, manifolds
 from nvae.evaluation.quality.path_length import (
     EPSILON,
-    Distance,
+    NamedDistance,
     PathLength,
     movement_per_group,
     moving_groups,
@@ -161,7 +161,7 @@ def measure_quality(
     settings: Settings | None = None,
     part: Part = "training",
     statistics: dict[str, FeatureStatistics] | None = None,
-    lpips: Distance | None = None,
+    lpips: NamedDistance | None = None,
     progress: Progress = False,
     keep_features: bool = True,
 ) -> Quality:
@@ -205,7 +205,7 @@ class _Measurement:
         settings: Settings,
         reference: Reference,
         statistics: dict[str, FeatureStatistics],
-        lpips: Distance | None,
+        lpips: NamedDistance | None,
         progress: Progress,
         keep_features: bool,
     ) -> None:
@@ -213,9 +213,8 @@ class _Measurement:
         self.progress, self.keep_features = progress, keep_features
         self.weights = weights_digest(model)
         self.extractors = {extractor.key: extractor for extractor in extractors} if settings.needs_features else {}
-        self.distances = {e.name: squared_distance(e) for e in extractors if e.is_continuous}
-        self.distances |= {} if lpips is None else {"lpips": lpips}
-        self.continuous = sorted(extractor.key for extractor in extractors if extractor.is_continuous)
+        self.distances = [NamedDistance(e.name, e.key, squared_distance(e)) for e in extractors if e.is_continuous]
+        self.distances += [] if lpips is None else [lpips]
         self.real = describe_images(reference, self.extractors, progress) if self.extractors else {}
         self.statistics = dict(statistics)
         if "fid" in settings.metrics:
@@ -242,9 +241,11 @@ class _Measurement:
         lengths: dict[str, PathLength] = {}
         if "ppl" in settings.metrics and self.distances:
             groups = moving_groups(len(self.model.groups), settings.ppl_groups)
-            key = self._key(sampler) | {"distances": self.continuous} if self.keep_features else None
+            functions_of = {distance.name: distance.function for distance in self.distances}
+            key = self._key(sampler) | {"distances": sorted(distance.key for distance in self.distances)}
+            kept = key if self.keep_features else None
             lengths = path_lengths(
-                sampler, self.distances, settings.pairs, groups, settings.epsilon, settings.shown, settings.seed, key
+                sampler, functions_of, settings.pairs, groups, settings.epsilon, settings.shown, settings.seed, kept
             )
         seconds = described.seconds or shown.seconds
         return Row(

@@ -25,6 +25,14 @@ ANGLE = 0.05  # of a movement, in radians
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 
+class NamedDistance(NamedTuple):
+    """A distance with a name, and a key that identifies the distance with its weights."""
+
+    name: str
+    key: str
+    function: Distance
+
+
 class PathLength(NamedTuple):
     """The mean squared distance of two images that are `epsilon` apart on a path, over epsilon squared."""
 

@@ -37,9 +37,10 @@ def numbers(row: Row, extractor: str) -> dict[str, float]:
 def report(quality: Quality, model: HierarchicalVAE, dataset: str) -> str:
     """Return the quality as a text."""
     rows = [*quality.rows, *([quality.real] if quality.real else [])]
+    compared = quality.settings.needs_features
     samples = f"{quality.samples:,} samples, {PIXELS[quality.settings.pixels]}"
     lines = [
-        f"{samples}, against {quality.reference_images:,} {quality.part} images of {dataset}",
+        samples + (f", against {quality.reference_images:,} {quality.part} images of {dataset}" if compared else ""),
         *(
             f"extractor {facts['name']}: {facts['dimensions']} features, digest {facts['digest']}, {facts['source']}"
             for facts in quality.extractors
@@ -48,6 +49,9 @@ def report(quality: Quality, model: HierarchicalVAE, dataset: str) -> str:
     for facts in quality.extractors:
         if any(numbers(row, facts["name"]) for row in rows):
             lines += ["", *table(_feature_rows(rows, facts["name"]))]
+    if compared and quality.real is None:
+        missing = f"{quality.reference_images:,} more {quality.part} images"
+        lines.append(f"{REAL}: not measured, because the data set has not {missing}")
     if lengths := _length_rows(quality):
         lines += ["", *table(lengths)]
     elif "ppl" in quality.settings.metrics:
@@ -74,7 +78,7 @@ def _feature_rows(rows: list[Row], extractor: str) -> list[tuple[str, ...]]:
     for row in rows:
         quality = row.features[extractor]
         cells = [row_name(row)]
-        cells += [f"{quality.fid:.3f}"] if quality.fid is not None else []
+        cells += [_fixed(quality.fid)] if quality.fid is not None else []
         cells += [_with_error(quality.kid, 1000)] if quality.kid is not None else []
         for manifold in (quality.manifolds or {}).values():
             cells += [f"{value:.3f}" for value in manifold]
@@ -88,6 +92,7 @@ def _length_rows(quality: Quality) -> list[tuple[str, ...]]:
         return []
     groups = quality.settings.ppl_groups
     moving = {"all": "all groups move", "top": "the top group moves"}.get(str(groups), f"group {groups} moves")
+    moving += _if_others(quality)
     header = (f"path length, {moving}", *(f"PPL({name})" for name in names))
     rows = [(row_name(row), *(_with_error(row.path_lengths[n].length) for n in names)) for row in quality.rows]
     return [header, *rows]
@@ -99,12 +104,23 @@ def _copies_lines(quality: Quality, dataset: str) -> list[str]:
         if row.copies is not None:
             lines.append(
                 f"{row_name(row)}: {row.copies.count:,} of {quality.samples:,} samples are copies of training images "
-                f"of {dataset} (ratio below 1/3); smallest ratio {row.copies.ratio.min().item():.2f}"
+                f"of {dataset} (ratio below 1/3{_if_others(quality)}); "
+                f"smallest ratio {row.copies.ratio.min().item():.2f}"
             )
     if lines and quality.held_out_copies is not None:
         count, total = quality.held_out_copies
         lines.append(f"for comparison: {count:,} of {total:,} validation images of {dataset}")
     return ["", *lines] if lines else []
+
+
+def _if_others(quality: Quality) -> str:
+    """Return which pixels are compared, where these are not those of the other metrics."""
+    shown = quality.settings.shown
+    return "" if shown == quality.settings.pixels else f"; {PIXELS[shown]}"
+
+
+def _fixed(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.4g}"
 
 
 def _with_error(estimate: Estimate, factor: float = 1.0) -> str:
@@ -120,6 +136,7 @@ def to_dict(quality: Quality) -> dict[str, Any]:
         "part": quality.part,
         "extractors": quality.extractors,
         "settings": _plain(quality.settings._asdict()),
+        "pixels_of_path_lengths_and_copies": quality.settings.shown,
         "rows": [_row_dict(row, quality) for row in quality.rows],
         "real": None if quality.real is None else _row_dict(quality.real, quality),
         "movement_per_group": _plain(quality.movement),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import zipfile
 import zlib
 from pathlib import Path
@@ -19,11 +20,12 @@ from nvae.files import atomic_write
 NAMES = (("mu", "sigma"), ("m", "s"))  # of the mean and of the covariance
 FACTS = "facts"
 MAX_BYTES = 2**30
+HUGE = 1e30  # larger numbers are no features, and squares of them overflow
 TOLERANCE = 1e-4  # of a covariance, relative to its largest value: files of float32 round
 # What damaged files make numpy and zipfile raise. MemoryError: a header with a huge shape; sound files are small.
 DAMAGED = (
     *(OSError, ValueError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
 
 
@@ -52,7 +54,7 @@ def read_statistics(path: Path, extractor: Extractor) -> tuple[FeatureStatistics
             if any(array.dtype.kind not in "fiu" for array in arrays):
                 raise UserError(f"'{path}' has arrays that are not of real numbers. Use another file.")
             mean, covariance = (torch.from_numpy(array.astype(np.float64)) for array in arrays)
-            facts = json.loads(str(content[FACTS])) if FACTS in content.files else {}
+            facts = json.loads(str(content[FACTS]), parse_constant=_refuse) if FACTS in content.files else {}
     except FileNotFoundError as error:
         raise UserError(f"the file of statistics '{path}' does not exist.") from error
     except DAMAGED as error:
@@ -65,7 +67,10 @@ def read_statistics(path: Path, extractor: Extractor) -> tuple[FeatureStatistics
     if not (mean.isfinite().all() and covariance.isfinite().all()):
         raise UserError(f"'{path}' has numbers that are not finite. Use another file.")
     tolerance = TOLERANCE * covariance.abs().max()
-    if (covariance - covariance.T).abs().max() > tolerance or torch.linalg.eigvalsh(covariance).min() < -tolerance:
+    asymmetry = (covariance - covariance.T).abs().max()
+    # Largest first: eigenvalues of huge numbers are not finite, or torch raises.
+    sound = tolerance < HUGE and asymmetry <= tolerance and torch.linalg.eigvalsh(covariance).min() >= -tolerance
+    if not sound or mean.abs().max() > HUGE:
         raise UserError(f"'{path}' has a sigma that is not symmetric and positive, so no covariance. Use another file.")
     facts = facts if isinstance(facts, dict) else {}
     of = facts.get("extractor")
@@ -75,3 +80,8 @@ def read_statistics(path: Path, extractor: Extractor) -> tuple[FeatureStatistics
             f"{extractor.name}, digest {extractor.digest}. Use the same extractor and the same weights."
         )
     return FeatureStatistics(mean, covariance), facts
+
+
+def _refuse(constant: str) -> None:
+    """Refuse NaN and Infinity, which are not JSON."""
+    raise ValueError(constant)

@@ -1,5 +1,7 @@
 """Features of many images in parts: what a call computes, keeps, and takes from an earlier call."""
 
+import os
+
 import pytest
 import torch
 
@@ -11,7 +13,6 @@ from nvae.evaluation.quality.features import describe, set_folder
 def small_parts(tmp_path, monkeypatch):
     monkeypatch.setenv("NVAE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "PART", 6)
-    monkeypatch.setattr(module, "STEP", 4)
 
 
 class Images:
@@ -95,7 +96,25 @@ def test_folder_that_cannot_be_written_changes_nothing(tmp_path):
 
 def test_old_sets_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "KEPT", 2)
-    for count in range(4):
-        describe(3, Images(), FUNCTIONS, {"set": count}, "")
-    assert len(list((tmp_path / "cache" / "features").iterdir())) == 2
-    assert set_folder({"set": 3}, FUNCTIONS).exists()
+    folders = [set_folder({"set": number}, FUNCTIONS) for number in range(4)]
+    for number in range(4):
+        describe(3, Images(), FUNCTIONS, {"set": number}, "")
+    assert all(folder.exists() for folder in folders)  # all used today
+    for number, folder in enumerate(folders):
+        os.utime(folder, (1e9 + number, 1e9 + number))
+    images = Images()
+    describe(3, images, FUNCTIONS, {"set": 0}, "")  # used again, from the disk
+    assert images.made == []
+    assert [folder.exists() for folder in folders] == [True, False, False, True]
+
+
+@pytest.mark.parametrize("step", [1, 4, 7, 50])
+def test_step_changes_no_value(step, monkeypatch):
+    monkeypatch.setattr(module, "PART", 5)
+    described = describe(17, Images(), FUNCTIONS, KEY, "", keep=False, step=step)
+    assert described.values["double"].flatten().tolist() == [2.0 * n for n in range(17)]
+
+
+def test_order_of_the_functions_does_not_matter():
+    describe(17, Images(), FUNCTIONS, KEY, "")
+    assert describe(17, Images(), dict(reversed(FUNCTIONS.items())), KEY, "").start == 17

@@ -1,5 +1,6 @@
 """The quality of samples of a model: what is compared with what, and what every result says."""
 
+import dataclasses
 import json
 import math
 
@@ -19,6 +20,7 @@ from nvae.evaluation.quality.measure import (
     reference_images,
     temperature_text,
 )
+from nvae.evaluation.quality.path_length import NamedDistance
 from nvae.evaluation.quality.report import report, to_dict
 from nvae.inference.sampling import Sampler
 
@@ -82,14 +84,14 @@ def test_one_metric_computes_nothing_else(model, data, metric):
     quality = measure(model, data, SETTINGS._replace(metrics=(metric,)))
     (row,) = quality.rows
     features = row.features.get("pixels")
-    found = {
+    measured = {
         "fid": features is not None and features.fid is not None,
         "kid": features is not None and features.kid is not None,
         "precision-recall": features is not None and features.manifolds is not None,
         "ppl": bool(row.path_lengths),
         "copies": row.copies is not None,
     }
-    assert [name for name, is_there in found.items() if is_there] == [metric]
+    assert [name for name, is_there in measured.items() if is_there] == [metric]
     assert (quality.movement is not None) == (metric == "ppl")
 
 
@@ -98,6 +100,37 @@ def test_second_call_takes_the_samples_from_the_disk(model, data):
     second = measure(model, data)
     assert (first.rows[0].continued, second.rows[0].continued) == (0, 24)
     assert first.rows[0].features == second.rows[0].features
+
+
+def test_path_lengths_of_other_weights_are_measured_anew(model, data):
+    settings = SETTINGS._replace(metrics=("ppl",))
+
+    def lengths(factor, digest, lpips_key):
+        extractor = pixels()
+        twice = dataclasses.replace(extractor, digest=digest, network=lambda images: factor * extractor.network(images))
+        lpips = NamedDistance("lpips", lpips_key, lambda a, b: factor * (a - b).square().sum((1, 2, 3)))
+        row = measure(model, data, settings, extractors=[twice], lpips=lpips).rows[0]
+        return [row.path_lengths[name].length.mean for name in ("pixels", "lpips")]
+
+    first = lengths(1, "a", "a")
+    assert lengths(1, "b", "a") == pytest.approx(first)
+    assert lengths(3, "c", "a") == pytest.approx([9 * first[0], 3 * first[1]], rel=1e-4)
+    assert lengths(2, "a", "b") == pytest.approx([4 * first[0], 2 * first[1]], rel=1e-4)
+    assert lengths(2, "a", "a") == first  # from the disk
+
+
+def test_report_says_what_is_compared(make_model, generator):
+    dataset = {"name": "mnist", "binarize": True}
+    model = make_model(sampling_method="bernoulli", image_channels=1, dataset=dataset)
+    images = torch.randint(0, 256, (40, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    quality = measure(model, Data(images[:30], images[30:]), SETTINGS._replace(pixels="sample"))
+    lines = report(quality, model, "mnist").splitlines()
+    assert lines[0] == "24 samples, draws from p(x|z), against 24 training images of mnist"
+    assert "other real images: not measured" in "".join(lines)
+    for start in ("path length", "temperature 0.7: 0 of 24"):
+        assert "means of p(x|z)" in next(line for line in lines if line.startswith(start))
+    copies = quality._replace(settings=quality.settings._replace(metrics=("copies",)), extractors=[])
+    assert report(copies, model, "mnist").splitlines()[0] == "24 samples, draws from p(x|z)"
 
 
 def test_other_images_have_other_features(model, data):

@@ -170,7 +170,9 @@ def test_lpips_is_zero_for_equal_images_only(hub, monkeypatch):
     monkeypatch.setattr(module, "load_state_dict_from_url", lambda url, **k: state)
     monkeypatch.setattr(module, "torchvision_load_pretrained_vgg16", lambda **k: vgg, raising=False)
     assert published.lpips_is_here()
-    distance = published.load_lpips("cpu", progress=False)
+    name, key, distance = published.load_lpips("cpu", progress=False)
+    torch.save({name: 2 * weights for name, weights in state.items()}, hub / published.LPIPS.name)
+    assert name == "lpips" and published.load_lpips("cpu", progress=False).key != key
     assert distance(IMAGES, IMAGES).tolist() == [0, 0, 0]
     assert distance(GRAY, GRAY.flip(3)).min() > 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +25,7 @@ from nvae.evaluation.quality.extractors.weights import (
     short_digest,
     weights_folder,
 )
+from nvae.evaluation.quality.path_length import NamedDistance
 
 INCEPTION = PublishedFile(
     "weights-inception-2015-12-05-6726825d.pth",
@@ -89,16 +90,17 @@ def load_dinov2(device: torch.device | str, file: Path | None, progress: bool) -
     return Extractor("dinov2", short_digest(path), 384, source, network, torch.device(device))
 
 
-def load_lpips(device: torch.device | str, progress: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the distance LPIPS with VGG16 (Zhang et al. 2018), of images (B, C, S, S) in [0, 1].
+def load_lpips(device: torch.device | str, progress: bool) -> NamedDistance:
+    """Return the distance lpips, LPIPS with VGG16 (Zhang et al. 2018), of images (B, C, S, S) in [0, 1].
 
     The network is that of torch-fidelity. Its two files of weights must be where torch keeps them, or can be
     downloaded. Raises UserError.
     """
-    instead = "leave out --lpips"
+    instead = "measure path lengths without LPIPS"
     fidelity = _extra("torch_fidelity.sample_similarity_lpips", "the distance LPIPS", instead)
-    for published in (LPIPS, VGG16):
-        read_state_dict(obtain("the distance LPIPS", published, None, progress, instead))
+    paths = [obtain("the distance LPIPS", published, None, progress, instead) for published in (LPIPS, VGG16)]
+    for path in paths:
+        read_state_dict(path)
     with _quiet():
         network = fidelity.SampleSimilarityLPIPS("lpips-vgg16").to(device).eval()
 
@@ -106,7 +108,7 @@ def load_lpips(device: torch.device | str, progress: bool) -> Callable[[Tensor, 
     def distance(a: Tensor, b: Tensor) -> Tensor:
         return network(255 * in_color(a), 255 * in_color(b)).flatten().cpu()
 
-    return distance
+    return NamedDistance("lpips", " ".join(["lpips", *map(short_digest, paths)]), distance)
 
 
 def lpips_is_here() -> bool:

@@ -138,11 +138,12 @@ def _saved_weights(path: Path, owner: dict[str, int], required: bool) -> dict[st
                 "the folder 'extractors' of a cache folder."
             ) from error
         return None
-    of = {key: content.get(key) for key in owner}
-    if content.get("extractor") != "self" or of != owner or not isinstance(content.get("weights"), dict):
+    made_for = {key: content.get(key) for key in owner}
+    if content.get("extractor") != "self" or made_for != owner or not isinstance(content.get("weights"), dict):
         if required:
             raise UserError(
-                f"{path} has no weights for these images: got {of}, expected {owner}. Use the file of this data set."
+                f"{path} has no weights for these images: got {made_for}, expected {owner}. "
+                "Use the file of this data set."
             )
         return None
     return content["weights"]
