@@ -195,9 +195,9 @@ def run(options: argparse.Namespace) -> None:
     data = load_original_images(config, progress=sys.stderr.isatty())
     print_warnings(data.warnings)
     reference = reference_images(data, options.part, config, options.images, options.pixels)
-    if not settings.needs_features and "ppl" not in settings.metrics:
-        options.extractors = []
-    extractors = open_extractors(options, data.training, config.pixel_bits, model.device)
+    extractors = []
+    if settings.needs_features or "ppl" in settings.metrics:
+        extractors = open_extractors(options, data.training, config.pixel_bits, model.device)
     statistics, facts = {}, None
     if options.statistics is not None:
         statistics[extractors[0].name], facts = _statistics(options, extractors[0], config)
@@ -287,9 +287,8 @@ def _show_and_save(
         count, part = (statistics["facts"].get(name) for name in ("images", "part"))
         what = f", {count:,} {part} images" if isinstance(count, int) and part in PARTS else ""
         print(f"FID is the distance to the statistics of {statistics['file']}{what}")
-    extractors = "-".join(options.extractors)
-    named = [extractors] if extractors else []
-    name = result_name("quality", plain_name(options.model), *named, options.part, f"{options.images}images")
+    extractors = "-".join(facts["name"] for facts in quality.extractors)
+    name = result_name("quality", plain_name(options.model), extractors, options.part, f"{options.images}images")
     json_path = unused_path(options.out, name, ".json")
     stem = json_path.with_name(json_path.name.removesuffix(".json"))
 

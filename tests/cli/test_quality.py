@@ -32,7 +32,8 @@ def test_quality_writes_numbers_and_pictures(command, trained, files):
     assert f"{content['rows'][1]['fid_self']:.3f}" in out
     assert content["extractors"][0]["digest"] in out
     assert content["dataset"]["name"] == "toy_faces"
-    assert files.texts(trained / "here" / f"{stem}_samples.png")["model"] == content["model"]
+    for picture in ("", "_samples"):
+        assert files.texts(trained / "here" / f"{stem}{picture}.png")["model"] == content["model"]
 
 
 def test_results_are_never_overwritten(command, trained, files):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from nvae.arguments import ArgumentError, PerScale, check_count, check_seeds
 from nvae.checkpoint import weights_digest
-from nvae.data.images import Data, to_float
+from nvae.data.images import Data, images_digest, to_float
 from nvae.data.registry import Part, evaluation_images
 from nvae.evaluation.likelihood import Estimate
 from nvae.evaluation.quality.copies import Copies, find_copies, thumbnails, thumbnails_of
@@ -94,10 +93,9 @@ class Reference(NamedTuple):
 
     def key(self, indices: Tensor) -> dict[str, Any]:
         """Return what identifies images: their pixels, all of them."""
-        digest = hashlib.blake2b(repr((len(indices), tuple(self.part_u8.shape[1:]))).encode(), digest_size=16)
-        for part in chunks(indices, STEP):
-            digest.update(self.part_u8[part].contiguous().numpy())
-        return {"images": digest.hexdigest(), "bits": self.bits}
+        # In chunks, because a digest of more than 1 GiB leaves out images.
+        digests = [images_digest(self.part_u8[part]) for part in chunks(indices, STEP)]
+        return {"images": digests, "bits": self.bits}
 
 
 class FeatureQuality(NamedTuple):
@@ -241,12 +239,12 @@ class _Measurement:
         lengths: dict[str, PathLength] = {}
         if "ppl" in settings.metrics and self.distances:
             groups = moving_groups(len(self.model.groups), settings.ppl_groups)
-            functions_of = {distance.name: distance.function for distance in self.distances}
-            key = self._key(sampler) | {"distances": sorted(distance.key for distance in self.distances)}
-            kept = key if self.keep_features else None
-            lengths = path_lengths(
-                sampler, functions_of, settings.pairs, groups, settings.epsilon, settings.shown, settings.seed, kept
+            distances = {distance.key: distance.function for distance in self.distances}
+            key = self._key(sampler) if self.keep_features else None
+            by_key = path_lengths(
+                sampler, distances, settings.pairs, groups, settings.epsilon, settings.shown, settings.seed, key
             )
+            lengths = {distance.name: by_key[distance.key] for distance in self.distances}
         seconds = described.seconds or shown.seconds
         return Row(
             sampler.temperature,

@@ -73,8 +73,8 @@ def path_lengths(
     A path of `groups` goes from one draw a of noise to another b: cos(t pi / 2) a + sin(t pi / 2) b, which has the law
     of a draw for every t. t is uniform. The noise of all other groups is one more draw, and stays. The length is
     E d(x(t), x(t + epsilon)) / epsilon^2 of squared distances d, without the pairs below percentile 1 or above 99.
-    epsilon: from 0.001 to 0.1. Smaller steps vanish in the rounding of float32. key: identifies the sampler and the
-    distances; with it, finished lengths are kept on the disk (`describe`).
+    epsilon: from 0.001 to 0.1. Smaller steps vanish in the rounding of float32. key: identifies the sampler; with
+    it, finished lengths are kept on the disk (`describe`), and the names of distances must identify their weights.
     """
     check_count("pairs", pairs, 2)
     if not 1e-3 <= epsilon <= 0.1:

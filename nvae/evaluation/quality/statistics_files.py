@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import lzma
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +19,6 @@ FACTS = "facts"
 MAX_BYTES = 2**30
 HUGE = 1e30  # larger numbers are no features, and squares of them overflow
 TOLERANCE = 1e-4  # of a covariance, relative to its largest value: files of float32 round
-# What damaged files make numpy and zipfile raise. MemoryError: a header with a huge shape; sound files are small.
-DAMAGED = (
-    *(OSError, ValueError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
-)
 
 
 def write_statistics(path: Path, statistics: FeatureStatistics, facts: dict[str, Any]) -> None:
@@ -55,9 +47,11 @@ def read_statistics(path: Path, extractor: Extractor) -> tuple[FeatureStatistics
                 raise UserError(f"'{path}' has arrays that are not of real numbers. Use another file.")
             mean, covariance = (torch.from_numpy(array.astype(np.float64)) for array in arrays)
             facts = json.loads(str(content[FACTS]), parse_constant=_refuse) if FACTS in content.files else {}
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"the file of statistics '{path}' does not exist.") from error
-    except DAMAGED as error:
+    except Exception as error:  # zipfile and NumPy raise almost any exception for a damaged file
         raise UserError(f"'{path}' is damaged, or is no .npz file of statistics. Use another file.") from error
     if mean.shape != (extractor.dimensions,) or covariance.shape != (extractor.dimensions,) * 2:
         raise UserError(
