@@ -27,8 +27,8 @@ from nvae.data.cache import CachedImages
 from nvae.data.images import Data
 from nvae.data.registry import load_data
 from nvae.data.training_images import epoch_order
-from nvae.devices import choose_device, set_fast_defaults
-from nvae.memory_maps import release_pages
+from nvae.system.devices import choose_device, set_fast_defaults
+from nvae.system.memory_maps import release_pages
 from nvae.training.trainer import Trainer
 
 BATCH = 64

@@ -10,8 +10,8 @@ import time
 
 import torch
 
-from nvae.devices import set_fast_defaults
 from nvae.models.nvae.convolutions import DepthwiseConv2d
+from nvae.system.devices import set_fast_defaults
 
 SHAPES = ((8, 192, 64), (8, 384, 32), (8, 768, 16), (8, 1536, 8), (32, 768, 8))  # batch, channels, side
 

@@ -15,11 +15,11 @@ from clock import seconds
 from torch.utils.flop_counter import FlopCounterMode
 
 from nvae.config import load_config
-from nvae.devices import choose_device, set_fast_defaults
 from nvae.inference.exploration import base_point, draw_group_noise, resample_group
 from nvae.inference.sampling import Sampler
 from nvae.models.families import build_model
 from nvae.models.hierarchy import FromNoise
+from nvae.system.devices import choose_device, set_fast_defaults
 
 CONFIGS = ("quickstart", "big_logistic_mixture20latentnoflows")
 

@@ -16,11 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nvae.config import load_config
 from nvae.data.images import to_float
-from nvae.devices import choose_device, set_fast_defaults
 from nvae.evaluation.likelihood import evaluate, log_importance_weight
 from nvae.models.families import build_model
 from nvae.models.hierarchy import FromPosterior
 from nvae.objective import elbo_terms
+from nvae.system.devices import choose_device, set_fast_defaults
 
 CONFIGS = ("nvae_mnist_small", "quickstart", "big_logistic_mixture20latentnoflows")
 

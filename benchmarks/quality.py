@@ -18,7 +18,6 @@ import torch
 
 from nvae.config import load_config
 from nvae.data.registry import load_original_images
-from nvae.devices import choose_device, set_fast_defaults
 from nvae.evaluation.quality.copies import find_copies, thumbnails
 from nvae.evaluation.quality.distances import FeatureStatistics, frechet_distance, kernel_distance
 from nvae.evaluation.quality.extractors.transformations import load_self
@@ -27,6 +26,7 @@ from nvae.evaluation.quality.measure import reference_images
 from nvae.evaluation.quality.path_length import movement_per_group, path_lengths, squared_distance
 from nvae.inference.sampling import Sampler
 from nvae.models.families import build_model
+from nvae.system.devices import choose_device, set_fast_defaults
 
 DIMENSIONS = (128, 2048)  # of the extractors self and inception
 

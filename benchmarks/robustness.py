@@ -34,8 +34,8 @@ import yaml
 
 from nvae.checkpoint import CheckpointError, load
 from nvae.config import ConfigError, parse_config
-from nvae.errors import UserError
 from nvae.models.families import build_model
+from nvae.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = """channel_towers: 4

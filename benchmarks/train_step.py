@@ -15,8 +15,8 @@ import torch
 
 from nvae.config import load_config
 from nvae.data.images import Data
-from nvae.devices import choose_device, half_dtype, set_fast_defaults
 from nvae.summary import cost_per_image
+from nvae.system.devices import choose_device, half_dtype, set_fast_defaults
 from nvae.training.trainer import Trainer
 
 # Operations with the original order of layers. Our order computes some layers at half the resolution, with the same

@@ -25,7 +25,7 @@ MODULES = {
     "HierarchicalVAE": "nvae.models.hierarchy",
     "ModelConfig": "nvae.schema",
     "Sampler": "nvae.inference.sampling",
-    "UserError": "nvae.errors",
+    "UserError": "nvae.system.errors",
     "base_point": "nvae.inference.exploration",
     "build_model": "nvae.models.families",
     "encode": "nvae.inference.reconstruction",

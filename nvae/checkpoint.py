@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from nvae.config import ConfigError, config_from_dict
-from nvae.files import previous_path
-from nvae.migrations import migrate_content, version1_weight_name
+from nvae.config.migrations import migrate_content, version1_weight_name
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.torch_files import (
+from nvae.system.files import previous_path
+from nvae.system.torch_files import (
     EXPECTED,
     CheckpointError,
     DamagedFileError,

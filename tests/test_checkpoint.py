@@ -16,9 +16,9 @@ from nvae.checkpoint import (
     save,
     weights_digest,
 )
-from nvae.files import previous_path
 from nvae.inference.sampling import Sampler
-from nvae.torch_files import write_whole
+from nvae.system.files import previous_path
+from nvae.system.torch_files import write_whole
 
 
 @pytest.fixture

@@ -16,13 +16,12 @@ LAYERS = [
     {"evaluation"},
     {"inference"},
     {"interop"},
-    {"checkpoint", "summary", "objective", "optim", "data", "arguments", "picture_files"},
+    {"checkpoint", "summary", "objective", "optim"},
+    {"data"},
     {"config"},
-    {"migrations"},
     {"models"},
     {"schema"},
-    {"torch_files"},
-    {"devices", "seeds", "signals", "errors", "files", "memory_maps", "progress", "ranks"},
+    {"system"},
 ]
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 PACKAGE = Path(__file__).resolve().parent.parent / "nvae"

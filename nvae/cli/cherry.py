@@ -31,7 +31,7 @@ from nvae.cli.arguments import (
 from nvae.cli.errors import INTERRUPTED
 from nvae.cli.models import find_model, open_model, with_context_temperature
 from nvae.cli.progress import progress_bar
-from nvae.errors import UserError
+from nvae.system.errors import UserError
 
 if TYPE_CHECKING:
     from nvae.models.hierarchy import HierarchicalVAE
@@ -100,7 +100,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _redo(options: argparse.Namespace) -> int:
     from nvae.checkpoint import load_model
-    from nvae.devices import choose_device
+    from nvae.system.devices import choose_device
     from nvae.tools.picking.selection import load_selection, redo
 
     device = choose_device(options.device)
@@ -119,7 +119,7 @@ def _redo(options: argparse.Namespace) -> int:
 
 
 def _pick(options: argparse.Namespace) -> int:
-    from nvae.signals import hangups
+    from nvae.system.signals import hangups
     from nvae.tools.picking.game import Picking
     from nvae.tools.picking.selection import Selection, picture_path
     from nvae.tools.picking.session import PickingSession

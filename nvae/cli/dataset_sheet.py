@@ -7,7 +7,7 @@ import sys
 
 from nvae.cli.arguments import add_no_window, add_out, print_warnings
 from nvae.cli.config_options import add_config_options, load_config_of
-from nvae.errors import UserError
+from nvae.system.errors import UserError
 
 CONFIG = "hvae"  # fits itself to any data set
 SHEET_OPTIONS = {

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvae.cli.dataset_sheet import add_sheet_arguments, show_sheet, wants_sheet
-from nvae.errors import UserError
 from nvae.schema import DATASETS, NAMED_DATASETS
+from nvae.system.errors import UserError
 
 if TYPE_CHECKING:
     from nvae.data.downloads import SourceFile

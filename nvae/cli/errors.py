@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TextIO
 
 from nvae.cli.arguments import BAD_INPUT
-from nvae.errors import UserError, is_out_of_memory
-from nvae.signals import hangups
+from nvae.system.errors import UserError, is_out_of_memory
+from nvae.system.signals import hangups
 
 MEMORY_HINTS = {
     "train": "Set a smaller training_parameters.batch_size, or training_parameters.use_tensor_checkpoints=True, with "

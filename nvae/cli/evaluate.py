@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from nvae.cli.arguments import add_device, add_model, natural, positive, print_warnings
 from nvae.cli.models import open_model
 from nvae.cli.progress import progress_bar
-from nvae.errors import UserError
+from nvae.system.errors import UserError
 
 if TYPE_CHECKING:
     from nvae.models.hierarchy import HierarchicalVAE
@@ -95,9 +95,9 @@ def run(options: argparse.Namespace) -> None:
     samples = (options.samples or IMPORTANCE_SAMPLES) if options.nll else 1
     from nvae.checkpoint import plain_name
     from nvae.data.registry import evaluation_images, load_data
-    from nvae.devices import set_fast_defaults
     from nvae.evaluation.likelihood import evaluate
     from nvae.evaluation.report import report, report_name, report_stem, save_report
+    from nvae.system.devices import set_fast_defaults
 
     set_fast_defaults()
     model = open_model(options)

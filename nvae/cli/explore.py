@@ -31,7 +31,7 @@ from nvae.cli.arguments import (
 )
 from nvae.cli.models import open_model_and_metadata, open_sampler, with_context_temperature
 from nvae.cli.progress import with_progress
-from nvae.errors import UserError
+from nvae.system.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -92,9 +92,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     _check(options)
-    from nvae.arguments import format_values
     from nvae.checkpoint import plain_name
-    from nvae.data.image_files import read_image_files
+    from nvae.data.pictures.image_files import read_image_files
+    from nvae.inference.arguments import format_values
     from nvae.inference.exploration import base_point, strength_of
     from nvae.inference.reconstruction import encode
     from nvae.inference.sampling import seed_noise

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nvae.errors import UserError
+from nvae.system.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -32,7 +32,7 @@ from nvae.cli.arguments import (
 )
 from nvae.cli.models import open_model, open_sampler, with_context_temperature
 from nvae.cli.progress import with_progress
-from nvae.errors import UserError
+from nvae.system.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,7 +150,7 @@ def _ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
 
 
 def _picture_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
-    from nvae.data.image_files import read_image_files
+    from nvae.data.pictures.image_files import read_image_files
     from nvae.inference.reconstruction import encode
 
     if options.temperature or options.context_temperature is not None or options.iterations is not None:
@@ -165,7 +165,7 @@ def _picture_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
 
 
 def _sample_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
-    from nvae.arguments import per_group
+    from nvae.inference.arguments import per_group
     from nvae.inference.sampling import seed_noise
     from nvae.tools.picking.selection import load_pick
 
@@ -196,8 +196,8 @@ def _sample_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
 def _between(options: argparse.Namespace, mixing: str | None) -> None:
     import torch
 
-    from nvae.arguments import format_values
     from nvae.checkpoint import plain_name
+    from nvae.inference.arguments import format_values
     from nvae.inference.interpolation import interpolate, interpolated_pseudo_inputs, mix
     from nvae.tools.animation import FRAMES_PER_SECOND, save_animation
     from nvae.tools.display import show
@@ -262,8 +262,8 @@ def _between(options: argparse.Namespace, mixing: str | None) -> None:
 
 
 def _walk(options: argparse.Namespace) -> None:
-    from nvae.arguments import format_values
     from nvae.checkpoint import plain_name
+    from nvae.inference.arguments import format_values
     from nvae.inference.interpolation import walk
     from nvae.tools.animation import FRAMES_PER_SECOND, save_animation
     from nvae.tools.grids import is_file_name, result_name

@@ -37,7 +37,7 @@ def open_model(options: argparse.Namespace) -> HierarchicalVAE:
 def open_model_and_metadata(options: argparse.Namespace) -> tuple[HierarchicalVAE, dict[str, Any]]:
     """Open a model as with `open_model`; also return the metadata of its file, such as kl_per_group."""
     from nvae.checkpoint import load_model_and_metadata
-    from nvae.devices import choose_device
+    from nvae.system.devices import choose_device
 
     options.model = find_model(options.model)
     return load_model_and_metadata(options.model, choose_device(options.device))
@@ -47,7 +47,7 @@ def with_context_temperature(
     options: argparse.Namespace, model: HierarchicalVAE, temperature: list[float]
 ) -> list[float]:
     """Return a temperature as it is, or with --context-temperature, as that of the context, then one per scale."""
-    from nvae.arguments import with_context
+    from nvae.inference.arguments import with_context
 
     if options.context_temperature is None:
         return temperature
@@ -69,7 +69,7 @@ def open_samplers(
     model: HierarchicalVAE, path: str, temperatures: Sequence[Sequence[float]], iterations: int
 ) -> list[Sampler]:
     """Make a sampler per temperature as `open_sampler` does; print each different warning once."""
-    from nvae.arguments import format_values
+    from nvae.inference.arguments import format_values
     from nvae.inference.sampling import Sampler
     from nvae.inference.statistics_cache import StatisticsCache
 

@@ -34,12 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from nvae.data.registry import load_original_images
-    from nvae.devices import choose_device, set_fast_defaults
-    from nvae.errors import UserError
     from nvae.evaluation.quality.distances import FeatureStatistics
     from nvae.evaluation.quality.measure import describe_images, reference_images
     from nvae.evaluation.quality.statistics_files import write_statistics
-    from nvae.files import unused_path
+    from nvae.system.devices import choose_device, set_fast_defaults
+    from nvae.system.errors import UserError
+    from nvae.system.files import unused_path
 
     if options.weights is not None and len(options.extractors) > 1:
         raise UserError("--weights is for one extractor: name one with --extractors.")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nvae.cli.arguments import path_text, positive, print_warnings
-from nvae.errors import UserError
+from nvae.system.errors import UserError
 
 if TYPE_CHECKING:
     from nvae.data.images import Data
@@ -105,8 +105,8 @@ def _prepare_cache(config: ModelConfig, source: str) -> None:
 
 
 def _prepare_lmdb(config: ModelConfig, options: argparse.Namespace) -> None:
-    from nvae.data.lmdb_files import import_lmdb, write_lmdb
-    from nvae.files import check_new_folder
+    from nvae.data.loaders.lmdb_files import import_lmdb, write_lmdb
+    from nvae.system.files import check_new_folder
 
     check_new_folder(options.lmdb)  # before the long work
     import_lmdb()
@@ -146,7 +146,7 @@ def _config(options: argparse.Namespace) -> ModelConfig:
 def _dataset(options: argparse.Namespace) -> dict[str, Any]:
     """Return the dataset section for SOURCE: a data set's name, or else a path."""
     from nvae.config.errors import nearest
-    from nvae.data.lmdb_files import DATABASES
+    from nvae.data.loaders.lmdb_files import DATABASES
     from nvae.schema import DATASETS
 
     names = [name for name in DATASETS if name not in ("folder", "lmdb", "npz")]

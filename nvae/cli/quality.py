@@ -27,7 +27,7 @@ from nvae.cli.arguments import (
 )
 from nvae.cli.models import open_model_and_metadata, open_samplers
 from nvae.cli.progress import progress_bar
-from nvae.errors import UserError
+from nvae.system.errors import UserError
 
 if TYPE_CHECKING:
     from nvae.data.images import Data
@@ -172,11 +172,11 @@ def run(options: argparse.Namespace) -> None:
     if not 1e-3 <= options.ppl_epsilon <= 0.1:
         raise UserError(f"--ppl-epsilon: got {options.ppl_epsilon:g}, expected a number from 0.001 to 0.1.")
     from nvae.cli.evaluate import with_dataset
+    from nvae.data.pictures.metadata import as_texts
     from nvae.data.registry import load_original_images
-    from nvae.devices import set_fast_defaults
     from nvae.evaluation.quality.measure import Settings, measure_quality, reference_images
     from nvae.evaluation.quality.path_length import moving_groups
-    from nvae.picture_files import as_texts
+    from nvae.system.devices import set_fast_defaults
 
     set_fast_defaults()
     model, metadata = open_model_and_metadata(options)
@@ -275,9 +275,9 @@ def _show_and_save(
     texts: dict[str, str],
 ) -> None:
     from nvae.checkpoint import plain_name
+    from nvae.data.pictures.metadata import save_picture
     from nvae.evaluation.quality.report import report, to_dict
-    from nvae.files import atomic_write, unused_path
-    from nvae.picture_files import save_picture
+    from nvae.system.files import atomic_write, unused_path
     from nvae.tools.grids import result_name
     from nvae.tools.quality_pictures import draw_copies, draw_quality, draw_samples_beside_real
 

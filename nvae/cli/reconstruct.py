@@ -24,7 +24,7 @@ from nvae.cli.arguments import (
 )
 from nvae.cli.models import open_model
 from nvae.cli.progress import progress_bar
-from nvae.errors import UserError
+from nvae.system.errors import UserError
 
 CELL = 128  # pixels of an image in the result
 
@@ -57,9 +57,9 @@ def run(options: argparse.Namespace) -> None:
         raise UserError("--temperature needs --keep-groups: all groups are taken from the picture.")
     import torch
 
-    from nvae.arguments import format_values
     from nvae.checkpoint import plain_name, weights_digest
-    from nvae.data.image_files import read_image_files
+    from nvae.data.pictures.image_files import read_image_files
+    from nvae.inference.arguments import format_values
     from nvae.inference.exploration import mean_change
     from nvae.inference.reconstruction import pseudo_inputs, reconstruct
     from nvae.summary import table

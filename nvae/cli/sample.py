@@ -23,7 +23,7 @@ from nvae.cli.arguments import (
     up_to,
 )
 from nvae.cli.models import open_model, open_sampler, open_samplers, with_context_temperature
-from nvae.errors import UserError
+from nvae.system.errors import UserError
 
 ROWS, COLUMNS, SWEEP_COLUMNS = 3, 3, 8
 IMAGES_PER_STEP = 256  # that are held before they are saved one by one
@@ -72,8 +72,8 @@ def run(options: argparse.Namespace) -> None:
     _resolve(options)
     import torch
 
-    from nvae.arguments import format_values
     from nvae.checkpoint import plain_name, weights_digest
+    from nvae.inference.arguments import format_values
     from nvae.tools.display import show
     from nvae.tools.grids import grid, is_file_name, result_name, save_result, single
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nvae.errors import UserError
+from nvae.system.errors import UserError
 
 PICTURE_SUFFIXES = (".png", ".gif", ".webp")
 
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _describe_picture(path: Path) -> None:
-    from nvae.picture_files import read_metadata
+    from nvae.data.pictures.metadata import read_metadata
 
     metadata = read_metadata(path)
     if not metadata:

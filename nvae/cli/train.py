@@ -12,7 +12,7 @@ import sys
 from nvae.cli.arguments import add_device
 from nvae.cli.config_options import add_config_options, load_config_of
 from nvae.cli.models import find_model
-from nvae.errors import UserError
+from nvae.system.errors import UserError
 
 OPTIONS = ("dataset", "data", "epochs", "batch_size", "learning_rate", "latent_size", "sample_every", "workers")
 

@@ -16,11 +16,11 @@ from pydantic import ValidationError
 from nvae.config.auto import resolve_auto
 from nvae.config.errors import ConfigError, Place, config_error, invalid_choice, nearest, place_of
 from nvae.config.fields import annotation_of, sections_of
+from nvae.config.migrations import NEW_KEYS, RENAMED_KEYS, migrate_config, migrate_key
 from nvae.config.yaml_file import read_value, read_yaml
-from nvae.errors import InvalidValueError
-from nvae.migrations import NEW_KEYS, RENAMED_KEYS, migrate_config, migrate_key
 from nvae.models.families import FAMILIES, config_class
 from nvae.schema import SELECTING_KEYS, ModelConfig, Section, dataset_class
+from nvae.system.errors import InvalidValueError
 
 CONFIG_FOLDER = "model_configs"
 # The first key of a config that holds every key: a key that is missing there is newer than the file.

@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 from pydantic import ValidationError
 
 from nvae.config.fields import Located, choices, join, locate
-from nvae.errors import InvalidValueError, UserError
 from nvae.schema import DATASETS, ModelConfig
+from nvae.system.errors import InvalidValueError, UserError
 
 ErrorKind = Literal[
     "unknown_config",  # got: the name; allowed: the names of all configs

@@ -11,8 +11,8 @@ from torch import Tensor
 from nvae.data.cache import memory_limit
 from nvae.data.images import CHUNK
 from nvae.data.threads import map_in_threads
-from nvae.devices import available_bytes
-from nvae.memory_maps import chunks, release_pages
+from nvae.system.devices import available_bytes
+from nvae.system.memory_maps import chunks, release_pages
 
 # Of the memory that is free on an accelerator before the first step. The activations of a step, whose size is not known
 # yet, need the rest.

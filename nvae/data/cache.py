@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nvae.devices import available_bytes
-from nvae.errors import UserError
-from nvae.files import UNFINISHED, WriteError, atomic_write
-from nvae.memory_maps import with_release
+from nvae.system.devices import available_bytes
+from nvae.system.errors import UserError
+from nvae.system.files import UNFINISHED, WriteError, atomic_write
+from nvae.system.memory_maps import with_release
 
 MEMORY_LIMIT = 4 * 2**30  # bytes of an array of images; a larger array is kept in a memory-mapped file
 MEMORY_SHARE = 0.25  # of the machine's memory: the limit of a small machine

@@ -22,8 +22,8 @@ from urllib.request import Request, getproxies, proxy_bypass, urlopen
 
 from tqdm.auto import tqdm
 
-from nvae.errors import UserError
-from nvae.files import DISK_FULL, UNFINISHED, WriteError
+from nvae.system.errors import UserError
+from nvae.system.files import DISK_FULL, UNFINISHED, WriteError
 
 CONNECTION_TIMEOUT = 5  # seconds until a host counts as unreachable, the search for its address included
 READ_TIMEOUT = 60  # seconds without a byte

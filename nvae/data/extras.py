@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from nvae.errors import UserError
+from nvae.system.errors import UserError
 
 
 def import_extra(module: str, name: str, extra: str, advice: str = "") -> ModuleType:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nvae.data.cache import new_images
-from nvae.memory_maps import chunks, release_pages
+from nvae.system.memory_maps import chunks, release_pages
 
 FINGERPRINT_BYTES = 2**30
 CHUNK = 256  # images converted at once: a whole data set as float32 could exceed the memory

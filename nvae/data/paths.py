@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nvae.errors import UserError
 from nvae.schema import DownloadedDataset, NpzDataset, PictureDataset
+from nvae.system.errors import UserError
 
 
 def dataset_path(dataset: PictureDataset | NpzDataset | DownloadedDataset) -> Path:

@@ -8,20 +8,20 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from nvae.data.folder import load_folder
-from nvae.data.idx_sets import load_idx
 from nvae.data.images import Data, binarize, map_chunks, to_float
-from nvae.data.lmdb_files import load_lmdb
-from nvae.data.npz import load_npz
-from nvae.data.npz_sets import load_downsampled_imagenet, load_medmnist
-from nvae.data.omniglot import load_omniglot
-from nvae.data.public_pictures import LISTS, load_public_pictures
+from nvae.data.loaders.folder import load_folder
+from nvae.data.loaders.idx_sets import load_idx
+from nvae.data.loaders.lmdb_files import load_lmdb
+from nvae.data.loaders.npz import load_npz
+from nvae.data.loaders.npz_sets import load_downsampled_imagenet, load_medmnist
+from nvae.data.loaders.omniglot import load_omniglot
+from nvae.data.loaders.public_pictures import LISTS, load_public_pictures
+from nvae.data.loaders.torchvision_sets import load_torchvision_set
+from nvae.data.loaders.toy_faces import load_toy_faces
 from nvae.data.sources import MEDMNIST_SETS
-from nvae.data.torchvision_sets import load_torchvision_set
-from nvae.data.toy_faces import load_toy_faces
-from nvae.errors import UserError
 from nvae.schema import DownloadedDataset, ModelConfig, PictureDataset
-from nvae.seeds import seeded
+from nvae.system.errors import UserError
+from nvae.system.seeds import seeded
 
 Part = Literal["training", "validation", "test"]
 

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from nvae.data.downloads import SourceFile, fetch
 from nvae.data.paths import dataset_folder
-from nvae.errors import UserError, is_out_of_memory
 from nvae.schema import NAMED_DATASETS, DownloadedDataset, ModelConfig
+from nvae.system.errors import UserError, is_out_of_memory
 
 Result = TypeVar("Result")
 

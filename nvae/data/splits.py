@@ -9,10 +9,10 @@ from torch import Tensor
 
 from nvae.data.cache import new_images
 from nvae.data.images import CHUNK, Data, pad_or_resize, resize, select, to_grayscale
-from nvae.errors import UserError
-from nvae.memory_maps import chunks
 from nvae.schema import DownloadedDataset, ModelConfig
-from nvae.seeds import seeded
+from nvae.system.errors import UserError
+from nvae.system.memory_maps import chunks
+from nvae.system.seeds import seeded
 
 
 def split(training: Tensor, test: Tensor | None, dataset: DownloadedDataset, validation: Tensor | None = None) -> Data:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nvae.data.images import binarize, dequantize, flip, random_crop, to_float
 from nvae.schema import ModelConfig
-from nvae.seeds import redrawn, seeded
+from nvae.system.seeds import redrawn, seeded
 
 
 class TrainingImages(NamedTuple):

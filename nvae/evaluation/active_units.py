@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nvae.models.hierarchy import FromPosterior, HierarchicalVAE
-from nvae.ranks import Ranks
+from nvae.system.ranks import Ranks
 
 ACTIVE_VARIANCE = 0.01
 

@@ -8,17 +8,17 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from nvae.arguments import ArgumentError, check_choice, check_count, check_images_u8, check_seeds
 from nvae.data.images import dequantize, to_float
 from nvae.evaluation.active_units import ActiveUnits
-from nvae.memory_maps import release_pages
+from nvae.inference.arguments import ArgumentError, check_choice, check_count, check_images_u8, check_seeds
 from nvae.models.distributions import Noise, map_tensors
 from nvae.models.hierarchy import DecoderState, FromPosterior, HierarchicalVAE, TopDownOutput
 from nvae.models.modes import eval_mode
 from nvae.objective import elbo_terms
-from nvae.progress import Progress, batches, track
-from nvae.ranks import Ranks
-from nvae.seeds import seeded
+from nvae.system.memory_maps import release_pages
+from nvae.system.progress import Progress, batches, track
+from nvae.system.ranks import Ranks
+from nvae.system.seeds import seeded
 
 Estimator = Literal["importance_weighted", "analytic_kl"]
 

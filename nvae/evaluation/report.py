@@ -7,12 +7,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+from nvae.data.pictures.metadata import as_texts
 from nvae.evaluation.kl_chart import draw_kl_chart
 from nvae.evaluation.likelihood import Estimate, Evaluation
-from nvae.files import atomic_write, unused_path
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.picture_files import as_texts
 from nvae.summary import table
+from nvae.system.files import atomic_write, unused_path
 
 
 def report(evaluation: Evaluation, model: HierarchicalVAE, images: str) -> str:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nvae.arguments import ArgumentError, PerScale, check_count, check_noise, check_seeds, per_group
+from nvae.inference.arguments import ArgumentError, PerScale, check_count, check_noise, check_seeds, per_group
 from nvae.inference.sampling import Pixels, Sampler
 from nvae.models.distributions import Noise
 from nvae.models.hierarchy import DecoderState, HierarchicalVAE
-from nvae.progress import batches, track
-from nvae.seeds import seeded
+from nvae.system.progress import batches, track
+from nvae.system.seeds import seeded
 
 
 @dataclass(frozen=True)

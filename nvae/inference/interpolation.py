@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from nvae.arguments import ArgumentError, check_count, check_noise, check_seeds
+from nvae.inference.arguments import ArgumentError, check_count, check_noise, check_seeds
 from nvae.inference.sampling import Pixels, Sampler, seed_noise
 from nvae.models.distributions import Noise
-from nvae.progress import batches
+from nvae.system.progress import batches
 
 
 def slerp(a: Tensor, b: Tensor, times: Tensor) -> Tensor:

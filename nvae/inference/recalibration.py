@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nvae.errors import UserError
 from nvae.models.hierarchy import FromNoise, HierarchicalVAE
 from nvae.models.modes import eval_mode, exclusive
-from nvae.progress import Progress, track
-from nvae.seeds import seeded
+from nvae.system.errors import UserError
+from nvae.system.progress import Progress, track
+from nvae.system.seeds import seeded
 
 PASS_IMAGES = 16
 MAX_UNCERTAINTY = 0.3  # statistics with at most this uncertainty count as converged

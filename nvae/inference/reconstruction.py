@@ -7,12 +7,12 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from nvae.arguments import PerScale, check_choice, check_count, check_images, check_seeds, per_group
+from nvae.inference.arguments import PerScale, check_choice, check_count, check_images, check_seeds, per_group
 from nvae.inference.sampling import BATCH_SIZE, Pixels, seed_noise, to_images
 from nvae.models.distributions import Noise
 from nvae.models.hierarchy import FromNoise, FromPosterior, HierarchicalVAE, LatentSource, PerGroup
 from nvae.models.modes import eval_mode
-from nvae.progress import Progress, batches
+from nvae.system.progress import Progress, batches
 
 
 @torch.no_grad()

@@ -14,15 +14,23 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from nvae.arguments import ArgumentError, PerScale, check_choice, check_count, check_noise, check_seeds, per_group
-from nvae.errors import UserError
+from nvae.inference.arguments import (
+    ArgumentError,
+    PerScale,
+    check_choice,
+    check_count,
+    check_noise,
+    check_seeds,
+    per_group,
+)
 from nvae.inference.recalibration import Statistics, measure, with_statistics
 from nvae.inference.statistics_cache import StatisticsCache
 from nvae.models.distributions import Noise
 from nvae.models.hierarchy import DecoderState, FromNoise, HierarchicalVAE, TopDownOutput
 from nvae.models.modes import eval_mode
-from nvae.progress import Progress, batches
-from nvae.seeds import seeded
+from nvae.system.errors import UserError
+from nvae.system.progress import Progress, batches
+from nvae.system.seeds import seeded
 
 BATCH_SIZE = 32
 Pixels = Literal["mean", "most_likely", "sample"]  # which image of p(x | z) to show

@@ -12,7 +12,7 @@ from torch import Tensor
 from nvae.checkpoint import weights_digest
 from nvae.inference.recalibration import PASS_IMAGES, Statistics
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.torch_files import CheckpointError, read_whole, write_whole
+from nvae.system.torch_files import CheckpointError, read_whole, write_whole
 
 MAX_ENTRIES = 50
 

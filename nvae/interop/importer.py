@@ -19,7 +19,7 @@ from nvae.interop import mgp123, nvlabs
 from nvae.interop.key_mapping import InteropError, KeyMap, check_state_dict, load_with_key_map
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.models.nvae.config import NVAEConfig, groups_per_scale
-from nvae.torch_files import check_records
+from nvae.system.torch_files import check_records
 
 
 class Project(Protocol):

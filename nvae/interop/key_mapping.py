@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nvae.errors import UserError
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.models.nvae.config import NVAEConfig
+from nvae.system.errors import UserError
 
 KeyMap = dict[str, str]  # our name of a tensor to the other project's name
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nvae.errors import InvalidValueError
 from nvae.schema import ModelConfig
+from nvae.system.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from nvae.models.hierarchy import HierarchicalVAE

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Union, get_args
 from PIL import ImageColor
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from nvae.errors import InvalidValueError
 from nvae.schema.sections import AUTO, MAX_SEED, MAX_SIZE, Count, PathText, Section
+from nvae.system.errors import InvalidValueError
 
 MAX_DRAWN_BYTES = 2**32  # of images that the program draws into memory
 

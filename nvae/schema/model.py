@@ -6,10 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from nvae.errors import InvalidValueError
 from nvae.schema.datasets import AnyDataset, FolderDataset, select_dataset
 from nvae.schema.sections import MAX_SIZE, Section
 from nvae.schema.training import WARMUPS, TrainingParameters
+from nvae.system.errors import InvalidValueError
 
 SamplingMethod = Literal[
     "bernoulli",

@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from nvae.errors import InvalidValueError
 from nvae.schema.sections import MAX_COUNT, MAX_SEED, Count, Epochs, Portion, PositiveRate, Rate, Section
+from nvae.system.errors import InvalidValueError
 
 OptimizerName = Literal[
     "adamax",

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from nvae.data.images import to_pixels
-from nvae.errors import UserError
-from nvae.files import atomic_write, unused_path
-from nvae.picture_files import EXIF_DESCRIPTION
+from nvae.data.pictures.metadata import EXIF_DESCRIPTION
+from nvae.system.errors import UserError
+from nvae.system.files import atomic_write, unused_path
 from nvae.tools.grids import enlarged_side, from_pixels, is_file_name
 
 FRAMES_PER_SECOND = 20  # a GIF's frames last whole hundredths of a second: 20 are five each

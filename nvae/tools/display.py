@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-from nvae.errors import UserError
+from nvae.system.errors import UserError
 
 MAX_TERMINAL_COLUMNS = 60  # of one picture
 

@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from nvae.data.images import to_pixels
-from nvae.errors import UserError
-from nvae.files import unused_path
-from nvae.picture_files import as_texts, read_metadata, save_picture
+from nvae.data.pictures.metadata import as_texts, read_metadata, save_picture
+from nvae.system.errors import UserError
+from nvae.system.files import unused_path
 
 MARGIN = 4
 PAPER = (255, 255, 255)

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from nvae.config import config_to_yaml
-from nvae.errors import UserError
-from nvae.files import atomic_write
 from nvae.schema import ModelConfig
+from nvae.system.errors import UserError
+from nvae.system.files import atomic_write
 
 FOLDER = Path("runs")
 METRICS_FILE = "metrics.jsonl"

@@ -15,13 +15,13 @@ import torch
 from nvae.checkpoint import save
 from nvae.config import config_path, load_config
 from nvae.data.registry import load_data
-from nvae.devices import choose_device, set_fast_defaults
-from nvae.errors import DivergenceError, UserError
-from nvae.ranks import joined_ranks, local_index, started_by_torchrun
 from nvae.schema import ModelConfig
-from nvae.signals import StopRequest, stop_requests
+from nvae.system.devices import choose_device, set_fast_defaults
+from nvae.system.errors import DivergenceError, UserError
+from nvae.system.locks import run_lock
+from nvae.system.ranks import joined_ranks, local_index, started_by_torchrun
+from nvae.system.signals import StopRequest, stop_requests
 from nvae.training.events import Event, Reporter
-from nvae.training.locks import run_lock
 from nvae.training.memory import explained_out_of_memory
 from nvae.training.metrics import Clock, metrics_line, with_bound
 from nvae.training.progress_bars import ProgressBars

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import torch
 
-from nvae.devices import available_bytes
-from nvae.errors import UserError, is_out_of_memory
 from nvae.schema import ModelConfig
 from nvae.summary import training_bytes
+from nvae.system.devices import available_bytes
+from nvae.system.errors import UserError, is_out_of_memory
 
 ADVICE = (
     "Set a smaller training_parameters.batch_size, a larger gradient_accumulation, or use_tensor_checkpoints to True."

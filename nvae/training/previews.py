@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from nvae.data.image_files import open_image
 from nvae.data.images import Data, to_float
+from nvae.data.pictures.image_files import open_image
+from nvae.data.pictures.metadata import as_texts, save_picture
 from nvae.inference.reconstruction import reconstruct
 from nvae.inference.sampling import Sampler
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.picture_files import as_texts, save_picture
 from nvae.schema import ModelConfig
 from nvae.tools.animation import save_animation
 from nvae.tools.data_sheet import data_sheet

@@ -8,7 +8,7 @@ from typing import Any
 from nvae.evaluation.quality.extractors.transformations import load_self
 from nvae.evaluation.quality.measure import Settings, measure_quality
 from nvae.inference.sampling import Sampler
-from nvae.signals import StopRequest
+from nvae.system.signals import StopRequest
 from nvae.training.trainer import Trainer
 
 SAMPLES = 1000

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.utils._pytree import tree_leaves
 
-from nvae.errors import DivergenceError
 from nvae.schema import TrainingParameters
+from nvae.system.errors import DivergenceError
 from nvae.training.loggers import new_event
 from nvae.training.schedules import kl_warmup
 

@@ -9,9 +9,9 @@ import torch
 
 from nvae.checkpoint import CheckpointError, load, restore
 from nvae.config import flat
-from nvae.errors import UserError
 from nvae.optim import OPTIMIZERS
 from nvae.schema import ModelConfig
+from nvae.system.errors import UserError
 from nvae.training.history import BestWeights, ValidationHistory
 from nvae.training.recovery import Recovery
 from nvae.training.state import RunningMean, find_mismatch

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from nvae.checkpoint import FOLDER as WEIGHTS
 from nvae.checkpoint import CheckpointError, checkpoint_path, is_whole, model_path
-from nvae.errors import UserError
-from nvae.files import WriteError, link_or_copy, previous_path, remove_unfinished, unused_path
-from nvae.torch_files import DamagedFileError
+from nvae.system.errors import UserError
+from nvae.system.files import WriteError, link_or_copy, previous_path, remove_unfinished, unused_path
+from nvae.system.torch_files import DamagedFileError
 from nvae.training.loggers import FOLDER as RUNS
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nvae.files import WriteError, atomic_write
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.summary import group_name, num_parameters
+from nvae.system.files import WriteError, atomic_write
 from nvae.training.events import Reporter
 from nvae.training.loggers import RunLogger, new_event
 from nvae.training.memory import memory_warning

@@ -18,17 +18,17 @@ from nvae.checkpoint import load, restore, save, with_best_weights
 from nvae.data.batches import BatchSource
 from nvae.data.images import Data
 from nvae.data.training_images import TrainingImages, epoch_order, training_images
-from nvae.devices import half_dtype
-from nvae.errors import UserError
 from nvae.models.batch_norms import synchronize_batch_norms
 from nvae.models.distributions import Noise
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.objective import ElboTerms, balanced_kl, elbo_terms, kl_coefficient, regularization_coefficient
 from nvae.optim import build_optimizer, hyperparameters
-from nvae.ranks import Ranks
 from nvae.schema import ModelConfig
-from nvae.seeds import redrawn, seeded, seeded_defaults
+from nvae.system.devices import half_dtype
+from nvae.system.errors import UserError
+from nvae.system.ranks import Ranks
+from nvae.system.seeds import redrawn, seeded, seeded_defaults
 from nvae.training.ema import EMA
 from nvae.training.history import BestWeights, ValidationHistory
 from nvae.training.recovery import Recovery, StepNumbers, check_good, check_skips

@@ -10,9 +10,9 @@ from PIL import Image
 
 from nvae.checkpoint import load_model, save
 from nvae.data.images import to_pixels
+from nvae.data.pictures.metadata import read_metadata
 from nvae.inference.reconstruction import pseudo_inputs
 from nvae.inference.sampling import Sampler
-from nvae.picture_files import read_metadata
 from nvae.tools.grids import layout
 
 EXPLORE = "latent_space_exploration.py"

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from nvae.checkpoint import load_model, save, weights_digest
-from nvae.picture_files import read_metadata
+from nvae.data.pictures.metadata import read_metadata
 
 pytestmark = pytest.mark.usefixtures("tools")
 EXPLORE = "latent_space_exploration.py"

@@ -10,8 +10,8 @@ import torch
 
 from nvae.cli import arguments, errors
 from nvae.cli.main import COMMANDS
-from nvae.errors import UserError
 from nvae.inference.sampling import Pixels
+from nvae.system.errors import UserError
 from nvae.tools.animation import AnimationFormat
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from nvae.data import pictures
+from nvae.data.pictures import decoding as pictures
 from nvae.data.registry import load_data
 
 SIZE = 8

@@ -124,8 +124,8 @@ def test_facts_of_a_foreign_file_change_no_name(command, trained):
 
 
 def test_damaged_weights_of_lpips_are_a_warning(command, trained, monkeypatch, tmp_path):
-    from nvae.errors import UserError
     from nvae.evaluation.quality.extractors import published
+    from nvae.system.errors import UserError
 
     def damaged(device, progress):
         raise UserError("the file is damaged.")

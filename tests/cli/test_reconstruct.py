@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from nvae.cli.reconstruct import _pictures_per_row
-from nvae.data.decoding import fit
+from nvae.data.pictures.conversion import fit
 
 pytestmark = pytest.mark.usefixtures("tools")
 

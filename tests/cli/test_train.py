@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from nvae.checkpoint import load
+from nvae.system.locks import run_lock
 from nvae.training import recovery
-from nvae.training.locks import run_lock
 
 pytestmark = pytest.mark.usefixtures("configs")
 CHECKPOINT = "saved_weights/little.checkpoint"

@@ -10,7 +10,6 @@ import pytest
 import torch
 import yaml
 
-from nvae import migrations
 from nvae.checkpoint import load
 from nvae.config import (
     ConfigError,
@@ -20,6 +19,7 @@ from nvae.config import (
     config_to_yaml,
     flat,
     load_config,
+    migrations,
     parse_config,
 )
 from nvae.models.nvae.config import STYLES, groups_per_scale

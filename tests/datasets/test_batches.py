@@ -12,7 +12,7 @@ import torch
 from nvae.data import batches as batches_module
 from nvae.data.batches import AHEAD, RESIDENT_SHARE, THREADS, BatchSource, fits
 from nvae.data.cache import memory_limit, new_images
-from nvae.memory_maps import with_release
+from nvae.system.memory_maps import with_release
 
 CPU = torch.device("cpu")
 COUNT = 300

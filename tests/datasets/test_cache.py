@@ -16,8 +16,8 @@ from nvae.data import cache as cache_module
 from nvae.data.cache import MEMORY_LIMIT, MEMORY_SHARE, memory_limit, new_images
 from nvae.data.images import Data, resize, select, to_grayscale
 from nvae.data.registry import load_data
-from nvae.errors import UserError
-from nvae.memory_maps import release_pages
+from nvae.system.errors import UserError
+from nvae.system.memory_maps import release_pages
 from nvae.training.trainer import Trainer
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from nvae.data import downloads
 from nvae.data.downloads import SourceFile, fetch
-from nvae.errors import UserError
-from nvae.files import WriteError
+from nvae.system.errors import UserError
+from nvae.system.files import WriteError
 
 URL = "https://example.org/a.bin"
 

@@ -5,7 +5,7 @@ from PIL import Image
 
 from nvae.data import images as images_module
 from nvae.data.images import binarize, flip, resize, to_float, to_grayscale
-from nvae.seeds import seeded
+from nvae.system.seeds import seeded
 
 EVERY_VALUE = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from nvae import memory_maps
 from nvae.data import batches as batches_module
-from nvae.data import pictures as pictures_module
 from nvae.data.batches import BatchSource
 from nvae.data.images import Data, resize, select, to_grayscale
+from nvae.data.pictures import decoding as pictures_module
 from nvae.data.registry import load_data
 from nvae.evaluation import likelihood as likelihood_module
 from nvae.evaluation.likelihood import evaluate
-from nvae.memory_maps import release_pages, with_release
 from nvae.models.dvp.context import DCTContext
+from nvae.system import memory_maps
+from nvae.system.memory_maps import release_pages, with_release
 from nvae.training.loop import train
 from nvae.training.trainer import Trainer
 

@@ -2,8 +2,8 @@ import pytest
 
 from nvae.data.paths import dataset_folder
 from nvae.data.registry import load_data
-from nvae.errors import UserError
 from nvae.schema import FolderDataset
+from nvae.system.errors import UserError
 
 
 def test_dataset_folder_expands_the_home_folder(tmp_path, monkeypatch):

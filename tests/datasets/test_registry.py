@@ -7,8 +7,8 @@ import torch
 from nvae.data import images as images_module
 from nvae.data.images import Data
 from nvae.data.registry import LOADERS, evaluation_images, load_data
-from nvae.errors import UserError
 from nvae.schema import DATASETS
+from nvae.system.errors import UserError
 
 FACES = {"name": "toy_faces", "training_images": 30, "validation_images": 40}
 PARTS = ("training", "validation")

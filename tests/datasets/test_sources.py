@@ -24,8 +24,8 @@ from torchvision.datasets.imagenet import ARCHIVE_META
 from nvae.data.downloads import CONNECTION_TIMEOUT
 from nvae.data.registry import LOADERS
 from nvae.data.sources import MEDMNIST_SETS, extra_of, medmnist_suffix, source_files
-from nvae.errors import UserError
 from nvae.schema import DATASETS, NAMED_DATASETS
+from nvae.system.errors import UserError
 
 
 def files_of(name, **keys):

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from nvae.data.splits import split
-from nvae.errors import UserError
 from nvae.schema import DownloadedDataset
+from nvae.system.errors import UserError
 
 TRAINING, TEST = (torch.arange(first, last, dtype=torch.uint8).view(-1, 1, 1, 1) for first, last in ((0, 50), (50, 60)))
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from nvae.data.images import dequantize, random_crop, to_float
 from nvae.data.training_images import training_images
-from nvae.seeds import seeded
+from nvae.system.seeds import seeded
 
 EVERY_VALUE = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
 

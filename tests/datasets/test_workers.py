@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from nvae.data import threads as threads_module
-from nvae.data.pictures import Picture, decode_pictures
+from nvae.data.pictures.decoding import Picture, decode_pictures
 
 
 @pytest.mark.parametrize("workers", [None, 1, 3])

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from nvae.arguments import ArgumentError
 from nvae.data.images import dequantize, to_float
 from nvae.evaluation.likelihood import Estimate, evaluate, log_importance_weight
+from nvae.inference.arguments import ArgumentError
 from nvae.models.distributions import DiagonalNormal
 from nvae.models.hierarchy import FromPosterior, HierarchicalVAE, LatentGroup, Level
 from nvae.models.likelihoods import Likelihood
 from nvae.objective import elbo_terms
-from nvae.seeds import seeded
+from nvae.system.seeds import seeded
 
 
 @pytest.fixture

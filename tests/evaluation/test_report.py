@@ -5,7 +5,7 @@ from PIL import Image
 
 from nvae.evaluation.likelihood import Estimate, Evaluation
 from nvae.evaluation.report import is_saved, report, report_name, report_stem, save_report
-from nvae.files import WriteError
+from nvae.system.files import WriteError
 
 METADATA = {"model": "a.model", "seed": 5}
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nvae.arguments import ArgumentError
+from nvae.inference.arguments import ArgumentError
 from nvae.inference.exploration import base_point, draw_group_noise, explore, explore_context, explore_positions
 from nvae.inference.interpolation import interpolate, interpolated_pseudo_inputs, mix, slerp, walk
 from nvae.inference.reconstruction import encode, pseudo_inputs, reconstruct

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from nvae.arguments import ArgumentError
 from nvae.inference import exploration
+from nvae.inference.arguments import ArgumentError
 from nvae.inference.exploration import (
     base_point,
     draw_group_noise,

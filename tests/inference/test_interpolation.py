@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from nvae.arguments import ArgumentError
+from nvae.inference.arguments import ArgumentError
 from nvae.inference.interpolation import interpolate, mix, slerp, walk
 from nvae.inference.reconstruction import encode, reconstruct
 from nvae.inference.sampling import Sampler, seed_noise

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nvae.errors import UserError
 from nvae.inference.recalibration import (
     PASS_IMAGES,
     Moments,
@@ -15,7 +14,8 @@ from nvae.inference.recalibration import (
     with_statistics,
 )
 from nvae.models.hierarchy import FromNoise
-from nvae.seeds import seeded
+from nvae.system.errors import UserError
+from nvae.system.seeds import seeded
 
 
 def state(model):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nvae.arguments import ArgumentError
+from nvae.inference.arguments import ArgumentError
 from nvae.inference.reconstruction import encode, reconstruct
 from nvae.inference.sampling import Sampler, seed_noise
 from nvae.models.hierarchy import FromNoise, FromPosterior

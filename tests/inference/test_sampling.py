@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from nvae.arguments import ArgumentError
-from nvae.errors import UserError
+from nvae.inference.arguments import ArgumentError
 from nvae.inference.sampling import Sampler, seed_noise, to_images
 from nvae.models.hierarchy import FromNoise
+from nvae.system.errors import UserError
 
 GROUPS = 4
 METHODS = pytest.mark.parametrize(

@@ -3,12 +3,12 @@ import os
 import pytest
 import torch
 
-from nvae.errors import UserError
 from nvae.inference import sampling
 from nvae.inference.recalibration import Statistics, measure, prior_batch_norms
 from nvae.inference.sampling import Sampler
 from nvae.inference.statistics_cache import MAX_ENTRIES, StatisticsCache
-from nvae.torch_files import write_whole
+from nvae.system.errors import UserError
+from nvae.system.torch_files import write_whole
 
 T = [0.7] * 4  # per group
 

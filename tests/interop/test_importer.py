@@ -11,12 +11,12 @@ import torch
 
 from nvae.checkpoint import load_model, save
 from nvae.config import config_from_dict
-from nvae.errors import UserError
 from nvae.interop import nvlabs
 from nvae.interop.importer import PROJECTS, import_checkpoint
 from nvae.interop.key_mapping import InteropError
 from nvae.models.families import build_model
 from nvae.schema import ModelConfig
+from nvae.system.errors import UserError
 
 LARGER = {
     "num_groups_per_scale": 3,

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from nvae.config import config_from_dict, load_config
-from nvae.errors import UserError
 from nvae.interop.importer import import_checkpoint
 from nvae.interop.mgp123 import key_map
 from nvae.models.families import build_model
@@ -17,6 +16,7 @@ from nvae.models.nvae.regularization import (
     SpectralRegularization,
     regularized_convolutions,
 )
+from nvae.system.errors import UserError
 
 RECORDINGS = ["mgp123_logistic_mixture", "mgp123_gaussian_flows", "mgp123_gaussian_mixture"]
 PRECISIONS = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 2e-5)], ids=str)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from nvae.config import config_to_yaml, flat, parse_config
-from nvae.errors import UserError
 from nvae.interop.nvlabs import config_of_settings, key_map
 from nvae.models.families import build_model
 from nvae.models.nvae.cells import InvertedResidualCell, ResidualCell
@@ -19,6 +18,7 @@ from nvae.models.nvae.regularization import (
     regularized_convolutions,
 )
 from nvae.objective import balance_alphas, balanced_kl, balancing_weights
+from nvae.system.errors import UserError
 
 WITH_PARAMETER_COUNTS = ["nvlabs_bernoulli", "nvlabs_logistic_mixture_flows"]
 RECORDINGS = [

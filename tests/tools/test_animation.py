@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from nvae.errors import UserError
-from nvae.picture_files import read_metadata
+from nvae.data.pictures.metadata import read_metadata
+from nvae.system.errors import UserError
 from nvae.tools.animation import save_animation
 
 METADATA = {"seeds": [1, 2], "temperature": 0.7, "model": "gesichter_ä.model"}

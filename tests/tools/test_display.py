@@ -10,7 +10,7 @@ import pytest
 from matplotlib import pyplot
 from PIL import Image
 
-from nvae.errors import UserError
+from nvae.system.errors import UserError
 from nvae.tools import display
 from nvae.tools.display import PROTOCOLS, can_open_window, inline, inline_protocol, show
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from nvae.errors import UserError
+from nvae.system.errors import UserError
 from nvae.tools.grids import (
     MARGIN,
     MARK,

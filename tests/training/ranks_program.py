@@ -13,7 +13,7 @@ import torch.distributed as dist
 from nvae.config import config_from_dict
 from nvae.data.images import Data
 from nvae.evaluation.likelihood import evaluate
-from nvae.ranks import Ranks
+from nvae.system.ranks import Ranks
 from nvae.training.trainer import Trainer
 
 

@@ -5,8 +5,8 @@ import torch
 
 from nvae.config import ConfigError
 from nvae.data.images import Data
-from nvae.errors import UserError
 from nvae.summary import training_bytes
+from nvae.system.errors import UserError
 from nvae.training.trainer import Trainer
 
 from .helpers import LADDER, NVLABS, TOY_FACES, advance, differences, everything, gradient_norm

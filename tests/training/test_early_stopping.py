@@ -5,7 +5,7 @@ from nvae.checkpoint import CheckpointError, load, load_model_and_metadata
 from nvae.config import ConfigError
 from nvae.evaluation.likelihood import evaluate
 from nvae.schema import TrainingParameters
-from nvae.torch_files import write_whole
+from nvae.system.torch_files import write_whole
 from nvae.training import loop, run_output, validation
 from nvae.training.loggers import read_events
 from nvae.training.schedules import Validation, stops_early

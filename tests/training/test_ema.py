@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nvae.checkpoint import CheckpointError, load, load_model
-from nvae.torch_files import write_whole
+from nvae.system.torch_files import write_whole
 from nvae.training.ema import EMA
 
 from .helpers import advance, differences, everything

@@ -12,11 +12,11 @@ from PIL import Image
 from nvae.checkpoint import load, load_model_and_metadata
 from nvae.config import load_config
 from nvae.data.images import to_float
+from nvae.data.pictures.metadata import read_metadata
 from nvae.data.registry import evaluation_images
-from nvae.errors import DivergenceError, UserError
 from nvae.evaluation.likelihood import Estimate, evaluate
 from nvae.inference.reconstruction import reconstruct
-from nvae.picture_files import read_metadata
+from nvae.system.errors import DivergenceError, UserError
 from nvae.tools.grids import grid
 from nvae.training import loop, memory, run_output, validation
 from nvae.training.loggers import read_events, read_metrics

@@ -9,7 +9,7 @@ import torch
 
 from nvae.checkpoint import load, load_model
 from nvae.evaluation.quality.extractors import transformations
-from nvae.signals import StopRequest
+from nvae.system.signals import StopRequest
 from nvae.training import quality
 from nvae.training.quality import FID, quality_due, sample_quality
 from nvae.training.run_files import RunFiles

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nvae.ranks import Ranks
+from nvae.system.ranks import Ranks
 
 from .helpers import DVP, LADDER, NVLABS, TOY_FACES
 from .ranks_program import results

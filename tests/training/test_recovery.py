@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from nvae.checkpoint import load
-from nvae.errors import DivergenceError
 from nvae.evaluation.likelihood import Estimate, evaluate
+from nvae.system.errors import DivergenceError
 from nvae.training import loop, recovery, run_output, validation
 from nvae.training.loggers import read_metrics
 from nvae.training.loop import Stopped

@@ -4,13 +4,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nvae import migrations
 from nvae.checkpoint import CheckpointError, load, save
+from nvae.config import migrations
+from nvae.config.migrations import migrate_weights
 from nvae.data.images import Data
-from nvae.devices import set_fast_defaults
-from nvae.errors import UserError
-from nvae.migrations import migrate_weights
-from nvae.torch_files import write_whole
+from nvae.system.devices import set_fast_defaults
+from nvae.system.errors import UserError
+from nvae.system.torch_files import write_whole
 from nvae.training.trainer import Trainer
 
 from .helpers import DVP, LADDER, NVLABS, TOY_FACES, advance, differences, everything

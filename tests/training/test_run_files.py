@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from nvae.checkpoint import load, load_model, save
-from nvae.errors import UserError
-from nvae.files import previous_path
-from nvae.torch_files import CheckpointError
-from nvae.training import locks, loop, run_output
-from nvae.training.locks import RunLockedError, run_lock
+from nvae.system import locks
+from nvae.system.errors import UserError
+from nvae.system.files import previous_path
+from nvae.system.locks import RunLockedError, run_lock
+from nvae.system.torch_files import CheckpointError
+from nvae.training import loop, run_output
 from nvae.training.loop import Stopped, train
 from nvae.training.run_files import RunFiles
 

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from nvae.errors import DivergenceError
+from nvae.system.errors import DivergenceError
 from nvae.training import recovery
 from nvae.training.recovery import MAX_EXCESS_SKIPS
 

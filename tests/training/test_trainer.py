@@ -6,11 +6,11 @@ import torch
 from nvae.config import available_configs, load_config
 from nvae.data.images import Data, to_float
 from nvae.data.registry import evaluation_images, load_data
-from nvae.errors import UserError
 from nvae.models.nvae.config import groups_per_scale
 from nvae.models.nvae.regularization import BatchNormRegularization, SpectralRegularization, regularized_convolutions
 from nvae.objective import balanced_kl, elbo_terms
-from nvae.seeds import seeded
+from nvae.system.errors import UserError
+from nvae.system.seeds import seeded
 from nvae.training.trainer import Trainer
 
 from .helpers import NVLABS, TOY_FACES, advance, differences, everything, gradient_norm

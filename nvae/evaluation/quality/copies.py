@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nvae.arguments import ArgumentError
 from nvae.data.images import to_float
-from nvae.memory_maps import chunks
-from nvae.progress import Progress, track
+from nvae.inference.arguments import ArgumentError
+from nvae.system.memory_maps import chunks
+from nvae.system.progress import Progress, track
 
 NEIGHBORS = 50
 THRESHOLD = 1 / 3  # of the ratio: below, a sample is a copy; of 2,000 test images of MNIST none is below 0.42

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nvae.arguments import ArgumentError
 from nvae.evaluation.likelihood import Estimate
-from nvae.seeds import seeded
+from nvae.inference.arguments import ArgumentError
+from nvae.system.seeds import seeded
 
 BLOCKS = 10  # of the kernel distance, at least; the standard error comes from the differences between blocks
 BLOCK_SIZE = 1000  # features per block and set, at most: the size of Binkowski et al. 2018

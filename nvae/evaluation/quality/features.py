@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from nvae.data.cache import cache_folder
-from nvae.progress import Progress, track
-from nvae.torch_files import CheckpointError, content_digest, read_whole, write_whole
+from nvae.system.progress import Progress, track
+from nvae.system.torch_files import CheckpointError, content_digest, read_whole, write_whole
 
 PART = 500  # images per file
 STEP = 50  # images computed at once

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nvae.arguments import ArgumentError
+from nvae.inference.arguments import ArgumentError
 
 CHUNK = 1000  # features whose distances to all others are in memory at once
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nvae.arguments import ArgumentError, PerScale, check_count, check_seeds
 from nvae.checkpoint import weights_digest
 from nvae.data.images import Data, images_digest, to_float
 from nvae.data.registry import Part, evaluation_images
@@ -27,12 +26,13 @@ from nvae.evaluation.quality.path_length import (
     path_lengths,
     squared_distance,
 )
+from nvae.inference.arguments import ArgumentError, PerScale, check_count, check_seeds
 from nvae.inference.sampling import Pixels, Sampler
-from nvae.memory_maps import chunks, release_pages
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.progress import Progress
 from nvae.schema import ModelConfig
-from nvae.seeds import seeded
+from nvae.system.memory_maps import chunks, release_pages
+from nvae.system.progress import Progress
+from nvae.system.seeds import seeded
 
 METRICS = ("fid", "kid", "precision-recall", "ppl", "copies")
 OF_FEATURES = METRICS[:3]

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nvae.arguments import ArgumentError, check_count
 from nvae.evaluation.likelihood import Estimate
 from nvae.evaluation.quality.features import describe
+from nvae.inference.arguments import ArgumentError, check_count
 from nvae.inference.sampling import Pixels, Sampler
 from nvae.models.distributions import Noise
-from nvae.progress import batches
-from nvae.seeds import seeded
+from nvae.system.progress import batches
+from nvae.system.seeds import seeded
 
 EPSILON = 0.01  # of the way from one noise to another
 PERCENTILES = (0.01, 0.99)

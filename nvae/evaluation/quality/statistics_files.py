@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from nvae.errors import UserError
 from nvae.evaluation.quality.distances import FeatureStatistics
 from nvae.evaluation.quality.extractors.base import Extractor
-from nvae.files import atomic_write
+from nvae.system.errors import UserError
+from nvae.system.files import atomic_write
 
 NAMES = (("mu", "sigma"), ("m", "s"))  # of the mean and of the covariance
 FACTS = "facts"

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from nvae.errors import InvalidValueError
 from nvae.models.ladder.config import LadderConfig
+from nvae.system.errors import InvalidValueError
 
 
 class DVPConfig(LadderConfig):

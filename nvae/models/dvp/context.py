@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from nvae.memory_maps import chunks
 from nvae.models.distributions import at_least_float32
 from nvae.models.dvp.config import DVPConfig
 from nvae.models.ladder.network import resize
+from nvae.system.memory_maps import chunks
 
 CHUNK = 256  # images transformed at once in the calibration
 

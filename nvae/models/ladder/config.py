@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from nvae.errors import InvalidValueError
 from nvae.models.priors.config import TopPriorConfig
 from nvae.schema import Channels, LearningRateDecay, PositiveRate, Rate, TrainingParameters
+from nvae.system.errors import InvalidValueError
 
 MAX_BLOCKS = 600  # of a whole network; the largest published one has 196
 MAX_WIDTH = 2**17  # channels of the widest layer

@@ -10,8 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from nvae.errors import InvalidValueError
 from nvae.schema import AUTO, MAX_SIZE, WARMUPS, Channels, ModelConfig, Rate, Section, TrainingParameters
+from nvae.system.errors import InvalidValueError
 
 MAX_CELLS = 600  # of a whole network; the largest published one has 292, and takes seconds to build
 MAX_WIDTH = 2**17  # channels of the widest layer

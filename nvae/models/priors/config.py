@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from nvae.errors import InvalidValueError
 from nvae.schema import ModelConfig
+from nvae.system.errors import InvalidValueError
 
 NoiseSchedule = Literal["linear", "cosine"]
 Parametrization = Literal["eps", "v"]

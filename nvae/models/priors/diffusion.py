@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nvae.models.distributions import Distribution, at_least_float32, sum_per_image
 from nvae.models.priors.config import NoiseSchedule, Parametrization, TopPriorConfig
 from nvae.models.priors.unet import UNet
-from nvae.seeds import seeded
+from nvae.system.seeds import seeded
 
 LOG_2PI = math.log(2 * math.pi)
 

@@ -12,14 +12,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from nvae.arguments import with_context
-from nvae.errors import UserError
-from nvae.files import WriteError, atomic_write, unused_path
+from nvae.data.pictures.metadata import read_metadata, save_picture
+from nvae.inference.arguments import with_context
 from nvae.inference.sampling import Pixels, Sampler
 from nvae.inference.statistics_cache import StatisticsCache
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.picture_files import read_metadata, save_picture
-from nvae.progress import Progress
+from nvae.system.errors import UserError
+from nvae.system.files import WriteError, atomic_write, unused_path
+from nvae.system.progress import Progress
 from nvae.tools.grids import grid, is_file_name, near_square
 
 EXPECTED = "expected a .json or .png file of cherry.py"

@@ -10,16 +10,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nvae.arguments import format_values, per_group
 from nvae.checkpoint import plain_name
-from nvae.errors import UserError
-from nvae.files import WriteError
+from nvae.data.pictures.metadata import as_texts
+from nvae.inference.arguments import format_values, per_group
 from nvae.inference.sampling import Sampler
 from nvae.inference.statistics_cache import StatisticsCache
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.picture_files import as_texts
-from nvae.progress import Progress
-from nvae.signals import hangups
+from nvae.system.errors import UserError
+from nvae.system.files import WriteError
+from nvae.system.progress import Progress
+from nvae.system.signals import hangups
 from nvae.tools.grids import Layout, grid, layout, near_square, result_name
 from nvae.tools.picking.game import Picking, View
 from nvae.tools.picking.selection import Pick, Selection, reserve, save_result
@@ -30,7 +30,7 @@ class PickingSession:
 
     model_path, temperature (one number or one per scale), iterations: of the samples. settings: how they are shown, a
     selection without picks. out: the folder of the JSON file and the result, or the name of the .png file. progress: as
-    in nvae.progress.
+    in nvae.system.progress.
     Raises UserError.
     """
 

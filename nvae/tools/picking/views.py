@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from nvae.errors import UserError
-from nvae.picture_files import save_picture
+from nvae.data.pictures.metadata import save_picture
+from nvae.system.errors import UserError
 from nvae.tools.display import Inline, inline
 from nvae.tools.grids import Layout
 from nvae.tools.picking.game import MAX_DIGIT_CELLS, Picking, View

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nvae.config import available_configs, load_config
-from nvae.errors import UserError
 from nvae.schema import ModelConfig
+from nvae.system.errors import UserError
 from nvae.training.metrics import COLLAPSED_KL, duration_text
 from nvae.training.report.record import EARLY_STOPPING, RunRecord, Validation
 

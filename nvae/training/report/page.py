@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from nvae.config import config_to_yaml
-from nvae.data.image_files import open_image
-from nvae.files import atomic_write
+from nvae.data.pictures.image_files import open_image
+from nvae.system.files import atomic_write
 from nvae.training.report import facts
 from nvae.training.report.charts import FRAME, Chart, HeatMap, Tick, chart, heat_map
 from nvae.training.report.record import CONTINUED, EARLY_STOPPING, FINISHED, STARTED, STOPPED, RunRecord

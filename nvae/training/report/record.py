@@ -15,12 +15,12 @@ import torch
 from nvae.checkpoint import FOLDER as CHECKPOINTS
 from nvae.checkpoint import CheckpointError, checkpoint_path, load, model_path, plain_name
 from nvae.config import load_config
-from nvae.errors import UserError
-from nvae.files import previous_path
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.schema import ModelConfig
 from nvae.summary import group_name
+from nvae.system.errors import UserError
+from nvae.system.files import previous_path
 from nvae.training.loggers import EVENTS_FILE, METRICS_FILE, is_event, read_events, read_metrics
 from nvae.training.loggers import FOLDER as RUNS
 from nvae.training.metrics import COLLAPSED_KL

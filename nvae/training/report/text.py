@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nvae.training.locks import holder_of
+from nvae.system.locks import holder_of
 from nvae.training.report.facts import (
     config_line,
     continuation,

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from nvae.arguments import ArgumentError
 from nvae.evaluation.quality import copies as module
 from nvae.evaluation.quality.copies import find_copies, thumbnails
+from nvae.inference.arguments import ArgumentError
 
 
 @pytest.fixture

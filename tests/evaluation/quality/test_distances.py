@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from nvae.arguments import ArgumentError
 from nvae.evaluation.quality.distances import FeatureStatistics, blocks, frechet_distance, kernel_distance
+from nvae.inference.arguments import ArgumentError
 
 
 @pytest.fixture

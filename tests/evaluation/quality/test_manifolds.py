@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from nvae.arguments import ArgumentError
 from nvae.evaluation.quality import manifolds as module
 from nvae.evaluation.quality.manifolds import manifolds
+from nvae.inference.arguments import ArgumentError
 
 
 def test_equal_sets(generator):

@@ -7,9 +7,7 @@ import math
 import pytest
 import torch
 
-from nvae.arguments import ArgumentError
 from nvae.data.images import Data
-from nvae.errors import UserError
 from nvae.evaluation.quality.distances import FeatureStatistics, frechet_distance
 from nvae.evaluation.quality.extractors.base import Extractor
 from nvae.evaluation.quality.measure import (
@@ -22,7 +20,9 @@ from nvae.evaluation.quality.measure import (
 )
 from nvae.evaluation.quality.path_length import NamedDistance
 from nvae.evaluation.quality.report import report, to_dict
+from nvae.inference.arguments import ArgumentError
 from nvae.inference.sampling import Sampler
+from nvae.system.errors import UserError
 
 SETTINGS = Settings(images=24, neighbors=(3,), pairs=6)
 

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from nvae.arguments import ArgumentError
 from nvae.evaluation.quality.path_length import (
     Distance,
     movement_per_group,
@@ -14,6 +13,7 @@ from nvae.evaluation.quality.path_length import (
     squared_distance,
     trimmed_mean,
 )
+from nvae.inference.arguments import ArgumentError
 from nvae.inference.sampling import Sampler
 
 

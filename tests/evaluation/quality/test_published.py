@@ -5,10 +5,10 @@ import hashlib
 import pytest
 import torch
 
-from nvae.errors import UserError
 from nvae.evaluation.quality.extractors import mobilenet, published, weights
 from nvae.evaluation.quality.extractors.mobilenet import load_mobilenet
 from nvae.evaluation.quality.extractors.registry import LOADERS, load_extractor
+from nvae.system.errors import UserError
 
 IMAGES_U8 = torch.randint(0, 256, (3, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 IMAGES = IMAGES_U8.float() / 255

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from nvae.errors import UserError
 from nvae.evaluation.quality.distances import FeatureStatistics, frechet_distance
 from nvae.evaluation.quality.extractors.base import Extractor
 from nvae.evaluation.quality.statistics_files import read_statistics, write_statistics
+from nvae.system.errors import UserError
 
 
 def extractor(name="self", digest="0123", dimensions=3):

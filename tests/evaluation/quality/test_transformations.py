@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from nvae.data.toy_faces import load_toy_faces
-from nvae.errors import UserError
+from nvae.data.loaders.toy_faces import load_toy_faces
 from nvae.evaluation.quality.distances import FeatureStatistics, frechet_distance
 from nvae.evaluation.quality.extractors import transformations as module
 from nvae.evaluation.quality.extractors.transformations import (
@@ -17,7 +16,8 @@ from nvae.evaluation.quality.extractors.transformations import (
     transform,
     weights_path,
 )
-from nvae.torch_files import read_whole, write_whole
+from nvae.system.errors import UserError
+from nvae.system.torch_files import read_whole, write_whole
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from nvae.config import config_from_dict, load_config
-from nvae.errors import UserError
 from nvae.models.families import build_model
 from nvae.models.hierarchy import FromNoise, FromPosterior
 from nvae.models.ladder.likelihoods import ClampedBernoulli, build_ladder_likelihood
 from nvae.objective import elbo_terms
+from nvae.system.errors import UserError
 
 from ..ladder_recordings import (
     assert_close,

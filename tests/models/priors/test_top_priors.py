@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from nvae.config import config_from_dict
-from nvae.errors import UserError
 from nvae.models.distributions import DiagonalNormal, NormalMixture
 from nvae.models.families import build_model
 from nvae.models.hierarchy import FromNoise
 from nvae.models.priors.top_priors import MixturePrior, VampPrior
 from nvae.objective import elbo_terms
+from nvae.system.errors import UserError
 
 TOP_PRIORS = ["standard", "gaussian", "mixture", "vampprior", "diffusion"]
 LADDER = {

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from nvae.checkpoint import load_model, save, weights_digest
-from nvae.errors import UserError
+from nvae.data.pictures.metadata import save_picture
 from nvae.inference.sampling import Sampler
-from nvae.picture_files import save_picture
+from nvae.system.errors import UserError
 from nvae.tools.picking.selection import Pick, Selection, load_pick, load_selection, render, reserve, save_result
 
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from nvae.checkpoint import checkpoint_path
-from nvae.files import WriteError
+from nvae.system.files import WriteError
 from nvae.training.report import page
 from nvae.training.report.page import MAX_FRAMES, render_page, write_page
 from nvae.training.report.record import find_run

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from nvae.checkpoint import checkpoint_path, load, model_path, save
-from nvae.errors import UserError
-from nvae.files import previous_path
-from nvae.training.locks import run_lock
+from nvae.system.errors import UserError
+from nvae.system.files import previous_path
+from nvae.system.locks import run_lock
 from nvae.training.report.facts import commands, continuation, key_facts
 from nvae.training.report.page import render_page
 from nvae.training.report.record import RunRecord, find_run

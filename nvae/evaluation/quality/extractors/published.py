@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nvae.errors import UserError
 from nvae.evaluation.quality.extractors.base import DIGEST_LENGTH, Extractor, in_color
 from nvae.evaluation.quality.extractors.mobilenet import MEAN, STD
 from nvae.evaluation.quality.extractors.weights import (
@@ -26,6 +25,7 @@ from nvae.evaluation.quality.extractors.weights import (
     weights_folder,
 )
 from nvae.evaluation.quality.path_length import NamedDistance
+from nvae.system.errors import UserError
 
 INCEPTION = PublishedFile(
     "weights-inception-2015-12-05-6726825d.pth",

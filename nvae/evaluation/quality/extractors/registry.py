@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nvae.arguments import check_choice
 from nvae.evaluation.quality.extractors.base import Extractor
 from nvae.evaluation.quality.extractors.mobilenet import load_mobilenet
 from nvae.evaluation.quality.extractors.published import load_clip, load_dinov2, load_inception, load_vgg16
 from nvae.evaluation.quality.extractors.transformations import load_self
-from nvae.progress import Progress
+from nvae.inference.arguments import check_choice
+from nvae.system.progress import Progress
 
 
 class Request(NamedTuple):

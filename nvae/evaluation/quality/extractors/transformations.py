@@ -17,13 +17,13 @@ from torch.nn import functional
 
 from nvae.data.cache import cache_folder
 from nvae.data.images import images_digest, to_float
-from nvae.errors import UserError
 from nvae.evaluation.quality.extractors.base import DIGEST_LENGTH, Extractor
-from nvae.memory_maps import release_pages
 from nvae.models.modes import eval_mode
-from nvae.progress import Progress, track
-from nvae.seeds import seeded, seeded_defaults
-from nvae.torch_files import CheckpointError, content_digest, read_whole, write_whole
+from nvae.system.errors import UserError
+from nvae.system.memory_maps import release_pages
+from nvae.system.progress import Progress, track
+from nvae.system.seeds import seeded, seeded_defaults
+from nvae.system.torch_files import CheckpointError, content_digest, read_whole, write_whole
 
 VERSION = 1  # of the training: other numbers below need another version
 OTHER_CACHE = "Set the environment variable NVAE_CACHE to another folder."

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from nvae.data.downloads import check_connection
-from nvae.errors import UserError
 from nvae.evaluation.quality.extractors.base import DIGEST_LENGTH
+from nvae.system.errors import UserError
 
 CHUNK = 2**20  # bytes
 

@@ -1,0 +1,1 @@
+"""One file per kind of data set: from the keys of a config to images."""

@@ -1,0 +1,91 @@
+"""folder: all pictures of a folder or an archive, converted to the model's size."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import NoReturn
+
+from nvae.data.images import Data
+from nvae.data.paths import dataset_path
+from nvae.data.pictures.archives import open_archive
+from nvae.data.pictures.decoding import DecodedPictures, Picture, Refusal, decode_pictures, with_reports
+from nvae.data.pictures.folders import PART_FOLDERS, list_pictures
+from nvae.schema import ModelConfig
+from nvae.system.errors import UserError
+
+PARTS = tuple(dict.fromkeys(PART_FOLDERS.values()))
+TRAINING, VALIDATION, TEST, NO_PART = range(len(PARTS) + 1)
+
+
+def load_folder(config: ModelConfig, progress: bool = False, cache: bool = False) -> Data:
+    """Load the pictures of the folder or archive `dataset.path`, subfolders included. Symbolic links are followed.
+
+    The subfolders train/ and val/, where both have files, are the parts, with test/ where present. Without val/, the
+    pictures of train/ beside test/, or else all pictures, are split: a picture's name alone decides between training
+    and validation, so adding a picture moves no other picture to the other part (except in tiny sets, where each part
+    needs at least one). Files that cannot be used and duplicates are left out and named in the report. cache: keep the
+    images for later runs, see `decode_pictures`. Raises UserError.
+    """
+    path = dataset_path(config.dataset)
+    if not path.exists():
+        raise UserError(
+            f"the image folder '{path}' does not exist. Set dataset.path to the folder of your images, or set "
+            "dataset.name to toy_faces to train on built-in images."
+        )
+    with nullcontext(list_pictures(path)) if path.is_dir() else open_archive(path) as pictures:
+        parts = {_part(picture) for picture in pictures if not isinstance(picture.open, Refusal)}
+        if TRAINING not in parts or parts.isdisjoint({VALIDATION, TEST}):
+            parts = set()  # labels, not parts
+        else:
+            pictures = [_refuse_without_part(picture) for picture in pictures]
+        pictures = sorted(pictures, key=lambda picture: (_part(picture) if parts else TRAINING, -_rank(picture)))
+        decoded = decode_pictures(pictures, config, str(path), progress, leave_out_duplicates=True, cache=cache)
+    kept = [pictures[i] for i in decoded.indices]
+    counts = Counter(_part(picture) if parts else TRAINING for picture in kept)
+    if VALIDATION not in parts:
+        fraction = config.dataset.validation_fraction
+        counts[VALIDATION] = _num_validation(kept[: counts[TRAINING]], decoded, fraction)
+        counts[TRAINING] -= counts[VALIDATION]
+    for part in (TRAINING, VALIDATION):
+        if not counts[part]:
+            _refuse(decoded, f"0 {PARTS[part]} pictures that can be used; expected at least one")
+    training, validation, test = decoded.images_u8.split([counts[part] for part in (TRAINING, VALIDATION, TEST)])
+    return with_reports(Data(training, validation, test if len(test) else None), decoded)
+
+
+def _num_validation(pictures: Sequence[Picture], decoded: DecodedPictures, validation_fraction: float) -> int:
+    """Return how many of the pictures, those at the end, are for validation; each part gets one at least."""
+    if len(pictures) < 2:
+        _refuse(decoded, f"{len(pictures)} pictures that can be used, subfolders included; expected at least two")
+    below = sum(_rank(picture) < validation_fraction for picture in pictures)
+    return min(max(below, 1), len(pictures) - 1)
+
+
+def _refuse(decoded: DecodedPictures, problem: str) -> NoReturn:
+    reasons = "".join(f" {warning}." for warning in decoded.report.warnings())
+    raise UserError(f"'{decoded.report.source}' holds {problem}.{reasons} Set dataset.path to your pictures.")
+
+
+# ------------------------------------------------------------------------------------------------ files and names
+
+
+def _rank(picture: Picture) -> float:
+    """Map the picture's name to a number in [0, 1)."""
+    name = picture.name.encode(errors="surrogateescape")
+    return int.from_bytes(hashlib.blake2b(name, digest_size=6).digest(), "big") / 2**48
+
+
+def _part(picture: Picture) -> int:
+    """Return the index of the part whose folder holds the picture, or NO_PART."""
+    folder, _, name = picture.name.partition("/")
+    part = PART_FOLDERS.get(folder.lower()) if name else None
+    return NO_PART if part is None else PARTS.index(part)
+
+
+def _refuse_without_part(picture: Picture) -> Picture:
+    if _part(picture) < NO_PART or isinstance(picture.open, Refusal):
+        return picture
+    return picture._replace(open=Refusal("no part"))

@@ -1,0 +1,144 @@
+"""Public data sets of picture files: celeba, celeba_hq, ffhq, the large ImageNets, lsun, places365, dtd, flowers102."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+from nvae.data.extras import import_extra
+from nvae.data.images import Data
+from nvae.data.paths import dataset_folder
+from nvae.data.pictures.decoding import Picture, decode_pictures, with_reports
+from nvae.data.pictures.folders import list_pictures
+from nvae.data.pictures.image_files import open_image
+from nvae.data.pictures.report import is_other_file
+from nvae.data.sources import obtain_and_read
+from nvae.data.splits import split
+from nvae.schema import ModelConfig, PublicPictureDataset
+from nvae.system.errors import UserError
+
+CELEBA_SIZE = (178, 218)
+CELEBA_BOX = (15, 40, 163, 188)  # of NVAE: 148 x 148 pixels around the face
+CELEBA_PARTS = {"0": "training", "1": "validation", "2": "test"}
+TRAINING_SHARE = 0.9  # of the faces without a published split: NVAE's 27,000 and 63,000 images
+
+Parts = dict[str, list[Picture]]
+
+
+def load_public_pictures(config: ModelConfig, progress: bool = False, cache: bool = False) -> Data:
+    """Load the published training, validation and test pictures of a data set.
+
+    cache: keep the images for later runs, see `decode_pictures`. Raises UserError.
+    """
+    dataset = config.dataset
+    if dataset.name == "lsun":
+        import_extra("lmdb", "lsun", "lmdb")
+    if dataset.name == "flowers102":
+        import_extra("scipy.io", "flowers102", "flowers102")
+    list_parts = LISTS[dataset.name]
+    parts = obtain_and_read(config, lambda paths: list_parts(paths, dataset), progress)
+    source = str(dataset_folder(dataset))
+    variant = [str(value) for key in ("category", "partition") if (value := getattr(dataset, key, None)) is not None]
+    decoded = {
+        part: decode_pictures(pictures, config, os.path.join(source, *variant, part), progress, cache=cache)
+        for part, pictures in parts.items()
+    }
+    for part, result in decoded.items():
+        if not result.indices:
+            raise UserError(
+                f"none of the {len(parts[part]):,} {part} pictures of {dataset.name} in '{source}' can be used: "
+                f"{'; '.join(result.report.warnings())}. Get the data set again."
+            )
+    images = {part: result.images_u8 for part, result in decoded.items()}
+    data = split(images["training"], images.get("test"), dataset, images.get("validation"))
+    return with_reports(data, *decoded.values())
+
+
+def _picture(file: Path, folder: Path, open: Callable[[], BinaryIO | Image.Image] | None = None) -> Picture:
+    stat = file.stat()
+    return Picture(
+        file.relative_to(folder).as_posix(),
+        open or partial(file.open, "rb"),
+        f"{stat.st_size} {stat.st_mtime_ns}",
+    )
+
+
+# ------------------------------------------------- the pictures of each part; `paths` are those of the `source_files`
+
+
+def _folders(paths: dict[str, Path], dataset: PublicPictureDataset) -> Parts:
+    """List a folder per part."""
+    return {
+        part: [picture._replace(name=f"{folder.name}/{picture.name}") for picture in list_pictures(folder)]
+        for part, folder in paths.items()
+    }
+
+
+def _celeba(paths: dict[str, Path], dataset: PublicPictureDataset) -> Parts:
+    """List the pictures as the file list_eval_partition.txt says: lines of a file name and the number of a part."""
+    folder = paths["pictures"]
+    parts: Parts = {part: [] for part in CELEBA_PARTS.values()}
+    for line in paths["partition"].read_text("utf-8", "replace").splitlines():
+        name, _, number = line.strip().partition(" ")
+        if number not in CELEBA_PARTS:
+            raise UserError(f"{paths['partition']}: got '{line[:100]}', expected a file name and 0, 1 or 2 per line.")
+        file = folder / Path(name).name
+        opened = partial(_open_face, file, dataset.max_image_pixels)
+        parts[CELEBA_PARTS[number]].append(_picture(file, folder, opened))
+    return parts
+
+
+def _open_face(file: Path, max_pixels: int) -> Image.Image:
+    """Open a picture of CelebA, cropped to the face. A picture of another size has been cropped already."""
+    with open_image(file, max_pixels) as image:
+        return image.crop(CELEBA_BOX) if image.size == CELEBA_SIZE else image.copy()
+
+
+def _faces(paths: dict[str, Path], dataset: PublicPictureDataset) -> Parts:
+    """List faces: NVAE's databases, folders train and val, or else the first nine tenths by path for training."""
+    found, folder = paths["pictures"], dataset_folder(dataset)
+    if found.name == "train.lmdb":
+        return _databases({"training": found, "validation": found.with_name("validation.lmdb")}, dataset)
+    if (folder / "train").is_dir() and (folder / "val").is_dir():
+        return _folders({"training": folder / "train", "validation": folder / "val"}, dataset)
+    folder = found if found.is_dir() else folder
+    pictures = [picture for picture in list_pictures(folder) if not is_other_file(picture.name)]
+    count = min(max(1, round(TRAINING_SHARE * len(pictures))), len(pictures) - 1)
+    return {"training": pictures[:count], "validation": pictures[count:]}
+
+
+def _databases(paths: dict[str, Path], dataset: PublicPictureDataset) -> Parts:
+    from nvae.data.loaders.lmdb_files import lmdb_pictures
+
+    return {part: lmdb_pictures(path) for part, path in paths.items()}
+
+
+def _torchvision(paths: dict[str, Path], dataset: PublicPictureDataset) -> Parts:
+    """List the pictures of torchvision's class for dtd or flowers102; it reads which part a picture is in."""
+    from torchvision.datasets import DTD, Flowers102  # takes a second
+
+    folder = dataset_folder(dataset)
+    make = partial(DTD, partition=dataset.partition) if dataset.name == "dtd" else Flowers102
+    parts: Parts = {}
+    for part, name in (("training", "train"), ("validation", "val"), ("test", "test")):
+        files = make(folder, split=name, loader=os.fspath)
+        parts[part] = [_picture(Path(files[i][0]), folder) for i in range(len(files))]
+    return parts
+
+
+LISTS: dict[str, Callable[[dict[str, Path], PublicPictureDataset], Parts]] = {
+    "celeba": _celeba,
+    "celeba_hq": _faces,
+    "ffhq": _faces,
+    "tiny_imagenet": _folders,
+    "imagenet": _folders,
+    "places365": _folders,
+    "lsun": _databases,
+    "flowers102": _torchvision,
+    "dtd": _torchvision,
+}

@@ -1,0 +1,276 @@
+"""Decode pictures of any size and format into uint8 images of a model's size."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, NoReturn
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from nvae.data.cache import CachedImages, memory_limit
+from nvae.data.images import CHUNK, Data
+from nvae.data.pictures.conversion import fit, has_deep_colors, is_deep, picture_keys
+from nvae.data.pictures.image_files import open_image, read_content, without_pillow_warnings
+from nvae.data.pictures.report import FaultKind, PictureError, PictureReport, is_other_file
+from nvae.data.threads import map_in_threads
+from nvae.schema import DatasetConfig, ModelConfig, PictureDataset
+from nvae.system.errors import UserError
+from nvae.system.memory_maps import releasing
+
+VERSION = 1  # of the decoder: images that another version decoded are not used again
+
+
+class Picture(NamedTuple):
+    """One picture of a data set: a file, a member of an archive, or a record of a database."""
+
+    name: str  # unique in the data set, with slashes; messages show the name, and a folder's split depends on it alone
+    open: Callable[[], BinaryIO | Image.Image]  # called in a thread; may raise PictureError
+    stamp: str  # changes when the content changes: of the size and the time of change, for example
+    position: int | None = None  # pictures with a position are opened one after another, in the order of the positions
+
+
+class Refusal(NamedTuple):
+    """The `open` of a picture that cannot be opened: raises PictureError."""
+
+    kind: FaultKind
+    reason: str = ""
+
+    def __call__(self) -> NoReturn:
+        raise PictureError(self.kind, self.reason)
+
+
+class DecodedPictures(NamedTuple):
+    """Images of the pictures that can be used, in the order of the pictures."""
+
+    images_u8: Tensor  # uint8 (N, C, S, S)
+    indices: list[int]  # of the picture of each image
+    report: PictureReport
+
+
+def decode_pictures(
+    pictures: Sequence[Picture],
+    config: ModelConfig,
+    source: str,
+    progress: bool = False,
+    leave_out_duplicates: bool = False,
+    cache: bool = False,
+) -> DecodedPictures:
+    """Decode pictures in parallel, with the keys of a `PictureDataset` in `config.dataset`.
+
+    A picture that cannot be used is left out and named in the report, never an error. source: the path of the folder or
+    archive, for messages. leave_out_duplicates: of files with the same bytes, use the first one alone.
+    Images that exceed `memory_limit` are kept in a memory-mapped file of the cache folder, and used again as long as
+    the pictures stay the same. cache: keep any number of images. The number of threads is
+    `training_parameters.workers`. Raises UserError if the images cannot be written.
+    """
+    shape = (len(pictures), config.image_channels, config.input_dimension, config.input_dimension)
+    cached = _cached_images(pictures, config, source, leave_out_duplicates)
+    if (decoded := _from_cache(cached, shape)) is not None:
+        return decoded
+
+    def decode(images_u8: np.ndarray) -> tuple[list[int], PictureReport, bool]:
+        return _decode(pictures, images_u8, config, source, progress, leave_out_duplicates)
+
+    def decode_to_cache(images_u8: np.ndarray) -> dict[str, Any]:
+        indices, report, is_final = decode(images_u8)
+        return {"indices": indices, "report": asdict(report), "final": is_final}
+
+    if not cache and math.prod(shape) <= memory_limit():
+        images_u8 = np.empty(shape, np.uint8)
+        indices, report, _ = decode(images_u8)
+        return DecodedPictures(torch.from_numpy(images_u8)[: len(indices)], indices, report)
+    cached.write(shape, decode_to_cache)
+    if (decoded := _from_cache(cached, shape, accept_temporary=True)) is None:
+        raise UserError(f"the cache file {cached.path} was changed by another program. Start again.")
+    return decoded
+
+
+def with_reports(data: Data, *decoded: DecodedPictures) -> Data:
+    """Return the data set with the warnings and the texts of the reports."""
+    reports = [part.report for part in decoded]
+    warnings = tuple(warning for report in reports for warning in report.warnings())
+    return replace(data, warnings=warnings, report="\n".join(filter(None, (report.text() for report in reports))))
+
+
+# ------------------------------------------------------------------------------------------------------- the cache
+
+
+def _cached_images(
+    pictures: Sequence[Picture], config: ModelConfig, source: str, leave_out_duplicates: bool
+) -> CachedImages:
+    size, channels, keys = config.input_dimension, config.image_channels, picture_keys(config.dataset)
+    own_keys = {
+        key: value
+        for key, value in keys
+        if key in PictureDataset.model_fields and key not in DatasetConfig.model_fields
+    }
+    path = os.path.abspath(source)
+    settings = _digest([repr((VERSION, path, size, channels, own_keys, leave_out_duplicates))])
+    stem = "".join(c if c.isalnum() and c.isascii() else "_" for c in Path(path).name)[:40]
+    names = (f"{picture.name}\0{picture.stamp}\0" for picture in pictures)
+    return CachedImages(f"{stem}_{size}x{size}x{channels}_{settings}", _digest(names))
+
+
+def _digest(texts: Iterable[str]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for text in texts:
+        digest.update(text.encode(errors="backslashreplace"))
+    return digest.hexdigest()
+
+
+def _from_cache(cached: CachedImages, shape: tuple[int, ...], accept_temporary: bool = False) -> DecodedPictures | None:
+    """Return what `decode_pictures` kept in a file; None for no file and for a damaged one.
+
+    accept_temporary: also images without those whose faults may be gone by now.
+    """
+    if (found := cached.read(shape)) is None:
+        return None
+    images_u8, facts = found
+    try:
+        if not facts["final"] and not accept_temporary:
+            return None
+        indices, report = list(map(int, facts["indices"])), PictureReport.from_dict(facts["report"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    if indices != sorted(set(indices) & set(range(len(images_u8)))) or len(indices) != report.read:
+        return None
+    return DecodedPictures(torch.from_numpy(images_u8)[: len(indices)], indices, report)
+
+
+# ---------------------------------------------------------------------------------------------------- the decoding
+
+
+_Opened = BinaryIO | Image.Image
+
+
+class _Facts(NamedTuple):
+    """What is known of a picture that was decoded."""
+
+    digest: bytes | None  # of the file's bytes; None where duplicates are of no interest
+    change: str | None  # one of the keys of `_notes`
+
+
+def _decode(
+    pictures: Sequence[Picture],
+    images_u8: np.ndarray,
+    config: ModelConfig,
+    source: str,
+    progress: bool,
+    leave_out_duplicates: bool,
+) -> tuple[list[int], PictureReport, bool]:
+    """Fill `images_u8` from the front; return the index of the picture of each image, the report, and whether all
+    faults will be there next time."""
+    size, channels, keys = config.input_dimension, config.image_channels, picture_keys(config.dataset)
+    threads = config.training_parameters.workers or os.cpu_count() or 1
+
+    def decode(job: tuple[Picture, _Opened | PictureError | None]) -> tuple[np.ndarray | None, _Facts | PictureError]:
+        picture, opened = job
+        if isinstance(opened, PictureError):
+            return None, opened
+        try:
+            return _decode_one(opened or picture.open(), size, channels, keys, leave_out_duplicates)
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's decoders raise almost any exception for a broken file
+            return None, _as_fault(error)
+
+    order = sorted(range(len(pictures)), key=lambda i: pictures[i].position or 0)
+    results: list[_Facts | PictureError] = [PictureError("broken")] * len(pictures)
+    jobs = ((pictures[i], _open_in_turn(pictures[i])) for i in order)
+    bar = tqdm(order, f"reading {source}", unit=" files", leave=False, disable=not progress, delay=1)
+    with without_pillow_warnings(), closing(map_in_threads(decode, jobs, threads, ahead=2 * threads)) as decoded:
+        for i, (image_u8, result) in zip(bar, releasing(decoded, CHUNK), strict=True):
+            results[i] = result
+            if image_u8 is not None:
+                images_u8[i] = image_u8
+    is_final = not any(isinstance(result, PictureError) and result.is_temporary for result in results)
+    return *_collect(pictures, results, images_u8, keys, source), is_final
+
+
+def _open_in_turn(picture: Picture) -> _Opened | PictureError | None:
+    """Open a picture that has a position; return None for other pictures, which are opened in the threads."""
+    if picture.position is None:
+        return None
+    try:
+        return picture.open()
+    except Exception as error:  # of a damaged archive: tarfile, zlib, lzma and others
+        return _as_fault(error)
+
+
+def _decode_one(
+    opened: _Opened, size: int, channels: int, keys: PictureDataset, with_digest: bool
+) -> tuple[np.ndarray, _Facts]:
+    """Decode a picture to uint8 (C, S, S). Raises almost any exception."""
+    digest = None
+    if not isinstance(opened, Image.Image):
+        with opened:
+            opened = read_content(opened)
+        digest = hashlib.blake2b(opened.getbuffer(), digest_size=16).digest() if with_digest else None
+    with open_image(opened, keys.max_image_pixels) as image:
+        if min(image.size) < keys.min_image_size:
+            raise PictureError("too small", f"{image.width} x {image.height} pixels")
+        change = "gray" if is_deep(image) else "color" if has_deep_colors(image) else None
+        return fit(image, size, channels, keys), _Facts(digest, change)
+
+
+def _as_fault(error: Exception) -> PictureError:
+    if isinstance(error, PictureError):
+        return error
+    if isinstance(error, UnidentifiedImageError):
+        return PictureError("broken", "damaged at its beginning")
+    if isinstance(error, OSError) and error.errno is not None:  # Pillow's own errors have no number
+        return PictureError("unreadable", error.strerror or "", is_temporary=True)
+    return PictureError("broken", str(error) or type(error).__name__)
+
+
+def _collect(
+    pictures: Sequence[Picture],
+    results: Sequence[_Facts | PictureError],
+    images_u8: np.ndarray,
+    keys: PictureDataset,
+    source: str,
+) -> tuple[list[int], PictureReport]:
+    """Leave out duplicates, and move the remaining images to the front of `images_u8`."""
+    indices: list[int] = []
+    faults: dict[str, PictureError] = {}
+    first: dict[bytes, str] = {}  # name of the first picture by digest
+    for i, (picture, result) in enumerate(releasing(zip(pictures, results, strict=True), CHUNK)):
+        if isinstance(result, _Facts) and result.digest is not None:
+            original = first.setdefault(result.digest, picture.name)
+            if original != picture.name:
+                result = PictureError("duplicate", f"the same as {original}")
+        if isinstance(result, PictureError):
+            ordinary = is_other_file(picture.name) and result.kind in ("broken", "empty", "not an image")
+            faults[picture.name] = PictureError("not an image") if ordinary else result
+        else:
+            if i > len(indices):
+                images_u8[len(indices)] = images_u8[i]
+            indices.append(i)
+    changes = Counter(results[i].change for i in indices)
+    return indices, PictureReport.of(source, len(indices), faults, _notes(changes, keys))
+
+
+def _notes(changes: Mapping[str | None, int], keys: PictureDataset) -> tuple[str, ...]:
+    """Return a sentence for each change. changes: number of pictures by change."""
+    lowest, highest = keys.percentiles or (0, 100)
+    limits = (
+        "its lowest and highest value" if keys.percentiles is None else f"its percentiles {lowest:g} and {highest:g}"
+    )
+    sentences = {
+        "gray": f"gray pictures of more than 8 bits were scaled, each so that {limits} become black and white; "
+        "dataset.percentiles changes this",
+        "color": "pictures of 16 bits with colors or transparency were reduced to their upper 8 bits; if they are too "
+        "dark, save them with 8 bits",
+    }
+    return tuple(f"{changes[change]:,} {sentence}" for change, sentence in sentences.items() if changes[change])

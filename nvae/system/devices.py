@@ -1,0 +1,89 @@
+"""Choose the device and its half precision, ask for its memory, and set fast process-wide defaults."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+import torch
+
+from nvae.system.errors import UserError
+
+
+def choose_device(name: str | None = None, index: int = 0) -> torch.device:
+    """Return the device with this name, or the fastest one: CUDA, then MPS, then the CPU. Raises UserError.
+
+    index: of the CUDA device, where the name has none.
+    """
+    available = available_devices()
+    if name is None or name == "cuda":
+        wanted = f"cuda:{index}"
+        if "cuda:0" in available and wanted not in available:
+            raise UserError(
+                f"this machine has no device '{wanted}': got {index + 1} processes, expected at most one for each GPU. "
+                "Use fewer processes on this machine, or the device cpu."
+            )
+        if wanted in available:
+            return torch.device(wanted)
+    if name is None:
+        return torch.device(available[0])
+    if name not in available:
+        raise UserError(f"this machine has no device '{name}'; expected {' or '.join(available)}.")
+    return torch.device(name)
+
+
+def available_devices() -> list[str]:
+    """Return the names of this machine's devices, the fastest type first."""
+    cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return [*cuda, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Return the free memory of a CUDA device, or the memory of the machine; None if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # some systems do not have these values
+        return None
+
+
+def half_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 if the device supports it, else float16, which needs loss scaling."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+def set_fast_defaults(deterministic: bool = False) -> None:
+    """Set process-wide options that make training faster. Results change only by rounding.
+
+    deterministic: only algorithms of a GPU that give the same numbers every time; a CPU has no others. PyTorch warns
+    of an operation without such an algorithm (https://docs.pytorch.org/docs/stable/notes/randomness.html).
+    """
+    _keep_freed_memory()
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first matrix product on a GPU
+    torch.backends.cudnn.benchmark = not deterministic  # all batches have the same shape, so that a search pays off
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # no number depends on this memory
+
+
+def _keep_freed_memory() -> None:
+    """Make glibc keep the memory of freed tensors instead of returning it to the system (Linux, CPU).
+
+    A training step frees and allocates the same gigabytes again and again. The system would have to map and zero every
+    returned page again, which takes an eighth of a step or more (`benchmarks/train_step.py --plain-process`).
+    Does nothing on other systems.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX of malloc.h
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 64 * 2**20)

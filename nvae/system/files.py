@@ -1,0 +1,147 @@
+"""Write files atomically and find unused file names."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from nvae.system.errors import UserError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNFINISHED = ".unfinished"  # the ending of temporary files: <name>.<process id>.<random digits>.unfinished
+
+
+class WriteError(UserError):
+    """A file that cannot be written: its `path`, and `disk_full` if there is no space left for it."""
+
+    def __init__(self, path: str | Path, error: OSError) -> None:
+        self.path = Path(path)
+        self.disk_full = error.errno in DISK_FULL
+        reason = "no space left on the disk" if self.disk_full else error.strerror or str(error)
+        super().__init__(f"{path} cannot be written: {reason}. Check the free disk space and the folder's permissions.")
+
+
+def previous_path(path: str | Path) -> Path:
+    """Return where `atomic_write(path, keep_previous=True)` keeps the replaced file."""
+    return Path(path).with_name(f"{Path(path).name}.previous")
+
+
+@contextmanager
+def atomic_write(path: str | Path, keep_previous: bool = False) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; flush that file and rename it to `path` on success.
+
+    The folder is created if needed. A crash at any instant, or a second writer, leaves a complete file at `path`:
+    the old one or a new one. The temporary file is removed on errors.
+
+    keep_previous: keep the replaced file as `previous_path(path)`.
+    Raises WriteError for an OSError, including one raised while the caller writes.
+    """
+    path = Path(path)
+    temporary = _temporary_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            _flush(temporary)
+            if keep_previous and path.exists():
+                link_or_copy(path, previous_path(path))
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):  # renamed already
+                temporary.unlink()
+    except OSError as error:
+        raise WriteError(path, error) from error
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; rename it to `path` on success, so that no incomplete folder is there.
+
+    The temporary folder is removed on errors. Raises UserError as `check_new_folder` does, and WriteError for an
+    OSError, including one raised while the caller writes.
+    """
+    check_new_folder(path)
+    target = Path(path).resolve()
+    temporary = _temporary_path(target)
+    try:
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            if target.is_dir():
+                target.rmdir()  # empty; on Windows, a folder cannot be renamed to one that exists
+            os.rename(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)  # renamed already, unless there was an error
+    except OSError as error:
+        raise WriteError(path, error) from error
+
+
+def check_new_folder(path: str | Path) -> None:
+    """Raise UserError if something other than an empty folder exists at `path`."""
+    path = Path(path)
+    try:
+        is_new = not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir()))
+    except OSError as error:
+        raise WriteError(path, error) from error
+    if not is_new:
+        raise UserError(f"'{path}' exists and is not an empty folder. Name another folder, or delete this one.")
+
+
+def unused_path(folder: str | Path, stem: str, suffix: str, is_free: Callable[[Path], bool] | None = None) -> Path:
+    """Return the first free one of <folder>/<stem><suffix>, <folder>/<stem>_2<suffix>, <folder>/<stem>_3<suffix>, ...
+
+    is_free: decides whether a path is free (default: nothing exists there). To reserve the path, let `is_free` create
+    the file and return whether that succeeded.
+    """
+    is_free = is_free or (lambda path: not os.path.lexists(path))
+    numbered = (Path(folder, f"{stem}_{number}{suffix}") for number in itertools.count(2))
+    return next(filter(is_free, itertools.chain([Path(folder, stem + suffix)], numbered)))
+
+
+def link_or_copy(path: str | Path, target: str | Path) -> None:
+    """Make `target` the file that is at `path` now: a hard link where there are any, else a copy. Raises OSError.
+
+    Link or copy to a name that no other writer uses, then rename: nothing is ever written into an existing file, which
+    might be linked to `path` too.
+    """
+    temporary = _temporary_path(Path(target))
+    try:
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copy2(path, temporary)
+            _flush(temporary)
+        os.replace(temporary, target)
+    finally:
+        with suppress(OSError):  # renamed already, unless both names were links to one file: then both remain
+            temporary.unlink()
+
+
+def remove_unfinished(folder: str | Path, is_own: Callable[[Path], bool]) -> None:
+    """Remove the temporary files and folders that killed processes have left in a folder and in those below.
+
+    is_own: whether a file, by its final path, may have no writer now. What cannot be removed stays.
+    """
+    for parent, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            match = re.fullmatch(rf"(.+)\.\d+\.[0-9a-f]{{8}}{re.escape(UNFINISHED)}", name)
+            if match and is_own(Path(parent, match[1])):
+                shutil.rmtree(Path(parent, name), ignore_errors=True)
+                with suppress(OSError):  # a folder, removed already
+                    Path(parent, name).unlink()
+
+
+def _temporary_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}{UNFINISHED}")
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())

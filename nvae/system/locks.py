@@ -1,0 +1,102 @@
+"""The lock of a run, so that two processes or threads never train one run at the same time."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from nvae.system.errors import UserError
+from nvae.system.files import WriteError, atomic_write
+
+PATIENCE = 0.5  # seconds: an earlier process may be about to end, and a new one to write who it is
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # of file systems without locks
+
+
+class RunLockedError(UserError):
+    """A run that another process or thread trains."""
+
+
+def holder_path(lock: Path) -> Path:
+    """Return the file that names the process that holds a lock, which no other process may be able to read."""
+    return lock.with_name(f"{lock.name}.json")
+
+
+def holder_of(lock: Path) -> str | None:
+    """Return who holds a lock, such as "process 12 on host h since 2026-01-01 12:00"; None if nobody does."""
+    if not lock.exists():
+        return None
+    try:
+        with FileLock(lock, timeout=0):
+            return None
+    except Timeout:
+        return _holder(holder_path(lock))
+    except OSError:  # a folder without write access
+        return None
+
+
+@contextmanager
+def run_lock(lock: Path, name: str, warn: Callable[[str], object]) -> Iterator[None]:
+    """Hold the lock of the run `name`; the folder is created if needed.
+
+    The operating system releases the lock when the process ends, however it ends: a file that is left locks nothing.
+    warn: receives a warning where the file system has no locks. Raises RunLockedError, and WriteError for a folder that
+    cannot be written.
+    """
+    if is_locked := _acquire(file_lock := FileLock(lock), lock, name, warn):
+        _write_holder(holder_path(lock))
+    try:
+        yield
+    finally:
+        if is_locked:
+            for path in (holder_path(lock), lock):  # filelock never takes the lock of a removed file
+                with suppress(OSError):
+                    path.unlink()
+            file_lock.release()
+
+
+def _acquire(file_lock: FileLock, path: Path, name: str, warn: Callable[[str], object]) -> bool:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file_lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        raise RunLockedError(
+            f"the run {name!r} is trained by {_holder(holder_path(path))}: expected one training of a run at a time. "
+            "Wait until that training ends, stop it, or train under another name."
+        ) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise WriteError(path, error) from error
+        warn(f"the file system of {path} has no locks: do not train the run {name!r} twice at the same time.")
+        return False
+    return True
+
+
+def _write_holder(path: Path) -> None:
+    started = datetime.now().astimezone().isoformat(" ", "seconds")
+    holder = {"process": os.getpid(), "host": socket.gethostname(), "started": started}
+    with suppress(WriteError), atomic_write(path) as temporary:  # the lock is held without its holder's name too
+        temporary.write_text(json.dumps(holder), encoding="utf-8")
+
+
+def _holder(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        process, host, started = holder["process"], holder["host"], holder["started"]
+        if (
+            isinstance(process, int)
+            and re.fullmatch(r"[\w.-]{1,255}", host)
+            and re.fullmatch(r"[\d:+ -]{1,50}", started)
+        ):
+            return f"process {process} on host {host} since {started}"
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # just starting, or damaged
+        pass
+    return "another process"

@@ -1,0 +1,156 @@
+"""The processes of one training, its ranks: their shares of the images, and what they tell each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from nvae.system.errors import UserError
+from nvae.system.signals import ending_at_once
+
+# The other ranks wait while the first one saves and draws. A process that ends is noticed without a timeout.
+TIMEOUT = timedelta(hours=1)
+BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "cpu": "gloo"}  # NCCL for the tensors of GPUs, gloo for all others
+
+_Value = TypeVar("_Value")
+
+
+class Ranks:
+    """The ranks of a training: `count` processes, of which this one has the number `index`, from 0 on.
+
+    The methods below are collective: every rank calls each of them in the same order.
+    """
+
+    def __init__(self, index: int = 0, count: int = 1, local_index: int = 0) -> None:
+        self.index, self.count, self.local_index = index, count, local_index
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes, logs and draws."""
+        return self.index == 0
+
+    def share(self, start: int, stop: int) -> slice:
+        """Return which of the images from `start` to `stop` are this rank's: equal shares, or nearly."""
+        images = stop - start
+        return slice(start + images * self.index // self.count, start + images * (self.index + 1) // self.count)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a tensor over the ranks, without gradient."""
+        if self.count == 1:
+            return tensor
+        total = tensor.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def gather(self, value: _Value) -> list[_Value]:
+        """Return the values of all ranks; they are pickled on the way."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_first(self, function: Callable[[], _Value]) -> _Value:
+        """Return the first rank's result of a function; a UserError there is raised on every rank."""
+        if self.count == 1:
+            return function()
+        result: list[Any] = [None]
+        if self.is_first:
+            try:
+                result = [(function(), None)]
+            except UserError as error:
+                result = [(None, error)]
+        dist.broadcast_object_list(result, device=torch.device("cpu"))
+        value, error = result[0]
+        if error is not None:
+            raise error
+        return value
+
+    def any_number(self, number: int | None) -> int | None:
+        """Return the largest number that a rank gives, or None."""
+        if self.count == 1:
+            return number
+        largest = torch.tensor(-1 if number is None else number)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return None if largest < 0 else int(largest)
+
+    def wait(self) -> None:
+        """Wait until every rank is here."""
+        self.any_number(None)
+
+    @contextmanager
+    def first_of_machine_first(self) -> Iterator[None]:
+        """Let the first rank of each machine run the context, then the others: one of them downloads, for example."""
+        if self.local_index:
+            self.wait()
+        yield
+        if not self.local_index:
+            self.wait()
+        self.wait()
+
+    def copy_buffers(self, model: nn.Module) -> None:
+        """Set a model's buffers to those of the first rank."""
+        if self.count > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+
+def started_by_torchrun() -> bool:
+    """Return whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
+
+
+def local_index() -> int:
+    """Return the number of this process on its machine; 0 without torchrun."""
+    return int(os.environ.get("LOCAL_RANK", 0)) if started_by_torchrun() else 0
+
+
+@contextmanager
+def joined_ranks(device: torch.device) -> Iterator[Ranks]:
+    """Join the other processes that torchrun started; without torchrun, yield a single rank.
+
+    A program that has a process group already keeps it. device: of this process. Raises UserError where the connection
+    to another process is lost, which ends all ranks.
+    """
+    if dist.is_available() and dist.is_initialized():
+        yield Ranks(dist.get_rank(), dist.get_world_size(), local_index())
+        return
+    if not started_by_torchrun():
+        yield Ranks()
+        return
+    if device.type not in BACKENDS:
+        raise UserError(f"got several processes on the device '{device}', expected cuda or cpu. Use one process.")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    with explained_connection():
+        with ending_at_once():  # waits for the other processes, of which one may have failed; nothing is open yet
+            dist.init_process_group(BACKENDS[device.type], timeout=TIMEOUT)
+        try:
+            yield Ranks(dist.get_rank(), dist.get_world_size(), local_index())
+        finally:
+            dist.destroy_process_group()
+
+
+CONNECTION_WORDS = ("connection", "gloo", "nccl", "socket", "timed out")
+
+
+@contextmanager
+def explained_connection() -> Iterator[None]:
+    """Turn the errors of a lost connection into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:  # dist.DistError is one; gloo raises plain RuntimeErrors
+        text = str(error).lower()
+        if not isinstance(error, dist.DistError) and not any(word in text for word in CONNECTION_WORDS):
+            raise
+        raise UserError(
+            "the connection to another process of this training was lost, so that all end. The last checkpoint is "
+            f"intact; the message of the process that ended first says why ({str(error).splitlines()[0][:200]})."
+        ) from error

@@ -1,0 +1,243 @@
+import itertools
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from nvae.data.loaders.folder import load_folder
+from nvae.data.pictures import decoding as pictures
+from nvae.system.errors import UserError
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """A folder of forty images of one color each, some in a subfolder, and two files that are not images."""
+    folder = tmp_path / "image_folder"
+    (folder / "more").mkdir(parents=True)
+    for i in range(40):
+        where = folder / "more" if i % 4 == 0 else folder
+        Image.new("RGB", (12, 10), (i, 2 * i, 3 * i)).save(where / f"{i}.png")
+    (folder / "readme.txt").write_text("not an image")
+    (folder / ".hidden.png").write_text("not an image")
+    return folder
+
+
+@pytest.fixture
+def load(make_config):
+    def load(path, **changes):
+        return load_folder(make_config(dataset={"name": "folder", "path": str(path)} | changes))
+
+    return load
+
+
+def colors(images):
+    return {tuple(image[:, 4, 4].tolist()) for image in images}
+
+
+def test_folder_parts_are_disjoint_and_complete(image_folder, load):
+    data = load(image_folder)
+    assert data.training.dtype == torch.uint8
+    assert data.training.shape[1:] == (3, 8, 8)
+    assert colors(data.training) | colors(data.validation) == {(i, 2 * i, 3 * i) for i in range(40)}
+    assert not colors(data.training) & colors(data.validation)
+    assert data.warnings == ()
+
+
+def test_folder_split_is_stable_when_images_are_added(image_folder, load):
+    before = load(image_folder, validation_fraction=0.3)
+    for i in range(40, 50):
+        Image.new("RGB", (9, 9), (i, 2 * i, 3 * i)).save(image_folder / f"{i}.png")
+    after = load(image_folder, validation_fraction=0.3)
+    assert colors(before.training) < colors(after.training)
+    assert colors(before.validation) <= colors(after.validation)
+    assert before.fingerprint != after.fingerprint
+
+
+def test_folder_fingerprint_does_not_depend_on_its_path(image_folder, load, tmp_path):
+    before = load(image_folder)
+    moved = image_folder.rename(tmp_path / "moved")
+    assert load(moved).fingerprint == before.fingerprint
+
+
+def test_folder_of_two_images_fills_both_parts(tmp_path, load):
+    for fraction in (0.01, 0.99):
+        for shade, name in enumerate("ab"):
+            Image.new("L", (8, 8), shade).save(tmp_path / f"{name}.png")
+        data = load(tmp_path, validation_fraction=fraction)
+        assert (len(data.training), len(data.validation)) == (1, 1)
+
+
+def test_folder_converts_to_one_channel(image_folder, make_config):
+    data = load_folder(make_config(image_channels=1, dataset={"path": str(image_folder)}))
+    assert data.training.shape[1:] == (1, 8, 8)
+
+
+def test_folder_names_unreadable_files_in_a_warning(image_folder, load):
+    whole = (image_folder / "1.png").read_bytes()
+    (image_folder / "broken.png").write_bytes(whole[: len(whole) // 2])
+    (image_folder / "fake.jpg").write_text("hello")
+    data = load(image_folder)
+    assert len(data.training) + len(data.validation) == 40
+    (warning,) = data.warnings
+    assert all(part in warning for part in ("2 of 42", "broken.png", "fake.jpg"))
+
+
+def test_folder_follows_links_in_a_circle(image_folder, tmp_path, load):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    Image.new("RGB", (8, 8), (255, 255, 255)).save(outside / "one.png")
+    (image_folder / "link").symlink_to(outside)
+    (image_folder / "more" / "circle").symlink_to(image_folder)
+    data = load(image_folder)
+    assert len(data.training) + len(data.validation) == 41
+
+
+@pytest.mark.parametrize("content", [{}, {"notes.txt": "hello"}, {"a.png": "broken"}])
+def test_folder_without_pictures_is_refused(tmp_path, load, content):
+    for name, text in content.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=r"0 pictures.*dataset\.path"):
+        load(tmp_path)
+
+
+def test_folder_of_unreadable_files_is_refused(tmp_path, load):
+    for name in "abc":
+        (tmp_path / f"{name}.png").write_text("hello")
+    with pytest.raises(UserError, match="3 of 3 pictures are left out"):
+        load(tmp_path)
+
+
+def test_missing_folder_is_refused(tmp_path, load):
+    with pytest.raises(UserError, match=r"nowhere.*dataset\.path"):
+        load(tmp_path / "nowhere")
+
+
+def add_picture(folder, name, part=None):
+    path = folder / (part or "") / name
+    path.parent.mkdir(exist_ok=True)
+    shade = len(list(folder.rglob("*.png")))
+    Image.new("RGB", (9, 9), (shade, 2 * shade, 3 * shade)).save(path)
+    return (shade, 2 * shade, 3 * shade)
+
+
+@pytest.mark.parametrize(("train", "val"), [("train", "val"), ("Train", "validation"), ("train", "valid")])
+def test_folder_subfolders_are_the_split(tmp_path, load, train, val):
+    training = {add_picture(tmp_path, f"{i}.png", train) for i in range(5)}
+    validation = {add_picture(tmp_path, f"{i}.png", val) for i in range(3)}
+    add_picture(tmp_path, "stray.png")
+    data = load(tmp_path, validation_fraction=0.9)
+    assert colors(data.training) == training
+    assert colors(data.validation) == validation
+    assert data.test is None
+    assert "1 no part (stray.png)" in data.warnings[-1]
+    test = {add_picture(tmp_path, "one.png", "test")}
+    assert colors(load(tmp_path).test) == test
+
+
+def test_folder_test_subfolder_stays_apart_without_a_validation_subfolder(tmp_path, load):
+    training = {add_picture(tmp_path, f"{i}.png", "train") for i in range(20)}
+    test = {add_picture(tmp_path, f"{i}.png", "test") for i in range(6)}
+    data = load(tmp_path, validation_fraction=0.3)
+    assert colors(data.training) | colors(data.validation) == training
+    assert not colors(data.training) & colors(data.validation)
+    assert colors(data.test) == test
+
+
+def test_folder_of_labels_is_no_split(tmp_path, load):
+    """A label may be called train: without val, it is an ordinary subfolder."""
+    shades = {add_picture(tmp_path, f"{i}.png", label) for label in ("train", "bus") for i in range(10)}
+    data = load(tmp_path)
+    assert colors(data.training) | colors(data.validation) == shades
+
+
+# --------------------------------------------------------------------------------------------------------- the cache
+
+
+def test_folder_larger_than_the_memory_limit_is_cached_and_used_again(image_folder, load, cache, monkeypatch):
+    before = sorted(image_folder.rglob("*"))
+    first = load(image_folder)
+    monkeypatch.setenv("NVAE_MEMORY_LIMIT", "1")
+    monkeypatch.setattr(pictures, "fit", None)  # decoding a picture again would fail
+    again = load(image_folder)
+    assert (again.fingerprint, again.report, again.warnings) == (first.fingerprint, first.report, first.warnings)
+    assert len(list(cache.glob("*.npy"))) == 1
+    assert sorted(image_folder.rglob("*")) == before
+    monkeypatch.undo()
+    shutil.rmtree(cache)
+    assert load(image_folder).fingerprint == first.fingerprint
+
+
+def test_folder_cache_follows_changes_and_keys(image_folder, load, cache):
+    load(image_folder)
+    Image.new("RGB", (20, 10), (250, 250, 250)).save(image_folder / "1.png")
+    (image_folder / "2.png").unlink()
+    changed = load(image_folder)
+    shades = colors(changed.training) | colors(changed.validation)
+    assert (250, 250, 250) in shades and (2, 4, 6) not in shades
+    assert len(list(cache.glob("*.npy"))) == 1  # the outdated file is gone
+    padded = load(image_folder, fit="pad", background="red")
+    assert padded.fingerprint != changed.fingerprint
+    assert len(list(cache.glob("*.npy"))) == 2  # two runs with different keys do not replace each other's files
+    load(image_folder, horizontal_flip=True, validation_fraction=0.5)
+    assert len(list(cache.glob("*.npy"))) == 2
+
+
+def test_folder_cache_forgets_faults_that_may_be_temporary(image_folder, load, cache, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "read_content", refuse_every_fourth(pictures.read_content, OSError(5, "I/O error")))
+        data = load(image_folder)
+        assert len(data.training) + len(data.validation) < 40
+        assert "unreadable" in data.report
+    data = load(image_folder)
+    assert len(data.training) + len(data.validation) == 40
+
+
+def test_folder_without_memory_is_an_error_and_not_a_fault_of_the_picture(image_folder, load, cache, monkeypatch):
+    monkeypatch.setattr(pictures, "read_content", refuse_every_fourth(pictures.read_content, MemoryError()))
+    with pytest.raises(MemoryError):
+        load(image_folder)
+    assert list(cache.glob("*.json")) == []
+
+
+def refuse_every_fourth(function, error):
+    calls = itertools.count(1)
+
+    def refuse(*arguments):
+        if next(calls) % 4 == 0:
+            raise error
+        return function(*arguments)
+
+    return refuse
+
+
+@pytest.mark.parametrize("damage", ["cut", "facts", "infinity", "kind", "no facts"])
+def test_folder_damaged_cache_is_replaced(image_folder, load, cache, damage):
+    expected = load(image_folder).fingerprint
+    (images,), (facts,) = cache.glob("*.npy"), cache.glob("*.json")
+    if damage == "cut":
+        images.write_bytes(images.read_bytes()[:-100])
+    elif damage == "facts":
+        facts.write_text('{"indices": [3, 2], "report": 1}')
+    elif damage == "infinity":
+        facts.write_text('{"indices": [Infinity], "report": {}}')
+    elif damage == "kind":
+        facts.write_text(facts.read_text().replace('"left_out": {', '"left_out": {"odd": [], '))
+    else:
+        facts.unlink()
+    assert load(image_folder).fingerprint == expected
+
+
+def test_folder_images_of_the_cache_can_be_changed_in_memory(image_folder, load, cache):
+    expected = load(image_folder).fingerprint
+    load(image_folder).training.fill_(7)
+    assert load(image_folder).fingerprint == expected
+
+
+def test_folder_without_space_for_the_cache_is_refused(image_folder, load, cache, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**10))
+    with pytest.raises(UserError, match="NVAE_CACHE") as raised:
+        load(image_folder)
+    assert raised.value.__cause__.disk_full
+    assert list(cache.iterdir()) == []

@@ -1,0 +1,164 @@
+import gzip
+import io
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from nvae.data import sources
+from nvae.data.downloads import SourceFile
+from nvae.system.errors import UserError
+
+IDX_SETS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
+
+
+def idx(images):
+    return np.array([2051, *images.shape], ">u4").tobytes() + images.tobytes()
+
+
+@pytest.fixture
+def images():
+    random = np.random.default_rng(0)
+    return {
+        "train": random.integers(0, 256, (7, 28, 28), np.uint8),
+        "t10k": random.integers(0, 256, (3, 28, 28), np.uint8),
+    }
+
+
+@pytest.fixture
+def files(set_folder, images):
+    """Compressed files, directly in the folder of the data set."""
+    set_folder.mkdir()
+    for part, pixels in images.items():
+        (set_folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(pixels)))
+    return set_folder
+
+
+@pytest.fixture
+def load(load):
+    return lambda name="mnist", keys=None, **changes: load(name, keys, **({"image_channels": 1} | changes))
+
+
+def test_mnist_at_32_pixels_is_padded(files, images, load):
+    data = load(input_dimension=32)
+    assert data.training.shape == (7, 1, 32, 32)
+    assert torch.equal(data.training[:, 0, 2:-2, 2:-2], torch.from_numpy(images["train"]))
+    assert torch.equal(data.validation[:, 0, 2:-2, 2:-2], torch.from_numpy(images["t10k"]))
+    assert data.training.sum() == int(images["train"].sum(dtype=np.int64))
+
+
+@pytest.mark.parametrize("name", IDX_SETS)
+def test_idx_set_at_28_pixels_is_unchanged(files, images, load, name):
+    data = load(name, input_dimension=28)
+    assert torch.equal(data.training[:, 0], torch.from_numpy(images["train"]))
+    assert torch.equal(data.validation[:, 0], torch.from_numpy(images["t10k"]))
+    assert data.test is None
+
+
+def test_mnist_other_sizes_are_resampled_and_channels_repeated(files, images, load):
+    data = load(input_dimension=64, image_channels=3)
+    assert data.training.shape == (7, 3, 64, 64)
+    assert torch.equal(data.training[:, 0], data.training[:, 2])
+    assert data.training.float().mean().item() == pytest.approx(images["train"].mean(), rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "class_name"), IDX_SETS.items())
+def test_idx_set_reads_the_files_of_torchvision(set_folder, images, load, name, class_name):
+    raw = set_folder / class_name / "raw"
+    raw.mkdir(parents=True)
+    for part, pixels in images.items():
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(pixels))
+    assert load(name, input_dimension=28).training.shape == (7, 1, 28, 28)
+
+
+def test_mnist_validation_images_are_training_images(files, images, load):
+    data = load(keys={"validation_images": 2}, input_dimension=28, image_channels=3)
+    assert torch.equal(data.test[:, 1], torch.from_numpy(images["t10k"]))
+    kept = torch.cat([data.training, data.validation])
+    assert (len(data.training), len(data.validation)) == (5, 2)
+    assert {image.tobytes() for image in kept[:, 1].numpy()} == {image.tobytes() for image in images["train"]}
+
+
+@pytest.mark.parametrize("name", IDX_SETS)
+def test_idx_set_is_downloaded_once(set_folder, images, load, server, monkeypatch, name):
+    published = sources.SOURCES[name](None)
+    content = {part: gzip.compress(idx(images[key])) for part, key in (("training", "train"), ("test", "t10k"))}
+    server.files = {published[part].url: content[part] for part in published}
+    with pytest.raises(UserError, match="another file"):
+        load(name)
+    unchecked = {part: file._replace(md5="") for part, file in published.items()}
+    monkeypatch.setitem(sources.SOURCES, name, lambda dataset: unchecked)
+    server.requests.clear()
+    for _ in range(2):
+        assert len(load(name, input_dimension=28).validation) == 3
+    assert server.requests == [file.url for file in published.values()]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-50], lambda b: b"hello" + b, lambda b: b""])
+def test_mnist_damaged_file_is_refused(files, load, damage):
+    file = files / "train-images-idx3-ubyte.gz"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(UserError, match="train-images"):
+        load()
+
+
+# ---------------------------------------------------------------------------------------------------------- emnist
+
+
+@pytest.fixture
+def emnist(images):
+    """The archive of two of the subsets, whose images are transposed."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for version, count in (("balanced", 7), ("letters", 5)):
+            for part, key in (("train", "train"), ("test", "t10k")):
+                content = idx(images[key][:count].swapaxes(1, 2).copy())
+                archive.writestr(f"gzip/emnist-{version}-{part}-images-idx3-ubyte.gz", gzip.compress(content))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Accept the archive of the test instead of the published one."""
+    original = sources.SOURCES["emnist"]
+
+    def files(dataset) -> dict[str, SourceFile]:
+        return {part: file._replace(md5="") for part, file in original(dataset).items()}
+
+    monkeypatch.setitem(sources.SOURCES, "emnist", files)
+
+
+def test_emnist_images_are_upright(set_folder, images, emnist, load, unchecked):
+    set_folder.mkdir()
+    (set_folder / "gzip.zip").write_bytes(emnist)
+    data = load("emnist", input_dimension=28)
+    assert torch.equal(data.training[:, 0], torch.from_numpy(images["train"]))
+    assert torch.equal(data.validation[:, 0], torch.from_numpy(images["t10k"]))
+
+
+def test_emnist_versions_come_from_one_download(images, emnist, load, server, unchecked):
+    url = "https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip"
+    server.files[url] = emnist
+    for version, count in (("balanced", 7), ("letters", 5)):
+        data = load("emnist", {"version": version}, input_dimension=28)
+        assert torch.equal(data.training[:, 0], torch.from_numpy(images["train"][:count]))
+    assert server.requests == [url]
+
+
+@pytest.mark.parametrize("folder", ["", "EMNIST/raw"])
+def test_emnist_reads_files_by_themselves(set_folder, images, load, folder):
+    (set_folder / folder).mkdir(parents=True)
+    for part, key in (("train", "train"), ("test", "t10k")):
+        (set_folder / folder / f"emnist-digits-{part}-images-idx3-ubyte").write_bytes(idx(images[key]))
+    data = load("emnist", {"version": "digits"}, input_dimension=28)
+    assert torch.equal(data.training[:, 0], torch.from_numpy(images["train"].swapaxes(1, 2).copy()))
+
+
+def test_mnist_reads_the_real_files(root, load):
+    folder = root.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the real MNIST files are missing: {folder}")
+    for name in ("mnist", "fashion_mnist"):
+        data = load(name, {"path": str(folder / name)}, input_dimension=32)
+        assert (len(data.training), len(data.validation)) == (60_000, 10_000)

@@ -1,0 +1,45 @@
+import ctypes
+
+import pytest
+import torch
+
+from nvae.system.devices import available_bytes, choose_device, set_fast_defaults
+from nvae.system.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("gpus", "mps", "name", "expected"),
+    [
+        (2, False, None, "cuda:0"),
+        (2, False, "cuda", "cuda:0"),
+        (2, False, "cuda:1", "cuda:1"),
+        (2, False, "cpu", "cpu"),
+        (0, True, None, "mps"),
+        (0, False, None, "cpu"),
+    ],
+)
+def test_choose_device_prefers_the_fastest(monkeypatch, gpus, mps, name, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert choose_device(name) == torch.device(expected)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cpu:3"])
+def test_choose_device_refuses_a_missing_device(name):
+    with pytest.raises(UserError, match=f"'{name}'.*cpu"):
+        choose_device(name)
+
+
+def test_set_fast_defaults_works_without_glibc(monkeypatch):
+    def missing(name):
+        raise OSError("no C library")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    set_fast_defaults()
+    assert torch.backends.cudnn.benchmark
+
+
+def test_available_bytes_of_this_machine_are_plausible():
+    assert 2**28 < available_bytes(torch.device("cpu")) < 2**50

@@ -1,0 +1,166 @@
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from filelock import FileLock
+
+from nvae.system import locks
+from nvae.system.files import WriteError
+from nvae.system.locks import RunLockedError, holder_path, run_lock
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from nvae.system.locks import RunLockedError, run_lock
+try:
+    with run_lock(Path(sys.argv[1]), "little", print):
+        print("held", flush=True)
+        sys.stdin.read()
+except RunLockedError as error:
+    print(error, flush=True)
+"""
+
+
+@pytest.fixture
+def lock(tmp_path):
+    return tmp_path / "saved_weights" / "little.lock"
+
+
+@pytest.fixture
+def hold(root, lock):
+    """A function: start a process that holds the lock until its input ends, or says why not."""
+    processes = []
+
+    def hold():
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        environment = os.environ | {"PYTHONPATH": str(root)}
+        processes.append(subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], env=environment, **pipes))
+        return processes[-1]
+
+    yield hold
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def fail(warning):
+    pytest.fail(warning)
+
+
+def test_lock_names_its_holder_and_is_free_afterwards(lock):
+    with run_lock(lock, "little", fail):
+        holder = json.loads(holder_path(lock).read_text())
+        assert (holder["process"], holder["host"]) == (os.getpid(), socket.gethostname())
+        with pytest.raises(RunLockedError) as raised, run_lock(lock, "little", fail):
+            pytest.fail("the lock is held")
+        assert str(os.getpid()) in str(raised.value) and socket.gethostname() in str(raised.value)
+        assert holder_path(lock).exists()
+    assert os.listdir(lock.parent) == []
+    with run_lock(lock, "little", fail):
+        pass
+
+
+def test_lock_keeps_out_a_second_thread_and_no_other_run(lock):
+    refused = []
+
+    def train():
+        try:
+            with run_lock(lock.with_name("other.lock"), "other", fail), run_lock(lock, "little", fail):
+                pass
+        except RunLockedError as error:
+            refused.append(error)
+
+    with run_lock(lock, "little", fail):
+        thread = threading.Thread(target=train)
+        thread.start()
+        thread.join()
+    assert len(refused) == 1 and "'little'" in str(refused[0])
+
+
+def test_lock_of_another_process_is_refused_with_its_id(lock, hold):
+    process = hold()
+    assert process.stdout.readline() == "held\n"
+    start = time.monotonic()
+    with pytest.raises(RunLockedError) as raised, run_lock(lock, "little", fail):
+        pytest.fail("the lock is held")
+    assert time.monotonic() - start < 20
+    assert re.search(rf"\b{process.pid}\b", str(raised.value))
+
+
+def test_lock_of_a_killed_process_stops_nobody(lock, hold):
+    process = hold()
+    process.stdout.readline()
+    process.send_signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+    process.wait()
+    assert holder_path(lock).exists()  # nobody removed the file
+    with run_lock(lock, "little", fail):
+        assert json.loads(holder_path(lock).read_text())["process"] == os.getpid()
+
+
+def test_one_of_racing_processes_gets_the_lock(hold):
+    processes = [hold() for _ in range(3)]
+    lines = {process.pid: process.stdout.readline() for process in processes}
+    (holder,) = (process for process, line in lines.items() if line == "held\n")
+    assert all(str(holder) in line for process, line in lines.items() if process != holder)
+
+
+def test_threads_take_turns_one_at_a_time(lock, monkeypatch):
+    """The file is removed by each of them, so a thread may wait for the lock of a file that is gone."""
+    monkeypatch.setattr(locks, "PATIENCE", 60)
+    inside, most, turns = [], [], []
+
+    def take_turns():
+        for _ in range(20):
+            with run_lock(lock, "little", fail):
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+                turns.append(1)
+
+    threads = [threading.Thread(target=take_turns) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(turns), max(most)) == (80, 1)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"process": "x"}', '{"process": 1, "host": "a\\nb", "started": "x"}'])
+def test_lock_with_a_damaged_name_of_its_holder_is_held_all_the_same(lock, text, monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0.01)
+    with run_lock(lock, "little", fail):
+        holder_path(lock).write_text(text)
+        with pytest.raises(RunLockedError) as raised, run_lock(lock, "little", fail):
+            pytest.fail("the lock is held")
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_lock_is_released_after_errors(lock):
+    with pytest.raises(KeyboardInterrupt), run_lock(lock, "little", fail):
+        raise KeyboardInterrupt
+    with run_lock(lock, "little", fail):
+        pass
+
+
+def test_lock_on_a_file_system_without_locks_is_a_warning(lock, monkeypatch):
+    def none(*args, **kwargs):
+        raise OSError(locks.NO_LOCKS[0], "no locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", none)
+    warnings = []
+    with run_lock(lock, "little", warnings.append):
+        assert not holder_path(lock).exists()
+    assert len(warnings) == 1
+
+
+def test_lock_below_a_file_is_a_write_error(tmp_path):
+    (tmp_path / "saved_weights").touch()
+    with pytest.raises(WriteError), run_lock(tmp_path / "saved_weights" / "a.lock", "a", fail):
+        pytest.fail("there is no folder")
