@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.optim import OPTIMIZERS
+from nvae.optim import num_moments
 from nvae.schema import ModelConfig, TrainingParameters
 
 FLOAT32_BYTES = 4
@@ -76,7 +76,7 @@ def _training_bytes(config: ModelConfig, cost: Cost, parameters: int, batch_size
 def _bytes_per_parameter(config: ModelConfig) -> int:
     """Return the bytes of a parameter, its gradient, the optimizer's moments and the EMA."""
     schedule = config.training_parameters
-    return FLOAT32_BYTES * (2 + len(OPTIMIZERS[schedule.optimizer].moments) + (schedule.ema_decay is not None))
+    return FLOAT32_BYTES * (2 + num_moments(schedule) + (schedule.ema_decay is not None))
 
 
 def summary(config: ModelConfig) -> str:

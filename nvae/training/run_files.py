@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nvae.checkpoint import FOLDER as WEIGHTS
 from nvae.checkpoint import CheckpointError, checkpoint_path, is_whole, model_path
@@ -16,9 +15,8 @@ from nvae.system.errors import UserError
 from nvae.system.files import WriteError, link_or_copy, previous_path, remove_unfinished, unused_path
 from nvae.system.torch_files import DamagedFileError
 from nvae.training.loggers import FOLDER as RUNS
-
-if TYPE_CHECKING:
-    from nvae.training.trainer import Trainer
+from nvae.training.resuming import resume_training
+from nvae.training.trainer import Trainer
 
 COPY = r"\.(best|best_fid|epoch_\d{4,})"  # what copies of a checkpoint have behind the name of the run
 
@@ -64,7 +62,7 @@ class RunFiles:
 
     # -------------------------------------------------------------------------------------------------- continuing
 
-    def resume(self, trainer: Trainer) -> tuple[Path | None, list[str]]:
+    def resume(self, trainer: Trainer, changed_data: bool = False) -> tuple[Path | None, list[str]]:
         """Restore the newest checkpoint that is whole; return its path and warnings, or None if there is none.
 
         A damaged checkpoint is kept under another name. Raises UserError, and then changes nothing: if the files are
@@ -81,7 +79,7 @@ class RunFiles:
                 problems.append("is missing")
                 continue
             try:
-                warnings = trainer.resume(path, self.name)
+                warnings = resume_training(trainer, path, self.name, changed_data)
             except DamagedFileError:
                 problems.append("is damaged")
                 continue
@@ -90,7 +88,7 @@ class RunFiles:
                 warnings.insert(
                     0,
                     f"{self.checkpoint} {problems[0]}{fate}: training continues from {path.name}, the checkpoint saved "
-                    f"before, at step {trainer.progress.step}.",
+                    f"before, at step {trainer.position.step}.",
                 )
             return path, warnings
         raise CheckpointError(
@@ -140,16 +138,16 @@ class RunFiles:
         best_quality: keep the checkpoint as that of the best samples too, if `keep_best` is on.
         Call this when the checkpoint holds the state of the trainer. Raises WriteError.
         """
-        schedule, progress, validations = trainer.schedule, trainer.progress, trainer.history.validations
+        schedule, validations = trainer.schedule, trainer.history.validations
         copies = []
-        if schedule.keep_best and validations and validations[-1].epoch == trainer.epoch:
+        if schedule.keep_best and validations and validations[-1].epoch == trainer.position.in_epochs:
             earlier = (validation.elbo for validation in validations[:-1])
             if validations[-1].elbo > max(earlier, default=-math.inf):
                 copies.append(self.best)
         if schedule.keep_best and best_quality:
             copies.append(self.best_fid)
         if keep_every_due(trainer):
-            copies.append(self.epoch_copy(progress.epoch))
+            copies.append(self.epoch_copy(trainer.position.epoch))
         for copy in copies:
             try:
                 link_or_copy(self.checkpoint, copy)
@@ -159,5 +157,4 @@ class RunFiles:
 
 def keep_every_due(trainer: Trainer) -> bool:
     """Return whether the last step completed the epochs between two checkpoints that are kept."""
-    every, progress = trainer.schedule.keep_every, trainer.progress
-    return every is not None and progress.image == 0 and progress.epoch > 0 and progress.epoch % every == 0
+    return trainer.position.completes(trainer.schedule.keep_every)

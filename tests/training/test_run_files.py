@@ -14,7 +14,9 @@ from nvae.system.locks import RunLockedError, run_lock
 from nvae.system.torch_files import CheckpointError
 from nvae.training import loop, run_output
 from nvae.training.loop import Stopped, train
+from nvae.training.resuming import save_training
 from nvae.training.run_files import RunFiles
+from nvae.training.validation import record_validation
 
 from .helpers import advance
 
@@ -196,12 +198,12 @@ def test_keep_best_keeps_the_best_validation(trainer, files, monkeypatch, links)
     best = []
     for elbo in (-9.0, -7.0, -8.0, -7.0):
         advance(trainer, 1)
-        trainer.record_validation(elbo, [1.0])
-        trainer.save(files.checkpoint)
+        record_validation(trainer, elbo, [1.0])
+        save_training(trainer, files.checkpoint)
         files.keep_copies(trainer)
         best.append(position(files.best))
     advance(trainer, 1)
-    trainer.save(files.checkpoint)
+    save_training(trainer, files.checkpoint)
     files.keep_copies(trainer)  # not validated here
     assert [*best, position(files.best)] == [1, 2, 2, 2, 2]
     assert not previous_path(files.best).exists()
