@@ -7,7 +7,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from nvae.inference.arguments import PerScale, check_choice, check_count, check_images, check_seeds, per_group
+from nvae.inference.arguments import Factors, check_choice, check_count, check_images, check_seeds, per_group
 from nvae.inference.sampling import BATCH_SIZE, Pixels, seed_noise, to_images
 from nvae.models.distributions import Noise
 from nvae.models.hierarchy import FromNoise, FromPosterior, HierarchicalVAE, LatentSource, PerGroup
@@ -38,7 +38,7 @@ def reconstruct(
     model: HierarchicalVAE,
     images: Tensor,
     keep_groups: int | None = None,
-    temperature: PerScale = 0.0,
+    temperature: Factors = 0.0,
     seed: int = 0,
     pixels: Pixels = "mean",
     batch_size: int = BATCH_SIZE,
@@ -47,16 +47,16 @@ def reconstruct(
     """Return the reconstructions (N, C, S, S) in [0, 1] of images (N, C, S, S) in [0, 1], from the posteriors' centers.
 
     keep_groups: z of the first groups, this many, comes from the posterior, the rest from the prior (default: all from
-    the posterior). A context is not counted and always comes from the posterior: with 0, the image shows what the
-    context alone carries. temperature: of the prior, one number or one per scale; 0 gives the prior's center. seed: of
-    the prior's noise, the same for all images, and of drawn pixels. pixels: as in `Sampler.sample`. Raises
-    ArgumentError.
+    the posterior). A group above the scales, a context, is not counted and always comes from the posterior: with 0, the
+    image shows what the context alone carries. temperature: of the prior, one number or several, as in `Sampler`; 0
+    gives the prior's center. seed: of the prior's noise, the same for all images, and of drawn pixels. pixels: as in
+    `Sampler.sample`. Raises ArgumentError.
     """
     images = check_images(model, images)
     check_choice("pixels", pixels, get_args(Pixels))
-    groups, contexts = len(model.groups), model.num_contexts
-    counted = groups - contexts
-    keep = contexts + (counted if keep_groups is None else check_count("keep_groups", keep_groups, 0, counted))
+    groups, above = len(model.groups), model.groups_above_scales
+    counted = groups - above
+    keep = above + (counted if keep_groups is None else check_count("keep_groups", keep_groups, 0, counted))
     temperatures = per_group(model, temperature, "temperature")
     noise = seed_noise(model, [seed]) if any(temperatures) else model.no_noise(1)
     reconstructions = []
@@ -73,22 +73,22 @@ def reconstruct(
 
 @torch.no_grad()
 def pseudo_inputs(model: HierarchicalVAE, images: Tensor, batch_size: int = BATCH_SIZE) -> Tensor | None:
-    """Return the images (N, C, S, S) in [0, 1] that the contexts of images (N, C, S, S) in [0, 1] stand for.
+    """Return the images (N, C, S, S) in [0, 1] that z of the first group stands for, of images (N, C, S, S) in [0, 1].
 
-    The contexts are the posteriors' centers. The result is None for a model without a context. Raises ArgumentError.
+    z is the center of each posterior. The result is None if z stands for no image. Raises ArgumentError.
     """
-    images = check_images(model, images)
-    if model.context is None:
-        return None
-    parts = []
+    images, parts, group = check_images(model, images), [], model.groups[0]
     with eval_mode(model):
         for part in batches(len(images), check_count("batch_size", batch_size)):
             count = len(images[part])
-            state, prior = model.context.prior(model.initial_state(count))
-            posterior = model.context.posterior(state, model.bottom_up(images[part])[0], prior)
-            parts.append(model.context.image_of(posterior.sample(model.no_posterior_noise(count)[0])))
+            state, prior = group.prior(model.initial_state(count))
+            posterior = group.posterior(state, model.bottom_up(images[part])[0], prior)
+            z = posterior.sample(model.no_noise(count, posterior=True)[0])
+            if (pseudo_input := group.image_of(z)) is None:
+                return None
+            parts.append(pseudo_input)
     return torch.cat(parts)
 
 
 def _posterior_centers(model: HierarchicalVAE, images: Tensor) -> FromPosterior:
-    return FromPosterior(model.bottom_up(images), model.no_posterior_noise(len(images)))
+    return FromPosterior(model.bottom_up(images), model.no_noise(len(images), posterior=True))

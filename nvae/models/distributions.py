@@ -6,7 +6,7 @@ A distribution turns noise into z and z back into noise. The effect of a tempera
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -23,17 +23,6 @@ Noise = list[Tensor]  # one (B, ...) per latent group, top group first
 def at_least_float32(x: Tensor) -> Tensor:
     """Convert half precision to float32, because densities need it; return other tensors unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def draw_noise(
-    shapes: Sequence[tuple[int, ...]], batch_size: int, generator: torch.Generator | None, device: torch.device | str
-) -> Noise:
-    """Draw standard normal noise (B, *shape) for every shape, in order.
-
-    The draws are made on the generator's device, so that a CPU generator gives the same numbers on any device.
-    """
-    source = generator.device if generator is not None else device
-    return [torch.randn((batch_size, *shape), generator=generator, device=source).to(device) for shape in shapes]
 
 
 def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -93,6 +82,15 @@ class Distribution:
         """Return z and its log density (B,), without the inverse of a flow."""
         z = self.sample(noise)
         return z, self.log_prob(z)
+
+
+class PriorBound(Protocol):
+    """A prior whose log_prob is a lower bound of the log density, in expectation over the noise of a posterior pass."""
+
+    evaluation_terms: int  # of the bound, in evaluation mode; may be set
+
+    def published_log_prob(self, z: Tensor, noise: Tensor) -> Tensor:
+        """Return log p(z), (B,), in nats, as the published program estimates it. No bound."""
 
 
 TemperatureRule = Literal["sigma", "sigma_above_minimum", "variance"]

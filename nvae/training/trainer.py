@@ -262,7 +262,7 @@ class Trainer:
         model.train()
         images, targets = self.inputs_and_targets(images_u8)
         generator = seeded(self.draws_seed, "training noise", self.progress.step, self.device)
-        noise = model.draw_posterior_noise(len(images), generator)
+        noise = model.draw_noise(len(images), generator, posterior=True)
         rate, kl_weight = self.current_learning_rate, self.current_kl_coefficient
         regularization = self.current_regularization_coefficient
 

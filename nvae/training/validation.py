@@ -71,7 +71,9 @@ def evaluate_result(trainer: Trainer, output: RunOutput, model: HierarchicalVAE,
 
 def _check_health(trainer: Trainer, output: RunOutput, evaluation: Evaluation, when: str) -> None:
     warmed_up = trainer.current_kl_coefficient >= 1
-    below = evaluation.kl_per_group[trainer.model.num_contexts :]  # a context never collapses
+    below = evaluation.kl_per_group[
+        trainer.model.groups_above_scales :
+    ]  # those above, such as a context, never collapse
     warnings = health_warnings(below, evaluation.elbo_bits.mean, trainer.config, warmed_up)
     for kind, warning in warnings.items():
         output.reporter.warn(warning, once=f"{kind} {when}")

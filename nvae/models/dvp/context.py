@@ -37,7 +37,7 @@ class DCTContext(nn.Module):
     `calibrate`.
     """
 
-    has_coefficients = True
+    is_spatial = False
 
     def __init__(self, config: DVPConfig) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class DCTContext(nn.Module):
 class DownsampleContext(nn.Module):
     """u: an image on [-1, 1], resized bilinearly to k x k without antialiasing."""
 
-    has_coefficients = False
+    is_spatial = True
 
     def __init__(self, config: DVPConfig) -> None:
         super().__init__()

@@ -6,13 +6,15 @@ p(u) is a diffusion prior, or another top prior. The state of the ladder's group
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from nvae.models.distributions import DiagonalNormal, Distribution
 from nvae.models.dvp.config import DVPConfig
 from nvae.models.dvp.context import CONTEXTS
-from nvae.models.hierarchy import Level
+from nvae.models.hierarchy import GroupInfo, Level
 from nvae.models.ladder.network import LadderState, LadderVAE
 from nvae.models.priors.top_priors import LeadingNoiseNormal, TopPriorGroup, VampPrior, build_top_prior, components_of
 
@@ -22,16 +24,17 @@ LOG_VARIANCE_RANGE = (-12.0, -5.0)
 class ContextGroup(TopPriorGroup):
     """The context u, (B, C, k, k), above the ladder."""
 
-    is_context = True
-
     def __init__(self, config: DVPConfig) -> None:
         super().__init__()
         channels, size = config.image_channels, config.context_size
-        self.level = Level(1, size, channels, channels, channels)
+        self.level = Level(1, size, channels, channels, channels, name="context")
         self.context = CONTEXTS[config.context](config)
-        self.has_coefficients = self.context.has_coefficients
         self.log_variance = nn.Parameter(torch.full((1, channels, size, size), config.diffusion_min_gamma))
         self.top_prior = build_top_prior(config, config.top_prior, self.level.latent_shape, bounded=True)
+
+    @property
+    def info(self) -> GroupInfo:
+        return replace(super().info, is_spatial=self.context.is_spatial)
 
     def prior(self, state: LadderState) -> tuple[LadderState, Distribution]:
         batch_size, components = len(state[0]), ()
