@@ -249,7 +249,8 @@ def map_tensors(value: object, function: Callable[[Tensor], Tensor]) -> object:
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, tuple):
-        return tuple(map_tensors(part, function) for part in value)
+        parts = [map_tensors(part, function) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)  # a named tuple stays one
     if isinstance(value, Distribution):
         parts = {name: map_tensors(part, function) for name, part in vars(value).items()}
         return type(value)(**parts)

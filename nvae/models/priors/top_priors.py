@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from nvae.models.distributions import DiagonalNormal, Distribution, NormalMixture
+from nvae.models.distributions import DiagonalNormal, NormalMixture
 from nvae.models.hierarchy import GroupInfo, LatentGroup
 from nvae.models.priors.config import TopPriorConfig
 from nvae.models.priors.diffusion import DiffusionPrior
 
 Shape = tuple[int, int, int]
-
-
-class TopPrior(Protocol):
-    """A module that returns p(z) for a batch.
-
-    components: of a vampprior, the posteriors of its pseudo-inputs as the family computes them, mu and sigma
-    (B, M, *shape).
-    """
-
-    @property
-    def info(self) -> GroupInfo: ...
-
-    @property
-    def noise_shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def posterior_noise_shape(self) -> tuple[int, ...]: ...
-
-    def __call__(self, batch_size: int, *components: Tensor) -> Distribution: ...
 
 
 class SimplePrior(nn.Module):
@@ -104,7 +84,10 @@ class MixturePrior(MixtureShaped):
 
 
 class VampPrior(MixtureShaped):
-    """The mixture of the posteriors of M learned pseudo-inputs, all of one weight (Tomczak and Welling 2018)."""
+    """The mixture of the posteriors of M learned pseudo-inputs, all of one weight (Tomczak and Welling 2018).
+
+    The family computes the posteriors: `components_of` the posterior of `images`, mu and sigma (B, M, *shape).
+    """
 
     def __init__(self, shape: Shape, components: int, image_shape: Shape) -> None:
         super().__init__(shape)
@@ -118,6 +101,9 @@ class VampPrior(MixtureShaped):
     def forward(self, batch_size: int, mu: Tensor, sigma: Tensor) -> NormalMixture:
         log_weights = mu.new_full(mu.shape[:2], -math.log(mu.shape[1]))
         return NormalMixture(log_weights, mu, sigma)
+
+
+TopPrior = SimplePrior | DiffusionPrior  # a module that returns p(z) for a batch size
 
 
 def build_top_prior(config: TopPriorConfig, name: str, shape: Shape, bounded: bool) -> TopPrior:

@@ -122,7 +122,7 @@ def test_log_variance_of_the_context_is_clamped_and_still_learned(value):
 def test_image_of_the_context_is_the_pseudo_input_that_the_priors_see():
     model = build_model(make_config()).eval()
     output = model.top_down(FromNoise(model.draw_noise(2)), 2, return_states=True)
-    pseudo_input = output.states[1].state[-1]
+    pseudo_input = output.states[1].state.context
     torch.testing.assert_close(model.groups[0].image_of(output.groups[0].z), (pseudo_input + 1) / 2)
     assert model.groups[1].image_of(output.groups[1].z) is None
     assert [group.level.name for group in model.groups] == ["context", "", ""]
