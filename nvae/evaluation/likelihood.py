@@ -259,10 +259,8 @@ def importance_draw(
     def per_image(x: Tensor) -> Tensor:
         return x.cpu().double().unflatten(0, (len(targets), samples))
 
-    if start is not None:
-        start = DecoderState(start.group, map_tensors(start.state, repeat), map_tensors(start.prior, repeat))
     source = FromPosterior([map_tensors(group, repeat) for group in features], noise)
-    output = model.top_down(source, count, start=start)
+    output = model.top_down(source, count, start=map_tensors(start, repeat))
     terms = elbo_terms(output, repeat(targets))
     if estimator == "importance_weighted":
         log_weight = log_importance_weight(output, terms.log_likelihood)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from nvae.models.hierarchy import HierarchicalVAE
 from nvae.system.errors import UserError
-
-if TYPE_CHECKING:
-    from nvae.models.hierarchy import HierarchicalVAE
 
 # One number, or several, top first: one per scale, or one per latent group. A level above the scales, a context, may
 # have a number of its own before those of the scales; without that, the level has the number of the top scale.

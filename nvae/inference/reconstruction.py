@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import get_args
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from nvae.inference.arguments import Factors, check_choice, check_count, check_images, check_seeds, per_group
 from nvae.inference.sampling import BATCH_SIZE, Pixels, seed_noise, to_images
 from nvae.models.distributions import Noise
-from nvae.models.hierarchy import FromNoise, FromPosterior, HierarchicalVAE, LatentSource, PerGroup
+from nvae.models.hierarchy import FromNoise, FromPosterior, HierarchicalVAE, LatentSource, PerGroup, TopDownOutput
 from nvae.models.modes import eval_mode
 from nvae.system.progress import Progress, batches
 
@@ -23,13 +24,8 @@ def encode(model: HierarchicalVAE, images: Tensor, batch_size: int = BATCH_SIZE,
     this z at temperature 1: for Normals (mu_q - mu_p) / sigma_p, which is 0 if the two centers are equal.
     Decode with `Sampler(model, iterations=0)`. Raises ArgumentError.
     """
-    images = check_images(model, images)
-    parts = []
-    with eval_mode(model):
-        for part in batches(len(images), check_count("batch_size", batch_size), "encoding", progress):
-            count = len(images[part])
-            output = model.top_down(_posterior_centers(model, images[part]), count, mean_only=True)
-            parts.append([group.prior.to_noise(group.z) for group in output.groups.values()])
+    outputs = _posterior_passes(model, check_images(model, images), batch_size, progress)
+    parts = [[group.prior.to_noise(group.z) for group in output.groups.values()] for output in outputs]
     return [torch.cat(group) for group in zip(*parts, strict=True)]
 
 
@@ -77,17 +73,18 @@ def pseudo_inputs(model: HierarchicalVAE, images: Tensor, batch_size: int = BATC
 
     z is the center of each posterior. The result is None if z stands for no image. Raises ArgumentError.
     """
-    images, parts, group = check_images(model, images), [], model.groups[0]
+    outputs = _posterior_passes(model, check_images(model, images), batch_size)
+    parts = [model.groups[0].image_of(output.groups[0].z) for output in outputs]
+    return None if parts[0] is None else torch.cat(parts)
+
+
+def _posterior_passes(
+    model: HierarchicalVAE, images: Tensor, batch_size: int, progress: Progress = False
+) -> Iterator[TopDownOutput]:
+    """Yield the passes of all images, a batch at a time, with z at the posteriors' centers."""
     with eval_mode(model):
-        for part in batches(len(images), check_count("batch_size", batch_size)):
-            count = len(images[part])
-            state, prior = group.prior(model.initial_state(count))
-            posterior = group.posterior(state, model.bottom_up(images[part])[0], prior)
-            z = posterior.sample(model.no_noise(count, posterior=True)[0])
-            if (pseudo_input := group.image_of(z)) is None:
-                return None
-            parts.append(pseudo_input)
-    return torch.cat(parts)
+        for part in batches(len(images), check_count("batch_size", batch_size), "encoding", progress):
+            yield model.top_down(_posterior_centers(model, images[part]), len(images[part]), mean_only=True)
 
 
 def _posterior_centers(model: HierarchicalVAE, images: Tensor) -> FromPosterior:

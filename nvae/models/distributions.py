@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -23,6 +24,12 @@ Noise = list[Tensor]  # one (B, ...) per latent group, top group first
 def at_least_float32(x: Tensor) -> Tensor:
     """Convert half precision to float32, because densities need it; return other tensors unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def full_precision(x: Tensor) -> AbstractContextManager:
+    """Return a context that turns autocast off on the device of x; the meta device has none."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -245,7 +252,7 @@ def kl_divergence(posterior: Distribution, prior: Distribution, log_q: Tensor, l
 
 
 def map_tensors(value: object, function: Callable[[Tensor], Tensor]) -> object:
-    """Apply a function to every tensor inside a state or a distribution; modules stay the same objects."""
+    """Apply a function to every tensor inside a state, a distribution or a tuple; other objects stay the same."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, tuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -101,8 +101,7 @@ class GroupOutput:
     log_p: Tensor | None = None  # (B,), nats, at z
 
 
-@dataclass(frozen=True)
-class DecoderState:
+class DecoderState(NamedTuple):
     """The state of a pass right before a group's z is sampled; a later pass can start from this state."""
 
     group: int
@@ -111,11 +110,7 @@ class DecoderState:
 
     def repeated(self, count: int) -> DecoderState:
         """Return the state for `count` images, from the state of one image."""
-
-        def expand(x: Tensor) -> Tensor:
-            return x.expand(count, *x.shape[1:])
-
-        return DecoderState(self.group, map_tensors(self.state, expand), map_tensors(self.prior, expand))
+        return map_tensors(self, lambda x: x.expand(count, *x.shape[1:]))
 
 
 @dataclass(frozen=True)

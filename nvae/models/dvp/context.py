@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from nvae.models.distributions import at_least_float32
+from nvae.models.distributions import at_least_float32, full_precision
 from nvae.models.dvp.config import DVPConfig
 from nvae.models.ladder.network import resize
 from nvae.system.memory_maps import chunks
@@ -22,12 +21,6 @@ def dct_matrix(size: int, rows: int) -> Tensor:
     matrix = math.sqrt(2 / size) * torch.cos(math.pi * (n + 0.5) * k / size)
     matrix[0] /= math.sqrt(2)
     return matrix
-
-
-def full_precision(x: Tensor) -> AbstractContextManager:
-    """Return a context that turns autocast off on the device of x; the meta device has none."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 class DCTContext(nn.Module):

@@ -25,20 +25,13 @@ from nvae.models.nvae.regularization import (
 
 def nvae_levels(config: NVAEConfig) -> list[Level]:
     """Return the levels of the hierarchy, top first."""
-    side = config.input_dimension + 2 * config.padding
-    finest_first = [
-        Level(
-            groups=groups,
-            resolution=side // 2 ** (config.num_blocks_prepost + scale),
-            encoder_channels=config.channel_towers.encoder
-            * config.channel_multiplier ** (config.num_blocks_prepost + scale),
-            decoder_channels=config.channel_towers.decoder
-            * config.channel_multiplier ** (config.num_blocks_prepost + scale),
-            latent_size=config.latent_size,
-        )
-        for scale, groups in enumerate(groups_per_scale(config))
-    ]
-    return finest_first[::-1]
+    side, towers = config.input_dimension + 2 * config.padding, config.channel_towers
+    levels = []
+    for downsamplings, groups in enumerate(groups_per_scale(config), config.num_blocks_prepost):
+        widening = config.channel_multiplier**downsamplings
+        encoder, decoder = towers.encoder * widening, towers.decoder * widening
+        levels.append(Level(groups, side // 2**downsamplings, encoder, decoder, config.latent_size))
+    return levels[::-1]
 
 
 class NVAE(HierarchicalVAE):
