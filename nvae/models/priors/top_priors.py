@@ -117,9 +117,7 @@ def build_top_prior(config: TopPriorConfig, name: str, shape: Shape, bounded: bo
     if name == "vampprior":
         image_shape = (config.image_channels, config.input_dimension, config.input_dimension)
         return VampPrior(shape, config.prior_components, image_shape)
-    if name == "diffusion":
-        return DiffusionPrior(config, shape, bounded)
-    raise ValueError(name)
+    return DiffusionPrior(config, shape, bounded)
 
 
 def components_of(posterior: DiagonalNormal, batch_size: int) -> tuple[Tensor, Tensor]:
