@@ -50,7 +50,7 @@ def _cost_of_pass(model: HierarchicalVAE, images: int) -> tuple[int, int]:
     config = model.config
     with torch.device("meta"):
         batch = torch.zeros(images, config.image_channels, config.input_dimension, config.input_dimension)
-        noise = model.no_posterior_noise(images)
+        noise = model.no_noise(images, posterior=True)
     own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(record, lambda tensor: tensor):
         model(batch, noise).px_z.log_prob(batch)
@@ -124,7 +124,7 @@ def _levels(model: HierarchicalVAE) -> list[str]:
         size, side, _ = level.latent_shape
         rows.append(
             (
-                f"{i + 1}: {'context, ' if i < model.num_contexts else ''}{side} x {side}",
+                f"{i + 1}: {level.name + ', ' if level.name else ''}{side} x {side}",
                 str(level.groups),
                 f"{size} x {side} x {side}",
                 f"{level.encoder_channels} channels",
@@ -149,7 +149,7 @@ def _parts(model: HierarchicalVAE, total: int) -> list[str]:
         for i, level in enumerate(model.levels):
             groups = model.groups[index : index + level.groups]
             index += level.groups
-            name = "context" if groups[0].is_context else f"latent groups of level {i + 1}"
+            name = level.name or f"latent groups of level {i + 1}"
             parts.append((name, sum(num_parameters(group) for group in groups)))
     rows += [(name, f"{count:,}", f"{count / total:.0%}") for name, count in parts]
     rows.append(("all", f"{total:,}", ""))
@@ -158,8 +158,8 @@ def _parts(model: HierarchicalVAE, total: int) -> list[str]:
 
 def group_name(model: HierarchicalVAE, group: int) -> str:
     """Return a group's number, counted from 1, and its resolution, such as "2: 7x7" or "1: context 7x7"."""
-    resolution = model.groups[group].level.resolution
-    return f"{group + 1}: {'context ' if model.groups[group].is_context else ''}{resolution}x{resolution}"
+    level = model.groups[group].level
+    return f"{group + 1}: {level.name + ' ' if level.name else ''}{level.resolution}x{level.resolution}"
 
 
 def table(rows: list[tuple[str, ...]]) -> list[str]:

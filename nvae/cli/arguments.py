@@ -82,14 +82,14 @@ def numbers(text: str) -> list[float]:
     return values
 
 
-def per_scale(text: str) -> list[float]:
-    """Parse a factor, or one per scale; warn if they look like one number with a decimal comma."""
+def factors(text: str) -> list[float]:
+    """Parse one factor, or several: per scale or per latent group; warn of what looks like a decimal comma."""
     values = numbers(text)
     has_point = "." in text
     if len(values) == 2 and (max(values) > MAX_FACTOR or (0 in values and not has_point)):
         suggestion = "" if has_point else f": {text.replace(',', '.')}"
         print(
-            f"warning: {text} is read as two numbers, one per scale or context: {values[0]:g} and {values[1]:g}. "
+            f"warning: {text} is read as two numbers, one per scale or latent group: {values[0]:g} and {values[1]:g}. "
             f"For one number, write a decimal point{suggestion}.",
             file=sys.stderr,
         )
@@ -130,12 +130,12 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Add [TEMPERATURE] and [ITERATIONS], both None if not given."""
     parser.add_argument(
         "temperature",
-        type=per_scale,
+        type=factors,
         nargs="?",
         metavar="TEMPERATURE",
         help="factor on the prior's standard deviations, or variances in the families ladder and dvp: 0.6 to 0.8 gives "
-        "clean images, 1 the full variety; or one per scale, the coarsest first, such as 0.6,0.8; for a model with a "
-        "context, one more number may come first",
+        "clean images, 1 the full variety; or one per scale, the coarsest first, such as 0.6,0.8, or one per latent "
+        "group, the top group first; for a model with a context, one more number may come before those of the scales",
     )
     parser.add_argument(
         "iterations",
@@ -154,7 +154,7 @@ def add_context_temperature(parser: argparse.ArgumentParser) -> None:
         type=number,
         metavar="T",
         help="temperature of the context, for a model with a context (default: that in the list of temperatures if it "
-        "has one more number than scales, else that of the top scale)",
+        "has more numbers than scales, else that of the top scale)",
     )
 
 

@@ -23,7 +23,7 @@ from nvae.cli.arguments import (
     add_seed,
     add_show_seeds,
     chosen_seed,
-    per_scale,
+    factors,
     print_warnings,
     program,
     up_to,
@@ -47,9 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_pixels(parser)
     parser.add_argument(
         "--scale-noise",
-        type=per_scale,
+        type=factors,
         metavar="S[,S...]",
-        help="factor on the noise, or one per scale, the coarsest first (default: 1)",
+        help="factor on the noise, or one per scale, the coarsest first, or per latent group (default: 1)",
     )
     parser.add_argument(
         "--inline",
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperature",
         dest="redo_temperature",
-        type=per_scale,
+        type=factors,
         metavar="T[,T...]",
         help="with --redo: another temperature (default: the recorded one)",
     )

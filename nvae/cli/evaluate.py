@@ -141,12 +141,12 @@ def _settings(options: argparse.Namespace, model: HierarchicalVAE) -> dict[str, 
     """Return the options that change the estimate, those that are given; apply --diffusion-steps. Raises UserError."""
     names = ("protocol", "context_samples", "diffusion_steps")
     settings = {name: value for name in names if (value := getattr(options, name)) not in (None, "bound")}
-    bounds = [group for group in model.groups if group.prior_is_bound]
+    bounds = [group.info.bound for group in model.groups if group.info.bound]
     for name in ("context_samples", "diffusion_steps"):
         if name in settings and not bounds:
             raise UserError(f"--{name.replace('_', '-')} needs a model with a diffusion prior.")
-    for group in bounds if options.diffusion_steps else []:
-        group.set_bound_terms(options.diffusion_steps)
+    for bound in bounds if options.diffusion_steps else []:
+        bound.evaluation_terms = options.diffusion_steps
     return settings
 
 

@@ -201,10 +201,10 @@ def _draw(
     else:
         jams = options.jams or POSITION_JAMS
         *_, height, width = model.noise_shapes[group]
-        columns = positions_columns(original is not None, model.groups[group].is_context)
+        columns = positions_columns(original is not None, view.pseudo_input is not None and group == 0)
         shown = shown_positions(height * width, columns)
         positions = explore_positions(sampler, view, group, jams, strength, seed, shown)
-        position = "coefficient" if model.groups[group].has_coefficients else "position"
+        position = "position" if model.groups[group].info.is_spatial else "coefficient"
         print(f"group {group_name(model, group)}: the mean change of a {position} is {positions.influence.mean():.4f}")
         picture = positions_picture(model, view, group, positions, original)
         name = result_name(name, f"group{group + 1}", f"jams{jams}")

@@ -25,7 +25,7 @@ from nvae.cli.arguments import (
     add_seed,
     animation_format,
     chosen_seed,
-    per_scale,
+    factors,
     print_warnings,
     reproduce_with_seed,
     up_to,
@@ -74,9 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_animation(parser, "animate the way from A to B and back", f"{ANIMATION_SECONDS}; with --walk 2 per sample")
     parser.add_argument(
         "--temperature",
-        type=per_scale,
+        type=factors,
         metavar="T[,T...]",
-        help=f"temperature of samples, or one per scale (default: that of the picks, else {TEMPERATURE})",
+        help="temperature of samples, or one per scale or latent group "
+        f"(default: that of the picks, else {TEMPERATURE})",
     )
     add_context_temperature(parser)
     parser.add_argument(

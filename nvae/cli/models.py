@@ -46,12 +46,12 @@ def open_model_and_metadata(options: argparse.Namespace) -> tuple[HierarchicalVA
 def with_context_temperature(
     options: argparse.Namespace, model: HierarchicalVAE, temperature: list[float]
 ) -> list[float]:
-    """Return a temperature as it is, or with --context-temperature, as that of the context, then one per scale."""
-    from nvae.inference.arguments import with_context
+    """Return a temperature as it is, or with --context-temperature, as one number per level or latent group."""
+    from nvae.inference.arguments import with_number_above_scales
 
     if options.context_temperature is None:
         return temperature
-    return with_context(model, temperature, options.context_temperature, "temperature")
+    return with_number_above_scales(model, temperature, options.context_temperature, "temperature")
 
 
 def open_sampler(
@@ -59,7 +59,7 @@ def open_sampler(
 ) -> tuple[Sampler, str]:
     """Make a sampler whose statistics are kept beside the model file, and print its warnings.
 
-    temperature: one number, or one per scale, the context first. Also returns the digest of the model's weights.
+    temperature: one number or several, as of a `Sampler`. Also returns the digest of the model's weights.
     """
     (sampler,) = open_samplers(model, path, [temperature], iterations)
     return sampler, sampler.cache.weights

@@ -18,9 +18,9 @@ from nvae.cli.arguments import (
     PIXELS,
     add_device,
     add_model,
+    factors,
     natural,
     number,
-    per_scale,
     positive,
     print_warnings,
     up_to,
@@ -63,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_temperatures,
         default=[[1.0]],
         metavar="T[,T...]",
-        help="temperatures of the samples, one row of results each; several per-scale temperatures are separated by "
-        "semicolons, such as '0.6,0.8;0.7,0.9', and one ends with a semicolon (default: 1)",
+        help="temperatures of the samples, one row of results each; lists for scales or latent groups are "
+        "separated by semicolons, such as '0.6,0.8;0.7,0.9', and a single list ends with a semicolon (default: 1)",
     )
     parser.add_argument(
         "--iterations",
@@ -330,7 +330,7 @@ def _choices(allowed: tuple[str, ...]) -> Any:
 
 def _temperatures(text: str) -> list[list[float]]:
     if ";" in text:
-        return [per_scale(part) for part in text.removesuffix(";").split(";")]
+        return [factors(part) for part in text.removesuffix(";").split(";")]
     return [[number(part)] for part in text.split(",")]
 
 

@@ -17,8 +17,8 @@ from nvae.cli.arguments import (
     add_pixels,
     add_seed,
     chosen_seed,
+    factors,
     naturals,
-    per_scale,
     print_warnings,
     reproduce_with_seed,
 )
@@ -41,9 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--temperature",
-        type=per_scale,
+        type=factors,
         metavar="T[,T...]",
-        help="with --keep-groups: temperature of the groups sampled from the prior (default: 0, the prior's mean)",
+        help="with --keep-groups: temperature of the groups sampled from the prior, or one per scale or latent group "
+        "(default: 0, the prior's mean)",
     )
     add_pixels(parser)
     add_seed(parser, "the groups sampled from the prior")
@@ -69,10 +70,11 @@ def run(options: argparse.Namespace) -> None:
 
     is_file_name(options.out, ".png")
     model = open_model(options)
-    groups = sum(level.groups for level in model.scales)
+    above = model.groups_above_scales
+    groups = len(model.groups) - above
     kept = options.keep_groups or [groups]
     if wrong := [k for k in kept if k > groups]:
-        below = " below the context" if model.context is not None else ""
+        below = f" below the {model.levels[0].name}" if above else ""
         raise UserError(f"--keep-groups is {wrong[0]}, expected at most {groups}, the number of latent groups{below}.")
     temperature = options.temperature or [0.0]
     pixels = options.pixels or "mean"
@@ -83,10 +85,10 @@ def run(options: argparse.Namespace) -> None:
     reconstructions = [
         reconstruct(model, images, keep, temperature, seed, pixels, progress=progress_bar) for keep in kept
     ]
-    names = [first_groups_name(model, len(model.groups) - groups + keep) for keep in kept]
+    names = [first_groups_name(model, above + keep) for keep in kept]
     titles, drawn = [f"{name} groups" for name in names], reconstructions
-    if model.context is not None:
-        names, titles, drawn = ["context", *names], ["context", *titles], [pseudo_inputs(model, images), *drawn]
+    if (contexts := pseudo_inputs(model, images)) is not None:
+        names, titles, drawn = ["context", *names], ["context", *titles], [contexts, *drawn]
     rows = [("picture", *titles)]
     for index, path in enumerate(options.pictures):
         errors = (mean_change(column[index][None], images[index]) for column in drawn)

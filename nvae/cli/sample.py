@@ -16,8 +16,8 @@ from nvae.cli.arguments import (
     add_seed,
     add_show_seeds,
     chosen_seed,
+    factors,
     numbers,
-    per_scale,
     positive,
     reproduce_with_seed,
     up_to,
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperature",
         dest="temperature_option",
-        type=per_scale,
+        type=factors,
         metavar="T[,T...]",
         help="the temperature as an option; then only ITERATIONS may follow MODEL (default: TEMPERATURE)",
     )

@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from nvae.models.hierarchy import HierarchicalVAE
 from nvae.system.errors import UserError
 
-if TYPE_CHECKING:
-    from nvae.models.hierarchy import HierarchicalVAE
-
-# One number, or one per scale of the latents, the coarsest first. For a model with a context, one more number, for the
-# context, may come first; without it, the context has the number of the coarsest scale.
-PerScale = float | Sequence[float]
+# One number, or several, top first: one per scale, or one per latent group. A level above the scales, a context, may
+# have a number of its own before those of the scales; without that, the level has the number of the top scale.
+Factors = float | Sequence[float]
 
 
 class ArgumentError(UserError, ValueError):
@@ -28,47 +26,55 @@ class ArgumentError(UserError, ValueError):
         super().__init__(f"{name}: got {got if isinstance(got, str) else repr(got)}, expected {expected}.")
 
 
-def per_group(model: HierarchicalVAE, value: PerScale, name: str) -> list[float]:
-    """Return one number per latent group, from one number or one per scale, the context and the coarsest scale first.
+def per_group(model: HierarchicalVAE, value: Factors, name: str) -> list[float]:
+    """Return one number per latent group, top first.
 
     name: what the numbers are called in the message, such as "temperature". Raises ArgumentError.
     """
-    numbers = _per_level(model, value, name)
+    numbers = _per_level_or_group(model, value, name)
+    if len(numbers) == len(model.groups):
+        return numbers
     return [number for number, level in zip(numbers, model.levels, strict=True) for _ in range(level.groups)]
 
 
-def with_context(model: HierarchicalVAE, value: PerScale, context: float, name: str) -> list[float]:
-    """Return the number of the context, then one per scale, from one number or one per scale.
+def with_number_above_scales(model: HierarchicalVAE, value: Factors, number: float, name: str) -> list[float]:
+    """Return `value` as one number per level, or per latent group, with `number` for what stands above the scales.
 
     name: what the numbers are called in the message, such as "temperature". Raises UserError, also for a model without
     a context.
     """
-    if model.context is None:
+    if not model.groups_above_scales:
         raise UserError(f"the model has no context: leave out the {name} of the context.")
-    return _per_level(model, [context, *_per_level(model, value, name)[1:]], name)
+    numbers = _per_level_or_group(model, value, name)
+    above = len(model.levels) - len(model.scales)
+    if len(numbers) != len(model.levels):
+        above = model.groups_above_scales
+    return _per_level_or_group(model, [number] * above + numbers[above:], name)
 
 
-def _per_level(model: HierarchicalVAE, value: PerScale, name: str) -> list[float]:
+def _per_level_or_group(model: HierarchicalVAE, value: Factors, name: str) -> list[float]:
     numbers = [value] if isinstance(value, Real) else value
     if isinstance(numbers, str) or not isinstance(numbers, Sequence) or not all(map(_is_factor, numbers)):
-        raise ArgumentError(name, repr(value), "a finite number from 0 on, or one per scale")
-    levels, scales = len(model.levels), len(model.scales)
+        raise ArgumentError(name, repr(value), "a finite number from 0 on, or several")
+    numbers, scales, levels, groups = list(map(float, numbers)), len(model.scales), len(model.levels), len(model.groups)
     if len(numbers) == 1:
-        return [float(numbers[0])] * levels
-    if len(numbers) not in (scales, levels):
-        resolutions = ", ".join(f"{level.resolution}x{level.resolution}" for level in model.scales)
-        expected = f"one number, or one for each of the {scales} scales of the latents ({resolutions})"
-        expected += ", or one more, for the context, first" if model.context is not None else ""
-        raise ArgumentError(name, f"{len(numbers)} numbers", expected)
-    return [float(number) for number in (*numbers[: levels - len(numbers)], *numbers)]
+        return numbers * levels
+    if len(numbers) == scales:
+        return numbers[:1] * (levels - scales) + numbers
+    if len(numbers) in (levels, groups):
+        return numbers
+    resolutions = ", ".join(f"{level.resolution}x{level.resolution}" for level in model.scales)
+    expected = f"one number, one for each of the {scales} scales of the latents ({resolutions})"
+    expected += f", one more, for the {model.levels[0].name}, first" if levels > scales else ""
+    raise ArgumentError(name, f"{len(numbers)} numbers", f"{expected}, or one for each of the {groups} latent groups")
 
 
 def _is_factor(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
 
 
-def format_values(values: PerScale, separator: str = ",") -> str:
-    """Write one number, or one per scale, as on the command line."""
+def format_values(values: Factors, separator: str = ",") -> str:
+    """Write one number, or several, as on the command line."""
     return separator.join(f"{value:g}" for value in ([values] if isinstance(values, Real) else values))
 
 

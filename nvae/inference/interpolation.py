@@ -48,7 +48,7 @@ def interpolate(
 
 
 def interpolated_pseudo_inputs(sampler: Sampler, a: Noise, b: Noise, times: Tensor) -> Tensor | None:
-    """Return the pseudo-inputs (T, C, S, S) in [0, 1] of the images of `interpolate`; None without a context."""
+    """Return the pseudo-inputs (T, C, S, S) in [0, 1] of the images of `interpolate`, or None."""
     return sampler.pseudo_inputs(slerp(a[0], b[0], times))
 
 

@@ -151,7 +151,7 @@ class Trainer:
         self.model.train()
         images, targets = self.inputs_and_targets(images_u8)
         generator = seeded(self.draws_seed, "training noise", self.position.step, self.device)
-        noise = self.model.draw_posterior_noise(len(images), generator)
+        noise = self.model.draw_noise(len(images), generator, posterior=True)
         rates = self.rates
 
         self._buffers.take()

@@ -86,7 +86,7 @@ def evaluate_result(trainer: Trainer, output: RunOutput, model: HierarchicalVAE,
 
 def _check_health(trainer: Trainer, output: RunOutput, evaluation: Evaluation, when: str) -> None:
     warmed_up = trainer.rates.kl_coefficient >= 1
-    below = evaluation.kl_per_group[trainer.model.num_contexts :]  # a context never collapses
+    below = evaluation.kl_per_group[trainer.model.groups_above_scales :]  # a context, for example, never collapses
     warnings = health_warnings(below, evaluation.elbo_bits.mean, trainer.config, warmed_up)
     for kind, warning in warnings.items():
         output.reporter.warn(warning, once=f"{kind} {when}")

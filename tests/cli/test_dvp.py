@@ -77,8 +77,10 @@ def test_sample_full_list_of_temperatures_starts_with_the_context(dvp, command, 
     arguments = ("0", "--seed", "5", "--rows", "1", "--columns", "1", "--out")
     assert command("sample.py", "dvp", "0.2,0.5,0.9", *arguments, "full.png").code == 0
     assert command("sample.py", "dvp", "0.5,0.9", *arguments, "composed.png", "--context-temperature", "0.2").code == 0
+    assert command("sample.py", "dvp", "0.2,0.5,0.5,0.9", *arguments, "groups.png").code == 0
     np.testing.assert_array_equal(files.pixels("full.png"), files.pixels("composed.png"))
-    command("sample.py", "dvp", "0.2,0.5,0.7,0.9", *arguments, "wrong.png").assert_refused("2x2, 4x4.*context")
+    np.testing.assert_array_equal(files.pixels("full.png"), files.pixels("groups.png"))
+    command("sample.py", "dvp", "0.2,0.5,0.7,0.8,0.9", *arguments, "wrong.png").assert_refused("2x2, 4x4.*context")
 
 
 def test_sweep_keeps_the_temperature_of_the_context(dvp, command, files):

@@ -81,18 +81,18 @@ def test_up_to_has_bounds():
     ("text", "warns"),
     [("0,7", True), ("1,3", True), ("0.7,1", False), ("0", False), ("3", False), ("0,1,3", False), ("0,0.7", False)],
 )
-def test_per_scale_warns_of_a_decimal_comma(text, warns, capsys):
-    assert arguments.per_scale(text) == [float(part) for part in text.split(",")]
+def test_factors_warn_of_a_decimal_comma(text, warns, capsys):
+    assert arguments.factors(text) == [float(part) for part in text.split(",")]
     assert (text.replace(",", ".") in capsys.readouterr().err) == warns
 
 
-def test_every_factor_per_scale_warns_of_a_decimal_comma():
+def test_every_list_of_factors_warns_of_a_decimal_comma():
     for name, module in COMMANDS.items():
         parser = arguments.Parser()
         module.add_arguments(parser)
         for action in parser._actions:
             if "per scale" in (action.help or ""):
-                assert action.type is arguments.per_scale, (name, action.dest)
+                assert action.type is arguments.factors, (name, action.dest)
 
 
 def test_find_model_prefers_files_then_checkpoints_then_results(folder):

@@ -1,3 +1,4 @@
+import json
 import re
 
 import numpy as np
@@ -74,7 +75,16 @@ def test_sample_temperature_per_scale(command, files, all_differ):
         command("sample.py", "tiny", temperature, "0", "--seed", "5", "--count", "1", "--out", temperature)
         assert f"_temperature{temperature.replace(',', '-')}_" in files.only(temperature).name
     assert all_differ([files.pixels(files.only(folder)) for folder in ("0.2,1.5", "1.5,0.2", "0.2")])
-    command("sample.py", "tiny", "0.1,0.2,0.3", "0").assert_refused("2x2, 4x4")
+    command("sample.py", "tiny", "0.1,0.2,0.3", "0").assert_refused("2x2, 4x4.*4 latent groups")
+
+
+def test_sample_temperature_per_latent_group(command, files):
+    temperatures = [0.2, 0.5, 0.9, 1.5]
+    arguments = (",".join(map(str, temperatures)), "0", "--seed", "5", "--count", "1")
+    assert command("sample.py", "tiny", *arguments).code == 0
+    assert json.loads(files.texts(files.only())["temperature"]) == temperatures
+    sampler = Sampler(load_model(FILE), temperatures, iterations=0)
+    np.testing.assert_array_equal(files.pixels(files.only()), np.asarray(single(sampler.sample([5])[0])))
 
 
 @pytest.mark.parametrize(("text", "warns"), [("0,7", True), ("0.7,2.1", True), ("0.7,1", False), ("0", False)])

@@ -34,7 +34,9 @@ def decode(model, noise, temperature=1.0):
 
 @torch.no_grad()
 def posterior_centers(model, images):
-    return model.top_down(FromPosterior(model.bottom_up(images), model.no_posterior_noise(len(images))), len(images))
+    return model.top_down(
+        FromPosterior(model.bottom_up(images), model.no_noise(len(images), posterior=True)), len(images)
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -77,6 +77,13 @@ def test_temperature_is_one_number_per_scale(model, assert_within):
     assert (images - plain(model, 0.4).sample([3, 4])).abs().max() > 1e-3
 
 
+@torch.no_grad()
+def test_temperature_is_one_number_per_latent_group(model, assert_within):
+    temperatures = [0.4, 0.6, 0.8, 1.0]
+    output = model.top_down(FromNoise(seed_noise(model, [3, 4]), temperatures), 2)
+    assert_within(plain(model, temperatures).sample([3, 4]), output.px_z.mean().clamp(0, 1))
+
+
 def test_noise_scale_zero_gives_the_centers_of_the_priors(model, assert_within):
     without = plain(model, 0.7).sample([3, 4], noise_scale=0)
     assert_within(without, plain(model).decode(model.no_noise(1)).expand(2, -1, -1, -1))
@@ -100,7 +107,7 @@ WRONG = {
     "other pixels": lambda model: plain(model).sample(1, "median"),
     "noise of three groups": lambda model: plain(model).decode(model.no_noise(1)[:3]),
     "seeds of another count": lambda model: plain(model).decode(model.no_noise(3), "sample", [1, 2]),
-    "noise scale per group": lambda model: plain(model).sample(1, noise_scale=[1.0] * GROUPS),
+    "noise scale of another count": lambda model: plain(model).sample(1, noise_scale=[1.0] * (GROUPS + 1)),
 }
 
 

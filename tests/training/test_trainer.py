@@ -18,7 +18,7 @@ from .helpers import NVLABS, TOY_FACES, advance, differences, everything, gradie
 
 def terms_of_step(trainer, images, step):
     """The terms of the ELBO in a training step, with the noise of that step."""
-    noise = trainer.model.draw_posterior_noise(len(images), seeded(0, "training noise", step))
+    noise = trainer.model.draw_noise(len(images), seeded(0, "training noise", step), posterior=True)
     return elbo_terms(trainer.model.train()(images, noise), images)
 
 
@@ -276,7 +276,7 @@ def test_step_with_gray_input_has_the_likelihood_of_the_binary_targets(make_trai
     images_u8 = trainer.data.training[:4]
     metrics = trainer.step(images_u8)
     images, targets = twin.inputs_and_targets(images_u8)
-    noise = twin.model.draw_posterior_noise(4, seeded(0, "training noise", 0))
+    noise = twin.model.draw_noise(4, seeded(0, "training noise", 0), posterior=True)
     terms = elbo_terms(twin.model.train()(images, noise), targets)
     assert metrics["log_likelihood"].item() == pytest.approx(terms.log_likelihood.mean().item(), rel=1e-6)
     torch.testing.assert_close(metrics["kl_per_group"], terms.kl.detach().mean(0))

@@ -26,7 +26,7 @@ from nvae.evaluation.quality.path_length import (
     path_lengths,
     squared_distance,
 )
-from nvae.inference.arguments import ArgumentError, PerScale, check_count, check_seeds
+from nvae.inference.arguments import ArgumentError, Factors, check_count, check_seeds
 from nvae.inference.sampling import Pixels, Sampler
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.schema import ModelConfig
@@ -109,7 +109,7 @@ class FeatureQuality(NamedTuple):
 class Row(NamedTuple):
     """The quality of the samples at one temperature, or of other real images."""
 
-    temperature: PerScale | None  # None: real images
+    temperature: Factors | None  # None: real images
     features: dict[str, FeatureQuality]  # by the extractor's name
     path_lengths: dict[str, PathLength]  # by the distance's name
     copies: Copies | None = None
@@ -317,7 +317,7 @@ def describe_images(
     ).values
 
 
-def temperature_text(temperature: PerScale) -> str:
-    """Return a temperature as a text: one number, or one per scale."""
+def temperature_text(temperature: Factors) -> str:
+    """Return a temperature as a text: one number, or several, separated by commas."""
     values = [temperature] if isinstance(temperature, int | float) else temperature
     return "temperature " + ",".join(f"{value:g}" for value in values)

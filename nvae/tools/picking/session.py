@@ -28,7 +28,7 @@ from nvae.tools.picking.selection import Pick, Selection, reserve, save_result
 class PickingSession:
     """Draws the views of a game, and keeps its picks in a JSON file.
 
-    model_path, temperature (one number or one per scale), iterations: of the samples. settings: how they are shown, a
+    model_path, temperature (one number or several), iterations: of the samples. settings: how they are shown, a
     selection without picks. out: the folder of the JSON file and the result, or the name of the .png file. progress: as
     in nvae.system.progress.
     Raises UserError.
