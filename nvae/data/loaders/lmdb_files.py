@@ -7,8 +7,6 @@ import io
 import math
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -37,15 +35,6 @@ CHUNK = 256  # records per transaction
 INITIAL_BYTES = 2**26  # of a new database, which grows as needed
 MIN_FREE_BYTES = 2**20  # a disk with less free space is full
 
-# Visits every record. Arguments: the database, whether it is a folder, the length of its file.
-SCAN = """
-import lmdb, sys
-with (
-    lmdb.open(sys.argv[1], subdir=sys.argv[2] == "True", readonly=True, lock=False) as environment,
-    environment.begin(buffers=True) as transaction,
-):
-    sys.exit(any(len(value) > int(sys.argv[3]) for _, value in transaction.cursor()))
-"""
 
 # --------------------------------------------------------------------------------------------------------- reading
 
@@ -102,11 +91,13 @@ class _Database:
     def __init__(self, path: Path, lmdb: ModuleType) -> None:
         file = path / DATA_FILE if path.is_dir() else path
         stat = file.stat()
+        if not file.is_file():
+            raise UserError(f"'{file}' is not a regular file; expected an LMDB database.")  # a pipe would block forever
         self.stamp = f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
         # Without a lock, nothing is written, so that the disk may be read-only.
         self._environment = lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False)
         expected = (self._environment.info()["last_pgno"] + 1) * self._environment.stat()["psize"]
-        if stat.st_size < expected or not _is_sound(path, stat.st_size):
+        if stat.st_size < expected:
             self._environment.close()
             raise UserError(f"the LMDB database '{path}' is damaged. Copy the database again.")
 
@@ -117,13 +108,6 @@ class _Database:
     def get(self, key: bytes) -> bytes:
         with self._environment.begin() as transaction:  # of this call alone: the calls are in many threads
             return transaction.get(key, b"")
-
-
-def _is_sound(path: Path, size: int) -> bool:
-    """Return whether the index of a database can be read: in another process, because LMDB ends it if not."""
-    arguments = [sys.executable, "-c", SCAN, str(path), str(path.is_dir()), str(size)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # lmdb may be in any of them
-    return subprocess.run(arguments, env=environment, capture_output=True).returncode == 0
 
 
 # LMDB refuses to open a database twice in one process.
