@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from nvae.data.extras import import_extra
 from nvae.data.images import Data
 from nvae.data.paths import dataset_folder
-from nvae.data.pictures.decoding import DecodedPictures, Picture, decode_pictures, with_reports
+from nvae.data.pictures.decoding import Picture, decode_parts, with_reports
 from nvae.data.pictures.image_files import open_image
 from nvae.schema import ModelConfig
 from nvae.system.errors import UserError
@@ -53,17 +53,10 @@ def load_lmdb(config: ModelConfig, progress: bool = False, cache: bool = False) 
                 f"validation.lmdb.{above or ' Set dataset.path to that folder.'}"
             )
     databases = {part: folder / name for part, name in DATABASES.items() if (folder / name).exists()}
-    decoded = {part: _decode(database, config, progress, cache) for part, database in databases.items()}
+    parts = {part: (str(database), lmdb_pictures(database)) for part, database in databases.items()}
+    decoded = decode_parts(parts, config, progress, cache)
     data = Data(**{part: result.images_u8 for part, result in decoded.items()})
     return with_reports(data, *decoded.values())
-
-
-def _decode(database: Path, config: ModelConfig, progress: bool, cache: bool) -> DecodedPictures:
-    decoded = decode_pictures(lmdb_pictures(database), config, str(database), progress, cache=cache)
-    if not decoded.indices:
-        first = next(iter(decoded.report.warnings()), "")
-        raise UserError(f"no record of the database '{database}' can be used: {first}. Check the database.")
-    return decoded
 
 
 def lmdb_pictures(path: Path) -> list[Picture]:

@@ -41,10 +41,10 @@ def load_npz(config: ModelConfig, progress: bool = False) -> Data:
         problem = "is not a file" if file.exists() else "does not exist"
         raise UserError(f"'{file}' {problem}. {ADVICE}")
     stored = ArrayFile(file, ADVICE)
-    arrays = _choose_arrays(stored, file)
+    arrays = choose_arrays(stored)
     for array in arrays.values():
-        _check(array, file)
-    parts = {part: _read_images(stored, array, file, config, progress) for part, array in arrays.items()}
+        check_images(array, file)
+    parts = {part: read_images(stored, array, config, progress) for part, array in arrays.items()}
     if max(images_u8.max().item() for images_u8 in parts.values()) == 1:
         raise UserError(f"the largest value in {file} is 1; expected values from 0 to 255. Save 255 * images.")
     if len(parts) == 1:
@@ -60,8 +60,8 @@ def load_npz(config: ModelConfig, progress: bool = False) -> Data:
 # ----------------------------------------------------------------------------------------------- choosing and checking
 
 
-def _choose_arrays(stored: ArrayFile, file: Path) -> dict[str, StoredArray]:
-    """Return the array of each part, always one for training."""
+def choose_arrays(stored: ArrayFile) -> dict[str, StoredArray]:
+    """Return the array of each part, always one for training. Raises UserError."""
     arrays = stored.arrays
     named = {part: next((arrays[name] for name in names if name in arrays), None) for part, names in NAMES.items()}
     if named["training"]:
@@ -71,12 +71,12 @@ def _choose_arrays(stored: ArrayFile, file: Path) -> dict[str, StoredArray]:
         return {"training": images[0]}
     found = ", ".join([*list(arrays)[:MAX_NAMED], *(["..."] if len(arrays) > MAX_NAMED else [])])
     raise UserError(
-        f"{file} holds {len(images)} arrays of images ({found or 'no arrays'}); expected one, or several with the "
-        "names train_images, val_images and test_images. Save the file with these names."
+        f"{stored.path} holds {len(images)} arrays of images ({found or 'no arrays'}); expected one, or several with "
+        "the names train_images, val_images and test_images. Save the file with these names."
     )
 
 
-def _check(array: StoredArray, file: Path) -> None:
+def check_images(array: StoredArray, file: Path) -> None:
     """Raise UserError for an array that holds no images in a known layout."""
     shape = array.shape
     if array.dtype != np.uint8:
@@ -112,12 +112,15 @@ def _has_channels(array: StoredArray, axis: int) -> bool:
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def _read_images(stored: ArrayFile, array: StoredArray, file: Path, config: ModelConfig, progress: bool) -> Tensor:
-    """Read the images of an array as uint8 (N, C, S, S)."""
+def read_images(stored: ArrayFile, array: StoredArray, config: ModelConfig, progress: bool = False) -> Tensor:
+    """Read an array that `check_images` accepts as images (N, C, S, S) of the config's channels and size, uint8.
+
+    Images are cropped to a square at their center and resized. Raises UserError for a damaged file.
+    """
     count, size = array.shape[0], config.input_dimension
     images_u8 = new_images(count, config.image_channels, size, size)
     start = 0
-    with tqdm(total=count, desc=f"reading {file}", leave=False, disable=not progress, delay=1) as bar:
+    with tqdm(total=count, desc=f"reading {stored.path}", leave=False, disable=not progress, delay=1) as bar:
         for chunk in releasing(stored.chunks(array, CHUNK)):
             chunk = torch.from_numpy(chunk)
             if chunk.ndim == 3:

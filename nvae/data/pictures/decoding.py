@@ -103,6 +103,25 @@ def decode_pictures(
     return decoded
 
 
+def decode_parts(
+    parts: Mapping[str, tuple[str, Sequence[Picture]]], config: ModelConfig, progress: bool = False, cache: bool = False
+) -> dict[str, DecodedPictures]:
+    """Decode the parts of a data set: of each the source and the pictures, as for `decode_pictures`.
+
+    Raises UserError for a part without a picture that can be used.
+    """
+    decoded = {}
+    for part, (source, pictures) in parts.items():
+        decoded[part] = decode_pictures(pictures, config, source, progress, cache=cache)
+        if not decoded[part].indices:
+            reasons = "; ".join(decoded[part].report.warnings())
+            raise UserError(
+                f"none of the {len(pictures):,} {part} pictures in '{source}' can be used: {reasons}. Get the data set "
+                "again."
+            )
+    return decoded
+
+
 def with_reports(data: Data, *decoded: DecodedPictures) -> Data:
     """Return the data set with the warnings and the texts of the reports."""
     reports = [part.report for part in decoded]
