@@ -89,7 +89,7 @@ def fetch(
                     try:
                         _download(file, original, progress)
                     except (OSError, ValueError) as error:
-                        if isinstance(error, OSError) and error.errno in DISK_FULL:
+                        if getattr(error, "errno", None) in DISK_FULL:
                             raise
                         rest = [each for each in missing[number:] if each.find_original(folder) is None]
                         raise _failed_download(name, rest, folder, error) from error
@@ -119,7 +119,7 @@ def _place(name: str, file: SourceFile, original: Path, folder: Path, staging: P
         try:
             unpack(original, content / file.unpack_to, progress)
         except Exception as error:  # zipfile and tarfile raise almost any exception for a damaged file
-            if isinstance(error, OSError) and error.errno in DISK_FULL:
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) in DISK_FULL:
                 raise
             raise UserError(
                 f"the archive {original.name} of {name} cannot be unpacked ({error or type(error).__name__}). Delete "
