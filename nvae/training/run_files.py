@@ -57,8 +57,8 @@ class RunFiles:
         written = re.compile(
             rf"({name}({COPY})?\.checkpoint|final_result_{name}\.model)(\.previous)?|{name}\.lock\.json"
         )
-        remove_unfinished(self.weights, lambda path: path.parent == self.weights and bool(written.fullmatch(path.name)))
-        remove_unfinished(self.folder, lambda path: True)
+        remove_unfinished(self.weights.glob("*"), lambda name: bool(written.fullmatch(name)), age=0)
+        remove_unfinished(self.folder.rglob("*"), age=0)
 
     # -------------------------------------------------------------------------------------------------- continuing
 
