@@ -28,16 +28,10 @@ def run(options: argparse.Namespace) -> None:
     from nvae.checkpoint import save
     from nvae.config import load_config
     from nvae.interop.importer import import_checkpoint
-    from nvae.interop.key_mapping import InteropError
     from nvae.summary import summary
 
     config = load_config(options.config) if options.config else None
-    try:
-        imported = import_checkpoint(options.file, config)
-    except InteropError as error:
-        if error.needs_config:
-            raise UserError(f"{error} Use --config YAML to name the right config.") from error
-        raise
+    imported = import_checkpoint(options.file, config)
     save(imported.model, options.out)
     for warning in imported.warnings:
         print(f"warning: {warning}.")

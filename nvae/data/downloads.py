@@ -22,7 +22,7 @@ from urllib.request import Request, getproxies, proxy_bypass, urlopen
 
 from tqdm.auto import tqdm
 
-from nvae.system.errors import UserError
+from nvae.system.errors import Remedy, UserError
 from nvae.system.files import DISK_FULL, UNFINISHED, WriteError
 
 CONNECTION_TIMEOUT = 5  # seconds until a host counts as unreachable, the search for its address included
@@ -77,12 +77,14 @@ def fetch(
         names = _listed(Path(file.name).name for file in absent)
         raise UserError(
             f"{name} is not complete in '{folder}', and its publisher demands an account or a form. Get {names} from "
-            f"{homepage} and put the files into '{folder}', or set dataset.path to the folder that contains them."
+            f"{homepage} and put the files into '{folder}', or set dataset.path to the folder that contains them.",
+            Remedy.DATASET_PATH,
         )
     if absent and (picture := _picture_in(folder)):
         raise UserError(
             f"'{folder}' holds pictures, such as {picture}, and not the files of {name}. For your own pictures, set "
-            f"dataset.name to folder; to download {name}, set dataset.path to another folder."
+            f"dataset.name to folder; to download {name}, set dataset.path to another folder.",
+            Remedy.DATASET_PATH,
         )
     try:
         for host in dict.fromkeys(urlsplit(file.url)[:2] for file in absent):
@@ -140,7 +142,8 @@ def _failed_download(name: str, files: list[SourceFile], folder: Path, error: Ex
     addresses = _listed(url if url.endswith(file) else f"{url} (as {file})" for url, file in names.items())
     return UserError(
         f"{name} is not complete in '{folder}' and cannot be downloaded ({reason}). Download {addresses} by hand into "
-        f"'{folder}', or set dataset.path to the folder that contains {_listed(names.values())}."
+        f"'{folder}', or set dataset.path to the folder that contains {_listed(names.values())}.",
+        Remedy.DATASET_PATH,
     )
 
 

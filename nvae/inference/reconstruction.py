@@ -21,7 +21,7 @@ def encode(model: HierarchicalVAE, images: Tensor, batch_size: int = BATCH_SIZE,
 
     images: (N, C, S, S) in [0, 1]. z is the center of each posterior. The noise is the noise from which the prior makes
     this z at temperature 1: for Normals (mu_q - mu_p) / sigma_p, which is 0 if the two centers are equal.
-    Decode with `Sampler(model, iterations=0)`. Raises ArgumentError.
+    Decode with `Sampler(model, iterations=0)`. Raises InvalidValueError.
     """
     images = check_images(model, images)
     parts = []
@@ -50,7 +50,7 @@ def reconstruct(
     the posterior). A context is not counted and always comes from the posterior: with 0, the image shows what the
     context alone carries. temperature: of the prior, one number or one per scale; 0 gives the prior's center. seed: of
     the prior's noise, the same for all images, and of drawn pixels. pixels: as in `Sampler.sample`. Raises
-    ArgumentError.
+    InvalidValueError.
     """
     images = check_images(model, images)
     check_choice("pixels", pixels, get_args(Pixels))
@@ -75,7 +75,7 @@ def reconstruct(
 def pseudo_inputs(model: HierarchicalVAE, images: Tensor, batch_size: int = BATCH_SIZE) -> Tensor | None:
     """Return the images (N, C, S, S) in [0, 1] that the contexts of images (N, C, S, S) in [0, 1] stand for.
 
-    The contexts are the posteriors' centers. The result is None for a model without a context. Raises ArgumentError.
+    The contexts are the posteriors' centers. None for a model without a context. Raises InvalidValueError.
     """
     images = check_images(model, images)
     if model.context is None:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from nvae.inference.arguments import (
-    ArgumentError,
     PerScale,
     check_choice,
     check_count,
@@ -28,7 +27,7 @@ from nvae.inference.statistics_cache import StatisticsCache
 from nvae.models.distributions import Noise
 from nvae.models.hierarchy import DecoderState, FromNoise, HierarchicalVAE, TopDownOutput
 from nvae.models.modes import eval_mode
-from nvae.system.errors import UserError
+from nvae.system.errors import InvalidValueError, UserError
 from nvae.system.progress import Progress, batches
 from nvae.system.seeds import seeded
 
@@ -60,7 +59,7 @@ def to_images(
     check_choice("pixels", pixels, get_args(Pixels))
     if pixels == "sample":
         if seeds is None:
-            raise ArgumentError("seeds", None, "one seed per image, for drawn pixels")
+            raise InvalidValueError("seeds", None, "one seed per image, for drawn pixels")
         parameters = zip(output.parameters.split(1), seeds, strict=True)
         images = torch.cat([model.likelihood(part).sample(seeded(seed, "pixels")) for part, seed in parameters])
     else:
@@ -81,7 +80,7 @@ class Sampler:
     temperature: one number, or one per scale, the coarsest first. iterations: passes of the recalibration; 0 keeps the
     statistics of training, which are right for noise from `encode`. cache: where statistics are kept between programs.
     batch_size: images per pass, which bounds the memory. progress: show progress bars. `warnings` has sentences about a
-    recalibration that did not converge. Raises ArgumentError.
+    recalibration that did not converge. Raises InvalidValueError.
     """
 
     def __init__(
@@ -146,7 +145,7 @@ class Sampler:
         count = len(noise[0])
         seeds = check_seeds([seeds] * count if isinstance(seeds, Integral) else seeds)
         if len(seeds) != count:
-            raise ArgumentError("seeds", f"{len(seeds)} seeds", f"one seed, or one for each of the {count} images")
+            raise InvalidValueError("seeds", f"{len(seeds)} seeds", f"one seed, or one for each of the {count} images")
         images = []
         for part in batches(count, self.batch_size, "decoding", self.progress):
             images.append(self.top_down([group[part] for group in noise], pixels, seeds[part])[0])

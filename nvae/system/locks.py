@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from nvae.system.errors import UserError
+from nvae.system.errors import Remedy, UserError
 from nvae.system.files import WriteError, atomic_write
 
 PATIENCE = 0.5  # seconds: an earlier process may be about to end, and a new one to write who it is
@@ -70,7 +70,8 @@ def _acquire(file_lock: FileLock, path: Path, name: str, warn: Callable[[str], o
     except Timeout:
         raise RunLockedError(
             f"the run {name!r} is trained by {_holder(holder_path(path))}: expected one training of a run at a time. "
-            "Wait until that training ends, stop it, or train under another name."
+            "Wait until that training ends, stop it, or train under another name.",
+            Remedy.RUN_NAME,
         ) from None
     except OSError as error:
         if error.errno not in NO_LOCKS:

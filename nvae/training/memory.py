@@ -10,7 +10,7 @@ import torch
 from nvae.schema import ModelConfig
 from nvae.summary import training_bytes
 from nvae.system.devices import available_bytes
-from nvae.system.errors import UserError, is_out_of_memory
+from nvae.system.errors import Remedy, UserError, is_out_of_memory
 
 ADVICE = (
     "Set a smaller training_parameters.batch_size, a larger gradient_accumulation, or use_tensor_checkpoints to True."
@@ -35,5 +35,5 @@ def explained_out_of_memory() -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            raise UserError(f"the memory is not enough for this training. {ADVICE}") from error
+            raise UserError(f"the memory is not enough for this training. {ADVICE}", Remedy.CONFIG_KEY) from error
         raise

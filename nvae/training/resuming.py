@@ -11,7 +11,7 @@ from nvae.checkpoint import CheckpointError, load, restore
 from nvae.config import flat
 from nvae.optim import OPTIMIZERS
 from nvae.schema import ModelConfig
-from nvae.system.errors import UserError
+from nvae.system.errors import Remedy, UserError
 from nvae.training.history import BestWeights, ValidationHistory
 from nvae.training.recovery import Recovery
 from nvae.training.state import RunningMean, find_mismatch
@@ -44,7 +44,8 @@ def restore_training(trainer: Trainer, path: Path, run: str | None = None) -> li
     if run is not None and content.get("run", run) != run:
         raise CheckpointError(
             f"{path} is a checkpoint of the run {content['run'][:100]!r}, expected one of {run!r}. Move the file away; "
-            f"or to continue its training as the run {run!r}, start over from {path}."
+            f"or to continue its training as the run {run!r}, start over from {path}.",
+            Remedy.START_OVER_FROM_FILE,
         )
     if "training" not in content:
         raise CheckpointError(f"{path} is a model without a training state: expected a .checkpoint file.")
@@ -66,7 +67,8 @@ def restore_training(trainer: Trainer, path: Path, run: str | None = None) -> li
     ):
         raise CheckpointError(
             f"{path} holds a training state that does not fit: {mismatch}. Use the program that wrote the file, or "
-            "start over."
+            "start over.",
+            Remedy.START_OVER,
         )
     if any(state["step"] < 0 for state in training["optimizer"]["state"].values()):
         raise CheckpointError(f"{path} holds a training state that does not fit: a negative number of steps.")
@@ -75,7 +77,9 @@ def restore_training(trainer: Trainer, path: Path, run: str | None = None) -> li
         if not trainer.continue_with_changed_data:
             raise UserError(
                 f"{changed}. Restore the old images, start over, or continue with the changed data: the training then "
-                "differs from one without a change."
+                "differs from one without a change.",
+                Remedy.START_OVER,
+                Remedy.CHANGED_DATA,
             )
         warnings.append(f"{changed}; it continues with {len(trainer.data.training):,} training images")
     restore(trainer.eval_model, content, path)
@@ -157,5 +161,6 @@ def refuse_changes(config: ModelConfig, saved: ModelConfig, path: Path) -> None:
         raise UserError(
             f"the config has changed since {path} was written: {keys}. Only dataset.path and the keys of "
             f"training_parameters other than {' and '.join(sorted(fixed))} may change in a run. Undo the change, or "
-            "start over."
+            "start over.",
+            Remedy.START_OVER,
         )

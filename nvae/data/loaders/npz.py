@@ -19,7 +19,7 @@ from nvae.data.images import CHUNK, Data, resize, select, to_grayscale
 from nvae.data.paths import dataset_path
 from nvae.data.pictures.image_files import MAX_PIXELS
 from nvae.schema import ModelConfig
-from nvae.system.errors import UserError
+from nvae.system.errors import Remedy, UserError
 from nvae.system.memory_maps import releasing
 from nvae.system.seeds import seeded
 
@@ -64,7 +64,7 @@ def load_npz(config: ModelConfig, progress: bool = False) -> Data:
     file = dataset_path(config.dataset)
     if not file.is_file():
         problem = "is not a file" if file.exists() else "does not exist"
-        raise UserError(f"'{file}' {problem}. {ADVICE}")
+        raise UserError(f"'{file}' {problem}. {ADVICE}", Remedy.DATASET_PATH)
     arrays = _choose_arrays(file)
     for array in arrays.values():
         _check(array, file)
@@ -82,7 +82,7 @@ def _split(images_u8: Tensor, validation_fraction: float, file: Path) -> Data:
     """Split by a random choice of positions, the same for the same number of images."""
     count = len(images_u8)
     if count < 2:
-        raise UserError(f"{file} holds one image; expected at least two. {ADVICE}")
+        raise UserError(f"{file} holds one image; expected at least two. {ADVICE}", Remedy.DATASET_PATH)
     validation = min(max(round(validation_fraction * count), 1), count - 1)
     order = torch.randperm(count, generator=seeded(0, "validation images"))
     chosen, remaining = (indices.sort().values for indices in (order[:validation], order[validation:]))
@@ -126,7 +126,7 @@ def _check(array: _Array, file: Path) -> None:
             "channels C in one of the two places. Save the images in one of these shapes."
         )
     if min(shape) < 1:
-        raise UserError(f"{array} in {file} has the shape {shape} and holds no images. {ADVICE}")
+        raise UserError(f"{array} in {file} has the shape {shape} and holds no images. {ADVICE}", Remedy.DATASET_PATH)
     if math.prod(shape[1:]) > 3 * MAX_PIXELS:
         raise UserError(
             f"{array} in {file} has the shape {shape}; expected at most {MAX_PIXELS:,} pixels per image. Save smaller "
@@ -236,5 +236,6 @@ def _readable(file: Path) -> Iterator[None]:
         raise
     except Exception as error:  # zipfile and NumPy raise almost any exception for a damaged file
         raise UserError(
-            f"{file} cannot be read ({str(error) or type(error).__name__}): not a sound .npz or .npy file. {ADVICE}"
+            f"{file} cannot be read ({str(error) or type(error).__name__}): not a sound .npz or .npy file. {ADVICE}",
+            Remedy.DATASET_PATH,
         ) from error
