@@ -8,7 +8,11 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar, get_args
+
+from nvae.schema.choices import AnimationFormat, Part, Pixels
+
+T = TypeVar("T")
 
 BAD_INPUT = 2  # exit code
 ITERATIONS = 20
@@ -16,8 +20,6 @@ MAX_DIGITS = 18  # of a whole number
 MAX_ITERATIONS = 100_000
 MAX_SECONDS = 600  # of an animation
 MAX_FACTOR = 2.0  # usual temperature or factor on the noise; a higher one in a list is probably a decimal comma
-PIXELS = ("mean", "most_likely", "sample")
-ANIMATION_FORMATS = ("webp", "gif", "mp4")
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,6 +71,11 @@ def _whole_number(text: str, least: int, most: int | None = None) -> int:
         expected = f"from {least}" if most is None else f"from {least} to {most}"
         raise argparse.ArgumentTypeError(f"got '{text}', expected a whole number {expected}")
     return int(text)
+
+
+def iterations(text: str) -> int:
+    """Parse a number of passes of the recalibration."""
+    return _whole_number(text, 0, MAX_ITERATIONS)
 
 
 def numbers(text: str) -> list[float]:
@@ -127,7 +134,7 @@ def add_model(parser: argparse.ArgumentParser, optional: bool = False) -> None:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Add [TEMPERATURE] and [ITERATIONS], both None if not given."""
+    """Add [TEMPERATURE], [ITERATIONS] and --context-temperature, None if not given."""
     parser.add_argument(
         "temperature",
         type=per_scale,
@@ -139,12 +146,13 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "iterations",
-        type=up_to(MAX_ITERATIONS, 0),
+        type=iterations,
         nargs="?",
         metavar="ITERATIONS",
         help="passes that recalibrate the batch-norm statistics to the temperature; 0 keeps those of training "
         f"(default: {ITERATIONS})",
     )
+    add_context_temperature(parser)
 
 
 def add_context_temperature(parser: argparse.ArgumentParser) -> None:
@@ -158,19 +166,21 @@ def add_context_temperature(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_pixels(parser: argparse.ArgumentParser) -> None:
-    """Add --pixels, None if not given."""
+def add_result(parser: argparse.ArgumentParser, seed_of: str, show_seeds: bool = False) -> None:
+    """Add --pixels, --show-seeds if wanted, --seed, --device, --out and --no-window. seed_of: what the seed decides."""
     parser.add_argument(
         "--pixels",
-        choices=PIXELS,
+        choices=get_args(Pixels),
         help="what to show of the pixel distribution p(x | z): its mean, its most likely value, or a random draw "
         "(default: mean)",
     )
-
-
-def add_seed(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add --seed; what: what the seed decides."""
-    parser.add_argument("--seed", type=natural, metavar="N", help=f"seed of {what} (default: random)")
+    if show_seeds:
+        parser.add_argument(
+            "--show-seeds", action="store_true", help="print the seed below each image of a grid (default: no text)"
+        )
+    parser.add_argument("--seed", type=natural, metavar="N", help=f"seed of {seed_of} (default: random)")
+    add_device(parser)
+    add_out(parser)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -179,7 +189,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
-    """Add --out."""
+    """Add --out and --no-window."""
     parser.add_argument(
         "--out",
         type=Path,
@@ -187,19 +197,29 @@ def add_out(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="folder for the result, or a file name such as a.png (default: images)",
     )
-
-
-def add_no_window(parser: argparse.ArgumentParser) -> None:
-    """Add --no-window."""
     parser.add_argument(
         "--no-window", action="store_true", help="open no window (default: show the result if there is a display)"
     )
 
 
-def add_show_seeds(parser: argparse.ArgumentParser) -> None:
-    """Add --show-seeds."""
+def add_out_folder(parser: argparse.ArgumentParser) -> None:
+    """Add --out for several files."""
     parser.add_argument(
-        "--show-seeds", action="store_true", help="print the seed below each image of a grid (default: no text)"
+        "--out", type=Path, default=Path("images"), metavar="FOLDER", help="folder for the results (default: images)"
+    )
+
+
+def add_model_data(parser: argparse.ArgumentParser, part: Part) -> None:
+    """Add --dataset, --data and --part, by default the given part of the model's data set."""
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="name of a data set, such as mnist or folder (default: the model's data set)"
+    )
+    parser.add_argument("--data", metavar="PATH", help="where its images are (default: where they were in training)")
+    parser.add_argument(
+        "--part",
+        choices=get_args(Part),
+        default=part,
+        help=f"part of the data set; test needs a model trained with dataset.validation_images (default: {part})",
     )
 
 
@@ -207,7 +227,7 @@ def add_animation(parser: argparse.ArgumentParser, animate: str, default_seconds
     """Add --animate and --seconds."""
     parser.add_argument(
         "--animate",
-        choices=("auto", *ANIMATION_FORMATS),
+        choices=("auto", *get_args(AnimationFormat)),
         nargs="?",
         const="auto",
         metavar="FORMAT",
@@ -222,11 +242,17 @@ def add_animation(parser: argparse.ArgumentParser, animate: str, default_seconds
 # ---------------------------------------------------------------------------------------------------- their values
 
 
-def animation_format(options: argparse.Namespace) -> str:
+def first_given(*values: T | None) -> T:
+    """Return the first of an option's values that is not None."""
+    return next(value for value in values if value is not None)
+
+
+def animation_format(options: argparse.Namespace) -> AnimationFormat:
     """Return the format of --animate, or that of the file name in --out, or webp."""
     if options.animate not in (None, "auto"):
         return options.animate
-    return next((name for name in ANIMATION_FORMATS if options.out.suffix.lower() == f".{name}"), "webp")
+    suffix = options.out.suffix.lower().removeprefix(".")
+    return suffix if suffix in get_args(AnimationFormat) else "webp"
 
 
 def chosen_seed(options: argparse.Namespace) -> int:

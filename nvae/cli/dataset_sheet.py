@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from nvae.cli.arguments import add_no_window, add_out, print_warnings
+from nvae.cli.arguments import add_out, print_warnings
 from nvae.cli.config_options import add_config_options, load_config_of
 from nvae.system.errors import UserError
 
@@ -28,7 +28,6 @@ def add_sheet_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_config_options(parser, ("size", "channels"))
     add_out(parser)
-    add_no_window(parser)
 
 
 def wants_sheet(options: argparse.Namespace) -> bool:
@@ -43,14 +42,13 @@ def wants_sheet(options: argparse.Namespace) -> bool:
 
 def show_sheet(options: argparse.Namespace) -> None:
     """Draw the contact sheet of the data set or config `options.name`, save it and show it. Raises UserError."""
+    from nvae.cli.result import Result, check_out
     from nvae.config import config_path
     from nvae.data.registry import load_data
     from nvae.schema import DATASETS
     from nvae.tools.data_sheet import data_sheet
-    from nvae.tools.display import show
-    from nvae.tools.grids import is_file_name, result_name, save_result
 
-    is_file_name(options.out, ".png")
+    check_out(options)
     _refuse_unknown_name(options.name)
     options.dataset = options.name if options.name in DATASETS else None
     config = load_config_of(options, CONFIG if options.dataset else options.name)
@@ -60,7 +58,7 @@ def show_sheet(options: argparse.Namespace) -> None:
     parts = {"training": data.training, "validation": data.validation, "test": data.test}
     counts = ", ".join(f"{len(images):,} {part} images" for part, images in parts.items() if images is not None)
     print(f"{config.dataset.name}: {counts}, {channels} x {size} x {size}")
-    metadata = {
+    settings = {
         "dataset": config.dataset.model_dump(),
         "input_dimension": size,
         "image_channels": channels,
@@ -68,11 +66,7 @@ def show_sheet(options: argparse.Namespace) -> None:
         "seed": config.training_parameters.seed,
     }
     shown = options.name if options.name in DATASETS else config_path(options.name).stem
-    picture = data_sheet(data, config)
-    saved = save_result(picture, options.out, result_name("dataset", shown, f"{channels}x{size}x{size}"), metadata)
-    print(saved)
-    if not options.no_window:
-        show(picture, saved.name)
+    Result(options, settings, "dataset", shown, f"{channels}x{size}x{size}").finish(data_sheet(data, config))
 
 
 def _refuse_unknown_name(name: str) -> None:

@@ -8,19 +8,19 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nvae.cli.arguments import add_device, add_model, natural, positive, print_warnings
+from nvae.cli.arguments import add_device, add_model, add_model_data, add_out_folder, natural, positive, print_warnings
 from nvae.cli.models import open_model
 from nvae.cli.progress import progress_bar
+from nvae.schema.choices import Estimator
 from nvae.system.errors import UserError
 
 if TYPE_CHECKING:
     from nvae.models.hierarchy import HierarchicalVAE
     from nvae.schema import ModelConfig
 
-ESTIMATORS = {"bound": "importance_weighted", "dvp": "analytic_kl"}
+ESTIMATORS: dict[str, Estimator] = {"bound": "importance_weighted", "dvp": "analytic_kl"}
 IMPORTANCE_SAMPLES = 1000
 BATCH_SIZE = 64
 
@@ -58,16 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="terms of the diffusion prior's bound per draw of the context; more terms, less noise (default: the "
         "model's diffusion_steps)",
     )
-    parser.add_argument(
-        "--dataset", metavar="NAME", help="name of a data set, such as mnist or folder (default: the model's data set)"
-    )
-    parser.add_argument("--data", metavar="PATH", help="where its images are (default: where they were in training)")
-    parser.add_argument(
-        "--part",
-        choices=("validation", "training", "test"),
-        default="validation",
-        help="part of the data set; test needs a model trained with dataset.validation_images (default: validation)",
-    )
+    add_model_data(parser, "validation")
     parser.add_argument("--images", type=positive, metavar="N", help="only the first N images (default: all)")
     parser.add_argument(
         "--batch-size",
@@ -81,9 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=natural, metavar="N", default=0, help="seed of the draws from the posterior (default: 0)"
     )
     add_device(parser)
-    parser.add_argument(
-        "--out", type=Path, default=Path("images"), metavar="FOLDER", help="folder for the results (default: images)"
-    )
+    add_out_folder(parser)
 
 
 def run(options: argparse.Namespace) -> None:

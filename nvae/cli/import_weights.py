@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nvae.system.errors import UserError
+from nvae.system.errors import InvalidValueError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     if options.out.suffix != ".model":
-        raise UserError(f"--out is '{options.out}', expected a name that ends with .model.")
+        raise InvalidValueError("--out", f"'{options.out}'", "a name that ends with .model")
     from nvae.checkpoint import save
     from nvae.config import load_config
     from nvae.interop.importer import import_checkpoint

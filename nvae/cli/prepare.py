@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nvae.cli.arguments import path_text, positive, print_warnings
-from nvae.system.errors import UserError
+from nvae.system.errors import InvalidValueError, UserError
 
 if TYPE_CHECKING:
     from nvae.data.images import Data
@@ -130,9 +130,11 @@ def _config(options: argparse.Namespace) -> ModelConfig:
     for override in options.overrides:
         key = override.partition("=")[0].strip()
         if not key.startswith("dataset.") or key in ("dataset.name", "dataset.path"):
-            raise UserError(
-                f"--set is '{override}', expected dataset.KEY=VALUE with a key other than name and path. Use SOURCE "
-                "and --data for these two."
+            raise InvalidValueError(
+                "--set",
+                f"'{override}'",
+                "dataset.KEY=VALUE with a key other than name and path",
+                "Use SOURCE and --data for these two.",
             )
     facts = NAMED_DATASETS.get(options.source)
     values = {

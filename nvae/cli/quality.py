@@ -10,14 +10,15 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from nvae.cli.arguments import (
     ITERATIONS,
-    MAX_ITERATIONS,
-    PIXELS,
     add_device,
     add_model,
+    add_model_data,
+    add_out_folder,
+    iterations,
     natural,
     number,
     per_scale,
@@ -25,9 +26,10 @@ from nvae.cli.arguments import (
     print_warnings,
     up_to,
 )
-from nvae.cli.models import open_model_and_metadata, open_samplers
+from nvae.cli.models import make_samplers, open_model_and_metadata
 from nvae.cli.progress import progress_bar
-from nvae.system.errors import UserError
+from nvae.schema.choices import ExtractorName, Metric, Part, Pixels
+from nvae.system.errors import InvalidValueError, UserError
 
 if TYPE_CHECKING:
     from nvae.data.images import Data
@@ -38,9 +40,7 @@ if TYPE_CHECKING:
     from nvae.models.hierarchy import HierarchicalVAE
     from nvae.schema import ModelConfig
 
-EXTRACTORS = ("self", "mobilenet", "inception", "vgg16", "clip", "dinov2")
-METRICS = ("fid", "kid", "precision-recall", "ppl", "copies")
-PARTS = ("training", "validation", "test")
+EXTRACTORS, METRICS = get_args(ExtractorName), get_args(Metric)
 IMAGES = 10_000
 PAIRS = 500
 EPSILON = 0.01
@@ -68,13 +68,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--iterations",
-        type=up_to(MAX_ITERATIONS, 0),
+        type=iterations,
         metavar="N",
         default=ITERATIONS,
         help="passes that recalibrate the batch-norm statistics to the temperature; 0 keeps those of training "
         f"(default: {ITERATIONS})",
     )
-    add_reference(parser)
+    add_model_data(parser, "training")
+    parser.add_argument(
+        "--images",
+        type=up_to(10_000_000, 20),
+        metavar="N",
+        default=IMAGES,
+        help=f"samples, and images of the data set if there are as many (default: {IMAGES})",
+    )
     parser.add_argument(
         "--neighbors",
         type=_neighbors,
@@ -115,16 +122,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--pixels",
-        choices=PIXELS,
+        choices=get_args(Pixels),
         default="mean",
         help="what to compare of the pixel distribution p(x | z): its mean, its most likely value, or a random draw, "
         "which is compared with binary images if the model is binary (default: mean)",
     )
     parser.add_argument("--seed", type=natural, metavar="N", default=0, help="seed of the first sample (default: 0)")
     add_device(parser)
-    parser.add_argument(
-        "--out", type=Path, default=Path("images"), metavar="FOLDER", help="folder for the results (default: images)"
-    )
+    add_out_folder(parser)
 
 
 def add_extractors(parser: argparse.ArgumentParser) -> None:
@@ -146,31 +151,13 @@ def add_extractors(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_reference(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the reference images."""
-    parser.add_argument(
-        "--dataset", metavar="NAME", help="name of a data set, such as mnist or folder (default: the model's data set)"
-    )
-    parser.add_argument("--data", metavar="PATH", help="where its images are (default: where they were in training)")
-    parser.add_argument(
-        "--part", choices=PARTS, default="training", help="part of the data set to compare with (default: training)"
-    )
-    parser.add_argument(
-        "--images",
-        type=up_to(10_000_000, 20),
-        metavar="N",
-        default=IMAGES,
-        help=f"samples, and images of the data set if there are as many (default: {IMAGES})",
-    )
-
-
 def run(options: argparse.Namespace) -> None:
     if options.weights is not None and len(options.extractors) > 1:
         raise UserError("--weights is for one extractor: name one with --extractors.")
     if options.statistics is not None and (len(options.extractors) > 1 or "fid" not in options.metrics):
         raise UserError("--statistics is for the metric fid with one extractor: name them.")
     if not 1e-3 <= options.ppl_epsilon <= 0.1:
-        raise UserError(f"--ppl-epsilon: got {options.ppl_epsilon:g}, expected a number from 0.001 to 0.1.")
+        raise InvalidValueError("--ppl-epsilon", options.ppl_epsilon, "a number from 0.001 to 0.1")
     from nvae.cli.evaluate import with_dataset
     from nvae.data.pictures.metadata import as_texts
     from nvae.data.registry import load_original_images
@@ -201,7 +188,7 @@ def run(options: argparse.Namespace) -> None:
     statistics, facts = {}, None
     if options.statistics is not None:
         statistics[extractors[0].name], facts = _statistics(options, extractors[0], config)
-    samplers = open_samplers(model, options.model, options.temperatures, options.iterations)
+    samplers = make_samplers(options, model, options.temperatures, options.iterations)
     quality = measure_quality(
         model,
         data,
@@ -285,7 +272,7 @@ def _show_and_save(
     print(report(quality, model, used["dataset"]["name"]))
     if (statistics := used["statistics"]) is not None:
         count, part = (statistics["facts"].get(name) for name in ("images", "part"))
-        what = f", {count:,} {part} images" if isinstance(count, int) and part in PARTS else ""
+        what = f", {count:,} {part} images" if isinstance(count, int) and part in get_args(Part) else ""
         print(f"FID is the distance to the statistics of {statistics['file']}{what}")
     extractors = "-".join(facts["name"] for facts in quality.extractors)
     name = result_name("quality", plain_name(options.model), extractors, options.part, f"{options.images}images")

@@ -12,7 +12,7 @@ import sys
 from nvae.cli.arguments import add_device
 from nvae.cli.config_options import add_config_options, load_config_of
 from nvae.cli.models import find_model
-from nvae.system.errors import UserError
+from nvae.system.errors import InvalidValueError
 
 OPTIONS = ("dataset", "data", "epochs", "batch_size", "learning_rate", "latent_size", "sample_every", "workers")
 
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     if options.name is not None and not re.fullmatch(r"\w[\w.-]{0,99}", options.name):
-        raise UserError(f"--name is '{options.name}', expected letters, digits, '_', '-' and '.', 100 at most.")
+        raise InvalidValueError("--name", f"'{options.name}'", "letters, digits, '_', '-' and '.', 100 at most")
     from nvae.config import config_path
 
     config = load_config_of(options, options.config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -15,13 +15,12 @@ from nvae.models.distributions import Noise, map_tensors
 from nvae.models.hierarchy import DecoderState, FromPosterior, HierarchicalVAE, TopDownOutput
 from nvae.models.modes import eval_mode
 from nvae.objective import elbo_terms
+from nvae.schema.choices import Estimator
 from nvae.system.errors import InvalidValueError
 from nvae.system.memory_maps import release_pages
 from nvae.system.progress import Progress, batches, track
 from nvae.system.ranks import Ranks
 from nvae.system.seeds import seeded
-
-Estimator = Literal["importance_weighted", "analytic_kl"]
 
 
 class Estimate(NamedTuple):

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from nvae.inference.arguments import PerScale, check_count, check_noise, check_seeds, per_group
-from nvae.inference.sampling import Pixels, Sampler
+from nvae.inference.sampling import Sampler
 from nvae.models.distributions import Noise
 from nvae.models.hierarchy import DecoderState, HierarchicalVAE
+from nvae.schema.choices import Pixels
 from nvae.system.errors import InvalidValueError
 from nvae.system.progress import batches, track
 from nvae.system.seeds import seeded

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from nvae.inference.arguments import check_count, check_noise, check_seeds
-from nvae.inference.sampling import Pixels, Sampler, seed_noise
+from nvae.inference.sampling import Sampler, seed_noise
 from nvae.models.distributions import Noise
+from nvae.schema.choices import Pixels
 from nvae.system.errors import InvalidValueError
 from nvae.system.progress import batches
 

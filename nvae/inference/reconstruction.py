@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from nvae.inference.arguments import PerScale, check_choice, check_count, check_images, check_seeds, per_group
-from nvae.inference.sampling import BATCH_SIZE, Pixels, seed_noise, to_images
+from nvae.inference.sampling import BATCH_SIZE, seed_noise, to_images
 from nvae.models.distributions import Noise
 from nvae.models.hierarchy import FromNoise, FromPosterior, HierarchicalVAE, LatentSource, PerGroup
 from nvae.models.modes import eval_mode
+from nvae.schema.choices import Pixels
 from nvae.system.progress import Progress, batches
 
 

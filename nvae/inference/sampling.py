@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from numbers import Integral
-from typing import Literal, get_args
+from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from nvae.checkpoint import load_model
 from nvae.inference.arguments import (
     PerScale,
     check_choice,
@@ -27,12 +29,13 @@ from nvae.inference.statistics_cache import StatisticsCache
 from nvae.models.distributions import Noise
 from nvae.models.hierarchy import DecoderState, FromNoise, HierarchicalVAE, TopDownOutput
 from nvae.models.modes import eval_mode
+from nvae.schema.choices import Pixels
+from nvae.system.devices import choose_device
 from nvae.system.errors import InvalidValueError, UserError
 from nvae.system.progress import Progress, batches
 from nvae.system.seeds import seeded
 
 BATCH_SIZE = 32
-Pixels = Literal["mean", "most_likely", "sample"]  # which image of p(x | z) to show
 
 
 def seed_noise(model: HierarchicalVAE, seeds: Sequence[int], scale: PerScale = 1.0) -> Noise:
@@ -186,3 +189,34 @@ class Sampler:
                 mean_only=pixels != "sample",
             )
         return to_images(self.model, output, pixels, seeds), output
+
+
+# ------------------------------------------------------------------------------------------------- of a model file
+
+
+def open_sampler(
+    path: str | Path,
+    temperature: PerScale = 1.0,
+    iterations: int = 20,
+    device: str | None = None,
+    progress: Progress = False,
+) -> Sampler:
+    """Open a .checkpoint or .model file, and return the sampler of its model: `Sampler` describes the arguments.
+
+    The recalibrated statistics are kept beside the file, for the next program. device: by default the fastest one.
+    Raises UserError.
+    """
+    model = load_model(path, choose_device(device))
+    return open_samplers(model, path, [temperature], iterations, progress)[0]
+
+
+def open_samplers(
+    model: HierarchicalVAE,
+    path: str | Path,
+    temperatures: Sequence[PerScale],
+    iterations: int = 20,
+    progress: Progress = False,
+) -> list[Sampler]:
+    """Return a sampler per temperature of a model that is open; the statistics are kept beside its file, `path`."""
+    cache = StatisticsCache(model, path)
+    return [Sampler(model, temperature, iterations, cache, progress=progress) for temperature in temperatures]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nvae.data.images import to_pixels
 from nvae.data.pictures.metadata import as_texts, read_metadata, save_picture
-from nvae.system.errors import UserError
+from nvae.system.errors import InvalidValueError
 from nvae.system.files import unused_path
 
 MARGIN = 4
@@ -217,7 +217,7 @@ def is_file_name(out: Path, suffix: str) -> bool:
     if ending not in MEDIA_SUFFIXES or out.is_dir():
         return False
     if ending != suffix:
-        raise UserError(f"the result is a {suffix} file: got '{out}', expected a folder or a name with {suffix}.")
+        raise InvalidValueError("the file of the result", f"'{out}'", f"a folder, or a name that ends with {suffix}")
     return True
 
 

@@ -12,8 +12,9 @@ from nvae.data.images import to_float
 from nvae.evaluation.quality.copies import THRESHOLD
 from nvae.evaluation.quality.measure import Quality, Reference, Row, temperature_text
 from nvae.evaluation.quality.report import MOST_ALIKE, REAL, numbers, row_name
-from nvae.inference.sampling import Pixels, Sampler
+from nvae.inference.sampling import Sampler
 from nvae.models.hierarchy import HierarchicalVAE
+from nvae.schema.choices import Pixels
 from nvae.summary import group_name
 from nvae.tools.grids import grid
 

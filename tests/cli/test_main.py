@@ -4,16 +4,20 @@ import re
 import subprocess
 import sys
 from argparse import ArgumentTypeError
+from dataclasses import fields
 from typing import get_args
 
 import pytest
 import torch
 
-from nvae.cli import arguments, errors
+from nvae.cli import arguments, datasets, errors, evaluate, quality
 from nvae.cli.main import COMMANDS
-from nvae.inference.sampling import Pixels
+from nvae.data.images import Data
+from nvae.evaluation.quality import measure
+from nvae.evaluation.quality.extractors import registry as extractors
+from nvae.models.families import FAMILIES
+from nvae.schema import DATASETS, NAMED_DATASETS, choices
 from nvae.system.errors import Remedy, UserError
-from nvae.tools.animation import AnimationFormat
 
 
 def exit_code(main, command=""):
@@ -61,8 +65,32 @@ def test_every_option_has_a_help_that_ends_with_its_default():
 
 
 def test_choices_are_those_of_the_library():
-    assert get_args(Pixels) == arguments.PIXELS
-    assert get_args(AnimationFormat) == arguments.ANIMATION_FORMATS
+    """Lists that only `nvae.schema.choices` holds, and lists of what is registered."""
+    listed = {
+        "pixels": get_args(choices.Pixels),
+        "part": get_args(choices.Part),
+        "inline": get_args(choices.Inline),
+        "animate": ("auto", *get_args(choices.AnimationFormat)),
+        "protocol": tuple(evaluate.ESTIMATORS),
+        "channels": (1, 3),
+        "family": tuple(FAMILIES),
+        "coarse_from": ("A", "B"),
+        "fine_from": ("A", "B"),
+    }
+    found = set()
+    for module in COMMANDS.values():
+        parser = arguments.Parser()
+        module.add_arguments(parser)
+        for action in parser._actions:
+            if action.choices is not None:
+                found.add(action.dest)
+                assert tuple(action.choices) == listed[action.dest], action.dest
+    assert found == set(listed)
+    assert set(evaluate.ESTIMATORS.values()) == set(get_args(choices.Estimator))
+    assert tuple(extractors.LOADERS) == get_args(choices.ExtractorName) == quality.EXTRACTORS
+    assert measure.METRICS == get_args(choices.Metric) == quality.METRICS
+    assert set(get_args(choices.Part)) < {field.name for field in fields(Data)}
+    assert set(datasets.EXAMPLES) == set(DATASETS) - set(NAMED_DATASETS)
 
 
 @pytest.mark.parametrize("text", ["-1", "1.5", "", "x", "²", "٣", "9" * 5000])

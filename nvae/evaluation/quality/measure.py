@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from nvae.checkpoint import weights_digest
 from nvae.data.images import Data, images_digest, to_float
-from nvae.data.registry import Part, evaluation_images
+from nvae.data.registry import evaluation_images
 from nvae.evaluation.likelihood import Estimate
 from nvae.evaluation.quality.copies import Copies, find_copies, thumbnails, thumbnails_of
 from nvae.evaluation.quality.distances import FeatureStatistics, frechet_distance, kernel_distance
@@ -27,15 +27,16 @@ from nvae.evaluation.quality.path_length import (
     squared_distance,
 )
 from nvae.inference.arguments import PerScale, check_count, check_seeds
-from nvae.inference.sampling import Pixels, Sampler
+from nvae.inference.sampling import Sampler
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.schema import ModelConfig
+from nvae.schema.choices import Metric, Part, Pixels
 from nvae.system.errors import InvalidValueError
 from nvae.system.memory_maps import chunks, release_pages
 from nvae.system.progress import Progress
 from nvae.system.seeds import seeded
 
-METRICS = ("fid", "kid", "precision-recall", "ppl", "copies")
+METRICS = get_args(Metric)
 OF_FEATURES = METRICS[:3]
 IMAGES = 10_000
 PAIRS = 500

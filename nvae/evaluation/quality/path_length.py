@@ -12,8 +12,9 @@ from torch import Tensor
 from nvae.evaluation.likelihood import Estimate
 from nvae.evaluation.quality.features import describe
 from nvae.inference.arguments import check_count
-from nvae.inference.sampling import Pixels, Sampler
+from nvae.inference.sampling import Sampler
 from nvae.models.distributions import Noise
+from nvae.schema.choices import Pixels
 from nvae.system.errors import InvalidValueError
 from nvae.system.progress import batches
 from nvae.system.seeds import seeded

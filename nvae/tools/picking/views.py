@@ -10,14 +10,15 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from nvae.data.pictures.metadata import save_picture
+from nvae.schema.choices import Inline
 from nvae.system.errors import UserError
-from nvae.tools.display import Inline, inline
+from nvae.tools.display import inline
 from nvae.tools.grids import Layout
 from nvae.tools.picking.game import MAX_DIGIT_CELLS, Picking, View
 
@@ -31,9 +32,7 @@ WINDOW_KEYS = "click: as its number; Space, Right: as Enter"
 # ---------------------------------------------------------------------------------------------- at the prompt
 
 
-def pick_at_prompt(
-    picking: Picking, draw: Draw, save: Save, path: Path, protocol: Inline | Literal["none"] = "none"
-) -> None:
+def pick_at_prompt(picking: Picking, draw: Draw, save: Save, path: Path, protocol: Inline = "none") -> None:
     """Save each view as PNG at `path`, show it in the terminal by a protocol, and read answers from standard input.
 
     The end of the input counts as q.
