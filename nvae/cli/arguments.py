@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TypeVar, get_args
+from typing import Any, NoReturn, TypeVar, get_args
 
 from nvae.schema.choices import AnimationFormat, Part, Pixels
 
@@ -24,6 +24,20 @@ MAX_FACTOR = 2.0  # usual temperature or factor on the noise; a higher one in a 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that answers a mistake with one line and exit code 2."""
+
+    def option(self, flag: str, kind: Callable[[str], object], text: str, shown: object = None, **how: Any) -> None:
+        """Add an option with a value, whose help ends with its default.
+
+        flag: with the name of the value, such as "--rows N". kind: parses the value. shown: what the help says of the
+        default, where that is not `default` itself. how: other arguments of `add_argument`.
+        """
+        name, _, metavar = flag.partition(" ")
+        default = how.get("default") if shown is None else shown
+        self.add_argument(name, type=kind, metavar=metavar or None, help=f"{text} (default: {default})", **how)
+
+    def switch(self, flag: str, text: str, shown: str) -> None:
+        """Add an option without a value."""
+        self.add_argument(flag, action="store_true", help=f"{text} (default: {shown})")
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help.\n")
@@ -123,7 +137,7 @@ def seconds(text: str) -> float:
 # ------------------------------------------------------------------------------------------------ shared arguments
 
 
-def add_model(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+def add_model(parser: Parser, optional: bool = False) -> None:
     """Add MODEL."""
     parser.add_argument(
         "model",
@@ -133,7 +147,7 @@ def add_model(parser: argparse.ArgumentParser, optional: bool = False) -> None:
     )
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
+def add_sampling(parser: Parser) -> None:
     """Add [TEMPERATURE], [ITERATIONS] and --context-temperature, None if not given."""
     parser.add_argument(
         "temperature",
@@ -155,75 +169,62 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     add_context_temperature(parser)
 
 
-def add_context_temperature(parser: argparse.ArgumentParser) -> None:
+def add_context_temperature(parser: Parser) -> None:
     """Add --context-temperature."""
-    parser.add_argument(
-        "--context-temperature",
-        type=number,
-        metavar="T",
-        help="temperature of the context, for a model with a context (default: that in the list of temperatures if it "
-        "has one more number than scales, else that of the top scale)",
+    parser.option(
+        "--context-temperature T",
+        number,
+        "temperature of the context, for a model with a context",
+        "that in the list of temperatures if it has one more number than scales, else that of the top scale",
     )
 
 
-def add_result(parser: argparse.ArgumentParser, seed_of: str, show_seeds: bool = False) -> None:
+def add_result(parser: Parser, seed_of: str, show_seeds: bool = False) -> None:
     """Add --pixels, --show-seeds if wanted, --seed, --device, --out and --no-window. seed_of: what the seed decides."""
-    parser.add_argument(
+    parser.option(
         "--pixels",
+        str,
+        "what to show of the pixel distribution p(x | z): its mean, its most likely value, or a random draw",
+        "mean",
         choices=get_args(Pixels),
-        help="what to show of the pixel distribution p(x | z): its mean, its most likely value, or a random draw "
-        "(default: mean)",
     )
     if show_seeds:
-        parser.add_argument(
-            "--show-seeds", action="store_true", help="print the seed below each image of a grid (default: no text)"
-        )
-    parser.add_argument("--seed", type=natural, metavar="N", help=f"seed of {seed_of} (default: random)")
+        parser.switch("--show-seeds", "print the seed below each image of a grid", "no text")
+    parser.option("--seed N", natural, f"seed of {seed_of}", "random")
     add_device(parser)
     add_out(parser)
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
+def add_device(parser: Parser) -> None:
     """Add --device."""
-    parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the fastest available)")
+    parser.option("--device DEVICE", str, "cuda, cuda:1, mps or cpu", "the fastest available")
 
 
-def add_out(parser: argparse.ArgumentParser) -> None:
+def add_out(parser: Parser) -> None:
     """Add --out and --no-window."""
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("images"),
-        metavar="PATH",
-        help="folder for the result, or a file name such as a.png (default: images)",
-    )
-    parser.add_argument(
-        "--no-window", action="store_true", help="open no window (default: show the result if there is a display)"
-    )
+    parser.option("--out PATH", Path, "folder for the result, or a file name such as a.png", default=Path("images"))
+    parser.switch("--no-window", "open no window", "show the result if there is a display")
 
 
-def add_out_folder(parser: argparse.ArgumentParser) -> None:
+def add_out_folder(parser: Parser) -> None:
     """Add --out for several files."""
-    parser.add_argument(
-        "--out", type=Path, default=Path("images"), metavar="FOLDER", help="folder for the results (default: images)"
-    )
+    parser.option("--out FOLDER", Path, "folder for the results", default=Path("images"))
 
 
-def add_model_data(parser: argparse.ArgumentParser, part: Part) -> None:
+def add_model_data(parser: Parser, part: Part) -> None:
     """Add --dataset, --data and --part, by default the given part of the model's data set."""
-    parser.add_argument(
-        "--dataset", metavar="NAME", help="name of a data set, such as mnist or folder (default: the model's data set)"
-    )
-    parser.add_argument("--data", metavar="PATH", help="where its images are (default: where they were in training)")
-    parser.add_argument(
+    parser.option("--dataset NAME", str, "name of a data set, such as mnist or folder", "the model's data set")
+    parser.option("--data PATH", str, "where its images are", "where they were in training")
+    parser.option(
         "--part",
+        str,
+        "part of the data set; test needs a model trained with dataset.validation_images",
         choices=get_args(Part),
         default=part,
-        help=f"part of the data set; test needs a model trained with dataset.validation_images (default: {part})",
     )
 
 
-def add_animation(parser: argparse.ArgumentParser, animate: str, default_seconds: str) -> None:
+def add_animation(parser: Parser, animate: str, default_seconds: str) -> None:
     """Add --animate and --seconds."""
     parser.add_argument(
         "--animate",
@@ -234,9 +235,7 @@ def add_animation(parser: argparse.ArgumentParser, animate: str, default_seconds
         help=f"{animate}; FORMAT: webp, gif, mp4, which needs the extra 'video', or auto: the suffix of --out, else "
         "webp (default: auto)",
     )
-    parser.add_argument(
-        "--seconds", type=seconds, metavar="S", help=f"length of the animation (default: {default_seconds})"
-    )
+    parser.option("--seconds S", seconds, "length of the animation", default_seconds)
 
 
 # ---------------------------------------------------------------------------------------------------- their values

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, get_args
 
 from nvae.cli.arguments import (
     ITERATIONS,
+    Parser,
     add_model,
     add_result,
     add_sampling,
@@ -34,41 +35,38 @@ if TYPE_CHECKING:
     from nvae.tools.picking.session import PickingSession
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     add_model(parser, optional=True)
     add_sampling(parser)
-    parser.add_argument("--batch", type=up_to(100), default=9, metavar="N", help="samples per batch (default: 9)")
-    parser.add_argument("--winners", type=up_to(100), default=9, metavar="N", help="samples to pick (default: 9)")
-    parser.add_argument(
-        "--scale-noise",
-        type=per_scale,
-        metavar="S[,S...]",
-        help="factor on the noise, or one per scale, the coarsest first (default: 1)",
-    )
-    parser.add_argument(
+    parser.option("--batch N", up_to(100), "samples per batch", default=9)
+    parser.option("--winners N", up_to(100), "samples to pick", default=9)
+    parser.option("--scale-noise S[,S...]", per_scale, "factor on the noise, or one per scale, the coarsest first", "1")
+    parser.option(
         "--inline",
+        str,
+        "protocol that shows pictures in the terminal, when picking at the prompt",
+        "detected",
         choices=get_args(Inline),
-        help="protocol that shows pictures in the terminal, when picking at the prompt (default: detected)",
     )
-    parser.add_argument(
-        "--redo",
-        type=Path,
-        metavar="FILE",
-        help="draw an earlier result again, from its .json or .png file; with MODEL, from that model (default: pick)",
+    parser.option(
+        "--redo FILE",
+        Path,
+        "draw an earlier result again, from its .json or .png file; with MODEL, from that model",
+        "pick",
     )
-    parser.add_argument(
-        "--temperature",
+    parser.option(
+        "--temperature T[,T...]",
+        per_scale,
+        "with --redo: another temperature",
+        "the recorded one",
         dest="redo_temperature",
-        type=per_scale,
-        metavar="T[,T...]",
-        help="with --redo: another temperature (default: the recorded one)",
     )
-    parser.add_argument(
-        "--iterations",
+    parser.option(
+        "--iterations N",
+        iterations,
+        "with --redo: another number of recalibration passes",
+        "the recorded one",
         dest="redo_iterations",
-        type=iterations,
-        metavar="N",
-        help="with --redo: another number of recalibration passes (default: the recorded one)",
     )
     add_result(parser, "the first sample; the others have the following seeds", show_seeds=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from nvae.cli.arguments import add_out, print_warnings
+from nvae.cli.arguments import Parser, add_out, print_warnings
 from nvae.cli.config_options import add_config_options, load_config_of
 from nvae.system.errors import UserError
 
@@ -18,13 +18,13 @@ SHEET_OPTIONS = {
 }
 
 
-def add_sheet_arguments(parser: argparse.ArgumentParser) -> None:
+def add_sheet_arguments(parser: Parser) -> None:
     """Add --show and the options that go with it; NAME and --data are the command's."""
-    parser.add_argument(
+    parser.switch(
         "--show",
-        action="store_true",
-        help="draw a contact sheet of NAME, a data set or a config: training images with augmentation, and validation "
-        f"images; a data set is shown as the config {CONFIG} trains on it (default: no picture)",
+        "draw a contact sheet of NAME, a data set or a config: training images with augmentation, and validation "
+        f"images; a data set is shown as the config {CONFIG} trains on it",
+        "no picture",
     )
     add_config_options(parser, ("size", "channels"))
     add_out(parser)

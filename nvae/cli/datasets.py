@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nvae.cli.arguments import Parser
 from nvae.cli.dataset_sheet import add_sheet_arguments, show_sheet, wants_sheet
 from nvae.schema import DATASETS, NAMED_DATASETS
 from nvae.system.errors import UserError
@@ -25,7 +26,7 @@ EXAMPLES = {  # keys of a config, of the data sets that are not public
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "name",
         metavar="NAME",
@@ -33,11 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="describe one data set: its files, how to get them, its keys; with --show, a data set or a config "
         "(default: list all data sets)",
     )
-    parser.add_argument(
-        "--data",
-        metavar="DIR",
-        help="where to look for files: the folder of the data set NAME, or without NAME the folder that holds a folder "
-        "NAME for each data set (default: dataset/NAME, dataset)",
+    parser.option(
+        "--data DIR",
+        str,
+        "where to look for files: the folder of the data set NAME, or without NAME the folder that holds a "
+        "folder NAME for each data set",
+        "dataset/NAME, dataset",
     )
     add_sheet_arguments(parser)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nvae.cli.arguments import (
     ITERATIONS,
+    Parser,
     add_animation,
     add_model,
     add_result,
@@ -29,38 +30,30 @@ ANIMATION_SECONDS = 4
 POSITION_JAMS = 4
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     add_model(parser, optional=True)
     add_sampling(parser)
-    parser.add_argument(
-        "--from",
+    parser.option(
+        "--from FILE:N",
+        str,
+        "start from pick N of a cherry.py result, such as images/cherry.json:3, with its model, temperature and "
+        "iterations unless given",
+        "a sample of --seed",
         dest="pick",
-        metavar="FILE:N",
-        help="start from pick N of a cherry.py result, such as images/cherry.json:3, with its model, temperature and "
-        "iterations unless given (default: a sample of --seed)",
     )
-    parser.add_argument("--image", type=Path, metavar="FILE", help="start from this picture (default: a sample)")
-    parser.add_argument(
-        "--jams",
-        type=up_to(100),
-        metavar="K",
-        help=f"draws of new noise per group, one row per group (default: 1; with --group {POSITION_JAMS})",
+    parser.option("--image FILE", Path, "start from this picture", "a sample")
+    parser.option(
+        "--jams K", up_to(100), "draws of new noise per group, one row per group", f"1; with --group {POSITION_JAMS}"
     )
-    parser.add_argument(
-        "--group",
-        type=positive,
-        metavar="G",
-        help="explore each position of this group alone; 1 is the top group, or the context, whose positions may be "
-        "coefficients (default: all groups as wholes)",
+    parser.option(
+        "--group G",
+        positive,
+        "explore each position of this group alone; 1 is the top group, or the context, whose positions may be "
+        "coefficients",
+        "all groups as wholes",
     )
-    parser.add_argument(
-        "--difference",
-        action="store_true",
-        help="right of each image, draw a heat map of where it changed (default: images only)",
-    )
-    parser.add_argument(
-        "--strength", type=number, default=1.0, metavar="S", help="factor on the new noise (default: 1)"
-    )
+    parser.switch("--difference", "right of each image, draw a heat map of where it changed", "images only")
+    parser.option("--strength S", number, "factor on the new noise", default="1")
     add_animation(
         parser,
         "animate one group: its noise goes around a circle and returns; the group of --group, or else the one that "

@@ -8,16 +8,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nvae.cli.arguments import Parser
 from nvae.system.errors import InvalidValueError
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     parser.add_argument("file", metavar="FILE", help="the original's checkpoint.pt, or the seed's *.checkpoint")
-    parser.add_argument(
-        "--config",
-        metavar="YAML",
-        help="architecture of the model, a name in model_configs/ or a file (default: the settings in FILE, or the "
-        "shapes of its weights)",
+    parser.option(
+        "--config YAML",
+        str,
+        "architecture of the model, a name in model_configs/ or a file",
+        "the settings in FILE, or the shapes of its weights",
     )
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT.model", help="the file to write")
 

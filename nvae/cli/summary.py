@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nvae.cli.arguments import Parser
 from nvae.system.errors import InvalidValueError, UserError
 
 PICTURE_SUFFIXES = (".png", ".gif", ".webp")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "what",
         metavar="WHAT",
