@@ -114,11 +114,15 @@ def with_rows_below(
     cells, texts = [], []
     for first in range(0, len(images), columns):
         part = slice(first, first + columns)
-        empty = columns - len(images[part])
-        white = torch.ones_like(images[:1]).expand(empty, -1, -1, -1)
-        cells += [images[part], white, below[part], white]
-        texts += [*captions[part], *[""] * empty, *below_captions[part], *[""] * empty]
+        empty = [""] * (columns - len(images[part]))
+        cells += [filled(images[part], columns), filled(below[part], columns)]
+        texts += [*captions[part], *empty, *below_captions[part], *empty]
     return torch.cat(cells), texts
+
+
+def filled(cells: Tensor, columns: int) -> Tensor:
+    """Return the cells (N, C, S, S) of a grid's row, white ones added at the end where they are fewer than columns."""
+    return torch.cat([cells, torch.ones_like(cells[:1]).expand(columns - len(cells), -1, -1, -1)])
 
 
 def shortened(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:

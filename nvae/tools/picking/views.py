@@ -154,8 +154,6 @@ class PickingWindow:
             return
         elif cells > MAX_DIGIT_CELLS:
             self.typed += key
-        elif self.picking.stage == "ordering" and key != "0":
-            self.toggle(int(key) - 1)
         else:
             self.answer(key)
 
@@ -164,16 +162,7 @@ class PickingWindow:
         if not self.outdated() and event.inaxes is self.axes and event.button == 1 and not event.dblclick:
             cell = self.layout.cell_at(event.xdata, event.ydata, len(self.shown.seeds))
             if cell is not None:
-                self.toggle(cell)
-
-    def toggle(self, cell: int) -> None:
-        """Pick or unpick a cell; while ordering, give it the next place or take the place away."""
-        message = ""
-        if self.picking.stage == "picking":
-            message = self.picking.toggle_pick(cell)
-        elif cell < len(self.picking.picks):
-            self.picking.toggle_place(cell)
-        self.message = self.save() or message
+                self.answer(str(cell + 1))
 
     def answer(self, text: str) -> None:
         """Take an answer as at the prompt."""
