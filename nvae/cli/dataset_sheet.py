@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from nvae.cli.arguments import Parser, add_out, print_warnings
 from nvae.cli.config_options import add_config_options, load_config_of
@@ -43,13 +44,14 @@ def wants_sheet(options: argparse.Namespace) -> bool:
 def show_sheet(options: argparse.Namespace) -> None:
     """Draw the contact sheet of the data set or config `options.name`, save it and show it. Raises UserError."""
     from nvae.cli.result import Result, check_out
-    from nvae.config import config_path
+    from nvae.config import available_configs, config_path, is_yaml
     from nvae.data.registry import load_data
     from nvae.schema import DATASETS
     from nvae.tools.data_sheet import data_sheet
 
     check_out(options)
-    _refuse_unknown_name(options.name)
+    if not is_yaml(options.name):
+        refuse_unknown("data set or config", options.name, [*DATASETS, *available_configs()])
     options.dataset = options.name if options.name in DATASETS else None
     config = load_config_of(options, CONFIG if options.dataset else options.name)
     data = load_data(config, progress=sys.stderr.isatty())
@@ -69,13 +71,11 @@ def show_sheet(options: argparse.Namespace) -> None:
     Result(options, settings, "dataset", shown, f"{channels}x{size}x{size}").finish(data_sheet(data, config))
 
 
-def _refuse_unknown_name(name: str) -> None:
-    from nvae.config import available_configs, is_yaml
+def refuse_unknown(what: str, name: str, names: Sequence[str]) -> None:
+    """Raise UserError for a name that is none of the names, with the most similar one."""
     from nvae.config.errors import nearest
-    from nvae.schema import DATASETS
 
-    names = [*DATASETS, *available_configs()]
-    if name not in names and not is_yaml(name):
+    if name not in names:
         suggestion = nearest(name, names)
         advice = f"Did you mean {suggestion}?" if suggestion else f"Use one of: {', '.join(names)}."
-        raise UserError(f"unknown data set or config '{name}'. {advice}")
+        raise UserError(f"unknown {what} '{name}'. {advice}")

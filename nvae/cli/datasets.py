@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nvae.cli.arguments import Parser
-from nvae.cli.dataset_sheet import add_sheet_arguments, show_sheet, wants_sheet
+from nvae.cli.dataset_sheet import add_sheet_arguments, refuse_unknown, show_sheet, wants_sheet
 from nvae.schema import DATASETS, NAMED_DATASETS
-from nvae.system.errors import UserError
 
 if TYPE_CHECKING:
     from nvae.data.downloads import SourceFile
@@ -106,14 +105,10 @@ def _as_text(rows: list[tuple[str, ...]]) -> str:
 def _description(name: str, data: str | None) -> str:
     import yaml
 
-    from nvae.config.errors import nearest
     from nvae.config.reference import dataset_keys
     from nvae.data.sources import extra_of
 
-    if name not in DATASETS:
-        suggestion = nearest(name, DATASETS)
-        advice = f"Did you mean {suggestion}?" if suggestion else f"Use one of: {', '.join(DATASETS)}."
-        raise UserError(f"unknown data set '{name}'. {advice}")
+    refuse_unknown("data set", name, list(DATASETS))
     facts, extra = NAMED_DATASETS.get(name), extra_of(name)
     install = [f"needs the extra {extra}: pip install -e '.[{extra}]'"] if extra else []
     where = data or f"dataset/{name}"

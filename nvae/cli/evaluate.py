@@ -67,7 +67,6 @@ def add_arguments(parser: Parser) -> None:
         "--batch-size N",
         positive,
         "images or importance samples computed together; a smaller number needs less memory",
-        BATCH_SIZE,
         default=BATCH_SIZE,
     )
     parser.option("--seed N", natural, "seed of the draws from the posterior", default=0)

@@ -137,7 +137,6 @@ def run(options: argparse.Namespace) -> None:
     if not 1e-3 <= options.ppl_epsilon <= 0.1:
         raise InvalidValueError("--ppl-epsilon", options.ppl_epsilon, "a number from 0.001 to 0.1")
     from nvae.cli.evaluate import with_dataset
-    from nvae.data.pictures.metadata import as_texts
     from nvae.data.registry import load_original_images
     from nvae.evaluation.quality.measure import Settings, measure_quality, reference_images
     from nvae.evaluation.quality.path_length import moving_groups
@@ -167,16 +166,9 @@ def run(options: argparse.Namespace) -> None:
     if options.statistics is not None:
         statistics[extractors[0].name], facts = _statistics(options, extractors[0], config)
     samplers = make_samplers(options, model, options.temperatures, options.iterations)
+    lpips = _lpips(options, settings, model)
     quality = measure_quality(
-        model,
-        data,
-        extractors,
-        samplers,
-        settings,
-        options.part,
-        statistics,
-        _lpips(options, settings, model),
-        progress_bar,
+        model, data, extractors, samplers, settings, options.part, statistics, lpips, progress_bar
     )
     used = {
         "model": options.model,
@@ -184,7 +176,7 @@ def run(options: argparse.Namespace) -> None:
         "iterations": options.iterations,
         "statistics": facts,
     }
-    _show_and_save(options, quality, model, metadata, samplers, data, reference, used, as_texts(used))
+    _show_and_save(options, quality, samplers, data, reference, used, metadata.get("kl_per_group"))
 
 
 def open_extractors(options: argparse.Namespace, training_u8: Any, bits: int, device: Any) -> list[Extractor]:
@@ -231,22 +223,20 @@ def _statistics(
 def _show_and_save(
     options: argparse.Namespace,
     quality: Quality,
-    model: HierarchicalVAE,
-    metadata: dict[str, Any],
     samplers: list[Sampler],
     data: Data,
     reference: Reference,
     used: dict[str, Any],
-    texts: dict[str, str],
+    kl_per_group: list[float] | None,
 ) -> None:
     from nvae.checkpoint import plain_name
-    from nvae.data.pictures.metadata import save_picture
+    from nvae.data.pictures.metadata import as_texts, save_picture
     from nvae.evaluation.quality.report import report, to_dict
     from nvae.system.files import atomic_write, unused_path
     from nvae.tools.grids import result_name
     from nvae.tools.quality_pictures import draw_copies, draw_quality, draw_samples_beside_real
 
-    pixels = quality.settings.pixels
+    model, texts, pixels = samplers[0].model, as_texts(used), quality.settings.pixels
     print(report(quality, model, used["dataset"]["name"]))
     if (statistics := used["statistics"]) is not None:
         count, part = (statistics["facts"].get(name) for name in ("images", "part"))
@@ -264,8 +254,7 @@ def _show_and_save(
     with atomic_write(json_path) as temporary:
         content = json.dumps(used | to_dict(quality), indent=2, allow_nan=False) + "\n"
         temporary.write_text(content, encoding="utf-8")
-    kl = metadata.get("kl_per_group")
-    charts = draw_quality(quality, model, kl if isinstance(kl, list) else None)
+    charts = draw_quality(quality, model, kl_per_group)
     if charts is not None:
         with atomic_write(path("")) as temporary:
             charts.savefig(temporary, format="png", metadata=texts)
