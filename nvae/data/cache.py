@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nvae.system.devices import available_bytes
-from nvae.system.errors import UserError
+from nvae.system.errors import Remedy, UserError
 from nvae.system.files import UNFINISHED, WriteError, atomic_write, remove_unfinished
 from nvae.system.memory_maps import with_release
 
@@ -155,5 +155,6 @@ def _explained(num_bytes: int) -> Iterator[None]:
     except WriteError as error:
         raise UserError(
             f"{error} The file holds images, {num_bytes / 2**30:.1f} GiB. Set the environment variable NVAE_CACHE to a "
-            "folder with enough space, or use a smaller input_dimension."
+            "folder with enough space, or set a smaller input_dimension.",
+            Remedy.IMAGE_SIZE,
         ) from error

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
-from nvae.system.errors import UserError
+from nvae.system.errors import Remedy, UserError
 from nvae.system.files import DAY, DISK_FULL, WriteError, remove_unfinished, temporary_path
 from nvae.system.locks import folder_lock
 
@@ -72,12 +72,14 @@ def fetch(
         names = _listed(Path(file.name).name for file in absent)
         raise UserError(
             f"{name} is not complete in '{folder}', and its publisher demands an account or a form. Get {names} from "
-            f"{homepage} and put the files into '{folder}', or set dataset.path to the folder that contains them."
+            f"{homepage} and put the files into '{folder}', or set dataset.path to the folder that contains them.",
+            Remedy.DATASET_PATH,
         )
     if absent and (picture := _picture_in(folder)):
         raise UserError(
             f"'{folder}' holds pictures, such as {picture}, and not the files of {name}. For your own pictures, set "
-            f"dataset.name to folder; to download {name}, set dataset.path to another folder."
+            f"dataset.name to folder; to download {name}, set dataset.path to another folder.",
+            Remedy.DATASET_PATH,
         )
     if missing:
         with _staging(folder, name, progress) as staging:
@@ -136,7 +138,8 @@ def _failed_download(name: str, files: list[SourceFile], folder: Path, error: Ex
     return UserError(
         f"{name} is not complete in '{folder}' and cannot be downloaded ({error or type(error).__name__}). Download "
         f"{addresses} by hand into '{folder}', or set dataset.path to the folder that contains "
-        f"{_listed(names.values())}."
+        f"{_listed(names.values())}.",
+        Remedy.DATASET_PATH,
     )
 
 

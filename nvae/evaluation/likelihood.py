@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from nvae.data.images import dequantize, to_float
 from nvae.evaluation.active_units import ActiveUnits
-from nvae.inference.arguments import ArgumentError, check_choice, check_count, check_images_u8, check_seeds
+from nvae.inference.arguments import check_choice, check_count, check_images_u8, check_seeds
 from nvae.models.distributions import Noise, map_tensors
 from nvae.models.hierarchy import DecoderState, FromPosterior, HierarchicalVAE, TopDownOutput
 from nvae.models.modes import eval_mode
 from nvae.objective import elbo_terms
+from nvae.schema.choices import Estimator
+from nvae.system.errors import InvalidValueError
 from nvae.system.memory_maps import release_pages
 from nvae.system.progress import Progress, batches, track
 from nvae.system.ranks import Ranks
 from nvae.system.seeds import seeded
-
-Estimator = Literal["importance_weighted", "analytic_kl"]
 
 
 class Estimate(NamedTuple):
@@ -108,13 +108,15 @@ def evaluate(
     outside of the logarithm (docs/likelihood.md); the result is the mean. Other models need one.
     count_active: count the active units too, which takes one more top-down pass per image.
     ranks: processes that share the images, each with the same model and arguments; every rank gets the same result.
-    Raises ArgumentError.
+    Raises InvalidValueError.
     """
     targets_u8 = images_u8 if targets_u8 is None else targets_u8
     check_images_u8(model, images_u8)
     check_images_u8(model, targets_u8, "targets_u8")
     if len(targets_u8) != len(images_u8):
-        raise ArgumentError("targets_u8", f"{len(targets_u8)} images", f"one for each of the {len(images_u8)} images")
+        raise InvalidValueError(
+            "targets_u8", f"{len(targets_u8)} images", f"one for each of the {len(images_u8)} images"
+        )
     check_count("batch_size", batch_size)
     check_count("samples", samples)
     check_count("outer_samples", outer_samples)

@@ -11,25 +11,17 @@ import torch
 from torch import Tensor
 
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.system.errors import UserError
+from nvae.system.errors import InvalidValueError, UserError
 
 # One number, or several, top first: one per scale, or one per latent group. A level above the scales, a context, may
 # have a number of its own before those of the scales; without that, the level has the number of the top scale.
 Factors = float | Sequence[float]
 
 
-class ArgumentError(UserError, ValueError):
-    """An argument with a wrong value: its `name`, what was `got` and what is `expected`."""
-
-    def __init__(self, name: str, got: Any, expected: str) -> None:
-        self.name, self.got, self.expected = name, got, expected
-        super().__init__(f"{name}: got {got if isinstance(got, str) else repr(got)}, expected {expected}.")
-
-
 def per_group(model: HierarchicalVAE, value: Factors, name: str) -> list[float]:
     """Return one number per latent group, top first.
 
-    name: what the numbers are called in the message, such as "temperature". Raises ArgumentError.
+    name: what the numbers are called in the message, such as "temperature". Raises InvalidValueError.
     """
     numbers = _per_level_or_group(model, value, name)
     if len(numbers) == len(model.groups):
@@ -55,7 +47,7 @@ def with_number_above_scales(model: HierarchicalVAE, value: Factors, number: flo
 def _per_level_or_group(model: HierarchicalVAE, value: Factors, name: str) -> list[float]:
     numbers = [value] if isinstance(value, Real) else value
     if isinstance(numbers, str) or not isinstance(numbers, Sequence) or not all(map(_is_factor, numbers)):
-        raise ArgumentError(name, repr(value), "a finite number from 0 on, or several")
+        raise InvalidValueError(name, repr(value), "a finite number from 0 on, or several")
     numbers, scales, levels, groups = list(map(float, numbers)), len(model.scales), len(model.levels), len(model.groups)
     if len(numbers) == 1:
         return numbers * levels
@@ -66,7 +58,9 @@ def _per_level_or_group(model: HierarchicalVAE, value: Factors, name: str) -> li
     resolutions = ", ".join(f"{level.resolution}x{level.resolution}" for level in model.scales)
     expected = f"one number, one for each of the {scales} scales of the latents ({resolutions})"
     expected += f", one more, for the {model.levels[0].name}, first" if levels > scales else ""
-    raise ArgumentError(name, f"{len(numbers)} numbers", f"{expected}, or one for each of the {groups} latent groups")
+    raise InvalidValueError(
+        name, f"{len(numbers)} numbers", f"{expected}, or one for each of the {groups} latent groups"
+    )
 
 
 def _is_factor(value: Any) -> bool:
@@ -79,18 +73,18 @@ def format_values(values: Factors, separator: str = ",") -> str:
 
 
 def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """Return an integer from `least` to `most`. Raises ArgumentError."""
+    """Return an integer from `least` to `most`. Raises InvalidValueError."""
     if not _is_integer(value) or value < least or (most is not None and value > most):
-        raise ArgumentError(name, value, f"an integer from {least} {'on' if most is None else f'to {most}'}")
+        raise InvalidValueError(name, value, f"an integer from {least} {'on' if most is None else f'to {most}'}")
     return int(value)
 
 
 def check_seeds(seeds: Any) -> list[int]:
-    """Return one or more seeds as a list of integers. Raises ArgumentError."""
+    """Return one or more seeds as a list of integers. Raises InvalidValueError."""
     values = seeds.tolist() if isinstance(seeds, Tensor) else seeds
     values = list(values) if hasattr(values, "__iter__") and not isinstance(values, str) else []
     if not values or not all(_is_integer(seed) and seed >= 0 for seed in values):
-        raise ArgumentError("seeds", seeds, "one or more integers from 0 on")
+        raise InvalidValueError("seeds", seeds, "one or more integers from 0 on")
     return [int(seed) for seed in values]
 
 
@@ -99,42 +93,44 @@ def _is_integer(value: Any) -> bool:
 
 
 def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
-    """Raise ArgumentError for a value that is not one of those allowed."""
+    """Raise InvalidValueError for a value that is not one of those allowed."""
     if value not in allowed:
-        raise ArgumentError(name, value, " or ".join(allowed))
+        raise InvalidValueError(name, value, " or ".join(allowed))
 
 
 def check_images(model: HierarchicalVAE, images: Any) -> Tensor:
-    """Return float images (N, C, S, S) in [0, 1] of the model's size, on the model's device. Raises ArgumentError."""
+    """Return float images (N, C, S, S) in [0, 1] of the model's size, on its device. Raises InvalidValueError."""
     _check_shape(model, "images", images)
     if not images.is_floating_point():
-        raise ArgumentError("images", str(images.dtype), "floating-point values in [0, 1]; divide uint8 by 255")
+        raise InvalidValueError("images", str(images.dtype), "floating-point values in [0, 1]; divide uint8 by 255")
     if not (images.min() >= 0 and images.max() <= 1):
-        raise ArgumentError("images", f"values from {images.min():g} to {images.max():g}", "values in [0, 1]")
+        raise InvalidValueError("images", f"values from {images.min():g} to {images.max():g}", "values in [0, 1]")
     return images.to(model.device, torch.float32)
 
 
 def check_images_u8(model: HierarchicalVAE, images_u8: Any, name: str = "images_u8") -> None:
-    """Raise ArgumentError for anything but uint8 images (N, C, S, S) of the model's size."""
+    """Raise InvalidValueError for anything but uint8 images (N, C, S, S) of the model's size."""
     _check_shape(model, name, images_u8)
     if images_u8.dtype != torch.uint8:
-        raise ArgumentError(name, str(images_u8.dtype), "uint8 values from 0 to 255")
+        raise InvalidValueError(name, str(images_u8.dtype), "uint8 values from 0 to 255")
 
 
 def _check_shape(model: HierarchicalVAE, name: str, images: Any) -> None:
     shape = (model.config.image_channels, model.config.input_dimension, model.config.input_dimension)
     if not isinstance(images, Tensor):
-        raise ArgumentError(name, type(images).__name__, "a tensor")
+        raise InvalidValueError(name, type(images).__name__, "a tensor")
     if images.dim() != 4 or tuple(images.shape[1:]) != shape or len(images) == 0:
-        raise ArgumentError(name, f"shape {tuple(images.shape)}", f"shape (N, {', '.join(map(str, shape))}), N from 1")
+        raise InvalidValueError(
+            name, f"shape {tuple(images.shape)}", f"shape (N, {', '.join(map(str, shape))}), N from 1"
+        )
 
 
 def check_noise(model: HierarchicalVAE, noise: Any, count: int | None = None) -> None:
-    """Raise ArgumentError for anything but one (B, *noise_shape) per latent group; count: the expected B."""
+    """Raise InvalidValueError for anything but one (B, *noise_shape) per latent group; count: the expected B."""
     shapes = model.noise_shapes
     is_list = isinstance(noise, Sequence) and len(noise) == len(shapes) and all(isinstance(n, Tensor) for n in noise)
     if not is_list:
-        raise ArgumentError("noise", type(noise).__name__, f"a list of {len(shapes)} tensors, one per latent group")
+        raise InvalidValueError("noise", type(noise).__name__, f"a list of {len(shapes)} tensors, one per latent group")
     expected = [(len(noise[0]) if count is None else count, *shape) for shape in shapes]
     if [tuple(group.shape) for group in noise] != expected:
-        raise ArgumentError("noise", f"shapes {[tuple(group.shape) for group in noise]}", f"shapes {expected}")
+        raise InvalidValueError("noise", f"shapes {[tuple(group.shape) for group in noise]}", f"shapes {expected}")

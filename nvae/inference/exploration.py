@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nvae.inference.arguments import ArgumentError, Factors, check_count, check_noise, check_seeds, per_group
-from nvae.inference.sampling import Pixels, Sampler
+from nvae.inference.arguments import Factors, check_count, check_noise, check_seeds, per_group
+from nvae.inference.sampling import Sampler
 from nvae.models.distributions import Noise
 from nvae.models.hierarchy import DecoderState, HierarchicalVAE
+from nvae.schema.choices import Pixels
+from nvae.system.errors import InvalidValueError
 from nvae.system.progress import batches, track
 from nvae.system.seeds import seeded
 
@@ -52,7 +54,7 @@ def resample_group(sampler: Sampler, base: BasePoint, group: int, noise: Tensor)
     _check_group(sampler.model, group)
     expected = tuple(base.noise[group].shape[1:])
     if noise.dim() == 0 or len(noise) == 0 or tuple(noise.shape[1:]) != expected:
-        raise ArgumentError("noise", f"shape {tuple(noise.shape)}", f"shape (K, {', '.join(map(str, expected))})")
+        raise InvalidValueError("noise", f"shape {tuple(noise.shape)}", f"shape (K, {', '.join(map(str, expected))})")
     images = []
     for part in batches(len(noise), sampler.batch_size):
         count = len(noise[part])
@@ -138,7 +140,7 @@ def explore_positions(
     fresh = draw_group_noise(sampler.model, group, draws, seed, strength)
     own = base.noise[group]  # (1, *channels, h, w)
     if own.dim() < 3:
-        raise ArgumentError("group", group, "a group whose noise has rows and columns")
+        raise InvalidValueError("group", group, "a group whose noise has rows and columns")
     height, width = own.shape[-2:]
     shared = sampler.model.groups[group].info.shared_draws
     influence = torch.zeros(height * width)

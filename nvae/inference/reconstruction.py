@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from nvae.inference.arguments import Factors, check_choice, check_count, check_images, check_seeds, per_group
-from nvae.inference.sampling import BATCH_SIZE, Pixels, seed_noise, to_images
+from nvae.inference.sampling import BATCH_SIZE, seed_noise, to_images
 from nvae.models.distributions import Noise
 from nvae.models.hierarchy import FromNoise, FromPosterior, HierarchicalVAE, LatentSource, PerGroup, TopDownOutput
 from nvae.models.modes import eval_mode
+from nvae.schema.choices import Pixels
 from nvae.system.progress import Progress, batches
 
 
@@ -22,7 +23,7 @@ def encode(model: HierarchicalVAE, images: Tensor, batch_size: int = BATCH_SIZE,
 
     images: (N, C, S, S) in [0, 1]. z is the center of each posterior. The noise is the noise from which the prior makes
     this z at temperature 1: for Normals (mu_q - mu_p) / sigma_p, which is 0 if the two centers are equal.
-    Decode with `Sampler(model, iterations=0)`. Raises ArgumentError.
+    Decode with `Sampler(model, iterations=0)`. Raises InvalidValueError.
     """
     outputs = _posterior_passes(model, check_images(model, images), batch_size, progress)
     parts = [[group.prior.to_noise(group.z) for group in output.groups.values()] for output in outputs]
@@ -46,7 +47,7 @@ def reconstruct(
     the posterior). A group above the scales, a context, is not counted and always comes from the posterior: with 0, the
     image shows what the context alone carries. temperature: of the prior, one number or several, as in `Sampler`; 0
     gives the prior's center. seed: of the prior's noise, the same for all images, and of drawn pixels. pixels: as in
-    `Sampler.sample`. Raises ArgumentError.
+    `Sampler.sample`. Raises InvalidValueError.
     """
     images = check_images(model, images)
     check_choice("pixels", pixels, get_args(Pixels))
@@ -71,7 +72,7 @@ def reconstruct(
 def pseudo_inputs(model: HierarchicalVAE, images: Tensor, batch_size: int = BATCH_SIZE) -> Tensor | None:
     """Return the images (N, C, S, S) in [0, 1] that z of the first group stands for, of images (N, C, S, S) in [0, 1].
 
-    z is the center of each posterior. The result is None if z stands for no image. Raises ArgumentError.
+    z is the center of each posterior. The result is None if z stands for no image. Raises InvalidValueError.
     """
     outputs = _posterior_passes(model, check_images(model, images), batch_size)
     parts = [model.groups[0].image_of(output.groups[0].z) for output in outputs]

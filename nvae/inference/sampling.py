@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from numbers import Integral
-from typing import Literal, get_args
+from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from nvae.checkpoint import load_model
 from nvae.inference.arguments import (
-    ArgumentError,
     Factors,
     check_choice,
     check_count,
@@ -28,12 +29,13 @@ from nvae.inference.statistics_cache import StatisticsCache
 from nvae.models.distributions import Noise
 from nvae.models.hierarchy import DecoderState, FromNoise, HierarchicalVAE, TopDownOutput
 from nvae.models.modes import eval_mode
-from nvae.system.errors import UserError
+from nvae.schema.choices import Pixels
+from nvae.system.devices import choose_device
+from nvae.system.errors import InvalidValueError, UserError
 from nvae.system.progress import Progress, batches
 from nvae.system.seeds import seeded
 
 BATCH_SIZE = 32
-Pixels = Literal["mean", "most_likely", "sample"]  # which image of p(x | z) to show
 
 
 def seed_noise(model: HierarchicalVAE, seeds: Sequence[int], scale: Factors = 1.0) -> Noise:
@@ -60,7 +62,7 @@ def to_images(
     check_choice("pixels", pixels, get_args(Pixels))
     if pixels == "sample":
         if seeds is None:
-            raise ArgumentError("seeds", None, "one seed per image, for drawn pixels")
+            raise InvalidValueError("seeds", None, "one seed per image, for drawn pixels")
         parameters = zip(output.parameters.split(1), seeds, strict=True)
         images = torch.cat([model.likelihood(part).sample(seeded(seed, "pixels")) for part, seed in parameters])
     else:
@@ -82,7 +84,7 @@ class Sampler:
     context, one more number may come before those of the scales. iterations: passes of the recalibration; 0 keeps the
     statistics of training, which are right for noise from `encode`. cache: where statistics are kept between programs.
     batch_size: images per pass, which bounds the memory. progress: show progress bars. `warnings` has sentences about a
-    recalibration that did not converge. Raises ArgumentError.
+    recalibration that did not converge. Raises InvalidValueError.
     """
 
     def __init__(
@@ -147,7 +149,7 @@ class Sampler:
         count = len(noise[0])
         seeds = check_seeds([seeds] * count if isinstance(seeds, Integral) else seeds)
         if len(seeds) != count:
-            raise ArgumentError("seeds", f"{len(seeds)} seeds", f"one seed, or one for each of the {count} images")
+            raise InvalidValueError("seeds", f"{len(seeds)} seeds", f"one seed, or one for each of the {count} images")
         images = []
         for part in batches(count, self.batch_size, "decoding", self.progress):
             images.append(self.top_down([group[part] for group in noise], pixels, seeds[part])[0])
@@ -188,3 +190,34 @@ class Sampler:
                 mean_only=pixels != "sample",
             )
         return to_images(self.model, output, pixels, seeds), output
+
+
+# ------------------------------------------------------------------------------------------------- of a model file
+
+
+def open_sampler(
+    path: str | Path,
+    temperature: Factors = 1.0,
+    iterations: int = 20,
+    device: str | None = None,
+    progress: Progress = False,
+) -> Sampler:
+    """Open a .checkpoint or .model file, and return the sampler of its model: `Sampler` describes the arguments.
+
+    The recalibrated statistics are kept beside the file, for the next program. device: by default the fastest one.
+    Raises UserError.
+    """
+    model = load_model(path, choose_device(device))
+    return open_samplers(model, path, [temperature], iterations, progress)[0]
+
+
+def open_samplers(
+    model: HierarchicalVAE,
+    path: str | Path,
+    temperatures: Sequence[Factors],
+    iterations: int = 20,
+    progress: Progress = False,
+) -> list[Sampler]:
+    """Return a sampler per temperature of a model that is open; the statistics are kept beside its file, `path`."""
+    cache = StatisticsCache(model, path)
+    return [Sampler(model, temperature, iterations, cache, progress=progress) for temperature in temperatures]

@@ -9,7 +9,7 @@ from torch import Tensor
 from nvae.inference.exploration import BasePoint, PositionEffects, mean_change
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.summary import group_name, table
-from nvae.tools.grids import color_bar, enlarged, grid, heat_maps, near_square, stacked
+from nvae.tools.grids import color_bar, enlarged, filled, grid, heat_maps, near_square, stacked
 from nvae.tools.group_names import position_name
 
 CELL = 128
@@ -58,7 +58,7 @@ def overview(
             torch.stack([row, heat_maps(change, brightest)], dim=1).flatten(0, 1)
             for row, change in zip(rows, changes, strict=True)
         ]
-    cells = torch.cat([_row(_color(start), columns), *(_row(row, columns) for row in rows)])
+    cells = torch.cat([filled(_color(start), columns), *(filled(row, columns) for row in rows)])
     picture = grid(cells, columns, cell=CELL, labels=[start_label, *names])
     return stacked([picture, color_bar(brightest, SCALE, picture.width, CELL)]) if difference else picture
 
@@ -107,7 +107,7 @@ def positions_picture(
     for first in range(0, len(names), columns):
         part = slice(first, first + columns)
         count = len(names[part])
-        rows += [_row(cells[part], columns) for cells in (strongest, *below.values())]
+        rows += [filled(cells[part], columns) for cells in (strongest, *below.values())]
         captions += [
             text for texts in (names[part], *([name] * count for name in below)) for text in _padded(texts, columns)
         ]
@@ -134,11 +134,6 @@ def change_table(
 
 def _color(images: Tensor) -> Tensor:
     return images.cpu().expand(-1, 3, -1, -1)
-
-
-def _row(cells: Tensor, columns: int) -> Tensor:
-    """Fill a row with white cells."""
-    return torch.cat([cells, torch.ones_like(cells[:1]).expand(columns - len(cells), -1, -1, -1)])
 
 
 def _padded(texts: list[str], columns: int) -> list[str]:

@@ -14,7 +14,7 @@ from nvae.config import flat
 from nvae.models.families import clone
 from nvae.optim import load_optimizer
 from nvae.schema import ModelConfig
-from nvae.system.errors import DivergenceError, UserError
+from nvae.system.errors import DivergenceError, Remedy, UserError
 from nvae.training.loggers import new_event
 from nvae.training.recovery import Recovery
 from nvae.training.state import Stateful, load_all_or_none, refuse_not_finite
@@ -70,7 +70,8 @@ def resume_training(trainer: Trainer, path: Path, run: str | None = None, change
     if run is not None and content.get("run", run) != run:
         raise CheckpointError(
             f"{path} is a checkpoint of the run {content['run'][:100]!r}, expected one of {run!r}. Move the file away; "
-            f"or to continue its training as the run {run!r}, start over from {path}."
+            f"or to continue its training as the run {run!r}, start over from {path}.",
+            Remedy.START_OVER_FROM_FILE,
         )
     if "training" not in content:
         raise CheckpointError(f"{path} is a model without a training state: expected a .checkpoint file.")
@@ -81,7 +82,9 @@ def resume_training(trainer: Trainer, path: Path, run: str | None = None, change
         if not changed_data:
             raise UserError(
                 f"{changed}. Restore the old images, start over, or continue with the changed data: the training then "
-                "differs from one without a change."
+                "differs from one without a change.",
+                Remedy.START_OVER,
+                Remedy.CHANGED_DATA,
             )
         warnings.append(f"{changed}; it continues with {len(trainer.data.training):,} training images")
     if content["version"] == 1 and _shapes(saved.get("regularizers")) != _shapes(trainer.regularizers.state_dict()):
@@ -95,7 +98,8 @@ def resume_training(trainer: Trainer, path: Path, run: str | None = None, change
     except ValueError as error:
         raise CheckpointError(
             f"{path} holds a training state that does not fit: training.{error}. Use the program that wrote the file, "
-            "or start over."
+            "or start over.",
+            Remedy.START_OVER,
         ) from error
     trainer.metadata = content["metadata"]
     if content["config"].training_parameters != trainer.schedule:
@@ -165,7 +169,8 @@ def _refuse_changes(config: ModelConfig, saved: ModelConfig, path: Path) -> None
         raise UserError(
             f"the config has changed since {path} was written: {keys}. Only dataset.path and the keys of "
             f"training_parameters other than {' and '.join(sorted(fixed))} may change in a run. Undo the change, or "
-            "start over."
+            "start over.",
+            Remedy.START_OVER,
         )
 
 

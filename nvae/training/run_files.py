@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nvae.checkpoint import FOLDER as WEIGHTS
 from nvae.checkpoint import CheckpointError, checkpoint_path, is_whole, model_path
-from nvae.system.errors import UserError
+from nvae.system.errors import Remedy, UserError
 from nvae.system.files import WriteError, link_or_copy, previous_path, remove_unfinished, unused_path
 from nvae.system.torch_files import DamagedFileError
 from nvae.training.loggers import FOLDER as RUNS
@@ -29,7 +29,8 @@ class RunFiles:
         if re.fullmatch(f".+{COPY}", name):
             raise UserError(
                 f"the name of the run is {name!r}: expected another end than .best, .best_fid and .epoch_ with a "
-                "number, which copies of checkpoints have. Give the run another name."
+                "number, which copies of checkpoints have. Give the run another name.",
+                Remedy.RUN_NAME,
             )
         self.name, self.root = name, folder
         self.weights = folder / WEIGHTS
@@ -91,9 +92,10 @@ class RunFiles:
                     f"before, at step {trainer.position.step}.",
                 )
             return path, warnings
+        advice, remedy = from_first(self._advice)
         raise CheckpointError(
-            f"{self.checkpoint} {problems[0]}, and {self.previous.name} {problems[1]}: nothing was changed. "
-            f"{from_first(self._advice)}"
+            f"{self.checkpoint} {problems[0]}, and {self.previous.name} {problems[1]}: nothing was changed. {advice}",
+            remedy,
         )
 
     def _use_previous(self) -> str:
@@ -109,11 +111,11 @@ class RunFiles:
             raise WriteError(self.checkpoint, error) from error
         return fate
 
-    def _advice(self) -> str:
+    def _advice(self) -> tuple[str, Remedy]:
         whole = next(filter(is_whole, self.copies()), None)
         if whole is not None:
-            return f"Start over from {whole}, which is whole."
-        return f"Copy a whole checkpoint to {self.checkpoint}, or start over."
+            return f"Start over from {whole}, which is whole.", Remedy.START_OVER_FROM_FILE
+        return f"Copy a whole checkpoint to {self.checkpoint}, or start over.", Remedy.START_OVER
 
     def put_aside(self) -> Iterator[tuple[Path, Path]]:
         """Rename all files of the run with the first number that is free for all of them; yield old and new paths."""

@@ -14,7 +14,7 @@ from nvae.models.hierarchy import HierarchicalVAE
 from nvae.schema import ModelConfig
 from nvae.summary import group_name, num_parameters, training_bytes
 from nvae.system.devices import available_bytes
-from nvae.system.errors import UserError, is_out_of_memory
+from nvae.system.errors import Remedy, UserError, is_out_of_memory
 from nvae.system.files import WriteError, atomic_write
 from nvae.training.events import Reporter
 from nvae.training.loggers import RunLogger, new_event
@@ -48,7 +48,9 @@ def explained_out_of_memory() -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            raise UserError(f"the memory is not enough for this training. {MEMORY_ADVICE}") from error
+            raise UserError(
+                f"the memory is not enough for this training. {MEMORY_ADVICE}", Remedy.CONFIG_KEY
+            ) from error
         raise
 
 

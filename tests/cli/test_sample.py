@@ -1,10 +1,12 @@
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import nvae
 from nvae.checkpoint import load_model, weights_digest
 from nvae.inference import sampling
 from nvae.inference.sampling import Sampler
@@ -31,6 +33,16 @@ def test_sample_random_seed_is_printed_and_reproduces(command, tools, files):
     again = re.search(r"sample\.py (tiny .*)", out)[1]
     assert command("sample.py", *again.split()).code == 0
     assert files.all(tools / "images") == before
+
+
+def test_open_sampler_makes_the_images_of_the_command_and_prints_nothing(command, files, capsys):
+    command("sample.py", "tiny", "0.7,0.9", "2", "--seed", "8", "--count", "1", "--out", "many")
+    saved = Path(f"{FILE}.statistics").read_bytes()
+    sampler = nvae.open_sampler(FILE, [0.7, 0.9], 2, device="cpu")
+    image = np.asarray(single(sampler.sample([8])[0]))
+    assert np.array_equal(image, np.asarray(Image.open(f"many/{files.names('many')[0]}")))
+    assert Path(f"{FILE}.statistics").read_bytes() == saved  # which the command has measured
+    assert capsys.readouterr() == ("", "")
 
 
 def test_sample_count_saves_single_images_with_padded_names(command, files):

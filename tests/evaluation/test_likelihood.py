@@ -11,11 +11,11 @@ from torch import nn
 
 from nvae.data.images import dequantize, to_float
 from nvae.evaluation.likelihood import Estimate, evaluate, log_importance_weight
-from nvae.inference.arguments import ArgumentError
 from nvae.models.distributions import DiagonalNormal
 from nvae.models.hierarchy import FromPosterior, HierarchicalVAE, LatentGroup, Level
 from nvae.models.likelihoods import Likelihood
 from nvae.objective import elbo_terms
+from nvae.system.errors import InvalidValueError
 from nvae.system.seeds import seeded
 
 
@@ -283,7 +283,7 @@ def test_encoder_sees_the_images_and_the_likelihood_the_targets(make_model, imag
     ],
 )
 def test_evaluate_refuses_wrong_arguments(make_model, images_u8, wrong):
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         evaluate(make_model(), **{"images_u8": images_u8} | wrong)
 
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from nvae.inference.arguments import (
-    ArgumentError,
     check_count,
     check_images,
     check_images_u8,
@@ -14,7 +13,7 @@ from nvae.inference.arguments import (
     per_group,
     with_number_above_scales,
 )
-from nvae.system.errors import UserError
+from nvae.system.errors import InvalidValueError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +54,13 @@ WRONG_NUMBERS = {
 
 @pytest.mark.parametrize("wrong", WRONG_NUMBERS.values(), ids=WRONG_NUMBERS)
 def test_per_group_refuses_anything_but_numbers_of_an_expected_count(model, wrong):
-    with pytest.raises(ArgumentError) as error:
+    with pytest.raises(InvalidValueError) as error:
         per_group(model, wrong, "strength")
     assert error.value.name == "strength"
 
 
 def test_per_group_error_names_the_scales_and_groups(model):
-    with pytest.raises(ArgumentError) as error:
+    with pytest.raises(InvalidValueError) as error:
         per_group(model, [1, 2, 3], "strength")
     assert error.value.got == "3 numbers"
     assert all(name in error.value.expected for name in ("2 scales", "(2x2, 4x4)", "4 latent groups"))
@@ -70,13 +69,13 @@ def test_per_group_error_names_the_scales_and_groups(model):
 @pytest.mark.parametrize("wrong", [0, -1, 1.0, "3", None, True, 8])
 def test_check_count_refuses_anything_but_an_integer_in_range(wrong):
     assert check_count("images", 7, least=1, most=7) == 7
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         check_count("images", wrong, least=1, most=7)
 
 
 @pytest.mark.parametrize("wrong", [[], 3, "3", ["3"], [-1], [1.5], [True], None])
 def test_check_seeds_refuses_anything_but_natural_numbers(wrong):
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         check_seeds(wrong)
 
 
@@ -100,13 +99,13 @@ WRONG_IMAGES = {
 
 @pytest.mark.parametrize("wrong", WRONG_IMAGES.values(), ids=WRONG_IMAGES)
 def test_check_images_refuses_other_types_shapes_and_ranges(model, wrong):
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         check_images(model, wrong)
 
 
 def test_check_images_u8_refuses_floats(model):
     check_images_u8(model, torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
-    with pytest.raises(ArgumentError) as error:
+    with pytest.raises(InvalidValueError) as error:
         check_images_u8(model, torch.zeros(1, 3, 8, 8), "targets_u8")
     assert error.value.name == "targets_u8"
 
@@ -115,9 +114,9 @@ def test_check_noise_refuses_other_groups_and_shapes(model):
     noise = model.no_noise(2)
     check_noise(model, noise)
     for wrong in (noise[:-1], noise[::-1], [*noise[:-1], noise[-1][:1]], noise[0]):
-        with pytest.raises(ArgumentError):
+        with pytest.raises(InvalidValueError):
             check_noise(model, wrong)
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         check_noise(model, noise, count=1)
 
 
@@ -154,13 +153,13 @@ def test_per_group_of_a_model_with_a_context(dvp, value, expected):
 
 @pytest.mark.parametrize("wrong", [[], [0.1] * 5, [1.0, -1.0, 1.0]])
 def test_per_group_of_a_model_with_a_context_refuses_other_counts(dvp, wrong):
-    with pytest.raises(ArgumentError) as error:
+    with pytest.raises(InvalidValueError) as error:
         per_group(dvp, wrong, "strength")
     assert error.value.name == "strength"
 
 
 def test_per_group_error_names_the_scales_and_the_context(dvp):
-    with pytest.raises(ArgumentError) as error:
+    with pytest.raises(InvalidValueError) as error:
         per_group(dvp, [0.1] * 5, "temperature")
     assert all(name in error.value.expected for name in ("2 scales", "(2x2, 4x4)", "context", "4 latent groups"))
 
@@ -191,5 +190,5 @@ def test_number_of_the_context_is_refused_for_a_model_without_a_context_and_wron
     with pytest.raises(UserError):
         with_number_above_scales(model, [0.7], 0.2, "temperature")
     for value, context in (([0.7], -0.2), ([0.1] * 5, 0.2)):
-        with pytest.raises(ArgumentError):
+        with pytest.raises(InvalidValueError):
             with_number_above_scales(dvp, value, context, "temperature")

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from nvae.inference.arguments import ArgumentError
 from nvae.inference.exploration import base_point, draw_group_noise, explore, explore_context, explore_positions
 from nvae.inference.interpolation import interpolate, interpolated_pseudo_inputs, mix, slerp, walk
 from nvae.inference.reconstruction import encode, pseudo_inputs, reconstruct
 from nvae.inference.sampling import Sampler
 from nvae.models.hierarchy import FromNoise, FromPosterior
+from nvae.system.errors import InvalidValueError
 
 TEMPERATURE = [0.9, 0.7, 0.5]
 ANY_PRIOR = pytest.mark.parametrize("top_prior", ["diffusion", "standard", "gaussian", "mixture", "vampprior"])
@@ -55,7 +55,7 @@ def test_pseudo_inputs_of_images_are_those_of_the_posterior_centers(model, image
     expected = model.groups[0].image_of(posterior_pass(model, images).groups[0].z)
     assert_within(pseudo_inputs(model, images), expected)
     assert_within(pseudo_inputs(model, images, batch_size=2), expected)
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         pseudo_inputs(model, images + 1)
 
 
@@ -109,7 +109,7 @@ def test_reconstruct_keep_groups_zero_shows_what_the_context_carries(model, imag
 
 def test_reconstruct_refuses_more_groups_than_are_below_the_context(model, images):
     assert torch.equal(reconstruct(model, images, 3), reconstruct(model, images))
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         reconstruct(model, images, 4)
 
 

@@ -3,7 +3,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nvae.inference import exploration
-from nvae.inference.arguments import ArgumentError
 from nvae.inference.exploration import (
     base_point,
     draw_group_noise,
@@ -15,6 +14,7 @@ from nvae.inference.exploration import (
 )
 from nvae.inference.sampling import Sampler
 from nvae.models.hierarchy import FromNoise
+from nvae.system.errors import InvalidValueError
 
 GROUPS = 4
 TEMPERATURE = 0.7
@@ -163,15 +163,15 @@ def test_mean_change_is_a_mean_of_absolute_differences():
 
 @pytest.mark.parametrize("wrong", [{"group": GROUPS}, {"group": -1}, {"count": 0}, {"seed": -1}, {"strength": [1] * 3}])
 def test_group_noise_refuses_wrong_arguments(model, wrong):
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         draw_group_noise(model, **{"group": 0, "count": 1} | wrong)
 
 
 def test_resample_group_refuses_noise_of_another_shape(sampler, base):
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         base_point(sampler, sampler.noise([1, 2]))
     for group, noise in ((0, base.noise[3]), (3, base.noise[3][0]), (4, base.noise[3])):
-        with pytest.raises(ArgumentError):
+        with pytest.raises(InvalidValueError):
             resample_group(sampler, base, group, noise)
 
 

@@ -1,10 +1,9 @@
 import pytest
 import torch
 
-from nvae.inference.arguments import ArgumentError
 from nvae.inference.sampling import Sampler, seed_noise, to_images
 from nvae.models.hierarchy import FromNoise
-from nvae.system.errors import UserError
+from nvae.system.errors import InvalidValueError, UserError
 
 GROUPS = 4
 METHODS = pytest.mark.parametrize(
@@ -113,7 +112,7 @@ WRONG = {
 
 @pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)
 def test_wrong_argument_is_refused(model, call):
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         call(model)
 
 
@@ -173,7 +172,7 @@ def test_drawn_pixels_have_the_values_of_the_bit_depth(make_model):
 @torch.no_grad()
 def test_to_images_refuses_draws_without_seeds(model):
     output = model.top_down(FromNoise(model.no_noise(1)), 1)
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         to_images(model, output, "sample")
 
 

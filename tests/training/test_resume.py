@@ -9,7 +9,7 @@ from nvae.config import migrations
 from nvae.config.migrations import migrate_weights
 from nvae.data.images import Data
 from nvae.system.devices import set_fast_defaults
-from nvae.system.errors import UserError
+from nvae.system.errors import Remedy, UserError
 from nvae.system.torch_files import write_whole
 from nvae.training.resuming import resume_training, save_training, start_from
 from nvae.training.trainer import Trainer
@@ -223,8 +223,9 @@ def test_resume_takes_the_schedule_from_the_config(make_trainer, path):
 )
 def test_resume_refuses_other_changes_and_names_them(make_trainer, path, model, changes, key):
     save_training(make_trainer(), path)
-    with pytest.raises(UserError, match=rf"{key} \(was"):
+    with pytest.raises(UserError, match=rf"{key} \(was") as raised:
         resume_training(make_trainer(model, **changes), path)
+    assert raised.value.remedies == (Remedy.START_OVER,)
 
 
 def test_resume_refuses_other_images(make_trainer, data, path):
@@ -395,8 +396,9 @@ def test_resume_with_changed_data_only_when_asked(make_trainer, tmp_path, data):
     save_training(trainer, tmp_path / "a.checkpoint")
     changed = make_trainer()
     changed.data = replace(data, training=data.training.flip(0))
-    with pytest.raises(UserError, match="changed data"):
+    with pytest.raises(UserError) as raised:
         resume_training(changed, tmp_path / "a.checkpoint")
+    assert raised.value.remedies == (Remedy.START_OVER, Remedy.CHANGED_DATA)
     (warning,) = resume_training(changed, tmp_path / "a.checkpoint", changed_data=True)
     assert "14 training images" in warning
     assert changed.position.step == 2

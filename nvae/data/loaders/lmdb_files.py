@@ -25,7 +25,7 @@ from nvae.data.paths import dataset_folder
 from nvae.data.pictures.decoding import Picture, decode_parts, with_reports
 from nvae.data.pictures.image_files import open_image
 from nvae.schema import ModelConfig
-from nvae.system.errors import UserError
+from nvae.system.errors import Remedy, UserError
 from nvae.system.files import DISK_FULL, atomic_folder
 from nvae.system.memory_maps import chunks
 
@@ -50,7 +50,8 @@ def load_lmdb(config: ModelConfig, progress: bool = False, cache: bool = False) 
             above = f" Set dataset.path to '{folder.parent}'." if folder.name in DATABASES.values() else ""
             raise UserError(
                 f"the folder '{folder}' holds no database {name}; expected a folder with train.lmdb and "
-                f"validation.lmdb.{above or ' Set dataset.path to that folder.'}"
+                f"validation.lmdb.{above or ' Set dataset.path to that folder.'}",
+                Remedy.DATASET_PATH,
             )
     databases = {part: folder / name for part, name in DATABASES.items() if (folder / name).exists()}
     parts = {part: (str(database), lmdb_pictures(database)) for part, database in databases.items()}

@@ -17,7 +17,7 @@ from nvae.data.paths import dataset_path
 from nvae.data.pictures.image_files import MAX_PIXELS
 from nvae.data.splits import hold_out
 from nvae.schema import ModelConfig
-from nvae.system.errors import UserError
+from nvae.system.errors import Remedy, UserError
 from nvae.system.memory_maps import releasing
 
 # Names of the array of each part: of MedMNIST, of Keras, and plain ones.
@@ -39,7 +39,7 @@ def load_npz(config: ModelConfig, progress: bool = False) -> Data:
     file = dataset_path(config.dataset)
     if not file.is_file():
         problem = "is not a file" if file.exists() else "does not exist"
-        raise UserError(f"'{file}' {problem}. {ADVICE}")
+        raise UserError(f"'{file}' {problem}. {ADVICE}", Remedy.DATASET_PATH)
     stored = ArrayFile(file, ADVICE)
     arrays = choose_arrays(stored)
     for array in arrays.values():
@@ -93,7 +93,7 @@ def check_images(array: StoredArray, file: Path) -> None:
             "channels C in one of the two places. Save the images in one of these shapes."
         )
     if min(shape) < 1:
-        raise UserError(f"{array} in {file} has the shape {shape} and holds no images. {ADVICE}")
+        raise UserError(f"{array} in {file} has the shape {shape} and holds no images. {ADVICE}", Remedy.DATASET_PATH)
     if math.prod(shape[1:]) > 3 * MAX_PIXELS:
         raise UserError(
             f"{array} in {file} has the shape {shape}; expected at most {MAX_PIXELS:,} pixels per image. Save smaller "

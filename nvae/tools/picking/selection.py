@@ -14,9 +14,10 @@ from torch import Tensor
 
 from nvae.data.pictures.metadata import read_metadata, save_picture
 from nvae.inference.arguments import with_number_above_scales
-from nvae.inference.sampling import Pixels, Sampler
+from nvae.inference.sampling import Sampler
 from nvae.inference.statistics_cache import StatisticsCache
 from nvae.models.hierarchy import HierarchicalVAE
+from nvae.schema.choices import Pixels
 from nvae.system.errors import UserError
 from nvae.system.files import WriteError, atomic_write, unused_path
 from nvae.system.progress import Progress
