@@ -104,14 +104,14 @@ def _with_parts(name: str, renamed: Mapping[str, str]) -> str:
 
 
 def migrate_content(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of a version 1 file in the present format: weight names, metadata, state of regularizers."""
-    content = dict(content)
-    content["weights"] = migrate_weights(content["weights"])
+    """Return the content of a file in the present format: weight names, metadata, state of regularizers."""
+    content = {"metadata": {}} | content
+    if content["version"] > 1:
+        return content
     kl = content.pop("kl_per_group", None)
-    content["metadata"] = {} if kl is None else {"kl_per_group": kl}
-    training = content.get("training")
-    if isinstance(training, dict):
-        content["training"] = _migrate_training(training)
+    content |= {"weights": migrate_weights(content["weights"]), "metadata": {} if kl is None else {"kl_per_group": kl}}
+    if "training" in content:
+        content["training"] = _migrate_training(content["training"])
     return content
 
 

@@ -111,7 +111,7 @@ class Trainer:
 
     def initialize(self, path: Path) -> None:
         """Take the weights and statistics of a file of the same networks. Raises CheckpointError."""
-        content = self.ranks.from_first(lambda: with_best_weights(load(path), path))
+        content = self.ranks.from_first(lambda: with_best_weights(load(path)))
         for model in {self.model, self.eval_model}:
             restore(model, content, path)
 
