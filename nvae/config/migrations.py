@@ -69,16 +69,20 @@ def migrate_key(key: str) -> str:
     return RENAMED_KEYS.get(key, key)
 
 
-def migrate_config(data: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Return a config's dictionary with the present keys and values; keys of other data sets are removed.
+def migrate_keys(data: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return a dictionary by keys of a config with their present names.
 
     An old key beside its new name stays, so that validation reports an unknown key.
     """
-    migrated = {}
-    for key, value in data.items():
-        if migrate_key(key) not in data:
-            key = migrate_key(key)
-        migrated[key] = RENAMED_VALUES.get((key, value), value) if isinstance(value, str) else value
+    return {key if migrate_key(key) in data else migrate_key(key): value for key, value in data.items()}
+
+
+def migrate_config(data: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return a config's dictionary with the present keys and values; keys of other data sets are removed."""
+    migrated = migrate_keys(data)
+    for (key, old), new in RENAMED_VALUES.items():
+        if migrated.get(key) == old:
+            migrated[key] = new
     dataset = migrated.get("dataset")
     if isinstance(dataset, dict) and dataset.keys() >= OLD_DATASET_KEYS:
         name = dataset.get("name", "folder")
