@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -90,13 +89,7 @@ def _write_holder(path: Path) -> None:
 def _holder(path: Path) -> str:
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
-        process, host, started = holder["process"], holder["host"], holder["started"]
-        if (
-            isinstance(process, int)
-            and re.fullmatch(r"[\w.-]{1,255}", host)
-            and re.fullmatch(r"[\d:+ -]{1,50}", started)
-        ):
-            return f"process {process} on host {host} since {started}"
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # just starting, or damaged
-        pass
-    return "another process"
+        text = "process {process} on host {host} since {started}".format(**holder)
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):  # just starting, or damaged
+        return "another process"
+    return text if text.isprintable() and len(text) < 200 else "another process"
