@@ -11,7 +11,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -36,15 +36,18 @@ VERSION = 2
 FOLDER = Path("saved_weights")
 
 
-class SavedFile(TypedDict):
-    """The content of a checkpoint or model file, with its tensors on the CPU."""
-
+class _NeededParts(TypedDict):
     version: int  # of the program that wrote the file
     config: ModelConfig
     weights: dict[str, Tensor]  # a state dictionary; `restore` checks names and shapes
     metadata: dict[str, Any]  # plain values; kl_per_group if a run has measured it
-    training: NotRequired[dict[str, Any]]  # of a checkpoint: the state of the run
-    run: NotRequired[str]  # the name of the run that wrote the file, where it is known
+
+
+class SavedFile(_NeededParts, total=False):
+    """The content of a checkpoint or model file, with its tensors on the CPU."""
+
+    training: dict[str, Any]  # of a checkpoint: the state of the run
+    run: str  # the name of the run that wrote the file, where it is known
 
 
 KINDS = {"version": int, "config": dict, "weights": dict, "metadata": dict, "training": dict, "run": str}

@@ -6,9 +6,12 @@ model is built.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from nvae.system.errors import InvalidValueError
 
 MAX_COUNT = 10**9  # images and steps
 MAX_RATE = 1e6  # learning rates and other factors: float32 optimizers overflow far above
@@ -30,3 +33,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     ALLOWED: ClassVar[str] = "a section of 'key: value' lines"  # how messages and the reference call its values
+
+    def invalid(self, key: str, allowed: str) -> InvalidValueError:
+        """Return the error of a validator for the value of a dotted key. allowed: a noun phrase."""
+        return InvalidValueError(key, attrgetter(key)(self), allowed)
