@@ -68,14 +68,13 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _consistent_with_images(self) -> ModelConfig:
         if self.sampling_method == "coupled_logistic_mixture" and self.image_channels != 3:
-            allowed = f"'bernoulli' or 'logistic_mixture' for images of {self.image_channels} channel"
-            raise self.invalid("sampling_method", allowed)
+            channels = self.image_channels
+            self.refuse("sampling_method", f"'bernoulli' or 'logistic_mixture' for images of {channels} channel")
         if self.dataset.binarize and self.sampling_method != "bernoulli":
-            allowed = f"False, or sampling_method bernoulli instead of {self.sampling_method}"
-            raise self.invalid("dataset.binarize", allowed)
+            self.refuse("dataset.binarize", f"False, or sampling_method bernoulli instead of {self.sampling_method}")
         if self.dataset.dequantize and self.sampling_method not in CONTINUOUS:
             allowed = f"False, or sampling_method {' or '.join(CONTINUOUS)} instead of {self.sampling_method}"
-            raise self.invalid("dataset.dequantize", allowed)
+            self.refuse("dataset.dequantize", allowed)
         self.dataset.check(self.input_dimension)
         return self
 

@@ -7,7 +7,7 @@ model is built.
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -34,6 +34,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     ALLOWED: ClassVar[str] = "a section of 'key: value' lines"  # how messages and the reference call its values
 
-    def invalid(self, key: str, allowed: str) -> InvalidValueError:
-        """Return the error of a validator for the value of a dotted key. allowed: a noun phrase."""
-        return InvalidValueError(key, attrgetter(key)(self), allowed)
+    def refuse(self, key: str, expected: str) -> NoReturn:
+        """Raise InvalidValueError for the value of a dotted key."""
+        got = attrgetter(key)(self)
+        raise InvalidValueError(key, list(got) if isinstance(got, tuple) else got, expected)

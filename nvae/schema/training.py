@@ -178,15 +178,15 @@ class TrainingParameters(Section):
     @model_validator(mode="after")
     def _consistent(self) -> TrainingParameters:
         if self.learning_rate_min > self.learning_rate:
-            raise self.invalid("learning_rate_min", f"at most learning_rate, {self.learning_rate:g}")
+            self.refuse("learning_rate_min", f"at most learning_rate, {self.learning_rate:g}")
         if self.epochs_per_checkpoint is None and self.images_per_checkpoint is None:
             needed = "or epochs_per_checkpoint for validations during the training"
             if self.early_stopping_patience is not None:
-                raise self.invalid("early_stopping_patience", f"null, {needed}")
+                self.refuse("early_stopping_patience", f"null, {needed}")
             if self.learning_rate_schedule == "plateau":
-                raise self.invalid("learning_rate_schedule", f"cosine, {needed}")
+                self.refuse("learning_rate_schedule", f"cosine, {needed}")
         if self.batch_size % self.gradient_accumulation:
-            raise self.invalid("gradient_accumulation", f"a divisor of batch_size, {self.batch_size}")
+            self.refuse("gradient_accumulation", f"a divisor of batch_size, {self.batch_size}")
         if self.warmup_steps is not None and self.warmup_portion is not None:
-            raise self.invalid("warmup_steps", f"null, because warmup_portion {self.warmup_portion:g} is given too")
+            self.refuse("warmup_steps", f"null, because warmup_portion {self.warmup_portion:g} is given too")
         return self

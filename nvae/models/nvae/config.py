@@ -218,19 +218,19 @@ class NVAEConfig(ModelConfig):
         self._check_resolution()
         self._check_channels()
         if self.plain_vae and (self.number_of_scales, self.initial_splits_per_scale) != (1, 1):
-            raise self.invalid("plain_vae", "False for a model of several latent groups")
+            self.refuse("plain_vae", "False for a model of several latent groups")
         cells, blocks = self.num_cells_per_block_prepost, self.num_blocks_prepost
         per_group = self.cells_per_split_enc + self.cells_per_input_dec + 2 * self.num_flows
         total = sum(groups_per_scale(self)) * per_group + blocks * (cells.encoder + cells.decoder)
         if total > MAX_CELLS:
             allowed = f"a network of at most {MAX_CELLS} cells; these groups, flows and blocks have {total}"
-            raise self.invalid("initial_splits_per_scale", allowed)
+            self.refuse("initial_splits_per_scale", allowed)
         return self
 
     def _check_resolution(self) -> None:
-        downsamplings = _downsamplings(self)
-        if (self.input_dimension + 2 * self.padding) % 2**downsamplings:
-            raise self.invalid(
+        side, downsamplings = self.input_dimension + 2 * self.padding, _downsamplings(self)
+        if side % 2**downsamplings:
+            self.refuse(
                 "input_dimension",
                 f"a multiple of {2**downsamplings}{', with the padding' if self.padding else ''}: num_blocks_prepost "
                 f"{self.num_blocks_prepost} and number_of_scales {self.number_of_scales} downsample {downsamplings} "
@@ -242,17 +242,18 @@ class NVAEConfig(ModelConfig):
         downsamplings = _downsamplings(self)
         if (widest := max(towers.encoder, towers.decoder) * multiplier**downsamplings) > MAX_WIDTH:
             allowed = f"at most {MAX_WIDTH} channels at the coarsest scale; these settings give {widest}"
-            raise self.invalid("channel_multiplier", allowed)
+            self.refuse("channel_multiplier", allowed)
         # Every downsampling skip gives a quarter of its channels to each of four convolutions.
         if downsamplings and (towers.encoder * multiplier) % 4:
             allowed = f"a number that divides by 4 when multiplied by channel_multiplier {multiplier}"
-            raise self.invalid("channel_towers.encoder", allowed)
-        if self.arch_instance == "mbconv_den" and blocks:
+            self.refuse("channel_towers.encoder", allowed)
+        if self.arch_instance == "mbconv_den":
             # The resolutions that have cells with grouped convolutions, as a number of downsamplings.
             first = 0 if self.postprocess_upsample == "first" and self.num_cells_per_block_prepost.decoder > 1 else 1
             for tower, counts in (("encoder", range(blocks)), ("decoder", range(first, blocks + 1))):
-                if any(3 * getattr(towers, tower) * multiplier**i % 8 for i in counts):
-                    raise self.invalid(f"channel_towers.{tower}", "a multiple of 8, for the 8 groups of mbconv_den")
+                channels = getattr(towers, tower)
+                if blocks and any(3 * channels * multiplier**i % 8 for i in counts):
+                    self.refuse(f"channel_towers.{tower}", "a multiple of 8, for the 8 groups of mbconv_den")
 
     @classmethod
     def prepare_override(cls, data: dict[str, Any], key: str, value: Any) -> None:
