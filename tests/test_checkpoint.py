@@ -126,7 +126,7 @@ def test_load_of_a_missing_file_names_existing_files(tmp_path, monkeypatch, mode
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n"])
 def test_load_refuses_files_of_other_kinds(tmp_path, content):
     (tmp_path / "a.model").write_bytes(content)
-    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+    with pytest.raises(CheckpointError, match="no checkpoint"):
         load(tmp_path / "a.model")
 
 
@@ -221,14 +221,14 @@ def test_load_model_refuses_weights_of_another_network(model, tmp_path, change):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [(5, torch.zeros(1)), ("text", "x"), ("Complex", torch.zeros(1, dtype=torch.complex64))]
+    ("name", "value"), [(5, torch.zeros(1)), ("text", "x"), ("constant", torch.zeros(1, dtype=torch.complex64))]
 )
-def test_load_refuses_weights_that_are_no_named_real_tensors(model, tmp_path, name, value):
+def test_load_model_refuses_weights_that_are_no_named_real_tensors(model, tmp_path, name, value):
     path = tmp_path / "a.model"
     save(model, path)
     rewrite(path, weights=torch.load(path, weights_only=True)["weights"] | {name: value})
-    with pytest.raises(CheckpointError, match=str(name)):
-        load(path)
+    with pytest.raises(CheckpointError):
+        load_model(path)
 
 
 @pytest.mark.parametrize(

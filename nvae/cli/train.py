@@ -68,12 +68,14 @@ def run(options: argparse.Namespace) -> None:
 
         print(summary(config))
         return
+    from nvae.system.devices import set_fast_defaults
     from nvae.training.events import print_event
     from nvae.training.loop import train
 
     name = options.name or "_".join(filter(None, (config_path(options.config).stem, options.dataset)))
     checkpoint = find_model(options.checkpoint) if options.checkpoint else None
     progress = sys.stderr.isatty()
+    set_fast_defaults()
     train(
         config,
         name,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
-from typing import Annotated, Any, ClassVar, Literal, NoReturn
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from nvae.schema.datasets import AnyDataset, FolderDataset, select_dataset
 from nvae.schema.sections import MAX_SIZE, Section
 from nvae.schema.training import WARMUPS, TrainingParameters
-from nvae.system.errors import InvalidValueError
 
 SamplingMethod = Literal[
     "bernoulli",
@@ -66,11 +64,6 @@ class ModelConfig(Section):
     )
     dataset: AnyDataset = Field(FolderDataset(), description="The images.")
     training_parameters: TrainingParameters = Field(TrainingParameters(), description="The training schedule.")
-
-    def refuse(self, key: str, expected: str) -> NoReturn:
-        """Raise InvalidValueError for the value of a dotted key."""
-        got = attrgetter(key)(self)
-        raise InvalidValueError(key, list(got) if isinstance(got, tuple) else got, expected)
 
     @model_validator(mode="after")
     def _consistent_with_images(self) -> ModelConfig:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from nvae.system.errors import UserError
+from nvae.system.errors import Remedy, UserError
 from nvae.system.files import WriteError, atomic_write
 
 PATIENCE = 0.5  # seconds: an earlier process may be about to end, and a new one to write who it is
@@ -61,7 +60,8 @@ def run_lock(lock: Path, name: str, warn: Callable[[str], object]) -> Iterator[N
     except Timeout:
         raise RunLockedError(
             f"the run {name!r} is trained by {_holder(holder_path(lock))}: expected one training of a run at a time. "
-            "Wait until that training ends, stop it, or train under another name."
+            "Wait until that training ends, stop it, or train under another name.",
+            Remedy.RUN_NAME,
         ) from None
     try:
         yield
@@ -127,13 +127,7 @@ def _write_holder(path: Path) -> None:
 def _holder(path: Path) -> str:
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
-        process, host, started = holder["process"], holder["host"], holder["started"]
-        if (
-            isinstance(process, int)
-            and re.fullmatch(r"[\w.-]{1,255}", host)
-            and re.fullmatch(r"[\d:+ -]{1,50}", started)
-        ):
-            return f"process {process} on host {host} since {started}"
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # just starting, or damaged
-        pass
-    return "another process"
+        text = "process {process} on host {host} since {started}".format(**holder)
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):  # just starting, or damaged
+        return "another process"
+    return text if text.isprintable() and len(text) < 200 else "another process"

@@ -16,14 +16,14 @@ from nvae.checkpoint import save
 from nvae.config import config_path, load_config
 from nvae.data.registry import load_data
 from nvae.schema import ModelConfig
-from nvae.system.devices import choose_device, set_fast_defaults
+from nvae.system.devices import choose_device, set_deterministic
 from nvae.system.errors import DivergenceError, UserError
 from nvae.system.locks import run_lock
+from nvae.system.progress import ProgressBars
 from nvae.system.ranks import joined_ranks, local_index, started_by_torchrun
 from nvae.system.signals import StopRequest, stop_requests
 from nvae.training.events import Event, Reporter
 from nvae.training.metrics import Clock, metrics_line, with_bound
-from nvae.training.progress_bars import ProgressBars
 from nvae.training.report.page import utc_time
 from nvae.training.report.record import CONTINUED, EARLY_STOPPING, FINISHED, STARTED, STOPPED
 from nvae.training.resuming import calibrate, check_good, recover, resume_training, save_training, start_from
@@ -60,15 +60,15 @@ def train(
     is, and the same keys may change as in a run.
     init_from: a .model or .checkpoint file whose weights a new run starts from.
     continue_with_changed_data: continue although the images are not those of the checkpoint, with a warning.
-    Sets options of the whole process that make training faster. Raises UserError, RunLockedError while the run is
-    trained elsewhere, DivergenceError where going back to a checkpoint does not help any more, and Stopped after Ctrl-C
-    or SIGTERM, with the state saved.
+    Sets torch's process-wide options for cuDNN and deterministic algorithms. Raises UserError, RunLockedError while the
+    run is trained elsewhere, DivergenceError where going back to a checkpoint does not help any more, and Stopped after
+    Ctrl-C or SIGTERM, with the state saved.
     """
     if isinstance(config, str):
         config, name = load_config(config), name or config_path(config).stem
     name = name or f"{config.family}_{config.dataset.name}"
     files = RunFiles(name, Path(folder))
-    set_fast_defaults(config.training_parameters.deterministic)
+    set_deterministic(config.training_parameters.deterministic)
     if device is None and started_by_torchrun() and not torch.cuda.is_available():
         device = "cpu"  # of the devices without CUDA, the only one for several processes
     selected = choose_device(device, local_index())

@@ -54,7 +54,7 @@ def calibrate(trainer: Trainer) -> None:
 
 def start_from(trainer: Trainer, path: Path) -> None:
     """Take the weights and statistics of a file of the same networks. Raises CheckpointError."""
-    content = trainer.ranks.from_first(lambda: with_best_weights(load(path), path))
+    content = trainer.ranks.from_first(lambda: with_best_weights(load(path)))
     for model in {trainer.model, trainer.eval_model}:
         restore(model, content, path)
 

@@ -356,7 +356,7 @@ def test_importance_weight_matches_the_recording(recording, name):
 
     recorded = recording(name)
     config, _ = config_of_settings(recorded["args"], name)
-    model = load_with_key_map(config, weights_of(recorded["state_dict"], config), key_map, name)
+    model = load_with_key_map(config, weights_of(recorded["state_dict"]), key_map, name)
     images, expected = recorded["x"], recorded["eval"]
     result = model.top_down(FromPosterior(model.encoder(images), noise=recorded["noise"]), len(images))
     inner = slice(config.padding, 32 - config.padding)

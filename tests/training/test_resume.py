@@ -8,7 +8,7 @@ from nvae.checkpoint import CheckpointError, load, save
 from nvae.config import migrations
 from nvae.config.migrations import migrate_weights
 from nvae.data.images import Data
-from nvae.system.devices import set_fast_defaults
+from nvae.system.devices import set_deterministic
 from nvae.system.errors import Remedy, UserError
 from nvae.system.torch_files import write_whole
 from nvae.training.resuming import resume_training, save_training, start_from
@@ -77,7 +77,7 @@ def test_resume_of_every_variant_equals_an_uninterrupted_run_bit_for_bit(make_tr
 
 @pytest.fixture
 def deterministic():
-    set_fast_defaults(deterministic=True)
+    set_deterministic(True)
     yield
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(False)

@@ -145,6 +145,21 @@ def test_train_does_not_set_aside_what_is_whole_but_does_not_fit(run, files):
     assert contents(files.weights) == before
 
 
+def test_train_with_a_checkpoint_that_cannot_be_read_now_changes_nothing(run, files, monkeypatch):
+    """An error of the disk may pass, so that a whole checkpoint is not set aside for an older one."""
+
+    def fail(*args, **kwargs):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    run(epochs=2)
+    before = contents(files.weights)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=os.strerror(errno.EIO)):
+        patch.setattr("torch.load", fail)
+        run(epochs=3)
+    assert contents(files.weights) == before
+    assert warnings_of(run(epochs=3)) == []
+
+
 def test_train_refuses_a_checkpoint_of_another_run(run, files, tmp_path):
     run(epochs=1)
     other = RunFiles("other", tmp_path)
