@@ -275,5 +275,5 @@ def _is_valid(line: Any, groups: int) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Return whether a value is a number from -1e300 to 1e300, not NaN, so that drawing cannot overflow."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e300
+    """Return whether a value is a number from -1e200 to 1e200, not NaN, so that drawing cannot overflow."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e200

@@ -129,7 +129,7 @@ def test_damaged_part_of_a_checkpoint_is_left_out(run_folder, make_model, part, 
 def test_extreme_numbers_are_drawn(run_folder):
     lines = (run_folder / "metrics.jsonl").read_text().splitlines()
     keys = [key for key, value in json.loads(lines[0]).items() if not isinstance(value, list)]
-    for number in (1e300, -1e300, 0, 10**299, -3):
+    for number in (1e300, 1e200, -1e200, 0, 10**199, -3):
         damaged = [json.dumps(json.loads(line) | {key: number}) for key in keys for line in lines[:2]]
         (run_folder / "metrics.jsonl").write_text("\n".join([*damaged, *lines[2:]]))
         record = find_run(NAME)
