@@ -156,12 +156,6 @@ def _parts(model: HierarchicalVAE, total: int) -> list[str]:
     return table(rows)
 
 
-def group_name(model: HierarchicalVAE, group: int) -> str:
-    """Return a group's number, counted from 1, and its resolution, such as "2: 7x7" or "1: context 7x7"."""
-    resolution = model.groups[group].level.resolution
-    return f"{group + 1}: {'context ' if model.groups[group].is_context else ''}{resolution}x{resolution}"
-
-
 def table(rows: list[tuple[str, ...]]) -> list[str]:
     """Return lines with aligned columns: the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -169,7 +169,7 @@ def _draw(
 ) -> tuple[Path, Image | None]:
     """Make and save what was asked for; return its path, and the picture unless it is an animation."""
     from nvae.inference.exploration import explore, explore_context, explore_positions, mean_change, sweep
-    from nvae.summary import group_name
+    from nvae.models.group_names import group_name
     from nvae.tools.animation import FRAMES_PER_SECOND, save_animation
     from nvae.tools.exploration_pictures import (
         change_table,

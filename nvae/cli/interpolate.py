@@ -199,10 +199,10 @@ def _between(options: argparse.Namespace, mixing: str | None) -> None:
     from nvae.checkpoint import plain_name
     from nvae.inference.arguments import format_values
     from nvae.inference.interpolation import interpolate, interpolated_pseudo_inputs, mix
+    from nvae.models.group_names import first_groups_name
     from nvae.tools.animation import FRAMES_PER_SECOND, save_animation
     from nvae.tools.display import show
     from nvae.tools.grids import grid, is_file_name, near_square, result_name, save_result, with_rows_below
-    from nvae.tools.group_names import first_groups_name
 
     animated = options.animate is not None
     is_file_name(options.out, f".{animation_format(options)}" if animated else ".png")

@@ -62,10 +62,10 @@ def run(options: argparse.Namespace) -> None:
     from nvae.inference.arguments import format_values
     from nvae.inference.exploration import mean_change
     from nvae.inference.reconstruction import pseudo_inputs, reconstruct
+    from nvae.models.group_names import first_groups_name
     from nvae.summary import table
     from nvae.tools.display import show
     from nvae.tools.grids import grid, is_file_name, result_name, save_result
-    from nvae.tools.group_names import first_groups_name
 
     is_file_name(options.out, ".png")
     model = open_model(options)

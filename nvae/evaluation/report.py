@@ -10,6 +10,7 @@ from typing import Any
 from nvae.data.pictures.metadata import as_texts
 from nvae.evaluation.kl_chart import draw_kl_chart
 from nvae.evaluation.likelihood import Estimate, Evaluation
+from nvae.models.group_names import group_names
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.summary import table
 from nvae.system.files import atomic_write, unused_path
@@ -47,12 +48,10 @@ def _group_rows(evaluation: Evaluation, model: HierarchicalVAE) -> list[tuple[st
             return "not counted"
         return f"{sum(active[i] for i in indices):,} of {sum(units[i] for i in indices):,}"
 
-    rows = [("latent group, top first", "resolution", "KL in nats", "active units")]
-    for index, group in enumerate(model.groups):
-        kl, side = f"{evaluation.kl_per_group[index]:.2f}", group.level.resolution
-        name = f"{index + 1}, the context" if group.is_context else str(index + 1)
-        rows.append((name, f"{side} x {side}", kl, active_of([index])))
-    rows.append(("all", "", f"{sum(evaluation.kl_per_group):.2f}", active_of(list(range(len(units))))))
+    rows = [("latent group, top first", "KL in nats", "active units")]
+    for index, name in enumerate(group_names(model)):
+        rows.append((name, f"{evaluation.kl_per_group[index]:.2f}", active_of([index])))
+    rows.append(("all", f"{sum(evaluation.kl_per_group):.2f}", active_of(list(range(len(units))))))
     return rows
 
 

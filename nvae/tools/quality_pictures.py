@@ -9,12 +9,12 @@ from PIL import Image
 from torch import Tensor
 
 from nvae.data.images import to_float
+from nvae.evaluation.kl_chart import draw_bars
 from nvae.evaluation.quality.copies import THRESHOLD
 from nvae.evaluation.quality.measure import Quality, Reference, Row, temperature_text
 from nvae.evaluation.quality.report import MOST_ALIKE, REAL, numbers, row_name
 from nvae.inference.sampling import Pixels, Sampler
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.summary import group_name
 from nvae.tools.grids import grid
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 CELL = 64
 COLUMNS = 10
-MAX_TICKS = 20
-MAX_NAMES = 8  # of groups with their resolution below the bars
 
 
 def draw_quality(quality: Quality, model: HierarchicalVAE, kl_per_group: list[float] | None) -> Figure | None:
@@ -32,7 +30,6 @@ def draw_quality(quality: Quality, model: HierarchicalVAE, kl_per_group: list[fl
     A row of charts per extractor with the metrics over the temperatures, the values of other real images as dotted
     lines; and, with path lengths, the movement per latent group beside the KL per latent group.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = [facts["name"] for facts in quality.extractors]
@@ -44,7 +41,6 @@ def draw_quality(quality: Quality, model: HierarchicalVAE, kl_per_group: list[fl
         return None
     columns = max([len(panels) for panels in charts] + [2 if with_movement else 1])
     figure = Figure(figsize=(max(7.0, 3.8 * columns), 3.6 * rows), layout="constrained", dpi=110)
-    FigureCanvasAgg(figure)
     parts = figure.subfigures(rows, 1, squeeze=False)[:, 0]
     for part, panels in zip(parts, charts, strict=False):  # the last part may be for the movement
         for axes, (title, lines) in zip(part.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
@@ -100,19 +96,12 @@ def _bars(
     part: Any, model: HierarchicalVAE, movement: list[float], kl_per_group: list[float] | None, name: str
 ) -> None:
     """Draw the movement, and the KL if it is known, of every latent group as bars."""
-    groups = len(movement)
     charts = [(f"change of a subpixel per unit of noise,\n{name}", movement)]
-    if kl_per_group is not None and len(kl_per_group) == groups:
+    if kl_per_group is not None and len(kl_per_group) == len(movement):
         charts.append(("KL, nats per image", kl_per_group))
-    every = max(1, groups // MAX_TICKS)
-    names = [group_name(model, group) if groups <= MAX_NAMES else str(group + 1) for group in range(0, groups, every)]
-    all_axes = part.subplots(1, len(charts), squeeze=False)[0]
-    for color, (axes, (label, values)) in enumerate(zip(all_axes, charts, strict=True)):
-        axes.bar(range(groups), values, width=min(0.8, 0.15 * groups), color=f"C{color}")
-        axes.set_xlim(-0.6, groups - 0.4)
-        axes.set_xticks(range(0, groups, every), names)
-        axes.set(xlabel="latent group, top first", ylabel=label)
-        axes.grid(axis="y", alpha=0.3)
+    for axes, (label, values) in zip(part.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
+        draw_bars(axes, model, values)
+        axes.set_ylabel(label)
 
 
 def draw_samples_beside_real(

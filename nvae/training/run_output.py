@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nvae.models.group_names import group_names
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.summary import group_name, num_parameters
+from nvae.summary import num_parameters
 from nvae.system.files import WriteError, atomic_write
 from nvae.training.events import Reporter
 from nvae.training.loggers import RunLogger, new_event
@@ -157,5 +158,4 @@ class RunOutput:
         if trainer.schedule.write_reconstruction:
             picture = draw_reconstructions(model, trainer.data, self.folder, step)
             self.logger.log_images("reconstructions", picture, step)
-        names = [group_name(model, index) for index in range(len(model.groups))]
-        draw_curves(self.logger.metrics, names, self.folder)
+        draw_curves(self.logger.metrics, group_names(model), self.folder)

@@ -7,8 +7,9 @@ from typing import Any
 
 from nvae.evaluation.likelihood import Estimate
 from nvae.evaluation.quality.measure import FeatureQuality, Quality, Row, temperature_text
+from nvae.models.group_names import group_names
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.summary import group_name, table
+from nvae.summary import table
 
 MOST_ALIKE = 8  # samples that are named and drawn beside their nearest training images
 REAL = "other real images"
@@ -57,9 +58,9 @@ def report(quality: Quality, model: HierarchicalVAE, dataset: str) -> str:
     elif "ppl" in quality.settings.metrics:
         lines += ["", "path lengths: not measured, because the extractors take 8-bit images. Add the extractor self."]
     if quality.movement is not None:
-        names = [group_name(model, index) for index in range(len(quality.movement))]
         header = ("latent group", f"change of a subpixel per unit of noise, {row_name(quality.rows[-1])}")
-        lines += ["", *table([header, *((n, f"{m:.4f}") for n, m in zip(names, quality.movement, strict=True))])]
+        values = [f"{value:.4f}" for value in quality.movement]
+        lines += ["", *table([header, *zip(group_names(model), values, strict=True)])]
     lines += _copies_lines(quality, dataset)
     for row in quality.rows:
         if row.seconds_per_image is not None:

@@ -16,9 +16,8 @@ from nvae.checkpoint import FOLDER as CHECKPOINTS
 from nvae.checkpoint import CheckpointError, checkpoint_path, load, model_path, plain_name
 from nvae.config import load_config
 from nvae.models.families import build_model
-from nvae.models.hierarchy import HierarchicalVAE
+from nvae.models.group_names import group_names
 from nvae.schema import ModelConfig
-from nvae.summary import group_name
 from nvae.system.errors import UserError
 from nvae.system.files import previous_path
 from nvae.training.loggers import EVENTS_FILE, METRICS_FILE, is_event, read_events, read_metrics
@@ -318,9 +317,4 @@ def _group_names(config: ModelConfig | None) -> list[str]:
     if config is None:
         return []
     with torch.device("meta"):
-        return list(group_names(build_model(config)))
-
-
-def group_names(model: HierarchicalVAE) -> tuple[str, ...]:
-    """Return the names of the latent groups of a model, top first."""
-    return tuple(group_name(model, index) for index in range(len(model.groups)))
+        return group_names(build_model(config))
