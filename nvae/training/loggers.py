@@ -245,7 +245,7 @@ def is_event(value: Any) -> bool:
     """Return whether a value from a file is an event as `RunLogger.log_event` takes it."""
     if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("kind", "text")):
         return False
-    return isinstance(value.get("step"), int) and all(_is_number(value.get(key)) for key in ("step", "epoch"))
+    return isinstance(value.get("step"), int) and all(is_number(value.get(key)) for key in ("step", "epoch"))
 
 
 def _append_line(file: Path, line: str) -> None:
@@ -265,15 +265,15 @@ def _parse(raw: bytes) -> Any:
 
 
 def _is_valid(line: Any, groups: int) -> bool:
-    if not isinstance(line, dict) or not isinstance(line.get("step"), int) or not _is_number(line.get("epoch")):
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int) or not is_number(line.get("epoch")):
         return False
     for key, value in line.items():
-        fits = len(value) == groups and all(map(_is_number, value)) if isinstance(value, list) else _is_number(value)
+        fits = len(value) == groups and all(map(is_number, value)) if isinstance(value, list) else is_number(value)
         if not fits or isinstance(value, list) != key.endswith("_per_group"):
             return False
     return True
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """Return whether a value is a number from -1e200 to 1e200, not NaN, so that drawing cannot overflow."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e200

@@ -164,8 +164,17 @@ def thinned(curve: Curve) -> Curve:
     return [curve[i] for i in sorted(kept)]
 
 
-def svg(chart: Curves | HeatMap) -> tuple[str, dict[str, Any]]:
-    """Return a chart as an SVG element, and its values for page.js with the area of the curves or colors."""
+class Drawing(NamedTuple):
+    """A chart as an SVG element, whose texts matplotlib has escaped; readout: its values and its area for page.js."""
+
+    title: str
+    unit: str
+    svg: str
+    readout: dict[str, Any]
+
+
+def drawing(chart: Curves | HeatMap) -> Drawing:
+    """Draw a chart for the page."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -179,7 +188,7 @@ def svg(chart: Curves | HeatMap) -> tuple[str, dict[str, Any]]:
     text = re.sub(r' xmlns(:xlink)?="[^"]*"|^.*?(?=<svg)', "", file.getvalue(), flags=re.DOTALL)
     for name, color in COLORS.items():
         text = text.replace(color, f"var(--{name})")
-    return text, chart.readout() | {"area": axes.get_position().bounds}
+    return Drawing(chart.title, chart.unit, text, chart.readout() | {"area": axes.get_position().bounds})
 
 
 def save_png(chart: Curves | HeatMap, path: Path, metadata: dict[str, object]) -> None:

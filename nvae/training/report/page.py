@@ -16,7 +16,7 @@ from nvae.config import config_to_yaml
 from nvae.data.pictures.image_files import open_image
 from nvae.system.files import atomic_write
 from nvae.training.report import facts
-from nvae.training.report.charts import Curves, HeatMap, curves_of, kl_over_time, svg
+from nvae.training.report.charts import curves_of, drawing, kl_over_time
 from nvae.training.report.record import CONTINUED, EARLY_STOPPING, FINISHED, STARTED, STOPPED, RunRecord
 
 PAGE_FILE = "report.html"
@@ -35,14 +35,6 @@ class Picture(NamedTuple):
     width: int
     height: int
     caption: str
-
-
-class Bar(NamedTuple):
-    """The KL of a latent group. share: of the largest, in percent."""
-
-    name: str
-    kl: str
-    share: float
 
 
 def write_page(record: RunRecord, path: Path | None = None) -> Path:
@@ -65,23 +57,21 @@ def render_page(record: RunRecord) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    routine = (STARTED, CONTINUED, STOPPED, FINISHED, EARLY_STOPPING)
+    marks = [event["epoch"] for event in record.events if event["kind"] not in routine][-MAX_MARKS:]
     heat_map = kl_over_time(record.metrics, record.groups)
     return environment.get_template("page.html").render(
         record=record,
         state_text=facts.state_text(record),
-        config_line=facts.config_line(record),
-        data_line=facts.data_line(record),
-        facts=facts.key_facts(record),
-        charts=[_drawn(chart) for chart in curves_of(record.metrics, _marks(record)).values()],
-        heat_map=None if heat_map is None else _drawn(heat_map),
-        bars=_bars(record),
+        facts=facts.facts_of(record),
+        charts=[drawing(chart) for chart in curves_of(record.metrics, marks).values()],
+        marks=marks,
+        heat_map=None if heat_map is None else drawing(heat_map),
         frames=_frames(record.folder / "samples"),
         samples=_picture(record.folder / "samples.png", "", PICTURE_SIDE),
         reconstructions=_picture(record.folder / "reconstructions.png", "", PICTURE_SIDE),
         data=_picture(record.folder / "data.png", "", PICTURE_SIDE),
         events=record.events[-MAX_EVENTS:][::-1],
-        evaluation=facts.evaluation_facts(record.evaluation),
-        evaluation_images=facts.evaluation_images(record.evaluation),
         commands=facts.commands(record),
         config=config_to_yaml(record.config) if record.config else "",
         table=_table(record),
@@ -92,26 +82,6 @@ def render_page(record: RunRecord) -> str:
 def utc_time() -> str:
     """Return the time, such as "2026-07-01 09:30 UTC"."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _marks(record: RunRecord) -> list[float]:
-    """Return the epochs of the last events that are not routine."""
-    routine = (STARTED, CONTINUED, STOPPED, FINISHED, EARLY_STOPPING)
-    return [event["epoch"] for event in record.events if event["kind"] not in routine][-MAX_MARKS:]
-
-
-def _drawn(chart: Curves | HeatMap) -> dict[str, Any]:
-    """Return what the template shows of a chart. The drawing is markup: matplotlib has escaped its texts."""
-    drawing, readout = svg(chart)
-    return {"chart": chart, "svg": drawing, "readout": readout}
-
-
-def _bars(record: RunRecord) -> list[Bar]:
-    largest = max(*record.kl_per_group, 1e-9) if record.kl_per_group else 0
-    return [
-        Bar(name, f"{kl:.2f}", round(100 * max(kl, 0.0) / largest, 1))
-        for name, kl in zip(record.groups, record.kl_per_group, strict=bool(record.kl_per_group))
-    ]
 
 
 def _table(record: RunRecord) -> tuple[list[str], list[list[str]]]:

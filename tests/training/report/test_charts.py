@@ -11,9 +11,9 @@ from nvae.training.report.charts import (
     WIDTH,
     Curves,
     curves_of,
+    drawing,
     kl_over_time,
     save_png,
-    svg,
     thinned,
 )
 
@@ -75,15 +75,15 @@ def test_chart_cuts_a_high_beginning_off_and_says_so():
 @pytest.mark.parametrize("log", [False, True])
 def test_chart_of_extreme_values_is_finite(values, log):
     curve = [(float(i), value) for i, value in enumerate(values)]
-    drawing, _ = svg(Curves("any", "", float(len(values)), {"a": curve}, [], log))
-    assert "<path" in drawing and not re.search(r"\b(nan|inf)\b", drawing)
+    svg = drawing(Curves("any", "", float(len(values)), {"a": curve}, [], log)).svg
+    assert "<path" in svg and not re.search(r"\b(nan|inf)\b", svg)
 
 
 def test_svg_has_readable_texts_the_colors_of_the_page_and_no_addresses():
-    drawing, readout = svg(Curves("KL", "", 2.0, {"a": [(1.0, 10.0), (2.0, 30.0)], "b": [(1.0, 5.0)]}, [1.0]))
-    assert drawing.startswith("<svg") and drawing.rstrip().endswith("</svg>")
-    assert ">30</text>" in drawing and "//" not in drawing
-    assert not any(color in drawing for color in COLORS.values()) and "var(--line1)" in drawing
+    _, _, svg, readout = drawing(Curves("KL", "", 2.0, {"a": [(1.0, 10.0), (2.0, 30.0)], "b": [(1.0, 5.0)]}, [1.0]))
+    assert svg.startswith("<svg") and svg.rstrip().endswith("</svg>")
+    assert ">30</text>" in svg and "//" not in svg
+    assert not any(color in svg for color in COLORS.values()) and "var(--line1)" in svg
     assert readout["curves"][0] == {"name": "a", "values": [[1.0, "10"], [2.0, "30"]]}
     left, bottom, width, height = readout["area"]
     assert left * WIDTH == pytest.approx(52) and bottom + height < 1 and left + width < 1
@@ -91,8 +91,8 @@ def test_svg_has_readable_texts_the_colors_of_the_page_and_no_addresses():
 
 def test_svg_escapes_names_and_reads_no_mathematics_in_them():
     lines = [{"epoch": 1.0, "kl_per_group": [1.0, 2.0]}]
-    drawing, _ = svg(kl_over_time(lines, ["<script>&", "$\\frac$"]))
-    assert "&lt;script&gt;&amp;" in drawing and "$\\frac$" in drawing
+    svg = drawing(kl_over_time(lines, ["<script>&", "$\\frac$"])).svg
+    assert "&lt;script&gt;&amp;" in svg and "$\\frac$" in svg
 
 
 def test_kl_over_time_prefers_validations_and_has_a_row_per_group():

@@ -14,7 +14,7 @@ from nvae.training.report.record import find_run
 from .conftest import NAME
 
 VOID = {"meta", "img", "input", "br", "hr", "link"}
-SECTIONS = {"figures", "samples", "curves", "kl", "pictures", "evaluation", "events", "commands", "numbers", "config"}
+SECTIONS = {"figures", "samples", "curves", "kl", "pictures", "events", "commands", "numbers", "config"}
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 
 
@@ -82,7 +82,7 @@ def test_page_escapes_everything_from_files(run_folder, make_config):
     (run_folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     record = find_run(NAME)
     record.name, record.problems, record.groups = EVIL, [EVIL], [EVIL] * 4
-    record.evaluation["part"] = EVIL
+    record.evaluation.part = EVIL
     record.config = make_config(dataset={"name": "folder", "path": EVIL})
     parsed, plain = Page(render_page(record)), Page(render_page(find_run(NAME)))
     assert len(parsed.all("script")) == len(plain.all("script")) == 1
