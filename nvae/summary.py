@@ -144,12 +144,6 @@ def _parts(model: HierarchicalVAE) -> list[str]:
     return table([("part", "parameters", ""), *rows, ("all", f"{total:,}", "")])
 
 
-def group_name(model: HierarchicalVAE, group: int) -> str:
-    """Return a group's number, counted from 1, and its resolution, such as "2: 7x7" or "1: context 7x7"."""
-    level = model.groups[group].level
-    return f"{group + 1}: {level.name + ' ' if level.name else ''}{level.resolution}x{level.resolution}"
-
-
 def table(rows: list[tuple[str, ...]]) -> list[str]:
     """Return lines with aligned columns: the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
