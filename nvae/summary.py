@@ -10,8 +10,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from nvae.models.families import build_model
+from nvae.models.group_names import level_name
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.optim import OPTIMIZERS
+from nvae.optim import num_moments
 from nvae.schema import ModelConfig, TrainingParameters
 
 FLOAT32_BYTES = 4
@@ -50,7 +51,7 @@ def _cost_of_pass(model: HierarchicalVAE, images: int) -> tuple[int, int]:
     config = model.config
     with torch.device("meta"):
         batch = torch.zeros(images, config.image_channels, config.input_dimension, config.input_dimension)
-        noise = model.no_posterior_noise(images)
+        noise = model.no_noise(images, posterior=True)
     own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(record, lambda tensor: tensor):
         model(batch, noise).px_z.log_prob(batch)
@@ -76,7 +77,7 @@ def _training_bytes(config: ModelConfig, cost: Cost, parameters: int, batch_size
 def _bytes_per_parameter(config: ModelConfig) -> int:
     """Return the bytes of a parameter, its gradient, the optimizer's moments and the EMA."""
     schedule = config.training_parameters
-    return FLOAT32_BYTES * (2 + len(OPTIMIZERS[schedule.optimizer].moments) + (schedule.ema_decay is not None))
+    return FLOAT32_BYTES * (2 + num_moments(schedule) + (schedule.ema_decay is not None))
 
 
 def summary(config: ModelConfig) -> str:
@@ -124,7 +125,7 @@ def _levels(model: HierarchicalVAE) -> list[str]:
         size, side, _ = level.latent_shape
         rows.append(
             (
-                f"{i + 1}: {'context, ' if i < model.num_contexts else ''}{side} x {side}",
+                f"{i + 1}: {level_name(level)}",
                 str(level.groups),
                 f"{size} x {side} x {side}",
                 f"{level.encoder_channels} channels",
@@ -149,7 +150,7 @@ def _parts(model: HierarchicalVAE, total: int) -> list[str]:
         for i, level in enumerate(model.levels):
             groups = model.groups[index : index + level.groups]
             index += level.groups
-            name = "context" if groups[0].is_context else f"latent groups of level {i + 1}"
+            name = level.name or f"latent groups of level {i + 1}"
             parts.append((name, sum(num_parameters(group) for group in groups)))
     rows += [(name, f"{count:,}", f"{count / total:.0%}") for name, count in parts]
     rows.append(("all", f"{total:,}", ""))

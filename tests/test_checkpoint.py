@@ -30,7 +30,7 @@ def test_load_model_gives_the_same_images(model, tmp_path):
     save(model, tmp_path / "a.model")
     again = load_model(tmp_path / "a.model")
     assert again.config == model.config
-    images, noise = torch.rand(2, 3, 8, 8), model.draw_posterior_noise(2)
+    images, noise = torch.rand(2, 3, 8, 8), model.draw_noise(2, posterior=True)
     with torch.no_grad():
         results = [m(images, noise).px_z.mean() for m in (model, again)]
     assert torch.equal(*results)
@@ -332,6 +332,22 @@ def test_version1_file_samples_the_same_images(root, style, kind):
         ("recalibrated_samples", recalibrated.sample(3)),
     ):
         torch.testing.assert_close(images, expected[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["nvae", "seed", "ladder", "dvp"])
+@pytest.mark.parametrize("kind", ["model", "checkpoint"])
+def test_version2_file_of_the_first_layout_samples_the_same_images(root, name, kind):
+    """Written by commit e679c48, together with the images that it sampled."""
+    folder = root / "tests" / "data"
+    expected = torch.load(folder / f"version2_{name}_expected.pt", weights_only=True)["result"]
+    model = load_model(folder / f"version2_{name}.{kind}")
+    plain, recalibrated = Sampler(model, 0.7, iterations=0), Sampler(model, 0.7, iterations=3)
+    for key, images in (
+        ("samples", plain.sample(2)),
+        ("drawn_samples", plain.sample(2, "sample")),
+        ("recalibrated_samples", recalibrated.sample(2)),
+    ):
+        torch.testing.assert_close(images, expected[key], rtol=0, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------- digest

@@ -141,8 +141,8 @@ def _class_of(data: Mapping[str, Any], places: Mapping[str, Place], source: str)
     try:
         return config_class(data)
     except InvalidValueError as error:
-        fields = invalid_choice(error.key, error.got, FAMILIES)
-        raise ConfigError(**fields, place=place_of(error.key, places, source)) from None
+        fields = invalid_choice(error.name, error.got, FAMILIES)
+        raise ConfigError(**fields, place=place_of(error.name, places, source)) from None
 
 
 def _completed(data: dict[str, Any], section: type[Section], prefix: str = "") -> dict[str, Any]:

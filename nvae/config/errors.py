@@ -145,7 +145,7 @@ def _fields_of(problem: Mapping[str, Any], where: Located, missing: list[str]) -
         return {"kind": "unknown_key", "key": key, "got": got, "allowed": ", ".join(keys), "suggestion": suggestion}
     fields = {"kind": "invalid_value", "key": key, "got": got, "allowed": where.allowed or problem["msg"]}
     if kind == "value_error" and isinstance(cause := problem["ctx"]["error"], InvalidValueError):
-        return fields | {"key": join(key, cause.key), "got": cause.got, "allowed": cause.allowed}
+        return fields | {"key": join(key, cause.name), "got": cause.got, "allowed": cause.expected}
     if kind == "union_tag_invalid":  # the name of a data set
         name = got["name"]
         return fields | invalid_choice(f"{key}.name", name, DATASETS)

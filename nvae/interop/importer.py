@@ -19,6 +19,7 @@ from nvae.interop import mgp123, nvlabs
 from nvae.interop.key_mapping import InteropError, KeyMap, check_state_dict, load_with_key_map
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.models.nvae.config import NVAEConfig, groups_per_scale
+from nvae.system.errors import Remedy
 from nvae.system.torch_files import check_records
 
 
@@ -79,13 +80,13 @@ def import_checkpoint(path: str | Path, config: NVAEConfig | None = None) -> Imp
     if config is None:
         config, warnings = project.config_of(content, state, source)
     if not isinstance(config, NVAEConfig):
-        raise InteropError(f"{source} is an NVAE: got a config of family {config.family}.", needs_config=True)
+        raise InteropError(f"{source} is an NVAE: got a config of family {config.family}.", Remedy.MODEL_CONFIG)
     groups, held = groups_per_scale(config), project.latent_groups(state)
     if sum(groups) != held:  # before a network of any size is built
         raise InteropError(
             f"{source} does not fit its config: got weights of {held} latent groups, expected {sum(groups)} "
             f"({', '.join(map(str, groups))}, finest scale first).",
-            needs_config=True,
+            Remedy.MODEL_CONFIG,
         )
     model = load_with_key_map(config, project.weights_of(state, config), project.key_map, source)
     return Imported(model, project.NAME, warnings)

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.models.nvae.config import NVAEConfig
-from nvae.system.errors import UserError
+from nvae.system.errors import Remedy, UserError
 
 KeyMap = dict[str, str]  # our name of a tensor to the other project's name
 
@@ -24,12 +24,8 @@ _LAYERS = (nn.Conv2d, nn.Linear, _BatchNorm)
 class InteropError(UserError):
     """A file of another project that cannot be read or does not fit its config.
 
-    needs_config: True if the import may succeed with a config from the caller.
+    The remedy MODEL_CONFIG is given if the import may succeed with a config from the caller.
     """
-
-    def __init__(self, message: str, *, needs_config: bool = False) -> None:
-        super().__init__(message)
-        self.needs_config = needs_config
 
 
 # ---------------------------------------------------------------------------------------------------- key maps
@@ -154,7 +150,7 @@ def load_with_key_map(
         names = key_map(blank)
 
     def refuse(what: str) -> InteropError:
-        return InteropError(f"{source} does not fit its config: {what}.", needs_config=True)
+        return InteropError(f"{source} does not fit its config: {what}.", Remedy.MODEL_CONFIG)
 
     if targets.keys() != names.keys():
         raise refuse(f"networks of this project have no {_some(targets.keys() ^ names.keys())}")

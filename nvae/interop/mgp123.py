@@ -15,6 +15,7 @@ from nvae.models.hierarchy import HierarchicalVAE
 from nvae.models.likelihoods import build_likelihood
 from nvae.models.nvae.cells import InvertedResidualCell, ResidualCell
 from nvae.models.nvae.config import NVAEConfig, groups_per_scale
+from nvae.system.errors import Remedy
 
 NAME = "the seed project (mgp123)"
 
@@ -159,7 +160,7 @@ def _derived(state: Mapping[str, Tensor], source: str) -> NVAEConfig:
         raise InteropError(
             f"{source}: the architecture cannot be derived from the shapes of the weights "
             f"({type(error).__name__}: {str(error)[:200]!r}); give the config.",
-            needs_config=True,
+            Remedy.MODEL_CONFIG,
         ) from error
 
 

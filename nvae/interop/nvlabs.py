@@ -16,6 +16,7 @@ from nvae.models.hierarchy import HierarchicalVAE
 from nvae.models.nvae.cells import InvertedResidualCell, ResidualCell
 from nvae.models.nvae.config import NVAEConfig
 from nvae.objective import MIN_KL_COEFFICIENT
+from nvae.system.errors import Remedy
 
 NAME = "the original NVAE (nvlabs)"
 
@@ -52,7 +53,7 @@ def config_of(content: Mapping[str, Any], state: Mapping[str, Tensor], source: s
     if isinstance(args, argparse.Namespace):
         args = vars(args)
     if not isinstance(args, dict):
-        raise InteropError(f"{source}: the settings ('args') are missing; give the config.", needs_config=True)
+        raise InteropError(f"{source}: the settings ('args') are missing; give the config.", Remedy.MODEL_CONFIG)
     return config_of_settings(args, source)
 
 
@@ -65,7 +66,7 @@ def config_of_settings(args: Mapping[str, Any], source: str) -> tuple[NVAEConfig
         if not valid or (kind is str and not setting.isprintable()):
             got = "nothing" if key not in args else _shown(setting)
             raise InteropError(
-                f"{source}: setting {key}: got {got}, expected {_KINDS[kind]}; give the config.", needs_config=True
+                f"{source}: setting {key}: got {got}, expected {_KINDS[kind]}; give the config.", Remedy.MODEL_CONFIG
             )
         return setting
 
@@ -158,7 +159,7 @@ def _images(dataset: str, source: str) -> dict[str, Any]:
     if side is None:
         raise InteropError(
             f"{source}: setting dataset: got {_shown(dataset)}, whose image size is unknown; give the config.",
-            needs_config=True,
+            Remedy.MODEL_CONFIG,
         )
     flip = not dataset.startswith("imagenet")
     return {

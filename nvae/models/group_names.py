@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from nvae.models.hierarchy import HierarchicalVAE, LatentGroup
+from nvae.models.hierarchy import HierarchicalVAE, LatentGroup, Level
 
 
-def level_name(group: LatentGroup) -> str:
-    """Return the name of a group's level, such as "7x7" or "context 7x7"."""
-    side = group.level.resolution
-    return f"{'context ' if group.is_context else ''}{side}x{side}"
-
-
-def group_name(model: HierarchicalVAE, index: int) -> str:
-    """Return a group's number, counted from 1, and its level, such as "2: 7x7" or "1: context 7x7"."""
-    return f"{index + 1}: {level_name(model.groups[index])}"
+def level_name(level: Level) -> str:
+    """Return the name of a level, such as "7x7" or "context 7x7"."""
+    return f"{level.name} {level.resolution}x{level.resolution}".strip()
 
 
 def group_names(model: HierarchicalVAE) -> list[str]:
-    """Return the names of all latent groups, top first."""
-    return [group_name(model, index) for index in range(len(model.groups))]
+    """Return the number of every latent group, counted from 1, and its level, such as "2: 7x7"."""
+    return [f"{number}: {level_name(group.level)}" for number, group in enumerate(model.groups, 1)]
 
 
 def first_groups_name(model: HierarchicalVAE, count: int) -> str:
     """Return a name of the first `count` groups, such as "3 of 8", or with a context "context + 3 of 8" or "none"."""
-    if model.context is None:
+    above = model.groups_above_scales
+    if not above:
         return f"{count} of {len(model.groups)}"
-    return f"context + {count - 1} of {len(model.groups) - 1}" if count else "none"
+    return f"{model.levels[0].name} + {count - above} of {len(model.groups) - above}" if count else "none"
 
 
 def position_name(group: LatentGroup, row: int, column: int) -> str:
     """Return the name of a position, counted from 1, such as "row 2, column 3" or "coefficient 2, 3"."""
-    return f"coefficient {row + 1}, {column + 1}" if group.has_coefficients else f"row {row + 1}, column {column + 1}"
+    return f"row {row + 1}, column {column + 1}" if group.info.is_spatial else f"coefficient {row + 1}, {column + 1}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from operator import attrgetter
+from typing import Annotated, Any, ClassVar, Literal, NoReturn
 
 from pydantic import Field, model_validator
 
@@ -66,24 +67,21 @@ class ModelConfig(Section):
     dataset: AnyDataset = Field(FolderDataset(), description="The images.")
     training_parameters: TrainingParameters = Field(TrainingParameters(), description="The training schedule.")
 
+    def refuse(self, key: str, expected: str) -> NoReturn:
+        """Raise InvalidValueError for the value of a dotted key."""
+        got = attrgetter(key)(self)
+        raise InvalidValueError(key, list(got) if isinstance(got, tuple) else got, expected)
+
     @model_validator(mode="after")
     def _consistent_with_images(self) -> ModelConfig:
         if self.sampling_method == "coupled_logistic_mixture" and self.image_channels != 3:
-            raise InvalidValueError(
-                "sampling_method",
-                self.sampling_method,
-                f"'bernoulli' or 'logistic_mixture' for images of {self.image_channels} channel",
-            )
+            channels = self.image_channels
+            self.refuse("sampling_method", f"'bernoulli' or 'logistic_mixture' for images of {channels} channel")
         if self.dataset.binarize and self.sampling_method != "bernoulli":
-            raise InvalidValueError(
-                "dataset.binarize", True, f"False, or sampling_method bernoulli instead of {self.sampling_method}"
-            )
+            self.refuse("dataset.binarize", f"False, or sampling_method bernoulli instead of {self.sampling_method}")
         if self.dataset.dequantize and self.sampling_method not in CONTINUOUS:
-            raise InvalidValueError(
-                "dataset.dequantize",
-                True,
-                f"False, or sampling_method {' or '.join(CONTINUOUS)} instead of {self.sampling_method}",
-            )
+            allowed = f"False, or sampling_method {' or '.join(CONTINUOUS)} instead of {self.sampling_method}"
+            self.refuse("dataset.dequantize", allowed)
         self.dataset.check(self.input_dimension)
         return self
 

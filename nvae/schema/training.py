@@ -13,6 +13,7 @@ OptimizerName = Literal[
     "adamax",
     "adam",
     "adamw",
+    "muon",
 ]
 LearningRateDecay = Literal["after_kl_warmup", "after_its_warmup", "from_start"]
 WARMUPS = ("warmup_epochs", "warmup_steps", "warmup_portion")  # three ways to give the length of the KL warm-up

@@ -16,7 +16,7 @@ from nvae.interop.importer import PROJECTS, import_checkpoint
 from nvae.interop.key_mapping import InteropError
 from nvae.models.families import build_model
 from nvae.schema import ModelConfig
-from nvae.system.errors import UserError
+from nvae.system.errors import Remedy, UserError
 
 LARGER = {
     "num_groups_per_scale": 3,
@@ -129,7 +129,7 @@ def test_import_prefers_the_given_config(checkpoint, file, make_config):
     for other in (make_config(), ModelConfig.model_construct(family="other")):
         with pytest.raises(InteropError) as error:
             import_checkpoint(file(content), other)
-        assert error.value.needs_config
+        assert error.value.remedies == (Remedy.MODEL_CONFIG,)
 
 
 @torch.no_grad()
@@ -218,7 +218,7 @@ ENCODER = {"enc_sampler.0.weight": torch.zeros(2)}
 def test_files_with_other_content_are_refused(file, content, needs_config):
     with pytest.raises(InteropError, match=r"checkpoint\.pt") as error:
         import_checkpoint(file(content))
-    assert error.value.needs_config is needs_config
+    assert (Remedy.MODEL_CONFIG in error.value.remedies) is needs_config
 
 
 @pytest.mark.parametrize(

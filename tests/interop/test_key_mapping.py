@@ -10,6 +10,7 @@ import torch
 
 from nvae.interop.key_mapping import InteropError, check_state_dict, load_with_key_map
 from nvae.interop.mgp123 import key_map
+from nvae.system.errors import Remedy
 
 
 @pytest.mark.parametrize(
@@ -94,4 +95,4 @@ def test_load_with_key_map_refuses_configs_that_the_project_cannot_have(weights,
     config = make_config(spectral_normalization=True)
     with pytest.raises(InteropError, match=r"spectral|left|right|original") as error:
         load_with_key_map(config, weights, key_map, "a.pt")
-    assert error.value.needs_config
+    assert error.value.remedies == (Remedy.MODEL_CONFIG,)

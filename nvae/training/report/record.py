@@ -23,7 +23,7 @@ from nvae.system.files import previous_path
 from nvae.training.loggers import EVENTS_FILE, METRICS_FILE, is_event, is_number, read_events, read_metrics
 from nvae.training.loggers import FOLDER as RUNS
 from nvae.training.metrics import COLLAPSED_KL
-from nvae.training.state import Progress
+from nvae.training.position import COUNTS, whole_number
 from nvae.training.trainer import Trainer
 
 # Kinds of events that the training loop logs.
@@ -164,8 +164,8 @@ def find_run(what: str) -> RunRecord | None:
 
 def record_of(trainer: Trainer, name: str, root: Path) -> RunRecord:
     """Return the record of a training in progress. root: the folder with runs/."""
-    progress = trainer.progress
-    position = Position(progress.step, trainer.epoch, progress.images_seen, progress.skipped_steps)
+    now = trainer.position
+    position = Position(now.step, now.in_epochs, now.images_seen, now.skipped_steps)
     record = RunRecord(name, root, trainer.config, position, groups=group_names(trainer.model))
     _read_folder(record, trainer.metadata)
     return record
@@ -202,14 +202,13 @@ def _read_saved(record: RunRecord, files: list[Path]) -> dict[str, Any]:
 
 
 def _position(progress: Any) -> Position | None:
-    names = Progress().state_dict()
-    counts = {name: progress.get(name) for name in names} if isinstance(progress, dict) else {"step": None}
-    if not all(type(count) is int and 0 <= count < 2**63 for count in counts.values()):
+    try:
+        epoch, image, step, images_seen, skipped_steps = (whole_number(progress, name) for name in COUNTS)
+    except (ValueError, TypeError, KeyError):
         return None
-    epoch, image, images_seen = counts["epoch"], counts["image"], counts["images_seen"]
     if epoch and images_seen > image:  # all complete epochs so far have the same number of images
         epoch = epoch + image * epoch / (images_seen - image)
-    return Position(counts["step"], epoch, images_seen, counts["skipped_steps"])
+    return Position(step, epoch, images_seen, skipped_steps)
 
 
 def _validations(history: Any) -> list[Validation]:
