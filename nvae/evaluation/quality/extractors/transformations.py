@@ -144,7 +144,7 @@ def _train_and_save(
     try:
         write_whole({"extractor": "self", **owner, "weights": weights}, path, keep_previous=False)
     except CheckpointError as error:
-        raise UserError(f"{error} {OTHER_CACHE}") from error
+        raise UserError(f"{error} {OTHER_CACHE}", *error.remedies) from error
     return weights
 
 
