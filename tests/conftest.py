@@ -219,7 +219,7 @@ def command(
     return command
 
 
-# ------------------------------------------------------------------------------------------------ processes of their own
+# ----------------------------------------------------------------------------------------------- processes of their own
 
 MARK = "NVAE_TEST_PROCESS"  # an environment variable, which the children of a process inherit
 
