@@ -33,7 +33,7 @@ def operations(config):
     with FlopCounterMode(display=False) as up:
         features = model.bottom_up(images)
     with FlopCounterMode(display=False) as down:
-        model.top_down(FromPosterior(features, model.no_posterior_noise(1)), 1).px_z.log_prob(images)
+        model.top_down(FromPosterior(features, model.no_noise(1, posterior=True)), 1).px_z.log_prob(images)
     return up.get_total_flops(), down.get_total_flops()
 
 
@@ -44,7 +44,7 @@ def pass_seconds(model, images_u8, batch_size):
     features = model.bottom_up(images)
 
     def down():
-        noise = model.draw_posterior_noise(batch_size)
+        noise = model.draw_noise(batch_size, posterior=True)
         output = model.top_down(FromPosterior(features, noise), batch_size)
         log_importance_weight(output, elbo_terms(output, images).log_likelihood)
 

@@ -32,9 +32,8 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from nvae.checkpoint import CheckpointError, load
+from nvae.checkpoint import CheckpointError, load, load_model
 from nvae.config import ConfigError, parse_config
-from nvae.models.families import build_model
 from nvae.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -273,6 +272,7 @@ def hostile_files() -> Counter[str]:
     with new_runs() as runs:
         runs.finish()
         content = torch.load(runs.checkpoint, weights_only=True)
+        del content["digest"]  # as in files of earlier versions, so that not the digest refuses what was changed
         marker, file = runs.folder / "executed", runs.folder / "hostile.checkpoint"
         for write in _hostile_writers(content, marker, runs.checkpoint):
             if file.is_dir():
@@ -282,11 +282,10 @@ def hostile_files() -> Counter[str]:
             counts["files"] += 1
             before = time.monotonic()
             try:
-                read = load(file)
-                build_model(read["config"]).load_state_dict(read["weights"])
+                load_model(file)
                 counts["read"] += 1
-            except (UserError, RuntimeError) as error:
-                counts["refused" if isinstance(error, UserError) else "traceback"] += 1
+            except UserError:
+                counts["refused"] += 1
             except Exception:
                 counts["traceback"] += 1
             counts["hang"] += time.monotonic() - before > LIMIT

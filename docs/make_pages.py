@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+from nvae.cli.arguments import Parser
 from nvae.cli.datasets import COLUMNS, table
 from nvae.cli.main import COMMANDS
 from nvae.config.reference import as_markdown, reference
@@ -38,10 +39,11 @@ large enough for `input_dimension` is used.
 """
 
 
-class Recorder:
-    """Stands in for an argument parser and records the arguments."""
+class Recorder(Parser):
+    """An argument parser that only records the arguments."""
 
     def __init__(self) -> None:
+        super().__init__(add_help=False)
         self.rows: list[tuple[str, str]] = []
 
     def add_argument(self, *names: str, **options: Any) -> None:
@@ -53,9 +55,6 @@ class Recorder:
         value = value or names[-1].lstrip("-").upper()
         text = f"{', '.join(names)} {value}" if takes_value else ", ".join(names)
         self.rows.append((f"`{text}`", options["help"]))
-
-    def set_defaults(self, **_: Any) -> None:
-        """Defaults are in the help texts."""
 
 
 def cli_page() -> str:

@@ -5,8 +5,8 @@
 
     config = nvae.load_config("quickstart")
     path = nvae.train(config, "quickstart")  # writes saved_weights/ and runs/; call again to continue
-    model = nvae.load_model(path)
-    sampler = nvae.Sampler(model, temperature=0.7)  # recalibrates the batch norms at the first use
+    sampler = nvae.open_sampler(path, temperature=0.7)  # recalibrates the batch norms at the first use
+    model = sampler.model
     images = sampler.sample(16)  # (16, 3, 32, 32) in [0, 1], of the seeds 0 to 15
     between = nvae.interpolate(sampler, sampler.noise([0]), sampler.noise([1]), 8)
     resampled = nvae.explore(sampler, nvae.base_point(sampler, sampler.noise([3])))  # one tensor per latent group
@@ -34,6 +34,7 @@ MODULES = {
     "interpolate": "nvae.inference.interpolation",
     "load_config": "nvae.config",
     "load_model": "nvae.checkpoint",
+    "open_sampler": "nvae.inference.sampling",
     "reconstruct": "nvae.inference.reconstruction",
     "save": "nvae.checkpoint",
     "train": "nvae.training.loop",

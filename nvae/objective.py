@@ -1,4 +1,4 @@
-"""The training objective: the terms of the ELBO, KL warm-up, KL balancing, and the weight of the regularization.
+"""The training objective: the terms of the ELBO, KL warm-up, KL balancing, and the regularization.
 
 Formulas: Vahdat and Kautz 2020, section 3.3 and appendix A.
 """
@@ -9,10 +9,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from nvae.models.distributions import sum_per_image
 from nvae.models.hierarchy import Level, TopDownOutput
+from nvae.schema import TrainingParameters
 
 MIN_KL_COEFFICIENT = 1e-4
 
@@ -73,6 +74,37 @@ def balanced_kl(kl: Tensor, levels: Sequence[Level], coefficient: float, mean_kl
         return kl.sum(1)
     mean_kl = kl.abs().mean(0) if mean_kl is None else mean_kl
     return coefficient * (kl * balancing_weights(mean_kl, levels)).sum(1)
+
+
+class Loss(NamedTuple):
+    """Means over images, scalars in the unit of `loss_scale`."""
+
+    negative_elbo: Tensor
+    weighted_kl: Tensor  # the part of the negative ELBO that is proportional to the weight of the KL
+
+
+def weighted_negative_elbo(
+    terms: ElboTerms,
+    levels: Sequence[Level],
+    schedule: TrainingParameters,
+    coefficient: float,
+    dimensions: int,
+    mean_kl: Tensor | None = None,
+) -> Loss:
+    """Return the loss without regularization. coefficient: of the KL. dimensions: subpixels of an image.
+
+    mean_kl: the mean of |KL| over the images of the whole batch, (G,), of which `terms` may hold a share.
+    """
+    unit = math.log(2) * dimensions if schedule.loss_scale == "bits_per_dimension" else 1.0
+    is_balanced = schedule.kl_balancing
+    kl = balanced_kl(terms.kl, levels, coefficient, mean_kl) if is_balanced else coefficient * terms.kl.sum(1)
+    weighted_kl = schedule.kl_constant * kl
+    return Loss((weighted_kl - terms.log_likelihood).mean() / unit, weighted_kl.mean() / unit)
+
+
+def regularization(terms: nn.ModuleDict, coefficient: float) -> Tensor | float:
+    """Return the weighted sum of a model's regularization terms. Each call advances the power iterations."""
+    return coefficient * sum(term() for term in terms.values()) if coefficient else 0.0
 
 
 def regularization_coefficient(constant: float, initial: float | None, kl_coefficient: float) -> float:

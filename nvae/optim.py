@@ -1,44 +1,130 @@
-"""The optimizers that `training_parameters.optimizer` can name; docs/extending.md says how to add one."""
+"""The optimizers that `training_parameters.optimizer` can name; docs/extending.md says how to add one.
+
+An optimizer takes named parameters and the options lr, betas, eps and weight_decay. Its parameter groups may have a
+`rate_factor`: the learning rate of the group is the scheduled rate times the factor.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nvae.schema import TrainingParameters
 
-
-class OptimizerKind(NamedTuple):
-    """A torch optimizer with the options lr, betas, eps and weight_decay, and the names of its moments."""
-
-    build: Callable[..., torch.optim.Optimizer]
-    moments: tuple[str, ...]  # tensors of the parameter's shape in the optimizer's state
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al. 2024
+NEWTON_SCHULZ_STEPS = 5
 
 
-OPTIMIZERS: dict[str, OptimizerKind] = {
-    "adamax": OptimizerKind(torch.optim.Adamax, ("exp_avg", "exp_inf")),
-    "adam": OptimizerKind(torch.optim.Adam, ("exp_avg", "exp_avg_sq")),
-    "adamw": OptimizerKind(torch.optim.AdamW, ("exp_avg", "exp_avg_sq")),
+def orthogonalized(matrix: Tensor) -> Tensor:
+    """Return nearly U V^T of a matrix U S V^T, (M, N): its singular values become about 1 (Jordan et al. 2024)."""
+    a, b, c = NEWTON_SCHULZ
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if is_tall else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if is_tall else x
+
+
+class Muon(torch.optim.AdamW):
+    """Muon for matrices and convolution kernels, AdamW for all other parameters.
+
+    A kernel counts as the matrix (out, in * h * w). Its update is the orthogonalized Nesterov momentum, with betas[0]
+    (Jordan et al. 2024), times 0.2 * sqrt(longer side): as large as AdamW's, so that both take the same learning rate
+    and weight decay (Liu et al. 2025, section 2.2).
+    """
+
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], **options: Any) -> None:
+        matrices, others = [], []
+        for name, parameter in named:
+            is_matrix = parameter.dim() > 1 and 1 < parameter.shape[0] < parameter.numel()
+            (matrices if is_matrix else others).append((name, parameter))
+        groups = [{"params": matrices, "is_muon": True}, {"params": others, "is_muon": False}]
+        super().__init__([group for group in groups if group["params"]], **options)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        groups = self.param_groups
+        self.param_groups = [group for group in groups if not group["is_muon"]]
+        try:
+            loss = super().step(closure)
+        finally:
+            self.param_groups = groups
+        for group in groups:
+            for parameter in group["params"] if group["is_muon"] else ():
+                if parameter.grad is not None:
+                    self._step_muon(parameter, group)
+        return loss
+
+    def _step_muon(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+        state, beta, rate = self.state[parameter], group["betas"][0], group["lr"]
+        if not state:
+            state |= {"step": torch.tensor(0.0), "momentum": torch.zeros_like(parameter)}  # AdamW expects `step`
+        state["step"] += 1
+        state["momentum"].lerp_(parameter.grad, 1 - beta)
+        update = parameter.grad.lerp(state["momentum"], beta).flatten(1)
+        scale = 0.2 * math.sqrt(max(update.shape))
+        parameter.mul_(1 - rate * group["weight_decay"])
+        parameter.add_(orthogonalized(update).view(parameter.shape), alpha=-rate * scale)
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamax": torch.optim.Adamax,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "muon": Muon,
 }
-
-
-def hyperparameters(schedule: TrainingParameters, learning_rate: float) -> dict[str, Any]:
-    """Return the options of a parameter group: a learning rate, and the other options from the schedule."""
-    return {
-        "lr": learning_rate,
-        "betas": schedule.optimizer_betas,
-        "eps": schedule.optimizer_epsilon,
-        "weight_decay": schedule.weight_decay,
-    }
 
 
 def build_optimizer(model: nn.Module, schedule: TrainingParameters) -> torch.optim.Optimizer:
     """Build the optimizer of a training schedule for all parameters of a model."""
-    build = OPTIMIZERS[schedule.optimizer].build
-    optimizer = build(model.parameters(), **hyperparameters(schedule, schedule.learning_rate), foreach=True)
+    optimizer = OPTIMIZERS[schedule.optimizer](
+        list(model.named_parameters()),
+        lr=schedule.learning_rate,
+        betas=schedule.optimizer_betas,
+        eps=schedule.optimizer_epsilon,
+        weight_decay=schedule.weight_decay,
+        foreach=True,
+    )
+    for group in optimizer.param_groups:
+        group.setdefault("rate_factor", 1.0)
     grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(map(id, model.parameters())), "every parameter must be in exactly one group"
     return optimizer
+
+
+def num_moments(schedule: TrainingParameters) -> int:
+    """Return how many tensors of a matrix's shape the optimizer of a training schedule keeps for the matrix."""
+    layer = nn.Linear(3, 2, bias=False)
+    optimizer = build_optimizer(layer, schedule)
+    layer.weight.grad = torch.ones_like(layer.weight)
+    optimizer.step()
+    return sum(value.shape == layer.weight.shape for value in optimizer.state[layer.weight].values())
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group: the scheduled rate times the group's factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["rate_factor"]
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the state of an optimizer of the same kind. The options stay: the config and this program decide them.
+
+    Raises ValueError for a state whose tensors do not fit the parameters, and other errors of `load_state_dict`.
+    """
+    options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
+        states = [optimizer.state[parameter] for parameter in group["params"] if parameter in optimizer.state]
+        if any(state.keys() != states[0].keys() for state in states):
+            raise ValueError("the parameters of a group of the optimizer have different moments")
+    for parameter, moments in optimizer.state.items():
+        if any(tensor.numel() != 1 and tensor.shape != parameter.shape for tensor in moments.values()):
+            raise ValueError("a moment of the optimizer has another shape than its parameter")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.optim import OPTIMIZERS
+from nvae.optim import num_moments
 from nvae.schema import ModelConfig, TrainingParameters
 
 FLOAT32_BYTES = 4
@@ -24,6 +25,7 @@ class Cost(NamedTuple):
     saved_bytes: int  # activations that a forward pass keeps for the gradient
     fixed_operations: int
     fixed_bytes: int
+    parameters: int
 
 
 def cost_per_image(config: ModelConfig) -> Cost:
@@ -31,10 +33,9 @@ def cost_per_image(config: ModelConfig) -> Cost:
     with torch.device("meta"):
         model = build_model(config)
         model.recompute_activations(config.training_parameters.use_tensor_checkpoints)
-    few, many = 2, 4
-    costs = zip(_cost_of_pass(model, few), _cost_of_pass(model, many), strict=True)
-    slopes = [((of_many - of_few) // (many - few), of_few) for of_few, of_many in costs]
-    return Cost(*(slope for slope, _ in slopes), *(of_few - few * slope for slope, of_few in slopes))
+    (operations, saved), (more_operations, more_saved) = _cost_of_pass(model, 2), _cost_of_pass(model, 4)
+    per_image = (more_operations - operations) // 2, (more_saved - saved) // 2
+    return Cost(*per_image, operations - 2 * per_image[0], saved - 2 * per_image[1], num_parameters(model))
 
 
 def _cost_of_pass(model: HierarchicalVAE, images: int) -> tuple[int, int]:
@@ -50,7 +51,7 @@ def _cost_of_pass(model: HierarchicalVAE, images: int) -> tuple[int, int]:
     config = model.config
     with torch.device("meta"):
         batch = torch.zeros(images, config.image_channels, config.input_dimension, config.input_dimension)
-        noise = model.no_posterior_noise(images)
+        noise = model.no_noise(images, posterior=True)
     own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(record, lambda tensor: tensor):
         model(batch, noise).px_z.log_prob(batch)
@@ -62,21 +63,14 @@ def num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def training_bytes(config: ModelConfig, batch_size: int) -> int:
-    """Estimate the memory of training in float32: activations, weights, gradients, moments, EMA."""
-    with torch.device("meta"):
-        parameters = num_parameters(build_model(config))
-    return _training_bytes(config, cost_per_image(config), parameters, batch_size)
+def training_bytes(config: ModelConfig, batch_size: int, cost: Cost | None = None) -> int:
+    """Estimate the memory of training in float32: activations, weights, gradients, moments, EMA.
 
-
-def _training_bytes(config: ModelConfig, cost: Cost, parameters: int, batch_size: int) -> int:
-    return batch_size * cost.saved_bytes + cost.fixed_bytes + parameters * _bytes_per_parameter(config)
-
-
-def _bytes_per_parameter(config: ModelConfig) -> int:
-    """Return the bytes of a parameter, its gradient, the optimizer's moments and the EMA."""
-    schedule = config.training_parameters
-    return FLOAT32_BYTES * (2 + len(OPTIMIZERS[schedule.optimizer].moments) + (schedule.ema_decay is not None))
+    cost: of the config, where it is known already.
+    """
+    cost, schedule = cost or cost_per_image(config), config.training_parameters
+    copies = 2 + num_moments(schedule) + (schedule.ema_decay is not None)  # 2: with the gradient
+    return batch_size * cost.saved_bytes + cost.fixed_bytes + cost.parameters * FLOAT32_BYTES * copies
 
 
 def summary(config: ModelConfig) -> str:
@@ -84,9 +78,8 @@ def summary(config: ModelConfig) -> str:
     with torch.device("meta"):
         model = build_model(config)
     cost = cost_per_image(config)
-    schedule, total = config.training_parameters, num_parameters(model)
-    images = schedule.batch_size // schedule.gradient_accumulation
-    memory = _training_bytes(config, cost, total, images)
+    schedule = config.training_parameters
+    memory = training_bytes(config, schedule.batch_size // schedule.gradient_accumulation, cost)
     fixed = f", and {cost.fixed_operations / 1e9:.2f} GFLOP per batch" if cost.fixed_operations else ""
     lines = [
         f"{config.family}, {config.image_channels} x {config.input_dimension} x "
@@ -96,7 +89,7 @@ def summary(config: ModelConfig) -> str:
         "",
         *_levels(model),
         "",
-        *_parts(model, total),
+        *_parts(model),
         "",
         f"forward pass: {cost.operations / 1e9:.2f} GFLOP per image{fixed}; training step: three times as many",
         f"training memory: {cost.saved_bytes / 2**20:.1f} MiB per image for activations, about "
@@ -124,7 +117,7 @@ def _levels(model: HierarchicalVAE) -> list[str]:
         size, side, _ = level.latent_shape
         rows.append(
             (
-                f"{i + 1}: {'context, ' if i < model.num_contexts else ''}{side} x {side}",
+                f"{i + 1}: {level.name + ', ' if level.name else ''}{side} x {side}",
                 str(level.groups),
                 f"{size} x {side} x {side}",
                 f"{level.encoder_channels} channels",
@@ -135,31 +128,26 @@ def _levels(model: HierarchicalVAE) -> list[str]:
     return table(rows)
 
 
-def _parts(model: HierarchicalVAE, total: int) -> list[str]:
-    rows = [("part", "parameters", "")]
-    parts: list[tuple[str, int]] = []
-    own = sum(parameter.numel() for parameter in model.parameters(recurse=False))
-    if own:
-        parts.append(("initial state", own))
+def _parts(model: HierarchicalVAE) -> list[str]:
+    total = num_parameters(model)
+    parts = {"initial state": sum(parameter.numel() for parameter in model.parameters(recurse=False))}
     for name, child in model.named_children():
         if child is not model.groups:
-            parts.append((name, num_parameters(child)))
+            parts[name] = num_parameters(child)
             continue
-        index = 0
+        groups = iter(model.groups)
         for i, level in enumerate(model.levels):
-            groups = model.groups[index : index + level.groups]
-            index += level.groups
-            name = "context" if groups[0].is_context else f"latent groups of level {i + 1}"
-            parts.append((name, sum(num_parameters(group) for group in groups)))
-    rows += [(name, f"{count:,}", f"{count / total:.0%}") for name, count in parts]
-    rows.append(("all", f"{total:,}", ""))
-    return table(rows)
+            of_level = list(islice(groups, level.groups))
+            name = level.name or f"latent groups of level {i + 1}"
+            parts[name] = sum(map(num_parameters, of_level))
+    rows = [(name, f"{count:,}", f"{count / total:.0%}") for name, count in parts.items() if count]
+    return table([("part", "parameters", ""), *rows, ("all", f"{total:,}", "")])
 
 
 def group_name(model: HierarchicalVAE, group: int) -> str:
     """Return a group's number, counted from 1, and its resolution, such as "2: 7x7" or "1: context 7x7"."""
-    resolution = model.groups[group].level.resolution
-    return f"{group + 1}: {'context ' if model.groups[group].is_context else ''}{resolution}x{resolution}"
+    level = model.groups[group].level
+    return f"{group + 1}: {level.name + ' ' if level.name else ''}{level.resolution}x{level.resolution}"
 
 
 def table(rows: list[tuple[str, ...]]) -> list[str]:

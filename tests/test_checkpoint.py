@@ -30,7 +30,7 @@ def test_load_model_gives_the_same_images(model, tmp_path):
     save(model, tmp_path / "a.model")
     again = load_model(tmp_path / "a.model")
     assert again.config == model.config
-    images, noise = torch.rand(2, 3, 8, 8), model.draw_posterior_noise(2)
+    images, noise = torch.rand(2, 3, 8, 8), model.draw_noise(2, posterior=True)
     with torch.no_grad():
         results = [m(images, noise).px_z.mean() for m in (model, again)]
     assert torch.equal(*results)
@@ -126,7 +126,7 @@ def test_load_of_a_missing_file_names_existing_files(tmp_path, monkeypatch, mode
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n"])
 def test_load_refuses_files_of_other_kinds(tmp_path, content):
     (tmp_path / "a.model").write_bytes(content)
-    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+    with pytest.raises(CheckpointError, match="no checkpoint"):
         load(tmp_path / "a.model")
 
 
@@ -221,14 +221,14 @@ def test_load_model_refuses_weights_of_another_network(model, tmp_path, change):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [(5, torch.zeros(1)), ("text", "x"), ("Complex", torch.zeros(1, dtype=torch.complex64))]
+    ("name", "value"), [(5, torch.zeros(1)), ("text", "x"), ("constant", torch.zeros(1, dtype=torch.complex64))]
 )
-def test_load_refuses_weights_that_are_no_named_real_tensors(model, tmp_path, name, value):
+def test_load_model_refuses_weights_that_are_no_named_real_tensors(model, tmp_path, name, value):
     path = tmp_path / "a.model"
     save(model, path)
     rewrite(path, weights=torch.load(path, weights_only=True)["weights"] | {name: value})
-    with pytest.raises(CheckpointError, match=str(name)):
-        load(path)
+    with pytest.raises(CheckpointError):
+        load_model(path)
 
 
 @pytest.mark.parametrize(
@@ -332,6 +332,22 @@ def test_version1_file_samples_the_same_images(root, style, kind):
         ("recalibrated_samples", recalibrated.sample(3)),
     ):
         torch.testing.assert_close(images, expected[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["nvae", "seed", "ladder", "dvp"])
+@pytest.mark.parametrize("kind", ["model", "checkpoint"])
+def test_version2_file_of_the_first_layout_samples_the_same_images(root, name, kind):
+    """Written by commit e679c48, together with the images that it sampled."""
+    folder = root / "tests" / "data"
+    expected = torch.load(folder / f"version2_{name}_expected.pt", weights_only=True)["result"]
+    model = load_model(folder / f"version2_{name}.{kind}")
+    plain, recalibrated = Sampler(model, 0.7, iterations=0), Sampler(model, 0.7, iterations=3)
+    for key, images in (
+        ("samples", plain.sample(2)),
+        ("drawn_samples", plain.sample(2, "sample")),
+        ("recalibrated_samples", recalibrated.sample(2)),
+    ):
+        torch.testing.assert_close(images, expected[key], rtol=0, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------- digest

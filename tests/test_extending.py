@@ -50,7 +50,7 @@ model = build_model(config)
 optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 losses = []
 for step in range(30):
-    noise = model.draw_posterior_noise(8, torch.Generator().manual_seed(step))
+    noise = model.draw_noise(8, torch.Generator().manual_seed(step), posterior=True)
     loss = -elbo_terms(model(images, noise), images).elbo.mean()
     optimizer.zero_grad(); loss.backward(); optimizer.step()
     losses.append(loss.item())

@@ -27,7 +27,7 @@ def level(groups: int) -> Level:
 def test_elbo_is_the_log_likelihood_minus_the_kl_of_all_groups(make_model, generator):
     images = torch.rand(3, 3, 8, 8, generator=generator)
     model = make_model()
-    result = model(images, model.draw_posterior_noise(3, generator))
+    result = model(images, model.draw_noise(3, generator, posterior=True))
     terms = elbo_terms(result, images)
     log_likelihood = result.px_z.log_prob(images).sum((1, 2, 3))
     torch.testing.assert_close(terms.log_likelihood, log_likelihood)

@@ -2,7 +2,7 @@ import pytest
 
 from nvae.config import config_from_dict, load_config
 from nvae.models.families import build_model
-from nvae.optim import OPTIMIZERS
+from nvae.optim import OPTIMIZERS, num_moments
 from nvae.summary import cost_per_image, num_parameters, summary, training_bytes
 
 
@@ -62,7 +62,8 @@ def test_cost_includes_the_padding(make_config):
 def test_training_bytes_are_activations_weights_gradients_and_moments(make_config, optimizer):
     config = make_config(training_parameters={"optimizer": optimizer})
     parameters, cost = num_parameters(build_model(config)), cost_per_image(config)
-    assert training_bytes(config, 8) == 8 * cost.saved_bytes + cost.fixed_bytes + 4 * 4 * parameters
+    tensors = 2 + num_moments(config.training_parameters)
+    assert training_bytes(config, 8) == 8 * cost.saved_bytes + cost.fixed_bytes + 4 * tensors * parameters
 
 
 @pytest.mark.parametrize("family", [{"family": "ladder"}, {"family": "dvp", "context_size": 4}], ids=str)

@@ -8,7 +8,11 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar, get_args
+
+from nvae.schema.choices import AnimationFormat, Part, Pixels
+
+T = TypeVar("T")
 
 BAD_INPUT = 2  # exit code
 ITERATIONS = 20
@@ -16,12 +20,24 @@ MAX_DIGITS = 18  # of a whole number
 MAX_ITERATIONS = 100_000
 MAX_SECONDS = 600  # of an animation
 MAX_FACTOR = 2.0  # usual temperature or factor on the noise; a higher one in a list is probably a decimal comma
-PIXELS = ("mean", "most_likely", "sample")
-ANIMATION_FORMATS = ("webp", "gif", "mp4")
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that answers a mistake with one line and exit code 2."""
+
+    def option(self, flag: str, kind: Callable[[str], object], text: str, shown: object = None, **how: Any) -> None:
+        """Add an option with a value, whose help ends with its default.
+
+        flag: with the name of the value, such as "--rows N". kind: parses the value. shown: what the help says of the
+        default, where that is not `default` itself. how: other arguments of `add_argument`.
+        """
+        name, _, metavar = flag.partition(" ")
+        default = how.get("default") if shown is None else shown
+        self.add_argument(name, type=kind, metavar=metavar or None, help=f"{text} (default: {default})", **how)
+
+    def switch(self, flag: str, text: str, shown: str) -> None:
+        """Add an option without a value."""
+        self.add_argument(flag, action="store_true", help=f"{text} (default: {shown})")
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help.\n")
@@ -71,6 +87,11 @@ def _whole_number(text: str, least: int, most: int | None = None) -> int:
     return int(text)
 
 
+def iterations(text: str) -> int:
+    """Parse a number of passes of the recalibration."""
+    return _whole_number(text, 0, MAX_ITERATIONS)
+
+
 def numbers(text: str) -> list[float]:
     """Parse finite numbers from 0, separated by commas."""
     try:
@@ -82,14 +103,14 @@ def numbers(text: str) -> list[float]:
     return values
 
 
-def per_scale(text: str) -> list[float]:
-    """Parse a factor, or one per scale; warn if they look like one number with a decimal comma."""
+def factors(text: str) -> list[float]:
+    """Parse one factor, or several: per scale or per latent group; warn of what looks like a decimal comma."""
     values = numbers(text)
     has_point = "." in text
     if len(values) == 2 and (max(values) > MAX_FACTOR or (0 in values and not has_point)):
         suggestion = "" if has_point else f": {text.replace(',', '.')}"
         print(
-            f"warning: {text} is read as two numbers, one per scale or context: {values[0]:g} and {values[1]:g}. "
+            f"warning: {text} is read as two numbers, one per scale or latent group: {values[0]:g} and {values[1]:g}. "
             f"For one number, write a decimal point{suggestion}.",
             file=sys.stderr,
         )
@@ -116,7 +137,7 @@ def seconds(text: str) -> float:
 # ------------------------------------------------------------------------------------------------ shared arguments
 
 
-def add_model(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+def add_model(parser: Parser, optional: bool = False) -> None:
     """Add MODEL."""
     parser.add_argument(
         "model",
@@ -126,107 +147,111 @@ def add_model(parser: argparse.ArgumentParser, optional: bool = False) -> None:
     )
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Add [TEMPERATURE] and [ITERATIONS], both None if not given."""
+def add_sampling(parser: Parser) -> None:
+    """Add [TEMPERATURE], [ITERATIONS] and --context-temperature, None if not given."""
     parser.add_argument(
         "temperature",
-        type=per_scale,
+        type=factors,
         nargs="?",
         metavar="TEMPERATURE",
         help="factor on the prior's standard deviations, or variances in the families ladder and dvp: 0.6 to 0.8 gives "
-        "clean images, 1 the full variety; or one per scale, the coarsest first, such as 0.6,0.8; for a model with a "
-        "context, one more number may come first",
+        "clean images, 1 the full variety; or one per scale, the coarsest first, such as 0.6,0.8, or one per latent "
+        "group, the top group first; for a model with a context, one more number may come before those of the scales",
     )
     parser.add_argument(
         "iterations",
-        type=up_to(MAX_ITERATIONS, 0),
+        type=iterations,
         nargs="?",
         metavar="ITERATIONS",
         help="passes that recalibrate the batch-norm statistics to the temperature; 0 keeps those of training "
         f"(default: {ITERATIONS})",
     )
+    add_context_temperature(parser)
 
 
-def add_context_temperature(parser: argparse.ArgumentParser) -> None:
+def add_context_temperature(parser: Parser) -> None:
     """Add --context-temperature."""
-    parser.add_argument(
-        "--context-temperature",
-        type=number,
-        metavar="T",
-        help="temperature of the context, for a model with a context (default: that in the list of temperatures if it "
-        "has one more number than scales, else that of the top scale)",
+    parser.option(
+        "--context-temperature T",
+        number,
+        "temperature of the context, for a model with a context",
+        "that in the list of temperatures if it has more numbers than scales, else that of the top scale",
     )
 
 
-def add_pixels(parser: argparse.ArgumentParser) -> None:
-    """Add --pixels, None if not given."""
-    parser.add_argument(
+def add_result(parser: Parser, seed_of: str, show_seeds: bool = False) -> None:
+    """Add --pixels, --show-seeds if wanted, --seed, --device, --out and --no-window. seed_of: what the seed decides."""
+    parser.option(
         "--pixels",
-        choices=PIXELS,
-        help="what to show of the pixel distribution p(x | z): its mean, its most likely value, or a random draw "
-        "(default: mean)",
+        str,
+        "what to show of the pixel distribution p(x | z): its mean, its most likely value, or a random draw",
+        "mean",
+        choices=get_args(Pixels),
     )
+    if show_seeds:
+        parser.switch("--show-seeds", "print the seed below each image of a grid", "no text")
+    parser.option("--seed N", natural, f"seed of {seed_of}", "random")
+    add_device(parser)
+    add_out(parser)
 
 
-def add_seed(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add --seed; what: what the seed decides."""
-    parser.add_argument("--seed", type=natural, metavar="N", help=f"seed of {what} (default: random)")
-
-
-def add_device(parser: argparse.ArgumentParser) -> None:
+def add_device(parser: Parser) -> None:
     """Add --device."""
-    parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the fastest available)")
+    parser.option("--device DEVICE", str, "cuda, cuda:1, mps or cpu", "the fastest available")
 
 
-def add_out(parser: argparse.ArgumentParser) -> None:
-    """Add --out."""
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("images"),
-        metavar="PATH",
-        help="folder for the result, or a file name such as a.png (default: images)",
+def add_out(parser: Parser) -> None:
+    """Add --out and --no-window."""
+    parser.option("--out PATH", Path, "folder for the result, or a file name such as a.png", default=Path("images"))
+    parser.switch("--no-window", "open no window", "show the result if there is a display")
+
+
+def add_out_folder(parser: Parser) -> None:
+    """Add --out for several files."""
+    parser.option("--out FOLDER", Path, "folder for the results", default=Path("images"))
+
+
+def add_model_data(parser: Parser, part: Part) -> None:
+    """Add --dataset, --data and --part, by default the given part of the model's data set."""
+    parser.option("--dataset NAME", str, "name of a data set, such as mnist or folder", "the model's data set")
+    parser.option("--data PATH", str, "where its images are", "where they were in training")
+    parser.option(
+        "--part",
+        str,
+        "part of the data set; test needs a model trained with dataset.validation_images",
+        choices=get_args(Part),
+        default=part,
     )
 
 
-def add_no_window(parser: argparse.ArgumentParser) -> None:
-    """Add --no-window."""
-    parser.add_argument(
-        "--no-window", action="store_true", help="open no window (default: show the result if there is a display)"
-    )
-
-
-def add_show_seeds(parser: argparse.ArgumentParser) -> None:
-    """Add --show-seeds."""
-    parser.add_argument(
-        "--show-seeds", action="store_true", help="print the seed below each image of a grid (default: no text)"
-    )
-
-
-def add_animation(parser: argparse.ArgumentParser, animate: str, default_seconds: str) -> None:
+def add_animation(parser: Parser, animate: str, default_seconds: str) -> None:
     """Add --animate and --seconds."""
     parser.add_argument(
         "--animate",
-        choices=("auto", *ANIMATION_FORMATS),
+        choices=("auto", *get_args(AnimationFormat)),
         nargs="?",
         const="auto",
         metavar="FORMAT",
         help=f"{animate}; FORMAT: webp, gif, mp4, which needs the extra 'video', or auto: the suffix of --out, else "
         "webp (default: auto)",
     )
-    parser.add_argument(
-        "--seconds", type=seconds, metavar="S", help=f"length of the animation (default: {default_seconds})"
-    )
+    parser.option("--seconds S", seconds, "length of the animation", default_seconds)
 
 
 # ---------------------------------------------------------------------------------------------------- their values
 
 
-def animation_format(options: argparse.Namespace) -> str:
+def first_given(*values: T | None) -> T:
+    """Return the first of an option's values that is not None."""
+    return next(value for value in values if value is not None)
+
+
+def animation_format(options: argparse.Namespace) -> AnimationFormat:
     """Return the format of --animate, or that of the file name in --out, or webp."""
     if options.animate not in (None, "auto"):
         return options.animate
-    return next((name for name in ANIMATION_FORMATS if options.out.suffix.lower() == f".{name}"), "webp")
+    suffix = options.out.suffix.lower().removeprefix(".")
+    return suffix if suffix in get_args(AnimationFormat) else "webp"
 
 
 def chosen_seed(options: argparse.Namespace) -> int:

@@ -8,22 +8,18 @@ from __future__ import annotations
 import argparse
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from nvae.cli.arguments import (
     ITERATIONS,
-    MAX_ITERATIONS,
-    add_context_temperature,
-    add_device,
+    Parser,
     add_model,
-    add_no_window,
-    add_out,
-    add_pixels,
+    add_result,
     add_sampling,
-    add_seed,
-    add_show_seeds,
     chosen_seed,
-    per_scale,
+    factors,
+    first_given,
+    iterations,
     print_warnings,
     program,
     up_to,
@@ -31,6 +27,7 @@ from nvae.cli.arguments import (
 from nvae.cli.errors import INTERRUPTED
 from nvae.cli.models import find_model, open_model, with_context_temperature
 from nvae.cli.progress import progress_bar
+from nvae.schema.choices import Inline
 from nvae.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,49 +35,45 @@ if TYPE_CHECKING:
     from nvae.tools.picking.session import PickingSession
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     add_model(parser, optional=True)
     add_sampling(parser)
-    add_context_temperature(parser)
-    parser.add_argument("--batch", type=up_to(100), default=9, metavar="N", help="samples per batch (default: 9)")
-    parser.add_argument("--winners", type=up_to(100), default=9, metavar="N", help="samples to pick (default: 9)")
-    add_pixels(parser)
-    parser.add_argument(
-        "--scale-noise",
-        type=per_scale,
-        metavar="S[,S...]",
-        help="factor on the noise, or one per scale, the coarsest first (default: 1)",
+    parser.option("--batch N", up_to(100), "samples per batch", default=9)
+    parser.option("--winners N", up_to(100), "samples to pick", default=9)
+    parser.option(
+        "--scale-noise S[,S...]",
+        factors,
+        "factor on the noise, or one per scale, the coarsest first, or per latent group",
+        "1",
     )
-    parser.add_argument(
+    parser.option(
         "--inline",
-        choices=("kitty", "iterm2", "sixel", "none"),
-        help="protocol that shows pictures in the terminal, when picking at the prompt (default: detected)",
+        str,
+        "protocol that shows pictures in the terminal, when picking at the prompt",
+        "detected",
+        choices=get_args(Inline),
     )
-    parser.add_argument(
-        "--redo",
-        type=Path,
-        metavar="FILE",
-        help="draw an earlier result again, from its .json or .png file; with MODEL, from that model (default: pick)",
+    parser.option(
+        "--redo FILE",
+        Path,
+        "draw an earlier result again, from its .json or .png file; with MODEL, from that model",
+        "pick",
     )
-    parser.add_argument(
-        "--temperature",
+    parser.option(
+        "--temperature T[,T...]",
+        factors,
+        "with --redo: another temperature",
+        "the recorded one",
         dest="redo_temperature",
-        type=per_scale,
-        metavar="T[,T...]",
-        help="with --redo: another temperature (default: the recorded one)",
     )
-    parser.add_argument(
-        "--iterations",
+    parser.option(
+        "--iterations N",
+        iterations,
+        "with --redo: another number of recalibration passes",
+        "the recorded one",
         dest="redo_iterations",
-        type=up_to(MAX_ITERATIONS, 0),
-        metavar="N",
-        help="with --redo: another number of recalibration passes (default: the recorded one)",
     )
-    add_show_seeds(parser)
-    add_seed(parser, "the first sample; the others have the following seeds")
-    add_device(parser)
-    add_out(parser)
-    add_no_window(parser)
+    add_result(parser, "the first sample; the others have the following seeds", show_seeds=True)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -119,6 +112,7 @@ def _redo(options: argparse.Namespace) -> int:
 
 
 def _pick(options: argparse.Namespace) -> int:
+    from nvae.inference.sampling import open_samplers
     from nvae.system.signals import hangups
     from nvae.tools.picking.game import Picking
     from nvae.tools.picking.selection import Selection, picture_path
@@ -126,12 +120,11 @@ def _pick(options: argparse.Namespace) -> int:
 
     picking = Picking(options.batch, options.winners, chosen_seed(options))
     settings = Selection(pixels=options.pixels or "mean", scale_noise=options.scale_noise or [1.0])
-    iterations = ITERATIONS if options.iterations is None else options.iterations
     model = open_model(options)
     temperature = with_context_temperature(options, model, options.temperature)
-    session = PickingSession(
-        model, options.model, temperature, iterations, picking, settings, options.out, progress_bar
-    )
+    passes = first_given(options.iterations, ITERATIONS)
+    (sampler,) = open_samplers(model, options.model, [temperature], passes, progress_bar)
+    session = PickingSession(sampler, options.model, picking, settings, options.out)
     preview = session.record.with_name(f"batch_of_{picture_path(session.record).name}")
     with hangups(interrupt=False):  # a signal ends the picking; the result is drawn all the same
         try:

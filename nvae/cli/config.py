@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from nvae.cli.arguments import Parser
 from nvae.models.families import FAMILIES
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "family",
         metavar="FAMILY",

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, NamedTuple
 
-from nvae.cli.arguments import path_text
+from nvae.cli.arguments import Parser, path_text
 
 if TYPE_CHECKING:
     from nvae.schema import ModelConfig
@@ -21,50 +21,42 @@ class ConfigOption(NamedTuple):
 
 
 OPTIONS = {
-    "dataset": ConfigOption("dataset.name", "NAME", "name of the data set, such as svhn (default: the config's)"),
+    "dataset": ConfigOption("dataset.name", "NAME", "name of the data set, such as svhn"),
     "data": ConfigOption(
         "dataset.path",
         "PATH",
         "where the images are: the folder of the data set, or a folder or an archive of pictures; with a config whose "
-        "data set has no files, the data set is then folder (default: the config's)",
+        "data set has no files, the data set is then folder",
     ),
-    "size": ConfigOption("input_dimension", "N", "width and height of the images (default: the config's)"),
-    "channels": ConfigOption("image_channels", "N", "3 for color, 1 for gray (default: the config's)"),
-    "epochs": ConfigOption(
-        "training_parameters.epochs", "N", "passes over the training images (default: the config's)"
-    ),
-    "batch_size": ConfigOption("training_parameters.batch_size", "N", "images per step (default: the config's)"),
-    "learning_rate": ConfigOption(
-        "training_parameters.learning_rate", "X", "highest learning rate (default: the config's)"
-    ),
-    "latent_size": ConfigOption("latent_size", "N", "channels of z in every latent group (default: the config's)"),
+    "size": ConfigOption("input_dimension", "N", "width and height of the images"),
+    "channels": ConfigOption("image_channels", "N", "3 for color, 1 for gray"),
+    "epochs": ConfigOption("training_parameters.epochs", "N", "passes over the training images"),
+    "batch_size": ConfigOption("training_parameters.batch_size", "N", "images per step"),
+    "learning_rate": ConfigOption("training_parameters.learning_rate", "X", "highest learning rate"),
+    "latent_size": ConfigOption("latent_size", "N", "channels of z in every latent group"),
     "sample_every": ConfigOption(
         "training_parameters.epochs_per_checkpoint",
         "N",
-        "epochs between two checkpoints, each with samples and a validation (default: the config's)",
+        "epochs between two checkpoints, each with samples and a validation",
     ),
-    "workers": ConfigOption(
-        "training_parameters.workers",
-        "N",
-        "threads that decode picture files (default: the config's, or one per CPU core)",
-    ),
+    "workers": ConfigOption("training_parameters.workers", "N", "threads that decode picture files"),
 }
 
 
-def add_config_options(parser: argparse.ArgumentParser, names: tuple[str, ...] = tuple(OPTIONS)) -> None:
+def add_config_options(parser: Parser, names: tuple[str, ...] = tuple(OPTIONS)) -> None:
     """Add some of the options, and --set, which wins over the options."""
     for name in names:
         _, metavar, text = OPTIONS[name]
+        shown = "the config's, or one per CPU core" if name == "workers" else "the config's"
         kind = path_text if name == "data" else str
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, type=kind, help=text)
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="override a key of the config, such as training_parameters.epochs=3; may be repeated (default: none)",
-    )
+        parser.option(f"--{name.replace('_', '-')} {metavar}", kind, text, shown)
+    add_set(parser, "KEY=VALUE", "override a key of the config, such as training_parameters.epochs=3")
+
+
+def add_set(parser: Parser, value: str, text: str) -> None:
+    """Add --set."""
+    text = f"{text}; may be repeated"
+    parser.option(f"--set {value}", str, text, "none", action="append", default=[], dest="overrides")
 
 
 def load_config_of(options: argparse.Namespace, config: str) -> ModelConfig:

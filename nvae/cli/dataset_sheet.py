@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
-from nvae.cli.arguments import add_no_window, add_out, print_warnings
+from nvae.cli.arguments import Parser, add_out, print_warnings
 from nvae.cli.config_options import add_config_options, load_config_of
 from nvae.system.errors import UserError
 
@@ -18,17 +19,16 @@ SHEET_OPTIONS = {
 }
 
 
-def add_sheet_arguments(parser: argparse.ArgumentParser) -> None:
+def add_sheet_arguments(parser: Parser) -> None:
     """Add --show and the options that go with it; NAME and --data are the command's."""
-    parser.add_argument(
+    parser.switch(
         "--show",
-        action="store_true",
-        help="draw a contact sheet of NAME, a data set or a config: training images with augmentation, and validation "
-        f"images; a data set is shown as the config {CONFIG} trains on it (default: no picture)",
+        "draw a contact sheet of NAME, a data set or a config: training images with augmentation, and validation "
+        f"images; a data set is shown as the config {CONFIG} trains on it",
+        "no picture",
     )
     add_config_options(parser, ("size", "channels"))
     add_out(parser)
-    add_no_window(parser)
 
 
 def wants_sheet(options: argparse.Namespace) -> bool:
@@ -43,15 +43,15 @@ def wants_sheet(options: argparse.Namespace) -> bool:
 
 def show_sheet(options: argparse.Namespace) -> None:
     """Draw the contact sheet of the data set or config `options.name`, save it and show it. Raises UserError."""
-    from nvae.config import config_path
+    from nvae.cli.result import Result, check_out
+    from nvae.config import available_configs, config_path, is_yaml
     from nvae.data.registry import load_data
     from nvae.schema import DATASETS
     from nvae.tools.data_sheet import data_sheet
-    from nvae.tools.display import show
-    from nvae.tools.grids import is_file_name, result_name, save_result
 
-    is_file_name(options.out, ".png")
-    _refuse_unknown_name(options.name)
+    check_out(options)
+    if not is_yaml(options.name):
+        refuse_unknown("data set or config", options.name, [*DATASETS, *available_configs()])
     options.dataset = options.name if options.name in DATASETS else None
     config = load_config_of(options, CONFIG if options.dataset else options.name)
     data = load_data(config, progress=sys.stderr.isatty())
@@ -60,7 +60,7 @@ def show_sheet(options: argparse.Namespace) -> None:
     parts = {"training": data.training, "validation": data.validation, "test": data.test}
     counts = ", ".join(f"{len(images):,} {part} images" for part, images in parts.items() if images is not None)
     print(f"{config.dataset.name}: {counts}, {channels} x {size} x {size}")
-    metadata = {
+    settings = {
         "dataset": config.dataset.model_dump(),
         "input_dimension": size,
         "image_channels": channels,
@@ -68,20 +68,14 @@ def show_sheet(options: argparse.Namespace) -> None:
         "seed": config.training_parameters.seed,
     }
     shown = options.name if options.name in DATASETS else config_path(options.name).stem
-    picture = data_sheet(data, config)
-    saved = save_result(picture, options.out, result_name("dataset", shown, f"{channels}x{size}x{size}"), metadata)
-    print(saved)
-    if not options.no_window:
-        show(picture, saved.name)
+    Result(options, settings, "dataset", shown, f"{channels}x{size}x{size}").finish(data_sheet(data, config))
 
 
-def _refuse_unknown_name(name: str) -> None:
-    from nvae.config import available_configs, is_yaml
+def refuse_unknown(what: str, name: str, names: Sequence[str]) -> None:
+    """Raise UserError for a name that is none of the names, with the most similar one."""
     from nvae.config.errors import nearest
-    from nvae.schema import DATASETS
 
-    names = [*DATASETS, *available_configs()]
-    if name not in names and not is_yaml(name):
+    if name not in names:
         suggestion = nearest(name, names)
         advice = f"Did you mean {suggestion}?" if suggestion else f"Use one of: {', '.join(names)}."
-        raise UserError(f"unknown data set or config '{name}'. {advice}")
+        raise UserError(f"unknown {what} '{name}'. {advice}")

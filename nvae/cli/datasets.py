@@ -7,9 +7,9 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nvae.cli.dataset_sheet import add_sheet_arguments, show_sheet, wants_sheet
+from nvae.cli.arguments import Parser
+from nvae.cli.dataset_sheet import add_sheet_arguments, refuse_unknown, show_sheet, wants_sheet
 from nvae.schema import DATASETS, NAMED_DATASETS
-from nvae.system.errors import UserError
 
 if TYPE_CHECKING:
     from nvae.data.downloads import SourceFile
@@ -25,7 +25,7 @@ EXAMPLES = {  # keys of a config, of the data sets that are not public
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "name",
         metavar="NAME",
@@ -33,11 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="describe one data set: its files, how to get them, its keys; with --show, a data set or a config "
         "(default: list all data sets)",
     )
-    parser.add_argument(
-        "--data",
-        metavar="DIR",
-        help="where to look for files: the folder of the data set NAME, or without NAME the folder that holds a folder "
-        "NAME for each data set (default: dataset/NAME, dataset)",
+    parser.option(
+        "--data DIR",
+        str,
+        "where to look for files: the folder of the data set NAME, or without NAME the folder that holds a "
+        "folder NAME for each data set",
+        "dataset/NAME, dataset",
     )
     add_sheet_arguments(parser)
 
@@ -104,14 +105,10 @@ def _as_text(rows: list[tuple[str, ...]]) -> str:
 def _description(name: str, data: str | None) -> str:
     import yaml
 
-    from nvae.config.errors import nearest
     from nvae.config.reference import dataset_keys
     from nvae.data.sources import extra_of
 
-    if name not in DATASETS:
-        suggestion = nearest(name, DATASETS)
-        advice = f"Did you mean {suggestion}?" if suggestion else f"Use one of: {', '.join(DATASETS)}."
-        raise UserError(f"unknown data set '{name}'. {advice}")
+    refuse_unknown("data set", name, list(DATASETS))
     facts, extra = NAMED_DATASETS.get(name), extra_of(name)
     install = [f"needs the extra {extra}: pip install -e '.[{extra}]'"] if extra else []
     where = data or f"dataset/{name}"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TextIO
 
 from nvae.cli.arguments import BAD_INPUT
-from nvae.system.errors import UserError, is_out_of_memory
+from nvae.system.errors import Remedy, UserError, is_out_of_memory
 from nvae.system.signals import hangups
 
 MEMORY_HINTS = {
@@ -22,27 +21,36 @@ MEMORY_HINTS = {
     "quality": "Use fewer --images, or --device cpu.",
     "precompute": "Use --device cpu, or a --part of fewer images.",
 }
-# What the library's advice, which names no flags, is called on the command line: a pattern in the message, and a hint.
+# What a remedy, which the library names without flags, is called on the command line.
+SET_KEY = "Use --set KEY=VALUE, or change the YAML file."
+OTHER_DATA = "Use --dataset NAME and --data FOLDER."
 HINTS = {
-    "train": (
-        (r"start over(?! from)", "Add --fresh to start over."),
-        (r"[Ss]tart over from", "Add --fresh --checkpoint FILE to start over from a file."),
-        (r"another name", "Use --name NAME for another name."),
-        (r"continue with the changed data", "Add --continue-with-changed-data to continue."),
-        (r"[Ss]et dataset\.path", "For dataset.path, use --data PATH."),
-        (
-            r"[Ss]et (a smaller |a lower )?(dataset|training_parameters)\.",
-            "Use --set KEY=VALUE, or change the YAML file.",
-        ),
-    ),
-    "prepare": (
-        (r"[Ss]et dataset\.path", "SOURCE is dataset.path, or for the name of a data set, --data."),
-        (r"[Ss]et a smaller input_dimension", "Use --size."),
-    ),
-    "datasets": ((r"[Ss]et dataset\.", "Use --data DIR, or --set KEY=VALUE."),),
-    **dict.fromkeys(
-        ("evaluate", "quality", "precompute"), ((r"[Ss]et dataset\.", "Use --dataset NAME and --data FOLDER."),)
-    ),
+    "train": {
+        Remedy.START_OVER: "Add --fresh to start over.",
+        Remedy.START_OVER_FROM_FILE: "Add --fresh --checkpoint FILE to start over from a file.",
+        Remedy.RUN_NAME: "Use --name NAME for another name.",
+        Remedy.CHANGED_DATA: "Add --continue-with-changed-data to continue.",
+        Remedy.DATASET_PATH: f"For dataset.path, use --data PATH. {SET_KEY}",
+        Remedy.CONFIG_KEY: SET_KEY,
+        Remedy.IMAGE_SIZE: SET_KEY,
+    },
+    "prepare": {
+        Remedy.DATASET_PATH: "SOURCE is dataset.path, or for the name of a data set, --data.",
+        Remedy.CONFIG_KEY: "Use --set dataset.KEY=VALUE.",
+        Remedy.IMAGE_SIZE: "Use --size.",
+    },
+    "datasets": {
+        Remedy.DATASET_PATH: "Use --data DIR, or --set KEY=VALUE.",
+        Remedy.CONFIG_KEY: "Use --set KEY=VALUE.",
+        Remedy.IMAGE_SIZE: "Use --size.",
+    },
+    "precompute": {
+        Remedy.DATASET_PATH: OTHER_DATA,
+        Remedy.CONFIG_KEY: "Use --set KEY=VALUE.",
+        Remedy.IMAGE_SIZE: "Use --size.",
+    },
+    **dict.fromkeys(("evaluate", "quality"), {Remedy.DATASET_PATH: OTHER_DATA, Remedy.CONFIG_KEY: OTHER_DATA}),
+    "import": {Remedy.MODEL_CONFIG: "Use --config YAML to name the right config."},
 }
 INTERRUPTED = 130
 SAMPLING_MEMORY_HINT = "Ask for fewer images at once, or use --device cpu."
@@ -116,8 +124,9 @@ def _exit_code(main: Callable[[], int | None], command: str) -> int:
         with hangups(interrupt=True):
             return main() or 0
     except UserError as error:
-        hints = [hint for pattern, hint in HINTS.get(command, ()) if re.search(pattern, str(error))]
-        problem, code = " ".join([str(error), *hints]), error.exit_code
+        hints = HINTS.get(command, {})
+        problem = " ".join([str(error), *(hints[remedy] for remedy in error.remedies if remedy in hints)])
+        code = error.exit_code
     except KeyboardInterrupt as error:
         number = getattr(error, "number", signal.SIGINT)
         by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"

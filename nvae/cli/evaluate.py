@@ -8,82 +8,70 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nvae.cli.arguments import add_device, add_model, natural, positive, print_warnings
+from nvae.cli.arguments import (
+    Parser,
+    add_device,
+    add_model,
+    add_model_data,
+    add_out_folder,
+    natural,
+    positive,
+    print_warnings,
+)
 from nvae.cli.models import open_model
 from nvae.cli.progress import progress_bar
+from nvae.schema.choices import Estimator
 from nvae.system.errors import UserError
 
 if TYPE_CHECKING:
     from nvae.models.hierarchy import HierarchicalVAE
     from nvae.schema import ModelConfig
 
-ESTIMATORS = {"bound": "importance_weighted", "dvp": "analytic_kl"}
+ESTIMATORS: dict[str, Estimator] = {"bound": "importance_weighted", "dvp": "analytic_kl"}
 IMPORTANCE_SAMPLES = 1000
 BATCH_SIZE = 64
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     add_model(parser)
-    parser.add_argument(
-        "--nll",
-        action="store_true",
-        help="also estimate log p(x) with importance samples, a tighter bound than the ELBO (default: the ELBO only)",
+    parser.switch(
+        "--nll", "also estimate log p(x) with importance samples, a tighter bound than the ELBO", "the ELBO only"
     )
-    parser.add_argument(
-        "--samples",
-        type=positive,
-        metavar="K",
-        help=f"with --nll: importance samples per image (default: {IMPORTANCE_SAMPLES})",
-    )
-    parser.add_argument(
+    parser.option("--samples K", positive, "with --nll: importance samples per image", IMPORTANCE_SAMPLES)
+    parser.option(
         "--protocol",
+        str,
+        "with --nll: bound, importance weights, a lower bound of log p(x); or dvp, the estimate of the published "
+        "DVP-VAE program, for comparison with its numbers, which is not a bound",
+        "bound",
         choices=tuple(ESTIMATORS),
-        help="with --nll: bound, importance weights, a lower bound of log p(x); or dvp, the estimate of the published "
-        "DVP-VAE program, for comparison with its numbers, which is not a bound (default: bound)",
     )
-    parser.add_argument(
-        "--context-samples",
-        type=positive,
-        metavar="R",
-        help="with --nll, for a model with a diffusion prior: draws of the context per image, each with K importance "
-        "samples (default: 1)",
+    parser.option(
+        "--context-samples R",
+        positive,
+        "with --nll, for a model with a diffusion prior: draws of the context per image, each with K importance "
+        "samples",
+        "1",
     )
-    parser.add_argument(
-        "--diffusion-steps",
-        type=positive,
-        metavar="N",
-        help="terms of the diffusion prior's bound per draw of the context; more terms, less noise (default: the "
-        "model's diffusion_steps)",
+    parser.option(
+        "--diffusion-steps N",
+        positive,
+        "terms of the diffusion prior's bound per draw of the context; more terms, less noise",
+        "the model's diffusion_steps",
     )
-    parser.add_argument(
-        "--dataset", metavar="NAME", help="name of a data set, such as mnist or folder (default: the model's data set)"
-    )
-    parser.add_argument("--data", metavar="PATH", help="where its images are (default: where they were in training)")
-    parser.add_argument(
-        "--part",
-        choices=("validation", "training", "test"),
-        default="validation",
-        help="part of the data set; test needs a model trained with dataset.validation_images (default: validation)",
-    )
-    parser.add_argument("--images", type=positive, metavar="N", help="only the first N images (default: all)")
-    parser.add_argument(
-        "--batch-size",
-        type=positive,
-        metavar="N",
+    add_model_data(parser, "validation")
+    parser.option("--images N", positive, "only the first N images", "all")
+    parser.option(
+        "--batch-size N",
+        positive,
+        "images or importance samples computed together; a smaller number needs less memory",
         default=BATCH_SIZE,
-        help=f"images or importance samples computed together; a smaller number needs less memory "
-        f"(default: {BATCH_SIZE})",
     )
-    parser.add_argument(
-        "--seed", type=natural, metavar="N", default=0, help="seed of the draws from the posterior (default: 0)"
-    )
+    parser.option("--seed N", natural, "seed of the draws from the posterior", default=0)
     add_device(parser)
-    parser.add_argument(
-        "--out", type=Path, default=Path("images"), metavar="FOLDER", help="folder for the results (default: images)"
-    )
+    add_out_folder(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -141,12 +129,12 @@ def _settings(options: argparse.Namespace, model: HierarchicalVAE) -> dict[str, 
     """Return the options that change the estimate, those that are given; apply --diffusion-steps. Raises UserError."""
     names = ("protocol", "context_samples", "diffusion_steps")
     settings = {name: value for name in names if (value := getattr(options, name)) not in (None, "bound")}
-    bounds = [group for group in model.groups if group.prior_is_bound]
+    bounds = [group.info.bound for group in model.groups if group.info.bound]
     for name in ("context_samples", "diffusion_steps"):
         if name in settings and not bounds:
             raise UserError(f"--{name.replace('_', '-')} needs a model with a diffusion prior.")
-    for group in bounds if options.diffusion_steps else []:
-        group.set_bound_terms(options.diffusion_steps)
+    for bound in bounds if options.diffusion_steps else []:
+        bound.evaluation_terms = options.diffusion_steps
     return settings
 
 

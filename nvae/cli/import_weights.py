@@ -8,36 +8,31 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nvae.system.errors import UserError
+from nvae.cli.arguments import Parser
+from nvae.system.errors import InvalidValueError
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     parser.add_argument("file", metavar="FILE", help="the original's checkpoint.pt, or the seed's *.checkpoint")
-    parser.add_argument(
-        "--config",
-        metavar="YAML",
-        help="architecture of the model, a name in model_configs/ or a file (default: the settings in FILE, or the "
-        "shapes of its weights)",
+    parser.option(
+        "--config YAML",
+        str,
+        "architecture of the model, a name in model_configs/ or a file",
+        "the settings in FILE, or the shapes of its weights",
     )
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT.model", help="the file to write")
 
 
 def run(options: argparse.Namespace) -> None:
     if options.out.suffix != ".model":
-        raise UserError(f"--out is '{options.out}', expected a name that ends with .model.")
+        raise InvalidValueError("--out", f"'{options.out}'", "a name that ends with .model")
     from nvae.checkpoint import save
     from nvae.config import load_config
     from nvae.interop.importer import import_checkpoint
-    from nvae.interop.key_mapping import InteropError
     from nvae.summary import summary
 
     config = load_config(options.config) if options.config else None
-    try:
-        imported = import_checkpoint(options.file, config)
-    except InteropError as error:
-        if error.needs_config:
-            raise UserError(f"{error} Use --config YAML to name the right config.") from error
-        raise
+    imported = import_checkpoint(options.file, config)
     save(imported.model, options.out)
     for warning in imported.warnings:
         print(f"warning: {warning}.")

@@ -13,26 +13,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nvae.cli.arguments import (
     ITERATIONS,
-    MAX_ITERATIONS,
     MAX_SECONDS,
+    Parser,
     add_animation,
     add_context_temperature,
-    add_device,
     add_model,
-    add_no_window,
-    add_out,
-    add_pixels,
-    add_seed,
-    animation_format,
+    add_result,
     chosen_seed,
-    per_scale,
+    factors,
+    first_given,
+    iterations,
     print_warnings,
-    reproduce_with_seed,
     up_to,
 )
-from nvae.cli.models import open_model, open_sampler, with_context_temperature
-from nvae.cli.progress import with_progress
-from nvae.system.errors import UserError
+from nvae.cli.models import make_sampler, open_model, with_context_temperature
+from nvae.system.errors import InvalidValueError, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +42,7 @@ ANIMATION_SECONDS = 4
 TEMPERATURE = 0.7
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     add_model(parser)
     parser.add_argument(
         "ends",
@@ -55,41 +50,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A B",
         help="two picture files, or two samples: seed:N, or FILE:N for pick N of a cherry.py result; none with --walk",
     )
-    parser.add_argument("--steps", type=up_to(100), metavar="N", help=f"images from A to B (default: {STEPS})")
-    parser.add_argument(
+    parser.option("--steps N", up_to(100, 2), "images from A to B", STEPS)
+    parser.option(
         "--coarse-from",
-        metavar="A|B",
-        help="mix A and B: which one gives the first 0, 1, 2... latent groups (default: no mixing, or the other one "
-        "of --fine-from)",
+        str.upper,
+        "mix A and B: which one gives the first 0, 1, 2... latent groups",
+        "no mixing, or the other one of --fine-from",
+        choices=("A", "B"),
     )
-    parser.add_argument(
+    parser.option(
         "--fine-from",
-        metavar="A|B",
-        help="mix A and B: which one gives the other latent groups (default: no mixing, or the other one of "
-        "--coarse-from)",
+        str.upper,
+        "mix A and B: which one gives the other latent groups",
+        "no mixing, or the other one of --coarse-from",
+        choices=("A", "B"),
     )
-    parser.add_argument(
-        "--walk", type=up_to(1000), metavar="N", help="animate a round trip of N samples (default: go from A to B)"
-    )
+    parser.option("--walk N", up_to(1000, 2), "animate a round trip of N samples", "go from A to B")
     add_animation(parser, "animate the way from A to B and back", f"{ANIMATION_SECONDS}; with --walk 2 per sample")
-    parser.add_argument(
-        "--temperature",
-        type=per_scale,
-        metavar="T[,T...]",
-        help=f"temperature of samples, or one per scale (default: that of the picks, else {TEMPERATURE})",
+    parser.option(
+        "--temperature T[,T...]",
+        factors,
+        "temperature of samples, or one per scale or latent group",
+        f"that of the picks, else {TEMPERATURE}",
     )
     add_context_temperature(parser)
-    parser.add_argument(
-        "--iterations",
-        type=up_to(MAX_ITERATIONS, 0),
-        metavar="N",
-        help=f"passes that recalibrate the batch-norm statistics for samples (default: {ITERATIONS})",
+    parser.option(
+        "--iterations N", iterations, "passes that recalibrate the batch-norm statistics for samples", ITERATIONS
     )
-    add_pixels(parser)
-    add_seed(parser, "the first sample of --walk; the others have the following seeds")
-    add_device(parser)
-    add_out(parser)
-    add_no_window(parser)
+    add_result(parser, "the first sample of --walk; the others have the following seeds")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -101,16 +89,12 @@ def run(options: argparse.Namespace) -> None:
     if options.walk:
         if options.ends or mixing:
             raise UserError("--walk goes from sample to sample: leave out A, B and mixing.")
-        if options.walk < 2:
-            raise UserError("--walk is 1, expected 2 samples or more.")
         _walk(options)
         return
     if len(options.ends) != 2:
-        raise UserError(f"got {len(options.ends)} images, expected two, A and B, or --walk N.")
+        raise InvalidValueError("A and B", f"{len(options.ends)} images", "two, or --walk N")
     if options.seed is not None:
         raise UserError("--seed needs --walk: give samples as seed:N.")
-    if options.steps == 1:
-        raise UserError("--steps is 1, expected 2 or more.")
     if options.animate is not None and mixing:
         raise UserError("--animate goes from A to B: leave out --coarse-from and --fine-from.")
     _between(options, mixing)
@@ -120,16 +104,11 @@ def _mixing(options: argparse.Namespace) -> str | None:
     """Return "AB" for coarse from A and fine from B, "BA" for the opposite, None for no mixing."""
     if options.coarse_from is None and options.fine_from is None:
         return None
-    chosen = []
-    for flag, value in (("--coarse-from", options.coarse_from), ("--fine-from", options.fine_from)):
-        if value is not None and value.upper() not in ("A", "B"):
-            raise UserError(f"{flag} is '{value}', expected A or B.")
-        chosen.append(value and value.upper())
-    coarse, fine = chosen
-    coarse, fine = coarse or ("A" if fine == "B" else "B"), fine or ("A" if coarse == "B" else "B")
-    if coarse == fine:
-        raise UserError(f"--coarse-from and --fine-from are both {coarse}, expected A and B.")
-    return coarse + fine
+    other = {"A": "B", "B": "A"}
+    coarse = options.coarse_from or other[options.fine_from]
+    if coarse == options.fine_from:
+        raise InvalidValueError("--coarse-from and --fine-from", f"{coarse} twice", "A and B")
+    return coarse + other[coarse]
 
 
 class Ends(NamedTuple):
@@ -145,7 +124,7 @@ class Ends(NamedTuple):
 def _ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
     samples = [re.fullmatch(r"seed:\d{1,18}|.*\.(json|png):\d+", end) is not None for end in options.ends]
     if samples[0] != samples[1]:
-        raise UserError(f"got {' and '.join(options.ends)}, expected two pictures or two samples.")
+        raise InvalidValueError("A and B", " and ".join(options.ends), "two pictures or two samples")
     return _sample_ends(options, model) if samples[0] else _picture_ends(options, model)
 
 
@@ -188,47 +167,45 @@ def _sample_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
         raise UserError("the picks have different temperatures: give one with --temperature.")
     temperature = options.temperature or (picks[0].temperature if picks else [TEMPERATURE])
     temperature = with_context_temperature(options, model, temperature)
-    iterations = picks[0].iterations if picks else ITERATIONS
-    iterations = iterations if options.iterations is None else options.iterations
+    iterations = first_given(options.iterations, picks[0].iterations if picks else ITERATIONS)
     return Ends((noise[0], noise[1]), None, temperature, iterations, (names[0], names[1]))
 
 
 def _between(options: argparse.Namespace, mixing: str | None) -> None:
     import torch
 
-    from nvae.checkpoint import plain_name
-    from nvae.inference.arguments import format_values
+    from nvae.cli.result import Result, check_out, in_name
     from nvae.inference.interpolation import interpolate, interpolated_pseudo_inputs, mix
-    from nvae.tools.animation import FRAMES_PER_SECOND, save_animation
-    from nvae.tools.display import show
-    from nvae.tools.grids import grid, is_file_name, near_square, result_name, save_result, with_rows_below
+    from nvae.tools.animation import FRAMES_PER_SECOND
+    from nvae.tools.grids import grid, near_square, with_rows_below
     from nvae.tools.group_names import first_groups_name
 
-    animated = options.animate is not None
-    is_file_name(options.out, f".{animation_format(options)}" if animated else ".png")
+    check_out(options)
     model = open_model(options)
     ends = _ends(options, model)
-    sampler, weights = open_sampler(model, options.model, ends.temperature, ends.iterations)
+    sampler = make_sampler(options, model, ends.temperature, ends.iterations)
     pixels = options.pixels or "mean"
-    metadata: dict[str, Any] = {"model": options.model, "weights": weights, "from": options.ends[0]}
-    metadata |= {"to": options.ends[1], "pixels": pixels}
-    parts = [plain_name(options.model), *ends.names]
-    if ends.originals is None:
-        metadata |= {"temperature": ends.temperature, "iterations": ends.iterations}
-        parts.append(f"temperature{format_values(ends.temperature, '-')}")
-    parts.append(pixels if pixels != "mean" else "")
-    before, after = [], []  # pictures are drawn beside their reconstructions
-    if ends.originals is not None and not animated:
-        before, after = [ends.originals[:1]], [ends.originals[1:]]
-    if animated:
+    of_samples = {} if ends.originals is not None else {"temperature": ends.temperature, "iterations": ends.iterations}
+    settings: dict[str, Any] = {
+        "model": options.model,
+        "weights": sampler.cache.weights,
+        "from": options.ends[0],
+        "to": options.ends[1],
+        "pixels": pixels,
+        **of_samples,
+    }
+    parts = [*in_name(settings, "model"), *ends.names, *in_name(settings, "temperature", "pixels")]
+    if options.animate is not None:
         frames = max(2, round((options.seconds or ANIMATION_SECONDS) * FRAMES_PER_SECOND))
         there = interpolate(sampler, *ends.noise, frames // 2 + 1, pixels)
         back = there.flip(0)[1:-1]
-        batches, count = [there, back] if len(back) else [there], len(there) + len(back)
-        name = result_name("interpolation", *parts)
-        metadata["frames"] = count
-        print(save_animation(batches, options.out, name, animation_format(options), metadata))
+        settings["frames"] = len(there) + len(back)
+        batches = [there, back] if len(back) else [there]
+        Result(options, settings, "interpolation", *parts).finish_animation(batches)
         return
+    before, after = [], []  # pictures are drawn beside their reconstructions
+    if ends.originals is not None:
+        before, after = [ends.originals[:1]], [ends.originals[1:]]
     if mixing:
         coarse, fine = ends.noise if mixing == "AB" else ends.noise[::-1]
         if mixing == "BA":
@@ -237,15 +214,14 @@ def _between(options: argparse.Namespace, mixing: str | None) -> None:
         images = mix(sampler, coarse, fine, pixels).flip(0)
         contexts = sampler.pseudo_inputs(torch.cat([coarse[0] if count else fine[0] for count in counts]))
         captions = [first_groups_name(model, count) for count in counts]
-        name, metadata = result_name("mixture", *parts, mixing), metadata | {"coarse": mixing[0], "fine": mixing[1]}
+        settings |= {"coarse": mixing[0], "fine": mixing[1]}
+        result = Result(options, settings, "mixture", *parts, mixing)
     else:
         times = torch.linspace(0, 1, options.steps or STEPS)
         images, captions = interpolate(sampler, *ends.noise, times, pixels), [f"{t:.2f}" for t in times.tolist()]
         contexts = interpolated_pseudo_inputs(sampler, *ends.noise, times)
-        name, metadata = (
-            result_name("interpolation", *parts, f"steps{len(times)}"),
-            metadata | {"steps": len(times)},
-        )
+        settings["steps"] = len(times)
+        result = Result(options, settings, "interpolation", *parts, *in_name(settings, "steps"))
     cells = torch.cat([*before, images, *after])
     if before:
         captions = [(mixing or "AB")[0], *captions, (mixing or "AB")[1]]
@@ -254,36 +230,34 @@ def _between(options: argparse.Namespace, mixing: str | None) -> None:
         white = [torch.ones_like(end) for end in before]
         below = ["", *["context"] * len(contexts), ""] if before else ["context"] * len(contexts)
         cells, captions = with_rows_below(cells, captions, torch.cat([*white, contexts, *white]), below, columns)
-    picture = grid(cells, columns, cell=CELL, captions=captions)
-    saved = save_result(picture, options.out, name, metadata)
-    print(saved)
-    if not options.no_window:
-        show(picture, saved.name)
+    result.finish(grid(cells, columns, cell=CELL, captions=captions))
 
 
 def _walk(options: argparse.Namespace) -> None:
-    from nvae.checkpoint import plain_name
-    from nvae.inference.arguments import format_values
+    from nvae.cli.result import Result, check_out, in_name
     from nvae.inference.interpolation import walk
-    from nvae.tools.animation import FRAMES_PER_SECOND, save_animation
-    from nvae.tools.grids import is_file_name, result_name
+    from nvae.tools.animation import FRAMES_PER_SECOND
 
-    file_format = animation_format(options)
-    is_file_name(options.out, f".{file_format}")
+    options.animate = options.animate or "auto"
+    check_out(options)
     model = open_model(options)
     seed = chosen_seed(options)
     temperature = with_context_temperature(options, model, options.temperature or [TEMPERATURE])
-    iterations = ITERATIONS if options.iterations is None else options.iterations
-    pixels = options.pixels or "mean"
-    sampler, weights = open_sampler(model, options.model, temperature, iterations)
+    iterations, pixels = first_given(options.iterations, ITERATIONS), options.pixels or "mean"
+    sampler = make_sampler(options, model, temperature, iterations)
     seeds = range(seed, seed + options.walk)
     duration = options.seconds or min(2 * options.walk, MAX_SECONDS)
     frames = max(options.walk, round(duration * FRAMES_PER_SECOND))
-    metadata = {"model": options.model, "weights": weights, "temperature": temperature, "iterations": iterations}
-    metadata |= {"seeds": list(seeds), "frames": frames, "pixels": pixels}
-    parts = [plain_name(options.model), f"temperature{format_values(temperature, '-')}", f"samples{options.walk}"]
-    name = result_name("walk", *parts, pixels if pixels != "mean" else "", f"seed{seed}")
-    images = with_progress(walk(sampler, seeds, frames, pixels, seed), frames, "animating")
-    saved = save_animation(images, options.out, name, file_format, metadata)
-    print(f"{saved}: seeds {seed} to {seeds[-1]} and back, {frames / FRAMES_PER_SECOND:g} seconds")
-    print(reproduce_with_seed(seed))
+    settings = {
+        "model": options.model,
+        "weights": sampler.cache.weights,
+        "temperature": temperature,
+        "iterations": iterations,
+        "seeds": list(seeds),
+        "frames": frames,
+        "pixels": pixels,
+    }
+    parts = [*in_name(settings, "model", "temperature"), f"samples{options.walk}", *in_name(settings, "pixels")]
+    result = Result(options, settings, "walk", *parts, f"seed{seed}")
+    note = f": seeds {seed} to {seeds[-1]} and back, {frames / FRAMES_PER_SECOND:g} seconds"
+    result.finish_animation(walk(sampler, seeds, frames, pixels, seed), note, seed)

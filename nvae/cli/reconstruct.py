@@ -9,47 +9,31 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nvae.cli.arguments import (
-    add_device,
-    add_model,
-    add_no_window,
-    add_out,
-    add_pixels,
-    add_seed,
-    chosen_seed,
-    naturals,
-    per_scale,
-    print_warnings,
-    reproduce_with_seed,
-)
+from nvae.cli.arguments import Parser, add_model, add_result, chosen_seed, factors, naturals, print_warnings
 from nvae.cli.models import open_model
 from nvae.cli.progress import progress_bar
-from nvae.system.errors import UserError
+from nvae.system.errors import InvalidValueError, UserError
 
 CELL = 128  # pixels of an image in the result
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     add_model(parser)
     parser.add_argument("pictures", type=Path, nargs="+", metavar="FILE", help="pictures of any size")
-    parser.add_argument(
-        "--keep-groups",
-        type=naturals,
-        metavar="K[,K...]",
-        help="take only the first K latent groups, the top group first, from the picture; a context is always taken "
-        "and not counted, so 0 shows what the context alone carries (default: all)",
+    parser.option(
+        "--keep-groups K[,K...]",
+        naturals,
+        "take only the first K latent groups, the top group first, from the picture; a context is always taken "
+        "and not counted, so 0 shows what the context alone carries",
+        "all",
     )
-    parser.add_argument(
-        "--temperature",
-        type=per_scale,
-        metavar="T[,T...]",
-        help="with --keep-groups: temperature of the groups sampled from the prior (default: 0, the prior's mean)",
+    parser.option(
+        "--temperature T[,T...]",
+        factors,
+        "with --keep-groups: temperature of the groups sampled from the prior, or one per scale or latent group",
+        "0, the prior's mean",
     )
-    add_pixels(parser)
-    add_seed(parser, "the groups sampled from the prior")
-    add_device(parser)
-    add_out(parser)
-    add_no_window(parser)
+    add_result(parser, "the groups sampled from the prior")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -57,23 +41,23 @@ def run(options: argparse.Namespace) -> None:
         raise UserError("--temperature needs --keep-groups: all groups are taken from the picture.")
     import torch
 
-    from nvae.checkpoint import plain_name, weights_digest
+    from nvae.checkpoint import weights_digest
+    from nvae.cli.result import Result, check_out, in_name
     from nvae.data.pictures.image_files import read_image_files
-    from nvae.inference.arguments import format_values
     from nvae.inference.exploration import mean_change
     from nvae.inference.reconstruction import pseudo_inputs, reconstruct
     from nvae.summary import table
-    from nvae.tools.display import show
-    from nvae.tools.grids import grid, is_file_name, result_name, save_result
+    from nvae.tools.grids import grid
     from nvae.tools.group_names import first_groups_name
 
-    is_file_name(options.out, ".png")
+    check_out(options)
     model = open_model(options)
-    groups = sum(level.groups for level in model.scales)
+    above = model.groups_above_scales
+    groups = len(model.groups) - above
     kept = options.keep_groups or [groups]
     if wrong := [k for k in kept if k > groups]:
-        below = " below the context" if model.context is not None else ""
-        raise UserError(f"--keep-groups is {wrong[0]}, expected at most {groups}, the number of latent groups{below}.")
+        below = f" below the {model.levels[0].name}" if above else ""
+        raise InvalidValueError("--keep-groups", wrong[0], f"at most {groups}, the number of latent groups{below}")
     temperature = options.temperature or [0.0]
     pixels = options.pixels or "mean"
     random = (any(temperature) and min(kept) < groups) or pixels == "sample"
@@ -83,10 +67,10 @@ def run(options: argparse.Namespace) -> None:
     reconstructions = [
         reconstruct(model, images, keep, temperature, seed, pixels, progress=progress_bar) for keep in kept
     ]
-    names = [first_groups_name(model, len(model.groups) - groups + keep) for keep in kept]
+    names = [first_groups_name(model, above + keep) for keep in kept]
     titles, drawn = [f"{name} groups" for name in names], reconstructions
-    if model.context is not None:
-        names, titles, drawn = ["context", *names], ["context", *titles], [pseudo_inputs(model, images), *drawn]
+    if (contexts := pseudo_inputs(model, images)) is not None:
+        names, titles, drawn = ["context", *names], ["context", *titles], [contexts, *drawn]
     rows = [("picture", *titles)]
     for index, path in enumerate(options.pictures):
         errors = (mean_change(column[index][None], images[index]) for column in drawn)
@@ -96,19 +80,19 @@ def run(options: argparse.Namespace) -> None:
     cells = torch.stack([images, *drawn], dim=1).flatten(0, 1)
     captions = [caption for path in options.pictures for caption in (path.name, *names)]
     picture = grid(cells, per_picture * _pictures_per_row(len(images), per_picture), cell=CELL, captions=captions)
-    metadata = {"model": options.model, "weights": weights_digest(model), "seed": seed, "pixels": pixels}
-    metadata |= {"pictures": [str(path) for path in options.pictures], "keep_groups": kept}
-    metadata |= {"temperature": temperature}
-    parts = ["groups" + "-".join(map(str, kept)) if options.keep_groups else ""]
-    parts += [f"temperature{format_values(options.temperature, '-')}" if options.temperature else ""]
-    parts += [f"seed{seed}" if random else "", pixels if pixels != "mean" else ""]
-    name = result_name("reconstruction", plain_name(options.model), *parts)
-    saved = save_result(picture, options.out, name, metadata)
-    print(saved)
-    if random:
-        print(reproduce_with_seed(seed))
-    if not options.no_window:
-        show(picture, saved.name)
+    settings = {
+        "model": options.model,
+        "weights": weights_digest(model),
+        "seed": seed,
+        "pixels": pixels,
+        "pictures": [str(path) for path in options.pictures],
+        "keep_groups": kept,
+        "temperature": temperature,
+    }
+    groups_kept = ["groups" + "-".join(map(str, kept))] if options.keep_groups else []
+    named = (["temperature"] if options.temperature else []) + (["seed"] if random else []) + ["pixels"]
+    parts = ["reconstruction", *in_name(settings, "model"), *groups_kept, *in_name(settings, *named)]
+    Result(options, settings, *parts).finish(picture, seed=seed if random else None)
 
 
 def _pictures_per_row(pictures: int, cells: int) -> int:

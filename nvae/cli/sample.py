@@ -6,121 +6,97 @@ import argparse
 
 from nvae.cli.arguments import (
     ITERATIONS,
-    add_context_temperature,
-    add_device,
+    Parser,
     add_model,
-    add_no_window,
-    add_out,
-    add_pixels,
+    add_result,
     add_sampling,
-    add_seed,
-    add_show_seeds,
     chosen_seed,
+    factors,
+    first_given,
     numbers,
-    per_scale,
     positive,
     reproduce_with_seed,
     up_to,
 )
-from nvae.cli.models import open_model, open_sampler, open_samplers, with_context_temperature
-from nvae.system.errors import UserError
+from nvae.cli.models import make_samplers, open_model, with_context_temperature
+from nvae.system.errors import InvalidValueError, UserError
 
 ROWS, COLUMNS, SWEEP_COLUMNS = 3, 3, 8
 IMAGES_PER_STEP = 256  # that are held before they are saved one by one
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     add_model(parser)
     add_sampling(parser)
-    parser.add_argument(
-        "--temperature",
+    parser.option(
+        "--temperature T[,T...]",
+        factors,
+        "the temperature as an option; then only ITERATIONS may follow MODEL",
+        "TEMPERATURE",
         dest="temperature_option",
-        type=per_scale,
-        metavar="T[,T...]",
-        help="the temperature as an option; then only ITERATIONS may follow MODEL (default: TEMPERATURE)",
     )
-    add_context_temperature(parser)
-    parser.add_argument(
-        "--sweep",
-        type=numbers,
-        metavar="T,T,...",
-        help="draw one row per temperature, all of the same seeds; then only ITERATIONS may follow MODEL "
-        "(default: one temperature)",
+    parser.option(
+        "--sweep T,T,...",
+        numbers,
+        "draw one row per temperature, all of the same seeds; then only ITERATIONS may follow MODEL",
+        "one temperature",
     )
-    parser.add_argument("--rows", type=up_to(100), metavar="N", help=f"rows of the grid (default: {ROWS})")
-    parser.add_argument(
-        "--columns",
-        type=up_to(100),
-        metavar="N",
-        help=f"columns of the grid (default: {COLUMNS}, with --sweep {SWEEP_COLUMNS})",
-    )
-    parser.add_argument(
-        "--count",
-        type=positive,
-        metavar="N",
-        help="save N single images as PNG files in the folder --out (default: one grid)",
-    )
-    add_pixels(parser)
-    add_show_seeds(parser)
-    add_seed(parser, "the first image; the others have the following seeds")
-    add_device(parser)
-    add_out(parser)
-    add_no_window(parser)
+    parser.option("--rows N", up_to(100), "rows of the grid", ROWS)
+    parser.option("--columns N", up_to(100), "columns of the grid", f"{COLUMNS}, with --sweep {SWEEP_COLUMNS}")
+    parser.option("--count N", positive, "save N single images as PNG files in the folder --out", "one grid")
+    add_result(parser, "the first image; the others have the following seeds", show_seeds=True)
 
 
 def run(options: argparse.Namespace) -> None:
     _resolve(options)
     import torch
 
-    from nvae.checkpoint import plain_name, weights_digest
+    from nvae.cli.result import Result, check_out, in_name
     from nvae.inference.arguments import format_values
-    from nvae.tools.display import show
-    from nvae.tools.grids import grid, is_file_name, result_name, save_result, single
+    from nvae.tools.grids import grid, is_file_name, single
 
-    if is_file_name(options.out, ".png") and options.count:
-        raise UserError(f"--count saves several files: got --out {options.out}, expected a folder.")
+    check_out(options)
+    if options.count and is_file_name(options.out, ".png"):
+        raise InvalidValueError("--out", f"'{options.out}'", "a folder, because --count saves several files")
     model = open_model(options)
     first_seed = chosen_seed(options)
     given = [[temperature] for temperature in options.sweep] if options.sweep else [options.temperature]
     temperatures = [with_context_temperature(options, model, temperature) for temperature in given]  # one per row
-    of_context = options.context_temperature
-    metadata = {"model": options.model, "weights": weights_digest(model), "temperature": temperatures[0]}
-    settings = [f"temperature{format_values(temperatures[0], '-')}"]
+    samplers = make_samplers(options, model, temperatures, options.iterations)
+    settings = {
+        "model": options.model,
+        "weights": samplers[0].cache.weights,
+        "temperature": temperatures[0],
+        "iterations": options.iterations,
+        "pixels": options.pixels,
+    }
+    of_temperature = in_name(settings, "temperature")
     if options.sweep:
-        metadata["temperature"] = options.sweep if of_context is None else temperatures
-        settings = [f"sweep{format_values(options.sweep, '-')}"]
-        settings += [] if of_context is None else [f"context{of_context:g}"]
-    metadata |= {"iterations": options.iterations, "pixels": options.pixels}
-    settings += [f"iterations{options.iterations}"]
-    settings += [options.pixels] if options.pixels != "mean" else []
-
-    def name(seed: object) -> str:
-        return result_name("sample", plain_name(options.model), *settings, f"seed{seed}")
-
+        of_context = options.context_temperature
+        settings["temperature"] = options.sweep if of_context is None else temperatures
+        of_temperature = [f"sweep{format_values(options.sweep, '-')}"]
+        of_temperature += [] if of_context is None else [f"context{of_context:g}"]
+    parts = ["sample", *in_name(settings, "model"), *of_temperature, *in_name(settings, "iterations", "pixels")]
     if options.count:
         seeds = range(first_seed, first_seed + options.count)
         digits = len(str(seeds[-1]))
-        sampler, _ = open_sampler(model, options.model, temperatures[0], options.iterations)
         for start in range(0, len(seeds), IMAGES_PER_STEP):
             batch = seeds[start : start + IMAGES_PER_STEP]
-            for seed, image in zip(batch, sampler.sample(batch, options.pixels).cpu(), strict=True):
-                saved = save_result(single(image), options.out, name(f"{seed:0{digits}}"), metadata | {"seed": seed})
+            for seed, image in zip(batch, samplers[0].sample(batch, options.pixels).cpu(), strict=True):
+                result = Result(options, settings | {"seed": seed}, *parts, f"seed{seed:0{digits}}")
+                saved = result.save(single(image))
         print(f"{len(seeds)} images in {options.out}, the last one {saved.name}: seeds {first_seed} to {seeds[-1]}")
         print(reproduce_with_seed(first_seed))
         return
     columns = options.columns or (SWEEP_COLUMNS if options.sweep else COLUMNS)
     seeds = range(first_seed, first_seed + columns * (1 if options.sweep else options.rows or ROWS))
-    samplers = open_samplers(model, options.model, temperatures, options.iterations)
     images = torch.cat([sampler.sample(seeds, options.pixels).cpu() for sampler in samplers])
     labels = [f"t = {temperature:g}" for temperature in options.sweep or []]
     captions = [str(seed) for seed in seeds] * len(temperatures) if options.show_seeds else []
     picture = grid(images, columns, cell=160 if columns < 8 else 96, labels=labels, captions=captions)
-    metadata |= {"seed": first_seed, "images": len(seeds), "columns": columns, "show_seeds": options.show_seeds}
-    saved = save_result(picture, options.out, name(first_seed), metadata)
-    print(f"{saved}: seeds {first_seed} to {seeds[-1]}")
-    print(reproduce_with_seed(first_seed))
-    if not options.no_window:
-        show(picture, saved.name)
+    settings |= {"seed": first_seed, "images": len(seeds), "columns": columns, "show_seeds": options.show_seeds}
+    result = Result(options, settings, *parts, *in_name(settings, "seed"))
+    result.finish(picture, f": seeds {first_seed} to {seeds[-1]}", first_seed)
 
 
 def _resolve(options: argparse.Namespace) -> None:
@@ -134,7 +110,7 @@ def _resolve(options: argparse.Namespace) -> None:
                 raise UserError("with --temperature or --sweep, only ITERATIONS, a whole number, may follow MODEL.")
             options.iterations = int(value)
         options.temperature = options.temperature_option
-    options.iterations = ITERATIONS if options.iterations is None else options.iterations
+    options.iterations = first_given(options.iterations, ITERATIONS)
     options.pixels = options.pixels or "mean"
     if options.temperature is None and options.sweep is None:
         raise UserError("the temperature is missing: give TEMPERATURE, such as 0.7, or --sweep with several.")

@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nvae.system.errors import UserError
+from nvae.cli.arguments import Parser
+from nvae.system.errors import InvalidValueError, UserError
 
 PICTURE_SUFFIXES = (".png", ".gif", ".webp")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "what",
         metavar="WHAT",
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     path = Path(options.what)
     if options.html and Path(options.html).suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--html is '{options.html}', expected the name of a file that ends with .html.")
+        raise InvalidValueError("--html", f"'{options.html}'", "the name of a file that ends with .html")
     if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file():
         _describe_picture(path)
         return

@@ -6,6 +6,7 @@ validates the file. Every mistake is a `ConfigError` with file, line and key, ra
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from nvae.config.auto import resolve_auto
 from nvae.config.errors import ConfigError, Place, config_error, invalid_choice, nearest, place_of
 from nvae.config.fields import annotation_of, sections_of
-from nvae.config.migrations import NEW_KEYS, RENAMED_KEYS, migrate_config, migrate_key
+from nvae.config.migrations import NEW_KEYS, migrate_config, migrate_key, migrate_keys
 from nvae.config.yaml_file import read_value, read_yaml
 from nvae.models.families import FAMILIES, config_class
 from nvae.schema import SELECTING_KEYS, ModelConfig, Section, dataset_class
@@ -42,10 +43,8 @@ def is_yaml(path: str | Path) -> bool:
 def config_path(name: str | Path) -> Path:
     """Return the YAML file of a config given by name or by path. Raises ConfigError with the nearest name."""
     as_path = Path(name)
-    if is_yaml(as_path) and _is_file(as_path):
-        return as_path
-    for folder in _config_folders():
-        if _is_file(file := folder / f"{name}.yaml"):
+    for file in ([as_path] if is_yaml(as_path) else []) + [folder / f"{name}.yaml" for folder in _config_folders()]:
+        if os.path.isfile(file):
             return file
     names = available_configs()
     suggestion = nearest(as_path.stem, names)
@@ -58,13 +57,6 @@ def _config_folders() -> list[Path]:
     program = package / CONFIG_FOLDER if (package / CONFIG_FOLDER).is_dir() else package.parent / CONFIG_FOLDER
     here = Path(CONFIG_FOLDER)
     return [program] if here.resolve() == program else [here, program]
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that is too long, or has a zero character
-        return False
 
 
 # ---------------------------------------------------------------------------------------------------- loading
@@ -87,18 +79,14 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> ModelConfig:
 
 def parse_config(text: str, overrides: Sequence[str] = (), source: str = "the config") -> ModelConfig:
     """Validate the text of a YAML file; `source` names the text in messages. Raises ConfigError."""
-    data, places = read_yaml(text, source)
-    data, resolved = migrate_config(data), data.get(RESOLVED) is True
-    for old, new in RENAMED_KEYS.items():
-        if old in places and old not in data:
-            places = {new + key.removeprefix(old) if _within(key, old) else key: p for key, p in places.items()}
+    data, places = map(migrate_keys, read_yaml(text, source))
     parsed = [_parse_override(override) for override in overrides]
     for key, value, place in sorted(parsed, key=lambda override: override[0] not in SELECTING_KEYS):
         _override(data, key, value, place, places, source)
         places = {k: p for k, p in places.items() if not _within(k, key)} | {key: place}
         for parent in _parents(key):
             places.setdefault(parent, place)
-    return _validated(data, resolved, places, source)
+    return _validated(data, places, source)
 
 
 def config_from_dict(data: Mapping[str, Any], source: str, resolved: bool = False) -> ModelConfig:
@@ -107,7 +95,7 @@ def config_from_dict(data: Mapping[str, Any], source: str, resolved: bool = Fals
     resolved: the dictionary is the whole config of an existing model, as in a checkpoint. Keys that are newer than the
     dictionary then keep the earlier behavior (`migrations.NEW_KEYS`) instead of the defaults of a style.
     """
-    return _validated(dict(data), resolved or data.get(RESOLVED) is True, {}, source)
+    return _validated({**data, **({RESOLVED: True} if resolved else {})}, {}, source)
 
 
 def config_to_yaml(config: ModelConfig) -> str:
@@ -126,11 +114,12 @@ def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------- validation
 
 
-def _validated(data: dict[str, Any], resolved: bool, places: Mapping[str, Place], source: str) -> ModelConfig:
+def _validated(data: dict[str, Any], places: Mapping[str, Place], source: str) -> ModelConfig:
     data = resolve_auto(migrate_config(data), places, source)
     model = _class_of(data, places, source)
-    if resolved:
-        data = _completed({key: value for key, value in data.items() if key != RESOLVED}, model)
+    if data.get(RESOLVED) is True:
+        del data[RESOLVED]
+        data = _completed(data, model)
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -141,8 +130,8 @@ def _class_of(data: Mapping[str, Any], places: Mapping[str, Place], source: str)
     try:
         return config_class(data)
     except InvalidValueError as error:
-        fields = invalid_choice(error.key, error.got, FAMILIES)
-        raise ConfigError(**fields, place=place_of(error.key, places, source)) from None
+        fields = invalid_choice(error.name, error.got, FAMILIES)
+        raise ConfigError(**fields, place=place_of(error.name, places, source)) from None
 
 
 def _completed(data: dict[str, Any], section: type[Section], prefix: str = "") -> dict[str, Any]:

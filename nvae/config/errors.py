@@ -23,6 +23,7 @@ ErrorKind = Literal[
     "invalid_override",  # got: the text
 ]
 MAX_SHOWN = 80  # characters of a value
+MAX_BITS = 256  # of a whole number that is shown; Python refuses to print very large ones
 MAX_SHOWN_TEXT = 400  # characters of a key, a file name or a problem
 
 
@@ -93,7 +94,9 @@ def show(value: Any) -> str:
         return "a section"
     if isinstance(value, list | tuple | set):
         return "a list"
-    return _shortened(repr(value), MAX_SHOWN)  # repr escapes all characters that are not printable
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        return f"a whole number of {value.bit_length()} bits"
+    return _shortened(printable(repr(value)), MAX_SHOWN)
 
 
 def printable(text: str) -> str:
@@ -145,7 +148,7 @@ def _fields_of(problem: Mapping[str, Any], where: Located, missing: list[str]) -
         return {"kind": "unknown_key", "key": key, "got": got, "allowed": ", ".join(keys), "suggestion": suggestion}
     fields = {"kind": "invalid_value", "key": key, "got": got, "allowed": where.allowed or problem["msg"]}
     if kind == "value_error" and isinstance(cause := problem["ctx"]["error"], InvalidValueError):
-        return fields | {"key": join(key, cause.key), "got": cause.got, "allowed": cause.allowed}
+        return fields | {"key": join(key, cause.name), "got": cause.got, "allowed": cause.expected}
     if kind == "union_tag_invalid":  # the name of a data set
         name = got["name"]
         return fields | invalid_choice(f"{key}.name", name, DATASETS)

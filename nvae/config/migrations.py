@@ -69,16 +69,20 @@ def migrate_key(key: str) -> str:
     return RENAMED_KEYS.get(key, key)
 
 
-def migrate_config(data: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Return a config's dictionary with the present keys and values; keys of other data sets are removed.
+def migrate_keys(data: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return a dictionary by keys of a config with their present names.
 
     An old key beside its new name stays, so that validation reports an unknown key.
     """
-    migrated = {}
-    for key, value in data.items():
-        if migrate_key(key) not in data:
-            key = migrate_key(key)
-        migrated[key] = RENAMED_VALUES.get((key, value), value) if isinstance(value, str) else value
+    return {key if migrate_key(key) in data else migrate_key(key): value for key, value in data.items()}
+
+
+def migrate_config(data: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return a config's dictionary with the present keys and values; keys of other data sets are removed."""
+    migrated = migrate_keys(data)
+    for (key, old), new in RENAMED_VALUES.items():
+        if migrated.get(key) == old:
+            migrated[key] = new
     dataset = migrated.get("dataset")
     if isinstance(dataset, dict) and dataset.keys() >= OLD_DATASET_KEYS:
         name = dataset.get("name", "folder")
@@ -104,14 +108,14 @@ def _with_parts(name: str, renamed: Mapping[str, str]) -> str:
 
 
 def migrate_content(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of a version 1 file in the present format: weight names, metadata, state of regularizers."""
-    content = dict(content)
-    content["weights"] = migrate_weights(content["weights"])
+    """Return the content of a file in the present format: weight names, metadata, state of regularizers."""
+    content = {"metadata": {}} | content
+    if content["version"] > 1:
+        return content
     kl = content.pop("kl_per_group", None)
-    content["metadata"] = {} if kl is None else {"kl_per_group": kl}
-    training = content.get("training")
-    if isinstance(training, dict):
-        content["training"] = _migrate_training(training)
+    content |= {"weights": migrate_weights(content["weights"]), "metadata": {} if kl is None else {"kl_per_group": kl}}
+    if "training" in content:
+        content["training"] = _migrate_training(content["training"])
     return content
 
 

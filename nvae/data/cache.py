@@ -9,7 +9,6 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,14 +19,13 @@ import torch
 from torch import Tensor
 
 from nvae.system.devices import available_bytes
-from nvae.system.errors import UserError
-from nvae.system.files import UNFINISHED, WriteError, atomic_write
+from nvae.system.errors import Remedy, UserError
+from nvae.system.files import UNFINISHED, WriteError, atomic_write, remove_unfinished
 from nvae.system.memory_maps import with_release
 
 MEMORY_LIMIT = 4 * 2**30  # bytes of an array of images; a larger array is kept in a memory-mapped file
 MEMORY_SHARE = 0.25  # of the machine's memory: the limit of a small machine
 SPARE_BYTES = 2**20
-ABANDONED = 24 * 3600  # seconds after which an unfinished file is from a program that was killed
 
 
 def cache_folder() -> Path:
@@ -125,10 +123,11 @@ class CachedImages(NamedTuple):
         self._remove_outdated()
 
     def _remove_outdated(self) -> None:
-        for file in self.path.parent.glob(f"{self.group}_*"):
-            with suppress(OSError):  # removed by another program, or in use on Windows
-                in_use = file.suffix == UNFINISHED and time.time() - file.stat().st_mtime < ABANDONED
-                if not in_use and not file.name.startswith(self.path.stem):
+        files = list(self.path.parent.glob(f"{self.group}_*"))
+        remove_unfinished(files)
+        for file in files:
+            if file.suffix != UNFINISHED and file.stem != self.path.stem:
+                with suppress(OSError):  # removed by another program, or in use on Windows
                     file.unlink()
 
 
@@ -156,5 +155,6 @@ def _explained(num_bytes: int) -> Iterator[None]:
     except WriteError as error:
         raise UserError(
             f"{error} The file holds images, {num_bytes / 2**30:.1f} GiB. Set the environment variable NVAE_CACHE to a "
-            "folder with enough space, or use a smaller input_dimension."
+            "folder with enough space, or set a smaller input_dimension.",
+            Remedy.IMAGE_SIZE,
         ) from error

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import queue
-import secrets
 import shutil
 import socket
+import sys
 import tarfile
 import threading
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from http.client import HTTPException
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
-from urllib.request import Request, getproxies, proxy_bypass, urlopen
 
 from tqdm.auto import tqdm
 
-from nvae.system.errors import UserError
-from nvae.system.files import DISK_FULL, UNFINISHED, WriteError
+from nvae.system.errors import Remedy, UserError
+from nvae.system.files import DAY, DISK_FULL, WriteError, remove_unfinished, temporary_path
+from nvae.system.locks import folder_lock
 
 CONNECTION_TIMEOUT = 5  # seconds until a host counts as unreachable, the search for its address included
 READ_TIMEOUT = 60  # seconds without a byte
+RETRIES = 2  # after a connection that breaks off
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 CHUNK = 2**18  # bytes
-STAGING = "download"  # temporary folders are <folder>/download.<process id>.<random digits>.unfinished
-BROKEN_ARCHIVE = (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, RuntimeError)
+STAGING = "download"  # the final name of temporary folders, of which only the content becomes final
 
 
 class SourceFile(NamedTuple):
@@ -65,34 +61,43 @@ def fetch(
     """Return where the content of each file of a data set is in its folder, after downloading what is missing.
 
     Archives are unpacked, also those that were put into the folder by hand. A file appears in the folder when it is
-    complete and has the right checksum; a failure leaves nothing else.
+    complete and has the right checksum; a failure leaves nothing else. Of several processes, on any hosts, one at a
+    time downloads into a folder, and the others then find the files there.
     again: repeat the download, or the unpacking of archives that are in the folder, although the content is there.
     Raises UserError, which says what to download by hand.
     """
-    _remove_leftovers(folder)
-    # An archive may hold the content of several entries.
-    missing = {file.name: file for file in files.values() if again or file.find(folder) is None}
-    absent = [file for file in missing.values() if file.find_original(folder) is None]
+    missing = _missing(files, folder, again)
+    absent = [file for file in missing if file.find_original(folder) is None]
     if any(not file.url for file in absent):
         names = _listed(Path(file.name).name for file in absent)
         raise UserError(
             f"{name} is not complete in '{folder}', and its publisher demands an account or a form. Get {names} from "
-            f"{homepage} and put the files into '{folder}', or set dataset.path to the folder that contains them."
+            f"{homepage} and put the files into '{folder}', or set dataset.path to the folder that contains them.",
+            Remedy.DATASET_PATH,
         )
     if absent and (picture := _picture_in(folder)):
         raise UserError(
             f"'{folder}' holds pictures, such as {picture}, and not the files of {name}. For your own pictures, set "
-            f"dataset.name to folder; to download {name}, set dataset.path to another folder."
+            f"dataset.name to folder; to download {name}, set dataset.path to another folder.",
+            Remedy.DATASET_PATH,
         )
-    try:
-        for host in dict.fromkeys(urlsplit(file.url)[:2] for file in absent):
-            check_connection(*host)
-    except (OSError, ValueError) as error:  # ValueError: the address of a proxy that is none
-        raise _failed_download(name, absent, folder, error) from error
     if missing:
-        with _staging(folder) as staging:
-            for file in missing.values():
-                _obtain(name, file, folder, staging, progress)
+        with _staging(folder, name, progress) as staging:
+            missing = _missing(files, folder, again)  # without what another process has got meanwhile
+            for number, file in enumerate(missing):
+                original = file.find_original(folder)
+                if original is None:
+                    original = staging / Path(file.name).name
+                    try:
+                        _download(file, original, progress)
+                    except (OSError, ValueError) as error:
+                        if getattr(error, "errno", None) in DISK_FULL:
+                            raise
+                        rest = [each for each in missing[number:] if each.find_original(folder) is None]
+                        raise _failed_download(name, rest, folder, error) from error
+                elif file.md5 and _md5(original) != file.md5:
+                    raise UserError(f"{original} is damaged: wrong checksum. Delete the file to download it again.")
+                _place(name, file, original, folder, staging, progress)
     paths = {key: file.find(folder) for key, file in files.items()}
     if None in paths.values():
         names = _listed(dict.fromkeys(file.name for key, file in files.items() if paths[key] is None))
@@ -100,19 +105,13 @@ def fetch(
     return paths
 
 
-def _obtain(name: str, file: SourceFile, folder: Path, staging: Path, progress: bool) -> None:
+def _missing(files: Mapping[str, SourceFile], folder: Path, again: bool) -> list[SourceFile]:
+    """Return the files whose content is not in the folder, each once: an archive may hold that of several entries."""
+    return list({file.name: file for file in files.values() if again or file.find(folder) is None}.values())
+
+
+def _place(name: str, file: SourceFile, original: Path, folder: Path, staging: Path, progress: bool) -> None:
     """Put one file, or the content of an archive, into the data set's folder."""
-    original = file.find_original(folder)
-    if original is None:
-        original = staging / Path(file.name).name
-        try:
-            _download(file, original, progress)
-        except (OSError, HTTPException) as error:
-            if isinstance(error, OSError) and error.errno in DISK_FULL:
-                raise WriteError(original, error) from error
-            raise _failed_download(name, [file], folder, error) from error
-    elif file.md5 and _md5(original) != file.md5:
-        raise UserError(f"{original} is damaged: wrong checksum. Delete the file to download it again.")
     content = staging / "content"
     if file.unpack_to is None:
         target = content / file.name
@@ -120,27 +119,27 @@ def _obtain(name: str, file: SourceFile, folder: Path, staging: Path, progress: 
         shutil.copy2(original, target) if original.parent != staging else original.rename(target)
     else:
         try:
-            _unpack(original, content / file.unpack_to, progress)
-        except BROKEN_ARCHIVE as error:
-            if isinstance(error, OSError) and error.errno in DISK_FULL:
+            unpack(original, content / file.unpack_to, progress)
+        except Exception as error:  # zipfile and tarfile raise almost any exception for a damaged file
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) in DISK_FULL:
                 raise
             raise UserError(
                 f"the archive {original.name} of {name} cannot be unpacked ({error or type(error).__name__}). Delete "
                 f"the file, if it is in '{folder}', to download it again."
             ) from error
-        if original.parent == staging:
-            original.unlink()
     _merge(content, folder)
-    shutil.rmtree(content, ignore_errors=True)
+    for path in staging.iterdir():
+        path.unlink() if path.is_file() else shutil.rmtree(path)
 
 
 def _failed_download(name: str, files: list[SourceFile], folder: Path, error: Exception) -> UserError:
-    reason = str(getattr(error, "reason", "") or error) or type(error).__name__
     names = {file.url: Path(file.name).name for file in files}
     addresses = _listed(url if url.endswith(file) else f"{url} (as {file})" for url, file in names.items())
     return UserError(
-        f"{name} is not complete in '{folder}' and cannot be downloaded ({reason}). Download {addresses} by hand into "
-        f"'{folder}', or set dataset.path to the folder that contains {_listed(names.values())}."
+        f"{name} is not complete in '{folder}' and cannot be downloaded ({error or type(error).__name__}). Download "
+        f"{addresses} by hand into '{folder}', or set dataset.path to the folder that contains "
+        f"{_listed(names.values())}.",
+        Remedy.DATASET_PATH,
     )
 
 
@@ -149,82 +148,100 @@ def _listed(texts: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
+def _picture_in(folder: Path) -> str | None:
+    """Return the name of a picture directly in a folder, if there is one."""
+    names = (path.name for path in folder.glob("*.*")) if folder.is_dir() else ()
+    return next((name for name in names if name.lower().endswith(PICTURE_SUFFIXES)), None)
+
+
 # --------------------------------------------------------------------------------------------------------- network
 
 
-def check_connection(scheme: str, host: str) -> None:
-    """Raise OSError if the host, or the proxy in front of it, accepts no connection within CONNECTION_TIMEOUT."""
-    proxy = None if proxy_bypass(host) else getproxies().get(scheme)
-    address = urlsplit(f"{scheme}://{host}" if proxy is None else proxy if "//" in proxy else f"//{proxy}", scheme)
-    port = address.port or {"http": 80, "https": 443}.get(address.scheme)
-    if not address.hostname or port is None:
-        raise ConnectionError(f"the proxy is '{proxy}'; expected http://HOST:PORT")
-    errors: queue.Queue[OSError | None] = queue.Queue()
+def check_connection(url: str) -> None:
+    """Raise OSError if the host accepts no connection within CONNECTION_TIMEOUT.
+
+    `requests` may take far longer: the search for an address has no time limit, and a host may have many addresses. A
+    proxy is not checked: `requests` knows its address.
+    """
+    from requests.utils import get_environ_proxies, select_proxy
+
+    if select_proxy(url, get_environ_proxies(url)):
+        return
+    address = urlsplit(url)
+    errors = [TimeoutError("timed out")]
 
     def connect() -> None:
         try:
+            port = address.port or {"http": 80, "https": 443}[address.scheme]
             socket.create_connection((address.hostname, port), CONNECTION_TIMEOUT).close()
-            errors.put(None)
+            errors.clear()
         except OSError as error:
-            errors.put(error)
+            errors.append(error)
 
-    threading.Thread(target=connect, daemon=True).start()  # the search for an address has no time limit of its own
-    try:
-        error = errors.get(timeout=CONNECTION_TIMEOUT)
-    except queue.Empty:
-        error = TimeoutError("timed out")
-    if error is not None:
-        raise ConnectionError(f"no connection to {address.hostname}: {error}") from error
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(CONNECTION_TIMEOUT)
+    if errors:
+        raise ConnectionError(f"no connection to {address.hostname}: {errors[-1]}")
 
 
 def _download(file: SourceFile, target: Path, progress: bool) -> None:
-    """Download one file and verify it. Raises OSError or HTTPException."""
-    digest, start = hashlib.md5(usedforsecurity=False), b""
-    with (
-        urlopen(Request(file.url, headers={"User-Agent": "nvae"}), timeout=READ_TIMEOUT) as response,
-        open(target, "wb") as output,
-        tqdm(desc=target.name, total=response.length, unit="B", unit_scale=True, disable=not progress) as bar,
-    ):
-        expected, received = response.length, 0
-        if expected is not None and expected > shutil.disk_usage(target.parent).free:
+    """Download one file and verify it. Raises OSError, of which the errors of `requests` are a kind, or ValueError."""
+    import pooch
+
+    def prepare(response: Any, **options: Any) -> None:
+        if int(response.headers.get("content-length", 0)) > shutil.disk_usage(target.parent).free:
             raise OSError(DISK_FULL[0], os.strerror(DISK_FULL[0]))
-        while chunk := response.read(CHUNK):
-            output.write(chunk)
-            digest.update(chunk)
-            start = start or chunk
-            received += len(chunk)
-            bar.update(len(chunk))
-    if expected is not None and received != expected:
-        raise ConnectionError(f"the connection ended after {received:,} of {expected:,} bytes")
-    if not start.startswith(file.starts_with) or file.md5 not in ("", digest.hexdigest()):
-        raise ConnectionError(f"{file.url} is another file than expected")
+        response.raw.headers.pop("content-encoding", None)  # some servers call .gz files so; keep the file as it is
+
+    check_connection(file.url)
+    pooch.get_logger().setLevel("WARNING")
+    registry = {target.name: f"md5:{file.md5}" if file.md5 else None}
+    files = pooch.create(target.parent, "", registry=registry, urls={target.name: file.url}, retry_if_failed=RETRIES)
+    options = {
+        "timeout": (CONNECTION_TIMEOUT, READ_TIMEOUT),
+        "headers": {"User-Agent": "nvae", "Accept-Encoding": "identity"},
+        "hooks": {"response": prepare},
+    }
+    with tqdm(desc=target.name, total=1, unit="B", unit_scale=True, disable=not progress) as bar:
+        files.fetch(target.name, downloader=pooch.HTTPDownloader(bar, CHUNK, **options))
+    with open(target, "rb") as content:
+        if content.read(len(file.starts_with)) != file.starts_with:
+            raise ValueError(f"{file.url} is another file than expected")
 
 
 def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+    import pooch
+
+    return pooch.file_hash(path, alg="md5")
 
 
 # ----------------------------------------------------------------------------------------------------------- files
 
 
 @contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
+def _staging(folder: Path, name: str, progress: bool) -> Iterator[Path]:
     """Yield a new temporary folder inside of `folder`, on the same disk; remove it, and new empty folders, at the end.
 
-    Raises WriteError for an OSError.
+    Waits until no other process, on any host, does the same. Raises WriteError for an OSError.
     """
     new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
-    staging = folder / f"{STAGING}.{os.getpid()}.{secrets.token_hex(4)}{UNFINISHED}"
+
+    def say() -> None:
+        if progress:
+            print(f"waiting for another download of {name} into '{folder}'", file=sys.stderr)
+
     try:
         try:
-            staging.mkdir(parents=True)
-            yield staging
+            with folder_lock(folder, say) as is_locked:
+                remove_unfinished(folder.glob(f"{STAGING}.*"), age=0 if is_locked else DAY)
+                staging = temporary_path(folder / STAGING)
+                try:
+                    staging.mkdir()
+                    yield staging
+                finally:
+                    shutil.rmtree(staging, ignore_errors=True)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
             with suppress(OSError):  # not empty: the files are there
                 for path in new_folders:
                     path.rmdir()
@@ -232,55 +249,36 @@ def _staging(folder: Path) -> Iterator[Path]:
         raise WriteError(folder, error) from error
 
 
-def _picture_in(folder: Path) -> str | None:
-    """Return the name of a picture directly in a folder, if there is one."""
-    names = (path.name for path in folder.glob("*.*")) if folder.is_dir() else ()
-    return next((name for name in names if name.lower().endswith(PICTURE_SUFFIXES)), None)
+def unpack(archive: Path, folder: Path, progress: bool = False) -> None:
+    """Unpack a zip or tar file, and the tar files in an archive of archives, each into a folder of its name.
 
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove the temporary folders of processes that were killed."""
-    for path in folder.glob(f"{STAGING}.*{UNFINISHED}"):
-        process = path.name.split(".")[1]
-        if process.isdigit() and not _is_another_running(int(process)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_another_running(process: int) -> bool:
-    if process == os.getpid():  # after a restart, numbers are given again
-        return False
-    if os.name == "nt":  # os.kill would end the process
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # the process of another user
-        return True
-    return True
-
-
-def _unpack(archive: Path, folder: Path, progress: bool) -> None:
-    """Unpack a zip or tar file, and the tar files in an archive of archives, each into a folder of its name."""
+    Nothing is written outside of `folder`: a member that is neither a file nor a folder, or whose name leads out of the
+    folder, is refused with a ValueError. Raises almost any exception for a damaged file.
+    """
     description = f"unpacking {archive.name}"
     folder.mkdir(parents=True, exist_ok=True)
-    with tqdm(desc=description, unit=" files", leave=False, disable=not progress) as bar:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as opened:
-                bar.total = len(opened.infolist())
-                for member in opened.infolist():
-                    opened.extract(member, folder)
-                    bar.update()
-        else:
-            with tarfile.open(archive) as opened:
-                # Refuses paths outside of the folder, links to such paths, and devices.
-                opened.extraction_filter = getattr(tarfile, "data_filter", None)
-                for member in opened:
-                    opened.extract(member, folder)
-                    bar.update()
+    with (
+        (zipfile.ZipFile if zipfile.is_zipfile(archive) else tarfile.open)(archive) as opened,
+        tqdm(desc=description, unit=" files", leave=False, disable=not progress) as bar,
+    ):
+        is_zip = isinstance(opened, zipfile.ZipFile)
+        for member in opened.infolist() if is_zip else opened:
+            name = member.filename if is_zip else member.name
+            if PurePath(name).anchor or ".." in PurePath(name).parts:
+                raise ValueError(f"the name {name!r} leads out of the archive")
+            if member.is_dir() if is_zip else member.isdir():
+                (folder / name).mkdir(parents=True, exist_ok=True)
+            elif is_zip or member.isfile():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                content = opened.open(member) if is_zip else opened.extractfile(member)
+                with content, open(folder / name, "wb") as target:
+                    shutil.copyfileobj(content, target)
+            else:
+                raise ValueError(f"{name!r} is a link or a device, expected files and folders only")
+            bar.update()
     archives = sorted(folder.glob("*.tar"))
     for inner in tqdm(archives, description, leave=False, disable=not (progress and archives)):
-        _unpack(inner, inner.with_suffix(""), progress=False)
+        unpack(inner, inner.with_suffix(""))
         inner.unlink()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nvae.schema import DownloadedDataset, NpzDataset, PictureDataset
-from nvae.system.errors import UserError
+from nvae.system.errors import Remedy, UserError
 
 
 def dataset_path(dataset: PictureDataset | NpzDataset | DownloadedDataset) -> Path:
@@ -19,11 +19,13 @@ def dataset_path(dataset: PictureDataset | NpzDataset | DownloadedDataset) -> Pa
     except RuntimeError as error:
         raise UserError(
             f"dataset.path '{dataset.path}' starts with the name of a user who does not exist. "
-            "Set dataset.path to the folder."
+            "Set dataset.path to the folder.",
+            Remedy.DATASET_PATH,
         ) from error
     except OSError as error:
         raise UserError(
-            f"dataset.path '{dataset.path}' cannot be opened: {error.strerror}. Set dataset.path to the folder."
+            f"dataset.path '{dataset.path}' cannot be opened: {error.strerror}. Set dataset.path to the folder.",
+            Remedy.DATASET_PATH,
         ) from error
     return path
 
@@ -34,6 +36,7 @@ def dataset_folder(dataset: PictureDataset | DownloadedDataset) -> Path:
     if folder.exists() and not folder.is_dir():
         raise UserError(
             f"dataset.path '{folder}' is a file; expected a folder. Set dataset.path to the folder that contains the "
-            "file."
+            "file.",
+            Remedy.DATASET_PATH,
         )
     return folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -20,10 +20,9 @@ from nvae.data.loaders.torchvision_sets import load_torchvision_set
 from nvae.data.loaders.toy_faces import load_toy_faces
 from nvae.data.sources import MEDMNIST_SETS
 from nvae.schema import DownloadedDataset, ModelConfig, PictureDataset
+from nvae.schema.choices import Part
 from nvae.system.errors import UserError
 from nvae.system.seeds import seeded
-
-Part = Literal["training", "validation", "test"]
 
 # Each loader takes the config and `progress`; those of a `PictureDataset` also take `cache`.
 LOADERS: dict[str, Callable[..., Data]] = {

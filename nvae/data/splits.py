@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -33,9 +34,14 @@ def split(training: Tensor, test: Tensor | None, dataset: DownloadedDataset, val
             f"dataset.validation_images: got {count:,}, expected at most {len(training) - 1:,}, because {dataset.name} "
             f"has {len(training):,} training images."
         )
-    order = torch.randperm(len(training), generator=seeded(dataset.split_seed, "validation images"))
-    validation, remaining = (indices.sort().values for indices in (order[:count], order[count:]))
-    return Data(select(training, remaining), select(training, validation), test)
+    return replace(hold_out(training, count, dataset.split_seed), test=test)
+
+
+def hold_out(images_u8: Tensor, count: int, seed: int = 0) -> Data:
+    """Return the images with `count` random ones for validation; the choice depends on the number of images alone."""
+    order = torch.randperm(len(images_u8), generator=seeded(seed, "validation images"))
+    validation, training = (indices.sort().values for indices in (order[:count], order[count:]))
+    return Data(select(images_u8, training), select(images_u8, validation))
 
 
 def split_arrays(

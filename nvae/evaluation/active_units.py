@@ -29,7 +29,7 @@ class ActiveUnits:
 
     def add(self, features: list[Any], count: int) -> None:
         """Add `count` images by their bottom-up features."""
-        zeros = self.model.no_posterior_noise(count)
+        zeros = self.model.no_noise(count, posterior=True)
         source = FromPosterior(features, zeros)
         output = self.model.top_down(source, count, mean_only=True)
         self.images += count

@@ -26,8 +26,7 @@ def draw_kl_chart(evaluation: Evaluation, model: HierarchicalVAE, path: Path, me
         indices = range(first, first + level.groups)
         first += level.groups
         kls = [evaluation.kl_per_group[index] for index in indices]
-        context = "context " if model.groups[indices[0]].is_context else ""
-        label = f"{context}{level.resolution} x {level.resolution}: {sum(kls):.1f} nats"
+        label = f"{level.name + ' ' if level.name else ''}{level.resolution} x {level.resolution}: {sum(kls):.1f} nats"
         if active is not None:
             label += f", {sum(active[n] for n in indices):,} of {sum(units[n] for n in indices):,} units active"
         color = colormaps["viridis"]((i + 0.5) / len(model.levels))

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from nvae.data.images import dequantize, to_float
 from nvae.evaluation.active_units import ActiveUnits
-from nvae.inference.arguments import ArgumentError, check_choice, check_count, check_images_u8, check_seeds
+from nvae.inference.arguments import check_choice, check_count, check_images_u8, check_seeds
 from nvae.models.distributions import Noise, map_tensors
 from nvae.models.hierarchy import DecoderState, FromPosterior, HierarchicalVAE, TopDownOutput
 from nvae.models.modes import eval_mode
 from nvae.objective import elbo_terms
+from nvae.schema.choices import Estimator
+from nvae.system.errors import InvalidValueError
 from nvae.system.memory_maps import release_pages
 from nvae.system.progress import Progress, batches, track
 from nvae.system.ranks import Ranks
 from nvae.system.seeds import seeded
-
-Estimator = Literal["importance_weighted", "analytic_kl"]
 
 
 class Estimate(NamedTuple):
@@ -108,13 +108,15 @@ def evaluate(
     outside of the logarithm (docs/likelihood.md); the result is the mean. Other models need one.
     count_active: count the active units too, which takes one more top-down pass per image.
     ranks: processes that share the images, each with the same model and arguments; every rank gets the same result.
-    Raises ArgumentError.
+    Raises InvalidValueError.
     """
     targets_u8 = images_u8 if targets_u8 is None else targets_u8
     check_images_u8(model, images_u8)
     check_images_u8(model, targets_u8, "targets_u8")
     if len(targets_u8) != len(images_u8):
-        raise ArgumentError("targets_u8", f"{len(targets_u8)} images", f"one for each of the {len(images_u8)} images")
+        raise InvalidValueError(
+            "targets_u8", f"{len(targets_u8)} images", f"one for each of the {len(images_u8)} images"
+        )
     check_count("batch_size", batch_size)
     check_count("samples", samples)
     check_count("outer_samples", outer_samples)
@@ -191,7 +193,7 @@ def groups_above_bounds(model: HierarchicalVAE) -> int:
     They end with the last group whose prior gives a bound of log p(z) in expectation alone. The noise of such a bound
     must stay outside the logarithm of the mean: inside, the mean of exp(noise) is above 1, and the result is no bound.
     """
-    return max((index + 1 for index, group in enumerate(model.groups) if group.prior_is_bound), default=0)
+    return max((index + 1 for index, group in enumerate(model.groups) if group.info.bound), default=0)
 
 
 def _bounds(
@@ -212,7 +214,7 @@ def _one_bound(
         outer = 0  # inside and outside of the logarithm are the same
     start, outer_weight, outer_kl = None, 0.0, torch.zeros(len(targets), 0, dtype=torch.float64)
     if outer:
-        noise = model.draw_posterior_noise(len(targets), generator)
+        noise = model.draw_noise(len(targets), generator, posterior=True)
         output = model.top_down(FromPosterior(features, noise), len(targets), return_states=True)
         start = output.states[outer]
         top = [output.groups[index] for index in range(outer)]
@@ -220,7 +222,7 @@ def _one_bound(
         outer_kl = torch.stack([group.kl.cpu().double() for group in top], dim=1)  # (n, outer)
     draws = []
     for part in batches(samples, plan.samples_per_pass):
-        noise = model.draw_posterior_noise((part.stop - part.start) * len(targets), generator)
+        noise = model.draw_noise((part.stop - part.start) * len(targets), generator, posterior=True)
         draws.append(importance_draw(model, features, targets, noise, plan.estimator, start))
     log_weights = torch.cat([draw.log_weight for draw in draws], dim=1)  # (n, K)
     kl = torch.cat([outer_kl, sum(draw.kl for draw in draws) / samples], dim=1)  # (n, G)
@@ -259,10 +261,8 @@ def importance_draw(
     def per_image(x: Tensor) -> Tensor:
         return x.cpu().double().unflatten(0, (len(targets), samples))
 
-    if start is not None:
-        start = DecoderState(start.group, map_tensors(start.state, repeat), map_tensors(start.prior, repeat))
     source = FromPosterior([map_tensors(group, repeat) for group in features], noise)
-    output = model.top_down(source, count, start=start)
+    output = model.top_down(source, count, start=map_tensors(start, repeat))
     terms = elbo_terms(output, repeat(targets))
     if estimator == "importance_weighted":
         log_weight = log_importance_weight(output, terms.log_likelihood)
@@ -280,7 +280,7 @@ def log_analytic_weight(model: HierarchicalVAE, output: TopDownOutput, log_likel
     weight = log_likelihood.cpu().double()
     for index, group in output.groups.items():
         kl = group.kl
-        if model.groups[index].prior_is_bound:
-            kl = group.log_q - group.prior.published_log_prob(group.z, noise[index])
+        if bound := model.groups[index].info.bound:
+            kl = group.log_q - bound.published_log_prob(group.z, noise[index])
         weight = weight - kl.cpu().double()
     return weight

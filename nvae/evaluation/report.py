@@ -50,7 +50,7 @@ def _group_rows(evaluation: Evaluation, model: HierarchicalVAE) -> list[tuple[st
     rows = [("latent group, top first", "resolution", "KL in nats", "active units")]
     for index, group in enumerate(model.groups):
         kl, side = f"{evaluation.kl_per_group[index]:.2f}", group.level.resolution
-        name = f"{index + 1}, the context" if group.is_context else str(index + 1)
+        name = f"{index + 1}, the {group.level.name}" if group.level.name else str(index + 1)
         rows.append((name, f"{side} x {side}", kl, active_of([index])))
     rows.append(("all", "", f"{sum(evaluation.kl_per_group):.2f}", active_of(list(range(len(units))))))
     return rows

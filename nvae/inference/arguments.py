@@ -5,86 +5,86 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nvae.system.errors import UserError
+from nvae.models.hierarchy import HierarchicalVAE
+from nvae.system.errors import InvalidValueError, UserError
 
-if TYPE_CHECKING:
-    from nvae.models.hierarchy import HierarchicalVAE
-
-# One number, or one per scale of the latents, the coarsest first. For a model with a context, one more number, for the
-# context, may come first; without it, the context has the number of the coarsest scale.
-PerScale = float | Sequence[float]
+# One number, or several, top first: one per scale, or one per latent group. A level above the scales, a context, may
+# have a number of its own before those of the scales; without that, the level has the number of the top scale.
+Factors = float | Sequence[float]
 
 
-class ArgumentError(UserError, ValueError):
-    """An argument with a wrong value: its `name`, what was `got` and what is `expected`."""
+def per_group(model: HierarchicalVAE, value: Factors, name: str) -> list[float]:
+    """Return one number per latent group, top first.
 
-    def __init__(self, name: str, got: Any, expected: str) -> None:
-        self.name, self.got, self.expected = name, got, expected
-        super().__init__(f"{name}: got {got if isinstance(got, str) else repr(got)}, expected {expected}.")
-
-
-def per_group(model: HierarchicalVAE, value: PerScale, name: str) -> list[float]:
-    """Return one number per latent group, from one number or one per scale, the context and the coarsest scale first.
-
-    name: what the numbers are called in the message, such as "temperature". Raises ArgumentError.
+    name: what the numbers are called in the message, such as "temperature". Raises InvalidValueError.
     """
-    numbers = _per_level(model, value, name)
+    numbers = _per_level_or_group(model, value, name)
+    if len(numbers) == len(model.groups):
+        return numbers
     return [number for number, level in zip(numbers, model.levels, strict=True) for _ in range(level.groups)]
 
 
-def with_context(model: HierarchicalVAE, value: PerScale, context: float, name: str) -> list[float]:
-    """Return the number of the context, then one per scale, from one number or one per scale.
+def with_number_above_scales(model: HierarchicalVAE, value: Factors, number: float, name: str) -> list[float]:
+    """Return `value` as one number per level, or per latent group, with `number` for what stands above the scales.
 
     name: what the numbers are called in the message, such as "temperature". Raises UserError, also for a model without
     a context.
     """
-    if model.context is None:
+    if not model.groups_above_scales:
         raise UserError(f"the model has no context: leave out the {name} of the context.")
-    return _per_level(model, [context, *_per_level(model, value, name)[1:]], name)
+    numbers = _per_level_or_group(model, value, name)
+    above = len(model.levels) - len(model.scales)
+    if len(numbers) != len(model.levels):
+        above = model.groups_above_scales
+    return _per_level_or_group(model, [number] * above + numbers[above:], name)
 
 
-def _per_level(model: HierarchicalVAE, value: PerScale, name: str) -> list[float]:
+def _per_level_or_group(model: HierarchicalVAE, value: Factors, name: str) -> list[float]:
     numbers = [value] if isinstance(value, Real) else value
     if isinstance(numbers, str) or not isinstance(numbers, Sequence) or not all(map(_is_factor, numbers)):
-        raise ArgumentError(name, repr(value), "a finite number from 0 on, or one per scale")
-    levels, scales = len(model.levels), len(model.scales)
+        raise InvalidValueError(name, repr(value), "a finite number from 0 on, or several")
+    numbers, scales, levels, groups = list(map(float, numbers)), len(model.scales), len(model.levels), len(model.groups)
     if len(numbers) == 1:
-        return [float(numbers[0])] * levels
-    if len(numbers) not in (scales, levels):
-        resolutions = ", ".join(f"{level.resolution}x{level.resolution}" for level in model.scales)
-        expected = f"one number, or one for each of the {scales} scales of the latents ({resolutions})"
-        expected += ", or one more, for the context, first" if model.context is not None else ""
-        raise ArgumentError(name, f"{len(numbers)} numbers", expected)
-    return [float(number) for number in (*numbers[: levels - len(numbers)], *numbers)]
+        return numbers * levels
+    if len(numbers) == scales:
+        return numbers[:1] * (levels - scales) + numbers
+    if len(numbers) in (levels, groups):
+        return numbers
+    resolutions = ", ".join(f"{level.resolution}x{level.resolution}" for level in model.scales)
+    expected = f"one number, one for each of the {scales} scales of the latents ({resolutions})"
+    expected += f", one more, for the {model.levels[0].name}, first" if levels > scales else ""
+    raise InvalidValueError(
+        name, f"{len(numbers)} numbers", f"{expected}, or one for each of the {groups} latent groups"
+    )
 
 
 def _is_factor(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
 
 
-def format_values(values: PerScale, separator: str = ",") -> str:
-    """Write one number, or one per scale, as on the command line."""
+def format_values(values: Factors, separator: str = ",") -> str:
+    """Write one number, or several, as on the command line."""
     return separator.join(f"{value:g}" for value in ([values] if isinstance(values, Real) else values))
 
 
 def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """Return an integer from `least` to `most`. Raises ArgumentError."""
+    """Return an integer from `least` to `most`. Raises InvalidValueError."""
     if not _is_integer(value) or value < least or (most is not None and value > most):
-        raise ArgumentError(name, value, f"an integer from {least} {'on' if most is None else f'to {most}'}")
+        raise InvalidValueError(name, value, f"an integer from {least} {'on' if most is None else f'to {most}'}")
     return int(value)
 
 
 def check_seeds(seeds: Any) -> list[int]:
-    """Return one or more seeds as a list of integers. Raises ArgumentError."""
+    """Return one or more seeds as a list of integers. Raises InvalidValueError."""
     values = seeds.tolist() if isinstance(seeds, Tensor) else seeds
     values = list(values) if hasattr(values, "__iter__") and not isinstance(values, str) else []
     if not values or not all(_is_integer(seed) and seed >= 0 for seed in values):
-        raise ArgumentError("seeds", seeds, "one or more integers from 0 on")
+        raise InvalidValueError("seeds", seeds, "one or more integers from 0 on")
     return [int(seed) for seed in values]
 
 
@@ -93,42 +93,44 @@ def _is_integer(value: Any) -> bool:
 
 
 def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
-    """Raise ArgumentError for a value that is not one of those allowed."""
+    """Raise InvalidValueError for a value that is not one of those allowed."""
     if value not in allowed:
-        raise ArgumentError(name, value, " or ".join(allowed))
+        raise InvalidValueError(name, value, " or ".join(allowed))
 
 
 def check_images(model: HierarchicalVAE, images: Any) -> Tensor:
-    """Return float images (N, C, S, S) in [0, 1] of the model's size, on the model's device. Raises ArgumentError."""
+    """Return float images (N, C, S, S) in [0, 1] of the model's size, on its device. Raises InvalidValueError."""
     _check_shape(model, "images", images)
     if not images.is_floating_point():
-        raise ArgumentError("images", str(images.dtype), "floating-point values in [0, 1]; divide uint8 by 255")
+        raise InvalidValueError("images", str(images.dtype), "floating-point values in [0, 1]; divide uint8 by 255")
     if not (images.min() >= 0 and images.max() <= 1):
-        raise ArgumentError("images", f"values from {images.min():g} to {images.max():g}", "values in [0, 1]")
+        raise InvalidValueError("images", f"values from {images.min():g} to {images.max():g}", "values in [0, 1]")
     return images.to(model.device, torch.float32)
 
 
 def check_images_u8(model: HierarchicalVAE, images_u8: Any, name: str = "images_u8") -> None:
-    """Raise ArgumentError for anything but uint8 images (N, C, S, S) of the model's size."""
+    """Raise InvalidValueError for anything but uint8 images (N, C, S, S) of the model's size."""
     _check_shape(model, name, images_u8)
     if images_u8.dtype != torch.uint8:
-        raise ArgumentError(name, str(images_u8.dtype), "uint8 values from 0 to 255")
+        raise InvalidValueError(name, str(images_u8.dtype), "uint8 values from 0 to 255")
 
 
 def _check_shape(model: HierarchicalVAE, name: str, images: Any) -> None:
     shape = (model.config.image_channels, model.config.input_dimension, model.config.input_dimension)
     if not isinstance(images, Tensor):
-        raise ArgumentError(name, type(images).__name__, "a tensor")
+        raise InvalidValueError(name, type(images).__name__, "a tensor")
     if images.dim() != 4 or tuple(images.shape[1:]) != shape or len(images) == 0:
-        raise ArgumentError(name, f"shape {tuple(images.shape)}", f"shape (N, {', '.join(map(str, shape))}), N from 1")
+        raise InvalidValueError(
+            name, f"shape {tuple(images.shape)}", f"shape (N, {', '.join(map(str, shape))}), N from 1"
+        )
 
 
 def check_noise(model: HierarchicalVAE, noise: Any, count: int | None = None) -> None:
-    """Raise ArgumentError for anything but one (B, *noise_shape) per latent group; count: the expected B."""
+    """Raise InvalidValueError for anything but one (B, *noise_shape) per latent group; count: the expected B."""
     shapes = model.noise_shapes
     is_list = isinstance(noise, Sequence) and len(noise) == len(shapes) and all(isinstance(n, Tensor) for n in noise)
     if not is_list:
-        raise ArgumentError("noise", type(noise).__name__, f"a list of {len(shapes)} tensors, one per latent group")
+        raise InvalidValueError("noise", type(noise).__name__, f"a list of {len(shapes)} tensors, one per latent group")
     expected = [(len(noise[0]) if count is None else count, *shape) for shape in shapes]
     if [tuple(group.shape) for group in noise] != expected:
-        raise ArgumentError("noise", f"shapes {[tuple(group.shape) for group in noise]}", f"shapes {expected}")
+        raise InvalidValueError("noise", f"shapes {[tuple(group.shape) for group in noise]}", f"shapes {expected}")

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nvae.inference.arguments import ArgumentError, PerScale, check_count, check_noise, check_seeds, per_group
-from nvae.inference.sampling import Pixels, Sampler
+from nvae.inference.arguments import Factors, check_count, check_noise, check_seeds, per_group
+from nvae.inference.sampling import Sampler
 from nvae.models.distributions import Noise
 from nvae.models.hierarchy import DecoderState, HierarchicalVAE
+from nvae.schema.choices import Pixels
+from nvae.system.errors import InvalidValueError
 from nvae.system.progress import batches, track
 from nvae.system.seeds import seeded
 
@@ -30,7 +32,7 @@ class BasePoint:
     states: dict[int, DecoderState]  # before each group
     pixels: Pixels  # which image of p(x | z) is shown
     pixel_seed: int  # of drawn pixels, the same for all images: they differ only where p(x | z) does
-    pseudo_input: Tensor | None = None  # (1, C, S, S) in [0, 1]: the image that the context stands for
+    pseudo_input: Tensor | None = None  # (1, C, S, S) in [0, 1]: the image that z of the first group stands for
 
 
 def base_point(sampler: Sampler, noise: Noise, pixels: Pixels = "mean", pixel_seed: int = 0) -> BasePoint:
@@ -40,8 +42,7 @@ def base_point(sampler: Sampler, noise: Noise, pixels: Pixels = "mean", pixel_se
     """
     check_noise(sampler.model, noise, count=1)
     image, output = sampler.top_down(noise, pixels, check_seeds([pixel_seed]), return_states=True)
-    context = sampler.model.context
-    pseudo_input = None if context is None else context.image_of(output.groups[0].z)
+    pseudo_input = sampler.model.groups[0].image_of(output.groups[0].z)
     return BasePoint(noise, image, output.states, pixels, pixel_seed, pseudo_input)
 
 
@@ -53,7 +54,7 @@ def resample_group(sampler: Sampler, base: BasePoint, group: int, noise: Tensor)
     _check_group(sampler.model, group)
     expected = tuple(base.noise[group].shape[1:])
     if noise.dim() == 0 or len(noise) == 0 or tuple(noise.shape[1:]) != expected:
-        raise ArgumentError("noise", f"shape {tuple(noise.shape)}", f"shape (K, {', '.join(map(str, expected))})")
+        raise InvalidValueError("noise", f"shape {tuple(noise.shape)}", f"shape (K, {', '.join(map(str, expected))})")
     images = []
     for part in batches(len(noise), sampler.batch_size):
         count = len(noise[part])
@@ -64,8 +65,8 @@ def resample_group(sampler: Sampler, base: BasePoint, group: int, noise: Tensor)
     return torch.cat(images)
 
 
-def draw_group_noise(model: HierarchicalVAE, group: int, count: int, seed: int = 0, strength: PerScale = 1.0) -> Tensor:
-    """Draw noise (count, *noise_shape) for one group: `strength`, one number or one per scale, times standard Normals.
+def draw_group_noise(model: HierarchicalVAE, group: int, count: int, seed: int = 0, strength: Factors = 1.0) -> Tensor:
+    """Draw noise (count, *noise_shape) for one group: `strength`, a factor or several, times standard Normals.
 
     Draw number k depends only on the seed, the group and k. Strength 0 gives the center of the prior.
     """
@@ -77,7 +78,7 @@ def draw_group_noise(model: HierarchicalVAE, group: int, count: int, seed: int =
     return factor * torch.stack(draws).to(model.device)
 
 
-def explore(sampler: Sampler, base: BasePoint, draws: int = 1, strength: PerScale = 1.0, seed: int = 0) -> list[Tensor]:
+def explore(sampler: Sampler, base: BasePoint, draws: int = 1, strength: Factors = 1.0, seed: int = 0) -> list[Tensor]:
     """Resample every group in turn, `draws` times; returns images (draws, C, S, S) in [0, 1] per group."""
     model = sampler.model
     groups = track(range(len(model.groups)), "resampling groups", sampler.progress)
@@ -86,25 +87,21 @@ def explore(sampler: Sampler, base: BasePoint, draws: int = 1, strength: PerScal
     ]
 
 
-def explore_context(sampler: Sampler, draws: int = 1, strength: PerScale = 1.0, seed: int = 0) -> Tensor | None:
-    """Return the pseudo-inputs (draws, C, S, S) in [0, 1] of the context that `explore` resamples.
+def explore_context(sampler: Sampler, draws: int = 1, strength: Factors = 1.0, seed: int = 0) -> Tensor | None:
+    """Return the pseudo-inputs (draws, C, S, S) in [0, 1] of the first group when `explore` resamples the group.
 
-    The result is None for a model without a context.
+    The result is None if z of the first group stands for no image.
     """
     return sampler.pseudo_inputs(draw_group_noise(sampler.model, 0, draws, seed, strength))
 
 
-def strength_of(model: HierarchicalVAE, base: BasePoint, temperature: PerScale, strength: float = 1.0) -> list[float]:
-    """Return the strength per level, the context first, that makes new noise act as at a temperature.
+def strength_of(model: HierarchicalVAE, base: BasePoint, temperature: Factors, strength: float = 1.0) -> list[float]:
+    """Return the strength per latent group that makes new noise act as at a temperature.
 
     For a base point from `encode`, whose sampler has temperature 1.
     """
-    factors, first = [], 0
     temperatures = per_group(model, temperature, "temperature")
-    for level in model.levels:
-        factors.append(strength * base.states[first].prior.noise_factor(temperatures[first]))
-        first += level.groups
-    return factors
+    return [strength * base.states[i].prior.noise_factor(number) for i, number in enumerate(temperatures)]
 
 
 def mean_change(images: Tensor, image: Tensor) -> float:
@@ -116,7 +113,7 @@ def mean_change(images: Tensor, image: Tensor) -> float:
 class PositionEffects:
     """The effects of the positions (h, w) of one group, each resampled by itself.
 
-    A position is a place in the image, or a coefficient of the whole image (`LatentGroup.has_coefficients`).
+    A position is a place in the image, or a coefficient of the whole image (`GroupInfo.is_spatial`).
     """
 
     influence: Tensor  # (h, w): the mean absolute change of the image when the position is resampled
@@ -124,7 +121,7 @@ class PositionEffects:
     strongest: list[tuple[int, int]]  # row and column of the positions with the largest influence
     images: Tensor  # (N, C, S, S) in [0, 1]: the image with one of the strongest positions resampled
     changes: Tensor  # (N, S, S): the mean absolute change of every pixel by each of the strongest positions
-    pseudo_inputs: Tensor | None = None  # (N, C, S, S) in [0, 1]: of `images`, if the group is the context
+    pseudo_inputs: Tensor | None = None  # (N, C, S, S) in [0, 1]: of `images`, if z of the group stands for an image
 
 
 def explore_positions(
@@ -132,7 +129,7 @@ def explore_positions(
     base: BasePoint,
     group: int,
     draws: int = 4,
-    strength: PerScale = 1.0,
+    strength: Factors = 1.0,
     seed: int = 0,
     keep: int = 8,
 ) -> PositionEffects:
@@ -143,9 +140,9 @@ def explore_positions(
     fresh = draw_group_noise(sampler.model, group, draws, seed, strength)
     own = base.noise[group]  # (1, *channels, h, w)
     if own.dim() < 3:
-        raise ArgumentError("group", group, "a group whose noise has rows and columns")
+        raise InvalidValueError("group", group, "a group whose noise has rows and columns")
     height, width = own.shape[-2:]
-    shared = sampler.model.groups[group].shared_draws
+    shared = sampler.model.groups[group].info.shared_draws
     influence = torch.zeros(height * width)
     where = torch.zeros_like(base.image[0, 0])
     pairs = [(position, draw) for position in range(height * width) for draw in range(draws)]
@@ -166,7 +163,7 @@ def explore_positions(
         [divmod(position, width) for position in strongest],
         images[::draws],
         changes.cpu(),
-        sampler.pseudo_inputs(noise[::draws]) if sampler.model.groups[group].is_context else None,
+        sampler.pseudo_inputs(noise[::draws]) if group == 0 else None,
     )
 
 
@@ -183,7 +180,7 @@ def _resample_positions(own: Tensor, fresh: Tensor, pairs: Sequence[tuple[int, i
 
 
 def sweep(
-    sampler: Sampler, base: BasePoint, group: int, frames: int, strength: PerScale = 1.0, seed: int = 0
+    sampler: Sampler, base: BasePoint, group: int, frames: int, strength: Factors = 1.0, seed: int = 0
 ) -> Iterator[Tensor]:
     """Yield images (B, C, S, S) in [0, 1], `frames` in all, while the noise of one group moves along a closed ellipse.
 

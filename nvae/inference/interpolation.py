@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from nvae.inference.arguments import ArgumentError, check_count, check_noise, check_seeds
-from nvae.inference.sampling import Pixels, Sampler, seed_noise
+from nvae.inference.arguments import check_count, check_noise, check_seeds
+from nvae.inference.sampling import Sampler, seed_noise
 from nvae.models.distributions import Noise
+from nvae.schema.choices import Pixels
+from nvae.system.errors import InvalidValueError
 from nvae.system.progress import batches
 
 
@@ -42,13 +44,13 @@ def interpolate(
     if not isinstance(times, Tensor):
         times = torch.linspace(0, 1, check_count("times", times))
     if times.dim() != 1 or len(times) == 0:
-        raise ArgumentError("times", f"shape {tuple(times.shape)}", "shape (T,), T from 1")
+        raise InvalidValueError("times", f"shape {tuple(times.shape)}", "shape (T,), T from 1")
     parts = batches(len(times), sampler.batch_size, "interpolating", sampler.progress)
     return torch.cat([_between(sampler, a, b, times[part], pixels, pixel_seed) for part in parts])
 
 
 def interpolated_pseudo_inputs(sampler: Sampler, a: Noise, b: Noise, times: Tensor) -> Tensor | None:
-    """Return the pseudo-inputs (T, C, S, S) in [0, 1] of the images of `interpolate`; None without a context."""
+    """Return the pseudo-inputs (T, C, S, S) in [0, 1] of the images of `interpolate`, or None."""
     return sampler.pseudo_inputs(slerp(a[0], b[0], times))
 
 

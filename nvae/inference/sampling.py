@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from numbers import Integral
-from typing import Literal, get_args
+from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from nvae.checkpoint import load_model
 from nvae.inference.arguments import (
-    ArgumentError,
-    PerScale,
+    Factors,
     check_choice,
     check_count,
     check_noise,
@@ -28,19 +29,20 @@ from nvae.inference.statistics_cache import StatisticsCache
 from nvae.models.distributions import Noise
 from nvae.models.hierarchy import DecoderState, FromNoise, HierarchicalVAE, TopDownOutput
 from nvae.models.modes import eval_mode
-from nvae.system.errors import UserError
+from nvae.schema.choices import Pixels
+from nvae.system.devices import choose_device
+from nvae.system.errors import InvalidValueError, UserError
 from nvae.system.progress import Progress, batches
 from nvae.system.seeds import seeded
 
 BATCH_SIZE = 32
-Pixels = Literal["mean", "most_likely", "sample"]  # which image of p(x | z) to show
 
 
-def seed_noise(model: HierarchicalVAE, seeds: Sequence[int], scale: PerScale = 1.0) -> Noise:
+def seed_noise(model: HierarchicalVAE, seeds: Sequence[int], scale: Factors = 1.0) -> Noise:
     """Draw the noise of one image per seed: one (B, *noise_shape) per latent group, top group first.
 
-    scale: a factor on the noise. The noise of an image depends on its seed alone: not on the other seeds, the device
-    or the temperature.
+    scale: one or several factors on the noise, as the temperatures of a `Sampler`. The noise of an image depends on its
+    seed alone: not on the other seeds, the device or the temperature.
     """
     generators = [seeded(seed, "sample") for seed in check_seeds(seeds)]
     factors = per_group(model, scale, "noise scale")
@@ -60,7 +62,7 @@ def to_images(
     check_choice("pixels", pixels, get_args(Pixels))
     if pixels == "sample":
         if seeds is None:
-            raise ArgumentError("seeds", None, "one seed per image, for drawn pixels")
+            raise InvalidValueError("seeds", None, "one seed per image, for drawn pixels")
         parameters = zip(output.parameters.split(1), seeds, strict=True)
         images = torch.cat([model.likelihood(part).sample(seeded(seed, "pixels")) for part, seed in parameters])
     else:
@@ -78,16 +80,17 @@ class Sampler:
     The recalibration happens once, at the first use. The model has its own statistics and mode again after every call.
     Make a new Sampler when the weights have changed.
 
-    temperature: one number, or one per scale, the coarsest first. iterations: passes of the recalibration; 0 keeps the
+    temperature: one number, one per scale, the coarsest first, or one per latent group, top first. For a model with a
+    context, one more number may come before those of the scales. iterations: passes of the recalibration; 0 keeps the
     statistics of training, which are right for noise from `encode`. cache: where statistics are kept between programs.
     batch_size: images per pass, which bounds the memory. progress: show progress bars. `warnings` has sentences about a
-    recalibration that did not converge. Raises ArgumentError.
+    recalibration that did not converge. Raises InvalidValueError.
     """
 
     def __init__(
         self,
         model: HierarchicalVAE,
-        temperature: PerScale = 1.0,
+        temperature: Factors = 1.0,
         iterations: int = 20,
         cache: StatisticsCache | None = None,
         batch_size: int = BATCH_SIZE,
@@ -119,15 +122,15 @@ class Sampler:
             return ["the model has no batch norms: recalibration is not needed."]
         return [self.statistics.warning] if self.statistics.warning else []
 
-    def noise(self, seeds: Sequence[int], scale: PerScale = 1.0) -> Noise:
+    def noise(self, seeds: Sequence[int], scale: Factors = 1.0) -> Noise:
         """Draw the noise of one image per seed, as `seed_noise`."""
         return seed_noise(self.model, seeds, scale)
 
-    def sample(self, seeds: int | Sequence[int], pixels: Pixels = "mean", noise_scale: PerScale = 1.0) -> Tensor:
+    def sample(self, seeds: int | Sequence[int], pixels: Pixels = "mean", noise_scale: Factors = 1.0) -> Tensor:
         """Return the images (N, C, S, S) in [0, 1] of seeds; of an integer N: of the seeds 0, ..., N - 1.
 
-        pixels: the mean of p(x | z), the mean of its most likely component, or a draw. noise_scale: a factor on the
-        noise, or one per scale.
+        pixels: the mean of p(x | z), the mean of its most likely component, or a draw. noise_scale: one or several
+        factors on the noise, as temperatures.
         """
         if isinstance(seeds, Integral):
             seeds = range(check_count("the number of images", seeds))
@@ -146,7 +149,7 @@ class Sampler:
         count = len(noise[0])
         seeds = check_seeds([seeds] * count if isinstance(seeds, Integral) else seeds)
         if len(seeds) != count:
-            raise ArgumentError("seeds", f"{len(seeds)} seeds", f"one seed, or one for each of the {count} images")
+            raise InvalidValueError("seeds", f"{len(seeds)} seeds", f"one seed, or one for each of the {count} images")
         images = []
         for part in batches(count, self.batch_size, "decoding", self.progress):
             images.append(self.top_down([group[part] for group in noise], pixels, seeds[part])[0])
@@ -154,18 +157,18 @@ class Sampler:
 
     @torch.no_grad()
     def pseudo_inputs(self, noise: Tensor) -> Tensor | None:
-        """Return the images (B, C, S, S) in [0, 1] that the context stands for; None for a model without a context.
+        """Return the images (B, C, S, S) in [0, 1] that z of the first group stands for; None if z is no image.
 
-        noise: of the context, (B, *noise_shape).
+        noise: of the first group, (B, *noise_shape).
         """
-        context = self.model.context
-        if context is None:
-            return None
-        images = []
+        images, group = [], self.model.groups[0]
         with eval_mode(self.model):
             for part in batches(len(noise), self.batch_size):
-                _, prior = context.prior(self.model.initial_state(len(noise[part])))
-                images.append(context.image_of(prior.sample(noise[part], self.group_temperatures[0])))
+                _, prior = group.prior(self.model.initial_state(len(noise[part])))
+                image = group.image_of(prior.sample(noise[part], self.group_temperatures[0]))
+                if image is None:
+                    return None
+                images.append(image)
         return torch.cat(images)
 
     @torch.no_grad()
@@ -187,3 +190,34 @@ class Sampler:
                 mean_only=pixels != "sample",
             )
         return to_images(self.model, output, pixels, seeds), output
+
+
+# ------------------------------------------------------------------------------------------------- of a model file
+
+
+def open_sampler(
+    path: str | Path,
+    temperature: Factors = 1.0,
+    iterations: int = 20,
+    device: str | None = None,
+    progress: Progress = False,
+) -> Sampler:
+    """Open a .checkpoint or .model file, and return the sampler of its model: `Sampler` describes the arguments.
+
+    The recalibrated statistics are kept beside the file, for the next program. device: by default the fastest one.
+    Raises UserError.
+    """
+    model = load_model(path, choose_device(device))
+    return open_samplers(model, path, [temperature], iterations, progress)[0]
+
+
+def open_samplers(
+    model: HierarchicalVAE,
+    path: str | Path,
+    temperatures: Sequence[Factors],
+    iterations: int = 20,
+    progress: Progress = False,
+) -> list[Sampler]:
+    """Return a sampler per temperature of a model that is open; the statistics are kept beside its file, `path`."""
+    cache = StatisticsCache(model, path)
+    return [Sampler(model, temperature, iterations, cache, progress=progress) for temperature in temperatures]

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nvae.config import ConfigError, available_configs, config_from_dict, load_config
-from nvae.interop.key_mapping import InteropError, KeyMap, Layout, Place, build_key_map
+from nvae.interop.key_mapping import InteropError, KeyMap
+from nvae.interop.nvae_keys import Layout, Place, build_key_map
+from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.models.likelihoods import build_likelihood
 from nvae.models.nvae.cells import InvertedResidualCell, ResidualCell
 from nvae.models.nvae.config import NVAEConfig, groups_per_scale
+from nvae.system.errors import Remedy
 
 NAME = "the seed project (mgp123)"
+FAMILY = "nvae"
 
 
 def matches(state: Mapping[str, Tensor]) -> bool:
     """Return whether the weights have the names of the seed project."""
-    return latent_groups(state) > 0
+    return any(name.startswith("mixer.encoder_sampler.") for name in state)
 
 
-def latent_groups(state: Mapping[str, Tensor]) -> int:
-    """Count the latent groups whose weights are there."""
-    return _count(state, r"mixer\.encoder_sampler\.(\d+)\.")
-
-
-def weights_of(state: Mapping[str, Tensor], config: NVAEConfig) -> Mapping[str, Tensor]:
+def weights_of(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return the weights unchanged: the seed project has our shapes."""
     return state
 
@@ -39,35 +38,31 @@ def key_map(model: HierarchicalVAE) -> KeyMap:
     return build_key_map(model, _LAYOUT)
 
 
-def _module_name(place: Place) -> str:
-    match place.part:
-        case "stem":
-            return "initial_transform"
-        case "top":
-            return "mixer.encoder_mixer.0.model.1"
-        case "head":
-            return "to_distribution_conv.1"
-        case "preprocess" | "postprocess":
-            return f"{place.part}.model.{place.position + 1}.model"
-        case "tower":
-            cell = f"cell_encoder{place.number}" if place.number else "down"
-            return f"encoder_tower.model.enc_block_{place.scale + 1}.model.split_{place.split + 1}.model.{cell}"
-        case "encoder_combiner":
-            return f"mixer.encoder_mixer.{place.group}.model"
-        case "cells":
-            cell = f"cell_decoder{place.number}" if place.number else "cell_decoder_upsample"
-            return f"decoder_tower.blocks.{place.group - 1}.model.{cell}"
-        case "decoder_combiner" | "plain_combiner":
-            return f"mixer.decoder_mixer.{place.group}.model"
-        case "posterior_head":
-            return f"mixer.encoder_sampler.{place.group}"
-        case "prior_head":
-            return f"mixer.decoder_sampler.{place.group}.1"
-        case "flow":
-            return f"mixer.normal_flow_block.{place.group}.model.{place.number}"
-    raise ValueError(place.part)
+def _tower(place: Place) -> str:
+    cell = f"cell_encoder{place.number}" if place.number else "down"
+    return f"encoder_tower.model.enc_block_{place.scale + 1}.model.split_{place.split + 1}.model.{cell}"
 
 
+def _cells(place: Place) -> str:
+    cell = f"cell_decoder{place.number}" if place.number else "cell_decoder_upsample"
+    return f"decoder_tower.blocks.{place.group - 1}.model.{cell}"
+
+
+_MODULES: dict[str, Callable[[Place], str]] = {
+    "stem": lambda place: "initial_transform",
+    "top": lambda place: "mixer.encoder_mixer.0.model.1",
+    "head": lambda place: "to_distribution_conv.1",
+    "preprocess": lambda place: f"preprocess.model.{place.position + 1}.model",
+    "postprocess": lambda place: f"postprocess.model.{place.position + 1}.model",
+    "tower": _tower,
+    "encoder_combiner": lambda place: f"mixer.encoder_mixer.{place.group}.model",
+    "cells": _cells,
+    "decoder_combiner": lambda place: f"mixer.decoder_mixer.{place.group}.model",
+    "plain_combiner": lambda place: f"mixer.decoder_mixer.{place.group}.model",
+    "posterior_head": lambda place: f"mixer.encoder_sampler.{place.group}",
+    "prior_head": lambda place: f"mixer.decoder_sampler.{place.group}.1",
+    "flow": lambda place: f"mixer.normal_flow_block.{place.group}.model.{place.number}",
+}
 _RESIDUAL = {"norm1": 0, "conv1": 2, "norm2": 3, "conv2": 5}, 6
 _INVERTED = {"norm1": 1, "expand": 2, "norm2": 3, "depthwise": 5, "norm3": 6, "project": 8, "norm4": 9}, 10
 _FLOW = {"expand": "model.0", "depthwise": "model.2", "project": "model.5"}
@@ -91,7 +86,7 @@ def _layer_names(module: nn.Module) -> dict[str, str]:
 
 _LAYOUT = Layout(
     constant="decoder_constant",
-    module_name=_module_name,
+    modules=_MODULES,
     layer_names=_layer_names,
     weights={
         "parametrizations.weight.original0": "weight_g",
@@ -113,54 +108,43 @@ def config_of(content: Mapping[str, Any], state: Mapping[str, Tensor], source: s
     path = content.get("model_arch")
     path = path if isinstance(path, str) else ""
     name = re.split(r"[/\\]", path)[-1].rpartition(".")[0]
-    derived = _derived(state, source)
-    named = _config_named(name)
-    if named is not None and _visible(named) == _visible(derived):
+    if (named := _config_with(name, state)) is not None:
         return named, [f"config: taken from model_configs/{name}.yaml, which the file names and whose shapes agree"]
-    missing = (
-        f"no config in model_configs/ is {path[:200]!r} with these shapes" if path else "the file names no YAML file"
-    )
-    warnings = [f"config: derived from the shapes of the weights, because {missing}"]
-    changes: dict[str, Any] = {}
-    if derived.sampling_method == "logistic_mixture":
-        method = "gaussian_mixture" if "gauss" in name else "logistic_mixture"
-        changes["sampling_method"] = method
-        warnings.append(
-            f"sampling_method: assumed {method}; logistic_mixture and gaussian_mixture have the same shapes. If this "
-            "is wrong, give the config"
-        )
-    if derived.num_flows:
-        warnings.append("fixed_flows: assumed False; shapes do not show it. If this is wrong, give the config")
-    return config_from_dict(derived.model_dump() | changes, source), warnings
-
-
-def _config_named(name: str) -> NVAEConfig | None:
     try:
-        config = load_config(name) if name in available_configs() else None
-    except ConfigError:
-        return None
-    return config if isinstance(config, NVAEConfig) else None
-
-
-def _visible(config: NVAEConfig) -> list[Any]:
-    """Return the values of a config that the shapes of weights determine."""
-    keys = (
-        *("channel_towers", "latent_size", "input_dimension", "image_channels", "num_flows", "num_blocks_prepost"),
-        *("cells_per_split_enc", "cells_per_input_dec", "num_cells_per_block_prepost", "channel_multiplier"),
-    )
-    likelihood = build_likelihood(config)
-    return [groups_per_scale(config), likelihood.num_parameters, *(getattr(config, key) for key in keys)]
-
-
-def _derived(state: Mapping[str, Tensor], source: str) -> NVAEConfig:
-    try:
-        return _architecture(state, source)
+        config = _architecture(state, source, "gaussian_mixture" if "gauss" in name else "logistic_mixture")
     except (LookupError, ValueError, TypeError, ArithmeticError) as error:
         raise InteropError(
             f"{source}: the architecture cannot be derived from the shapes of the weights "
             f"({type(error).__name__}: {str(error)[:200]!r}); give the config.",
-            needs_config=True,
+            Remedy.MODEL_CONFIG,
         ) from error
+    missing = (
+        f"no config in model_configs/ is {path[:200]!r} with these shapes" if path else "the file names no YAML file"
+    )
+    warnings = [f"config: derived from the shapes of the weights, because {missing}"]
+    if config.sampling_method != "gaussian":
+        warnings.append(
+            f"sampling_method: assumed {config.sampling_method}; logistic_mixture and gaussian_mixture have the same "
+            "shapes. If this is wrong, give the config"
+        )
+    if config.num_flows:
+        warnings.append("fixed_flows: assumed False; shapes do not show it. If this is wrong, give the config")
+    return config, warnings
+
+
+def _config_with(name: str, state: Mapping[str, Tensor]) -> NVAEConfig | None:
+    """Return the config of this name in model_configs/, if its network has these weights."""
+    try:
+        config = load_config(name) if name in available_configs() else None
+    except ConfigError:
+        return None
+    if not isinstance(config, NVAEConfig):
+        return None
+    with torch.device("meta"):
+        model = build_model(config)
+    ours = model.state_dict()
+    shapes = {theirs: ours[name].shape for name, theirs in key_map(model).items()}
+    return config if shapes == {name: tensor.shape for name, tensor in state.items()} else None
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
@@ -168,7 +152,8 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     return len({match[1] for name in state if (match := re.match(pattern, name))})
 
 
-def _architecture(state: Mapping[str, Tensor], source: str) -> NVAEConfig:
+def _architecture(state: Mapping[str, Tensor], source: str, mixture: str) -> NVAEConfig:
+    """Return a config with these shapes. mixture: the likelihood, unless the shapes show a Gaussian one."""
     channels, image_channels = state["initial_transform.weight_v"].shape[:2]
     parameters, decoder_channels = state["to_distribution_conv.1.weight_v"].shape[:2]
     downsampling = sorted(name for name in state if name.endswith("skip down.conv_1.weight"))
@@ -196,7 +181,7 @@ def _architecture(state: Mapping[str, Tensor], source: str) -> NVAEConfig:
             state, r"encoder_tower\.model\.enc_block_1\.model\.split_1\.model\.cell_encoder(\d+)\."
         ),
         "cells_per_input_dec": _count(state, r"decoder_tower\.blocks\.0\.model\.cell_decoder(\d+)\.") or 1,
-        **({"sampling_method": "logistic_mixture", "n_mix": per_subpixel // 3} if per_subpixel != 2 else {}),
+        **({"sampling_method": mixture, "n_mix": per_subpixel // 3} if per_subpixel != 2 else {}),
     }
     config = config_from_dict(data, f"{source}: shapes of the weights")
     for scaling in range(1, splits[0] + 1):

@@ -5,24 +5,27 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from nvae.config import ConfigError, config_from_dict
-from nvae.interop.key_mapping import InteropError, KeyMap, Layout, Place, build_key_map
+from nvae.config.errors import show
+from nvae.interop.key_mapping import InteropError, KeyMap
+from nvae.interop.nvae_keys import Layout, Place, build_key_map
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.models.nvae.cells import InvertedResidualCell, ResidualCell
 from nvae.models.nvae.config import NVAEConfig
 from nvae.objective import MIN_KL_COEFFICIENT
+from nvae.system.errors import Remedy
 
 NAME = "the original NVAE (nvlabs)"
+FAMILY = "nvae"
 
 # Values of settings that older checkpoints lack.
 _DEFAULTS = {"ada_groups": False, "min_groups_per_scale": 1, "num_mixture_dec": 10, "num_x_bits": 8, "num_nf": 0}
 _KINDS = {int: "a whole number", bool: "True or False", str: "text"}
-_MAX_BITS = 63  # of whole numbers in settings; larger ones are no setting, and cannot always be printed
 _SCHEDULE = {
     "epochs": "epochs",
     "batch_size": "batch_size",
@@ -38,12 +41,7 @@ _SCHEDULE = {
 
 def matches(state: Mapping[str, Tensor]) -> bool:
     """Return whether the weights have the names of the original NVAE."""
-    return latent_groups(state) > 0
-
-
-def latent_groups(state: Mapping[str, Tensor]) -> int:
-    """Count the latent groups whose weights are there."""
-    return len({match[1] for name in state if (match := re.match(r"enc_sampler\.(\d+)\.", name))})
+    return any(name.startswith("enc_sampler.") for name in state)
 
 
 def config_of(content: Mapping[str, Any], state: Mapping[str, Tensor], source: str) -> tuple[NVAEConfig, list[str]]:
@@ -52,7 +50,7 @@ def config_of(content: Mapping[str, Any], state: Mapping[str, Tensor], source: s
     if isinstance(args, argparse.Namespace):
         args = vars(args)
     if not isinstance(args, dict):
-        raise InteropError(f"{source}: the settings ('args') are missing; give the config.", needs_config=True)
+        raise InteropError(f"{source}: the settings ('args') are missing; give the config.", Remedy.MODEL_CONFIG)
     return config_of_settings(args, source)
 
 
@@ -61,11 +59,10 @@ def config_of_settings(args: Mapping[str, Any], source: str) -> tuple[NVAEConfig
 
     def value(key: str, kind: type) -> Any:
         setting = args.get(key, _DEFAULTS.get(key))
-        valid = type(setting) is kind and (kind is not int or setting.bit_length() <= _MAX_BITS)
-        if not valid or (kind is str and not setting.isprintable()):
-            got = "nothing" if key not in args else _shown(setting)
+        if type(setting) is not kind:
             raise InteropError(
-                f"{source}: setting {key}: got {got}, expected {_KINDS[kind]}; give the config.", needs_config=True
+                f"{source}: setting {key}: got {show(setting)}, expected {_KINDS[kind]}; give the config.",
+                Remedy.MODEL_CONFIG,
             )
         return setting
 
@@ -103,10 +100,10 @@ def config_of_settings(args: Mapping[str, Any], source: str) -> tuple[NVAEConfig
     }
     where = f"{source}: settings"
     config, warnings = config_from_dict(data, where), []
-    coefficient = _number(args, "kl_const_coeff")
-    if coefficient is not None and coefficient != MIN_KL_COEFFICIENT:
+    coefficient = args.get("kl_const_coeff")
+    if isinstance(coefficient, int | float) and coefficient != MIN_KL_COEFFICIENT:
         warnings.append(
-            f"setting kl_const_coeff: got {coefficient:g}, but training here starts the KL warm-up at "
+            f"setting kl_const_coeff: got {show(coefficient)}, but training here starts the KL warm-up at "
             f"{MIN_KL_COEFFICIENT:g}"
         )
     try:
@@ -116,30 +113,14 @@ def config_of_settings(args: Mapping[str, Any], source: str) -> tuple[NVAEConfig
     return config, warnings
 
 
-def _shown(value: Any) -> str:
-    """Return a short text for any value, however large or deeply nested."""
-    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
-        return f"a whole number of {value.bit_length()} bits"
-    return repr(value)[:80] if value is None or type(value) in (bool, int, float, str) else type(value).__name__
-
-
-def _number(args: Mapping[str, Any], key: str) -> float | None:
-    value = args.get(key)
-    if type(value) is float or (type(value) is int and value.bit_length() <= _MAX_BITS):
-        return value
-    return None
-
-
 def _schedule(args: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of training_parameters that the settings contain."""
-    numbers = {ours: _number(args, theirs) for theirs, ours in _SCHEDULE.items()}
-    schedule = {ours: number for ours, number in numbers.items() if number is not None}
-    initial = _number(args, "weight_decay_norm_init")
-    if args.get("weight_decay_norm_anneal") is True and initial is not None:
-        schedule["regularization_constant_initial"] = initial
-    processes = [_number(args, key) for key in ("num_process_per_node", "num_proc_node")]
-    if "batch_size" in schedule:  # in the original, the batch size of one GPU
-        schedule["batch_size"] *= math.prod(n for n in processes if n is not None)
+    schedule = {ours: args[theirs] for theirs, ours in _SCHEDULE.items() if theirs in args}
+    if args.get("weight_decay_norm_anneal") is True and "weight_decay_norm_init" in args:
+        schedule["regularization_constant_initial"] = args["weight_decay_norm_init"]
+    factors = [args.get(key, 1) for key in ("batch_size", "num_process_per_node", "num_proc_node")]
+    if "batch_size" in schedule and all(isinstance(factor, int) for factor in factors):
+        schedule["batch_size"] = math.prod(factors)  # in the original, the batch size of one GPU
     return schedule
 
 
@@ -157,8 +138,8 @@ def _images(dataset: str, source: str) -> dict[str, Any]:
     side = {"cifar10": 32, "ffhq": 256}.get(dataset) or (int(named[1]) if named else None)
     if side is None:
         raise InteropError(
-            f"{source}: setting dataset: got {_shown(dataset)}, whose image size is unknown; give the config.",
-            needs_config=True,
+            f"{source}: setting dataset: got {show(dataset)}, whose image size is unknown; give the config.",
+            Remedy.MODEL_CONFIG,
         )
     flip = not dataset.startswith("imagenet")
     return {
@@ -171,7 +152,7 @@ def _images(dataset: str, source: str) -> dict[str, Any]:
     }
 
 
-def weights_of(state: Mapping[str, Tensor], config: NVAEConfig) -> dict[str, Tensor]:
+def weights_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights that our network has, in our shapes, under the original's names.
 
     Some files also hold copies of normalized weights, and plain VAEs hold an unused constant: both are left out. The
@@ -181,8 +162,8 @@ def weights_of(state: Mapping[str, Tensor], config: NVAEConfig) -> dict[str, Ten
         name for name in state if name.endswith(".weight_normalized") and name.removesuffix("_normalized") in state
     }
     weights = {name: tensor for name, tensor in state.items() if name not in copies}
-    constant = weights.pop("prior_ftr0", None)
-    if constant is not None and not config.plain_vae:
+    constant, is_plain = weights.pop("prior_ftr0", None), any(name.startswith("stem_decoder.") for name in weights)
+    if constant is not None and not is_plain:
         weights["prior_ftr0"] = constant[None]
     return weights
 
@@ -192,35 +173,21 @@ def key_map(model: HierarchicalVAE) -> KeyMap:
     return build_key_map(model, _LAYOUT)
 
 
-def _module_name(place: Place) -> str:
-    match place.part:
-        case "stem":
-            return "stem"
-        case "top":
-            return "enc0.1"
-        case "head":
-            return "image_conditional.1"
-        case "preprocess" | "postprocess":
-            return f"{place.part.removesuffix('process')}_process.{place.position}"
-        case "tower":
-            return f"enc_tower.{place.position}"
-        case "encoder_combiner":
-            return f"enc_tower.{place.position}.conv"
-        case "cells":
-            return f"dec_tower.{place.position}"
-        case "decoder_combiner":
-            return f"dec_tower.{place.position}.conv"
-        case "plain_combiner":
-            return "stem_decoder"
-        case "posterior_head":
-            return f"enc_sampler.{place.group}"
-        case "prior_head":
-            return f"dec_sampler.{place.group - 1}.1"
-        case "flow":  # numbered in pairs over all groups
-            return f"nf_cells.{place.position // 2}.cell{place.position % 2 + 1}"
-    raise ValueError(place.part)
-
-
+_MODULES: dict[str, Callable[[Place], str]] = {
+    "stem": lambda place: "stem",
+    "top": lambda place: "enc0.1",
+    "head": lambda place: "image_conditional.1",
+    "preprocess": lambda place: f"pre_process.{place.position}",
+    "postprocess": lambda place: f"post_process.{place.position}",
+    "tower": lambda place: f"enc_tower.{place.position}",
+    "encoder_combiner": lambda place: f"enc_tower.{place.position}.conv",
+    "cells": lambda place: f"dec_tower.{place.position}",
+    "decoder_combiner": lambda place: f"dec_tower.{place.position}.conv",
+    "plain_combiner": lambda place: "stem_decoder",
+    "posterior_head": lambda place: f"enc_sampler.{place.group}",
+    "prior_head": lambda place: f"dec_sampler.{place.group - 1}.1",
+    "flow": lambda place: f"nf_cells.{place.position // 2}.cell{place.position % 2 + 1}",  # pairs over all groups
+}
 _FLOW = {"expand": "conv.convz.0", "depthwise": "conv.convz.2", "project": "mu.conv_0"}
 _SHARED = {
     "se.squeeze": "se.se.0",
@@ -255,7 +222,7 @@ def _layer_names(module: nn.Module) -> dict[str, str]:
 
 _LAYOUT = Layout(
     constant="prior_ftr0",
-    module_name=_module_name,
+    modules=_MODULES,
     layer_names=_layer_names,
     weights={"parametrizations.weight.original0": "log_weight_norm", "parametrizations.weight.original1": "weight"},
 )

@@ -6,7 +6,8 @@ A distribution turns noise into z and z back into noise. The effect of a tempera
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -25,15 +26,10 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def draw_noise(
-    shapes: Sequence[tuple[int, ...]], batch_size: int, generator: torch.Generator | None, device: torch.device | str
-) -> Noise:
-    """Draw standard normal noise (B, *shape) for every shape, in order.
-
-    The draws are made on the generator's device, so that a CPU generator gives the same numbers on any device.
-    """
-    source = generator.device if generator is not None else device
-    return [torch.randn((batch_size, *shape), generator=generator, device=source).to(device) for shape in shapes]
+def full_precision(x: Tensor) -> AbstractContextManager:
+    """Return a context that turns autocast off on the device of x; the meta device has none."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -93,6 +89,15 @@ class Distribution:
         """Return z and its log density (B,), without the inverse of a flow."""
         z = self.sample(noise)
         return z, self.log_prob(z)
+
+
+class PriorBound(Protocol):
+    """A prior whose log_prob is a lower bound of the log density, in expectation over the noise of a posterior pass."""
+
+    evaluation_terms: int  # of the bound, in evaluation mode; may be set
+
+    def published_log_prob(self, z: Tensor, noise: Tensor) -> Tensor:
+        """Return log p(z), (B,), in nats, as the published program estimates it. No bound."""
 
 
 TemperatureRule = Literal["sigma", "sigma_above_minimum", "variance"]
@@ -247,11 +252,12 @@ def kl_divergence(posterior: Distribution, prior: Distribution, log_q: Tensor, l
 
 
 def map_tensors(value: object, function: Callable[[Tensor], Tensor]) -> object:
-    """Apply a function to every tensor inside a state or a distribution; modules stay the same objects."""
+    """Apply a function to every tensor inside a state, a distribution or a tuple; other objects stay the same."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, tuple):
-        return tuple(map_tensors(part, function) for part in value)
+        parts = [map_tensors(part, function) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)  # a named tuple stays one
     if isinstance(value, Distribution):
         parts = {name: map_tensors(part, function) for name, part in vars(value).items()}
         return type(value)(**parts)

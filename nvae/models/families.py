@@ -53,3 +53,10 @@ def build_model(config: ModelConfig) -> HierarchicalVAE:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training_parameters.seed)
         return network(config).to(memory_format=torch.channels_last)
+
+
+def clone(model: HierarchicalVAE) -> HierarchicalVAE:
+    """Return a copy of a model on its device, in evaluation mode, without gradients, with ordinary batch norms."""
+    copy = build_model(model.config).to(model.device)
+    copy.load_state_dict(model.state_dict())
+    return copy.eval().requires_grad_(False)

@@ -9,12 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from nvae.models.distributions import Distribution, Noise, draw_noise, kl_divergence, map_tensors
+from nvae.models.distributions import (
+    Distribution,
+    Noise,
+    PriorBound,
+    kl_divergence,
+    map_tensors,
+    standard_normal,
+)
 from nvae.models.likelihoods import Likelihood, PixelDistribution
 from nvae.schema import ModelConfig
 
@@ -23,25 +30,37 @@ State = Tensor | tuple[Tensor, ...]  # batch first
 
 @dataclass(frozen=True)
 class Level:
-    """One scale of the hierarchy: the number of latent groups and their shape."""
+    """One level of the hierarchy: the number of latent groups and their shape.
+
+    name: of a level that stands above the scales of the hierarchy, such as "context"; empty for a scale.
+    """
 
     groups: int
     resolution: int  # pixels per side
     encoder_channels: int
     decoder_channels: int
     latent_size: int
+    name: str = ""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         return self.latent_size, self.resolution, self.resolution
 
 
+@dataclass(frozen=True)
+class GroupInfo:
+    """What tools and evaluation need to know of a latent group beside its level. The defaults suit most groups."""
+
+    is_spatial: bool = True  # rows and columns of z are places in the image; else coefficients of the whole image
+    shared_draws: int = 0  # last draws in noise (N, *channels, h, w) that belong to z as a whole, not to positions
+    bound: PriorBound | None = None  # of a prior whose log density is a lower bound
+
+
 class LatentGroup(nn.Module):
     """The base class of a family's latent groups. `state` is the state that the groups above pass down."""
 
     level: Level
-    is_context = False  # a context is above all scales of the hierarchy; every group below it sees the context
-    has_coefficients = False  # rows and columns of z are coefficients of a transform of the image, not places in it
+    info = GroupInfo()
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -65,23 +84,6 @@ class LatentGroup(nn.Module):
         """Return the state after this group, from the state of `prior` and z."""
         raise NotImplementedError
 
-    @property
-    def shared_draws(self) -> int:
-        """The number of last draws in noise (N, *channels, h, w) that belong to z as a whole, not to positions of z."""
-        return 0
-
-    @property
-    def prior_is_bound(self) -> bool:
-        """Whether the prior's log_prob is a lower bound of the log density, in expectation over its noise.
-
-        The distribution of such a prior also has a `published_log_prob`, for comparison with published numbers.
-        """
-        return False
-
-    def set_bound_terms(self, terms: int) -> None:
-        """Set the number of terms of the bound in evaluation; for groups with `prior_is_bound`."""
-        raise NotImplementedError
-
     def image_of(self, z: Tensor) -> Tensor | None:
         """Return the images (B, C, S, S) in [0, 1] that z (B, *latent_shape) stands for; None if z is no image."""
         return None
@@ -99,8 +101,7 @@ class GroupOutput:
     log_p: Tensor | None = None  # (B,), nats, at z
 
 
-@dataclass(frozen=True)
-class DecoderState:
+class DecoderState(NamedTuple):
     """The state of a pass right before a group's z is sampled; a later pass can start from this state."""
 
     group: int
@@ -109,11 +110,7 @@ class DecoderState:
 
     def repeated(self, count: int) -> DecoderState:
         """Return the state for `count` images, from the state of one image."""
-
-        def expand(x: Tensor) -> Tensor:
-            return x.expand(count, *x.shape[1:])
-
-        return DecoderState(self.group, map_tensors(self.state, expand), map_tensors(self.prior, expand))
+        return map_tensors(self, lambda x: x.expand(count, *x.shape[1:]))
 
 
 @dataclass(frozen=True)
@@ -244,45 +241,36 @@ class HierarchicalVAE(nn.Module):
         return next(self.parameters()).device
 
     @property
-    def context(self) -> LatentGroup | None:
-        """The first latent group, if it is a context."""
-        return self.groups[0] if self.groups[0].is_context else None
-
-    @property
-    def num_contexts(self) -> int:
-        """The number of groups, and of levels, above the scales: 1 with a context, else 0."""
-        return 0 if self.context is None else 1
-
-    @property
     def scales(self) -> tuple[Level, ...]:
-        """The levels below the context, top first."""
-        return self.levels[self.num_contexts :]
+        """The levels that are scales of the hierarchy, top first: those without a name."""
+        return tuple(level for level in self.levels if not level.name)
+
+    @property
+    def groups_above_scales(self) -> int:
+        """The number of first latent groups whose levels stand above the scales."""
+        return sum(level.groups for level in self.levels if level.name)
 
     @property
     def noise_shapes(self) -> list[tuple[int, ...]]:
         """Shape of every group's noise in a pass from the prior, without the batch, top group first."""
         return [group.noise_shape for group in self.groups]
 
-    @property
-    def posterior_noise_shapes(self) -> list[tuple[int, ...]]:
-        """Shape of every group's noise in a posterior pass, without the batch, top group first."""
-        return [group.posterior_noise_shape for group in self.groups]
+    def no_noise(self, batch_size: int, *, posterior: bool = False) -> Noise:
+        """Return zeros as the noise for a pass from the prior, or for a posterior pass.
 
-    def draw_noise(self, batch_size: int, generator: torch.Generator | None = None) -> Noise:
-        """Draw noise for a pass from the prior: drawn on the generator's device, returned on the model's device."""
-        return draw_noise(self.noise_shapes, batch_size, generator, self.device)
+        Every z is then the center of its distribution.
+        """
+        shapes = [group.posterior_noise_shape for group in self.groups] if posterior else self.noise_shapes
+        return [torch.zeros(batch_size, *shape, device=self.device) for shape in shapes]
 
-    def draw_posterior_noise(self, batch_size: int, generator: torch.Generator | None = None) -> Noise:
-        """Draw noise for a posterior pass: drawn on the generator's device, returned on the model's device."""
-        return draw_noise(self.posterior_noise_shapes, batch_size, generator, self.device)
+    def draw_noise(
+        self, batch_size: int, generator: torch.Generator | None = None, *, posterior: bool = False
+    ) -> Noise:
+        """Draw standard normal noise for a pass from the prior, or for a posterior pass, group by group from the top.
 
-    def no_noise(self, batch_size: int) -> Noise:
-        """Return zeros as the noise for a pass from the prior: every z is then the center of its distribution."""
-        return [torch.zeros(batch_size, *shape, device=self.device) for shape in self.noise_shapes]
-
-    def no_posterior_noise(self, batch_size: int) -> Noise:
-        """Return zeros as the noise for a posterior pass."""
-        return [torch.zeros(batch_size, *shape, device=self.device) for shape in self.posterior_noise_shapes]
+        The draws are made on the generator's device, so that a CPU generator gives the same numbers on any device.
+        """
+        return [standard_normal(like, generator) for like in self.no_noise(batch_size, posterior=posterior)]
 
     def top_down(
         self,
@@ -319,5 +307,5 @@ class HierarchicalVAE(nn.Module):
         return DecoderState(index, *self.groups[index].prior(state))
 
     def forward(self, images: Tensor, noise: Noise) -> TopDownOutput:
-        """Run the posterior pass of training. images: (B, C, H, W) in [0, 1]. noise: from `draw_posterior_noise`."""
+        """Run the posterior pass of training. images: (B, C, H, W) in [0, 1]. noise: from `draw_noise`."""
         return self.top_down(FromPosterior(self.bottom_up(images), noise), len(images))

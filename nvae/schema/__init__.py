@@ -3,6 +3,8 @@
 Every field has a description: `nvae config` and docs/config.md are generated from the fields.
 """
 
+# ruff: noqa: F401 (the names are for others to import from here)
+
 from nvae.schema.datasets import (
     DATASETS,
     DatasetConfig,
@@ -18,29 +20,3 @@ from nvae.schema.model import AUTO_KEYS, SELECTING_KEYS, ModelConfig
 from nvae.schema.named_datasets import NAMED_DATASETS, NamedDataset
 from nvae.schema.sections import AUTO, MAX_SIZE, Channels, PositiveRate, Rate, Section
 from nvae.schema.training import WARMUPS, LearningRateDecay, TrainingParameters
-
-__all__ = [
-    "AUTO",
-    "AUTO_KEYS",
-    "DATASETS",
-    "MAX_SIZE",
-    "NAMED_DATASETS",
-    "SELECTING_KEYS",
-    "WARMUPS",
-    "Channels",
-    "DatasetConfig",
-    "DownloadedDataset",
-    "FolderDataset",
-    "LearningRateDecay",
-    "ModelConfig",
-    "NamedDataset",
-    "NpzDataset",
-    "PictureDataset",
-    "PositiveRate",
-    "PublicPictureDataset",
-    "Rate",
-    "Section",
-    "TrainingParameters",
-    "dataset_class",
-    "select_dataset",
-]

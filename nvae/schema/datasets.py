@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args
 from PIL import ImageColor
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from nvae.schema.named_datasets import NAMED_DATASETS
 from nvae.schema.sections import AUTO, MAX_SEED, MAX_SIZE, Count, PathText, Section
 from nvae.system.errors import InvalidValueError
 
@@ -15,29 +16,8 @@ MAX_DRAWN_BYTES = 2**32  # of images that the program draws into memory
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 ValidationFraction = Annotated[float, Field(gt=0, lt=1)]
-ArrayName = Literal[
-    "mnist",
-    "fashion_mnist",
-    "kmnist",
-    "cifar10",
-    "cifar100",
-    "stl10",
-    "imagenet32",
-    "imagenet64",
-    "pathmnist",
-    "chestmnist",
-    "dermamnist",
-    "octmnist",
-    "pneumoniamnist",
-    "retinamnist",
-    "breastmnist",
-    "bloodmnist",
-    "tissuemnist",
-    "organamnist",
-    "organcmnist",
-    "organsmnist",
-]
-PictureName = Literal["celeba", "celeba_hq", "ffhq", "tiny_imagenet", "imagenet", "places365", "flowers102"]
+ArrayName = Literal[tuple(name for name, facts in NAMED_DATASETS.items() if facts.keys == "arrays")]  # type: ignore
+PictureName = Literal[tuple(name for name, facts in NAMED_DATASETS.items() if facts.keys == "pictures")]  # type: ignore
 LsunCategory = Literal[
     "bedroom",
     "bridge",

@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 from nvae.schema.datasets import AnyDataset, FolderDataset, select_dataset
 from nvae.schema.sections import MAX_SIZE, Section
 from nvae.schema.training import WARMUPS, TrainingParameters
-from nvae.system.errors import InvalidValueError
 
 SamplingMethod = Literal[
     "bernoulli",
@@ -69,21 +68,13 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _consistent_with_images(self) -> ModelConfig:
         if self.sampling_method == "coupled_logistic_mixture" and self.image_channels != 3:
-            raise InvalidValueError(
-                "sampling_method",
-                self.sampling_method,
-                f"'bernoulli' or 'logistic_mixture' for images of {self.image_channels} channel",
-            )
+            channels = self.image_channels
+            self.refuse("sampling_method", f"'bernoulli' or 'logistic_mixture' for images of {channels} channel")
         if self.dataset.binarize and self.sampling_method != "bernoulli":
-            raise InvalidValueError(
-                "dataset.binarize", True, f"False, or sampling_method bernoulli instead of {self.sampling_method}"
-            )
+            self.refuse("dataset.binarize", f"False, or sampling_method bernoulli instead of {self.sampling_method}")
         if self.dataset.dequantize and self.sampling_method not in CONTINUOUS:
-            raise InvalidValueError(
-                "dataset.dequantize",
-                True,
-                f"False, or sampling_method {' or '.join(CONTINUOUS)} instead of {self.sampling_method}",
-            )
+            allowed = f"False, or sampling_method {' or '.join(CONTINUOUS)} instead of {self.sampling_method}"
+            self.refuse("dataset.dequantize", allowed)
         self.dataset.check(self.input_dimension)
         return self
 

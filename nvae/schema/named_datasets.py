@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 
 class NamedDataset(NamedTuple):
@@ -25,12 +25,29 @@ class NamedDataset(NamedTuple):
     binarize: bool = False
     horizontal_flip: bool = False
     pixel_bits: int = 8
+    keys: Literal["arrays", "pictures", "own"] = "arrays"  # of the config: those of all arrays, of all pictures, or own
 
 
 NOT_STATED = "not stated"
 RESEARCH = "non-commercial research"
 IMAGENET = "https://image-net.org/download-images.php"
 MEDMNIST = "https://medmnist.com"
+CELEBA = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
+CELEBA_HQ = "https://github.com/switchablenorms/CelebAMask-HQ"
+CIFAR = "https://www.cs.toronto.edu/~kriz/cifar.html"
+DTD = "https://www.robots.ox.ac.uk/~vgg/data/dtd"
+EMNIST = "https://www.nist.gov/itl/products-and-services/emnist-dataset"
+FASHION_MNIST = "https://github.com/zalandoresearch/fashion-mnist"
+FFHQ = "https://github.com/NVlabs/ffhq-dataset"
+FLOWERS = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102"
+OMNIGLOT = "https://github.com/brendenlake/omniglot"
+STL10 = "https://cs.stanford.edu/~acoates/stl10"
+SVHN = "http://ufldl.stanford.edu/housenumbers"
+
+
+def _natural(title: str, size: int, *facts: Any, **options: Any) -> NamedDataset:
+    """Describe natural images in color, which are mirrored. The other arguments are those from `training` on."""
+    return NamedDataset(title, 3, size, *facts, horizontal_flip=True, **options)
 
 
 def _medmnist(
@@ -43,151 +60,47 @@ NAMED_DATASETS: dict[str, NamedDataset] = {
     "mnist": NamedDataset(
         "handwritten digits", 1, 28, 60_000, 0, 10_000, "CC BY-SA 3.0", "http://yann.lecun.com/exdb/mnist", True
     ),
-    "fashion_mnist": NamedDataset(
-        "clothes", 1, 28, 60_000, 0, 10_000, "MIT", "https://github.com/zalandoresearch/fashion-mnist"
-    ),
+    "fashion_mnist": NamedDataset("clothes", 1, 28, 60_000, 0, 10_000, "MIT", FASHION_MNIST),
     "kmnist": NamedDataset(
         "cursive Japanese characters", 1, 28, 60_000, 0, 10_000, "CC BY-SA 4.0", "https://codh.rois.ac.jp/kmnist", True
     ),
     "emnist": NamedDataset(
-        "handwritten letters and digits",
-        1,
-        28,
-        112_800,
-        0,
-        18_800,
-        NOT_STATED,
-        "https://www.nist.gov/itl/products-and-services/emnist-dataset",
-        True,
+        "handwritten letters and digits", 1, 28, 112_800, 0, 18_800, NOT_STATED, EMNIST, True, keys="own"
     ),
-    "omniglot": NamedDataset(
-        "handwritten characters", 1, 28, 24_345, 0, 8_070, "MIT", "https://github.com/brendenlake/omniglot", True
-    ),
-    "cifar10": NamedDataset(
-        "objects and animals, 10 classes",
-        3,
-        32,
-        50_000,
-        0,
-        10_000,
-        NOT_STATED,
-        "https://www.cs.toronto.edu/~kriz/cifar.html",
-        horizontal_flip=True,
-    ),
-    "cifar100": NamedDataset(
-        "objects and animals, 100 classes",
-        3,
-        32,
-        50_000,
-        0,
-        10_000,
-        NOT_STATED,
-        "https://www.cs.toronto.edu/~kriz/cifar.html",
-        horizontal_flip=True,
-    ),
-    "svhn": NamedDataset(
-        "house numbers", 3, 32, 73_257, 0, 26_032, "non-commercial", "http://ufldl.stanford.edu/housenumbers"
-    ),
-    "stl10": NamedDataset(
-        "objects and animals, mostly unlabeled",
-        3,
-        96,
-        105_000,
-        0,
-        8_000,
-        NOT_STATED,
-        "https://cs.stanford.edu/~acoates/stl10",
-        horizontal_flip=True,
-    ),
-    "celeba": NamedDataset(
-        "faces of celebrities",
-        3,
-        64,
-        162_770,
-        19_867,
-        19_962,
-        RESEARCH,
-        "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
-        horizontal_flip=True,
-    ),
-    "celeba_hq": NamedDataset(
+    "omniglot": NamedDataset("handwritten characters", 1, 28, 24_345, 0, 8_070, "MIT", OMNIGLOT, True, keys="own"),
+    "cifar10": _natural("objects and animals, 10 classes", 32, 50_000, 0, 10_000, NOT_STATED, CIFAR),
+    "cifar100": _natural("objects and animals, 100 classes", 32, 50_000, 0, 10_000, NOT_STATED, CIFAR),
+    "svhn": NamedDataset("house numbers", 3, 32, 73_257, 0, 26_032, "non-commercial", SVHN, keys="own"),
+    "stl10": _natural("objects and animals, mostly unlabeled", 96, 105_000, 0, 8_000, NOT_STATED, STL10),
+    "celeba": _natural("faces of celebrities", 64, 162_770, 19_867, 19_962, RESEARCH, CELEBA, keys="pictures"),
+    "celeba_hq": _natural(
         "faces of celebrities in high quality",
-        3,
         256,
         27_000,
         3_000,
         0,
         RESEARCH,
-        "https://github.com/switchablenorms/CelebAMask-HQ",
-        horizontal_flip=True,
+        CELEBA_HQ,
         pixel_bits=5,
+        keys="pictures",
     ),
-    "ffhq": NamedDataset(
-        "faces from Flickr",
-        3,
-        256,
-        63_000,
-        7_000,
-        0,
-        "CC BY-NC-SA 4.0",
-        "https://github.com/NVlabs/ffhq-dataset",
-        horizontal_flip=True,
-        pixel_bits=5,
+    "ffhq": _natural(
+        "faces from Flickr", 256, 63_000, 7_000, 0, "CC BY-NC-SA 4.0", FFHQ, pixel_bits=5, keys="pictures"
     ),
-    "imagenet32": NamedDataset(
-        "ImageNet at 32 x 32", 3, 32, 1_281_167, 50_000, 0, RESEARCH, IMAGENET, horizontal_flip=True
+    "imagenet32": _natural("ImageNet at 32 x 32", 32, 1_281_167, 50_000, 0, RESEARCH, IMAGENET),
+    "imagenet64": _natural("ImageNet at 64 x 64", 64, 1_281_167, 50_000, 0, RESEARCH, IMAGENET),
+    "tiny_imagenet": _natural(
+        "200 classes of ImageNet", 64, 100_000, 10_000, 10_000, RESEARCH, "http://cs231n.stanford.edu", keys="pictures"
     ),
-    "imagenet64": NamedDataset(
-        "ImageNet at 64 x 64", 3, 64, 1_281_167, 50_000, 0, RESEARCH, IMAGENET, horizontal_flip=True
+    "imagenet": _natural("1,000 classes of objects", 128, 1_281_167, 50_000, 0, RESEARCH, IMAGENET, keys="pictures"),
+    "lsun": _natural(
+        "scenes, one class at a time", 128, 3_033_042, 300, 0, NOT_STATED, "https://www.yf.io/p/lsun", keys="own"
     ),
-    "tiny_imagenet": NamedDataset(
-        "200 classes of ImageNet",
-        3,
-        64,
-        100_000,
-        10_000,
-        10_000,
-        RESEARCH,
-        "http://cs231n.stanford.edu",
-        horizontal_flip=True,
+    "dtd": NamedDataset("textures", 3, 64, 1_880, 1_880, 1_880, RESEARCH, DTD, keys="own"),
+    "places365": _natural(
+        "scenes, 365 classes", 128, 1_803_460, 36_500, 0, RESEARCH, "http://places2.csail.mit.edu", keys="pictures"
     ),
-    "imagenet": NamedDataset(
-        "1,000 classes of objects", 3, 128, 1_281_167, 50_000, 0, RESEARCH, IMAGENET, horizontal_flip=True
-    ),
-    "lsun": NamedDataset(
-        "scenes, one class at a time",
-        3,
-        128,
-        3_033_042,
-        300,
-        0,
-        NOT_STATED,
-        "https://www.yf.io/p/lsun",
-        horizontal_flip=True,
-    ),
-    "dtd": NamedDataset("textures", 3, 64, 1_880, 1_880, 1_880, RESEARCH, "https://www.robots.ox.ac.uk/~vgg/data/dtd"),
-    "places365": NamedDataset(
-        "scenes, 365 classes",
-        3,
-        128,
-        1_803_460,
-        36_500,
-        0,
-        RESEARCH,
-        "http://places2.csail.mit.edu",
-        horizontal_flip=True,
-    ),
-    "flowers102": NamedDataset(
-        "flowers, 102 classes",
-        3,
-        64,
-        1_020,
-        1_020,
-        6_149,
-        NOT_STATED,
-        "https://www.robots.ox.ac.uk/~vgg/data/flowers/102",
-        horizontal_flip=True,
-    ),
+    "flowers102": _natural("flowers, 102 classes", 64, 1_020, 1_020, 6_149, NOT_STATED, FLOWERS, keys="pictures"),
     "pathmnist": _medmnist("colon tissue", 3, 89_996, 10_004, 7_180),
     "chestmnist": _medmnist("chest X-rays", 1, 78_468, 11_219, 22_433),
     "dermamnist": _medmnist("skin lesions", 3, 7_007, 1_003, 2_005, "CC BY-NC 4.0"),

@@ -6,9 +6,12 @@ model is built.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from operator import attrgetter
+from typing import Annotated, ClassVar, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from nvae.system.errors import InvalidValueError
 
 MAX_COUNT = 10**9  # images and steps
 MAX_RATE = 1e6  # learning rates and other factors: float32 optimizers overflow far above
@@ -30,3 +33,8 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     ALLOWED: ClassVar[str] = "a section of 'key: value' lines"  # how messages and the reference call its values
+
+    def refuse(self, key: str, expected: str) -> NoReturn:
+        """Raise InvalidValueError for the value of a dotted key."""
+        got = attrgetter(key)(self)
+        raise InvalidValueError(key, list(got) if isinstance(got, tuple) else got, expected)

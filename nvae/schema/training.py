@@ -7,13 +7,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from nvae.schema.sections import MAX_COUNT, MAX_SEED, Count, Epochs, Portion, PositiveRate, Rate, Section
-from nvae.system.errors import InvalidValueError
 
-OptimizerName = Literal[
-    "adamax",
-    "adam",
-    "adamw",
-]
+OptimizerName = Literal["adamax", "adam", "adamw", "muon"]
 LearningRateDecay = Literal["after_kl_warmup", "after_its_warmup", "from_start"]
 WARMUPS = ("warmup_epochs", "warmup_steps", "warmup_portion")  # three ways to give the length of the KL warm-up
 
@@ -183,21 +178,15 @@ class TrainingParameters(Section):
     @model_validator(mode="after")
     def _consistent(self) -> TrainingParameters:
         if self.learning_rate_min > self.learning_rate:
-            raise InvalidValueError(
-                "learning_rate_min", self.learning_rate_min, f"at most learning_rate, {self.learning_rate:g}"
-            )
+            self.refuse("learning_rate_min", f"at most learning_rate, {self.learning_rate:g}")
         if self.epochs_per_checkpoint is None and self.images_per_checkpoint is None:
-            for key, off in (("early_stopping_patience", None), ("learning_rate_schedule", "cosine")):
-                if (value := getattr(self, key)) not in (off, "constant"):
-                    raise InvalidValueError(
-                        key, value, f"{off or 'null'}, or epochs_per_checkpoint for validations during the training"
-                    )
+            needed = "or epochs_per_checkpoint for validations during the training"
+            if self.early_stopping_patience is not None:
+                self.refuse("early_stopping_patience", f"null, {needed}")
+            if self.learning_rate_schedule == "plateau":
+                self.refuse("learning_rate_schedule", f"cosine, {needed}")
         if self.batch_size % self.gradient_accumulation:
-            raise InvalidValueError(
-                "gradient_accumulation", self.gradient_accumulation, f"a divisor of batch_size, {self.batch_size}"
-            )
+            self.refuse("gradient_accumulation", f"a divisor of batch_size, {self.batch_size}")
         if self.warmup_steps is not None and self.warmup_portion is not None:
-            raise InvalidValueError(
-                "warmup_steps", self.warmup_steps, f"null, because warmup_portion {self.warmup_portion:g} is given too"
-            )
+            self.refuse("warmup_steps", f"null, because warmup_portion {self.warmup_portion:g} is given too")
         return self

@@ -1,4 +1,4 @@
-"""Choose the device and its half precision, ask for its memory, and set fast process-wide defaults."""
+"""Choose the device and its half precision, ask for its memory, and set process-wide options."""
 
 from __future__ import annotations
 
@@ -56,13 +56,12 @@ def half_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
-def set_fast_defaults(deterministic: bool = False) -> None:
-    """Set process-wide options that make training faster. Results change only by rounding.
+def set_deterministic(deterministic: bool) -> None:
+    """Set torch's process-wide options for cuDNN and for algorithms that give the same numbers every time.
 
-    deterministic: only algorithms of a GPU that give the same numbers every time; a CPU has no others. PyTorch warns
-    of an operation without such an algorithm (https://docs.pytorch.org/docs/stable/notes/randomness.html).
+    deterministic: only such algorithms of a GPU; a CPU has no others. PyTorch warns of an operation without such an
+    algorithm (https://docs.pytorch.org/docs/stable/notes/randomness.html). Else the fastest ones.
     """
-    _keep_freed_memory()
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first matrix product on a GPU
     torch.backends.cudnn.benchmark = not deterministic  # all batches have the same shape, so that a search pays off
@@ -70,13 +69,15 @@ def set_fast_defaults(deterministic: bool = False) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # no number depends on this memory
 
 
-def _keep_freed_memory() -> None:
-    """Make glibc keep the memory of freed tensors instead of returning it to the system (Linux, CPU).
+def set_fast_defaults() -> None:
+    """Set options of a program of ours that make it faster: cuDNN's search, and memory that is kept.
 
-    A training step frees and allocates the same gigabytes again and again. The system would have to map and zero every
+    glibc keeps the memory of freed tensors instead of returning it to the system (Linux, CPU; nothing elsewhere). A
+    training step frees and allocates the same gigabytes again and again. The system would have to map and zero every
     returned page again, which takes an eighth of a step or more (`benchmarks/train_step.py --plain-process`).
-    Does nothing on other systems.
+    Results change only by rounding.
     """
+    torch.backends.cudnn.benchmark = True
     if not sys.platform.startswith("linux"):
         return
     try:

@@ -1,18 +1,61 @@
-"""The exceptions that a user is meant to read, and the one that validators raise."""
+"""The exceptions that a user is meant to read, and what the user can do about them."""
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any, ClassVar
+
+
+class Remedy(Enum):
+    """What the user can do, as data: a program that shows the error adds its own flag or button for each remedy."""
+
+    START_OVER = "start the run over"
+    START_OVER_FROM_FILE = "start the run over from a checkpoint"
+    RUN_NAME = "give the run another name"
+    CHANGED_DATA = "continue with the changed data"
+    DATASET_PATH = "set dataset.path"
+    CONFIG_KEY = "set another key of the config"
+    IMAGE_SIZE = "set a smaller input_dimension"
+    MODEL_CONFIG = "name the config of the imported model"
 
 
 class UserError(Exception):
     """Something outside the program is wrong: a file, a key, an argument.
 
-    The message says what is wrong (got X, expected Y), then what to do. Command-line programs print the message without
-    a traceback and exit with `exit_code` (see `cli.errors.run`); a notebook sees an ordinary exception.
+    The message says what is wrong (got X, expected Y), then what to do; `remedies` are what a front end can offer.
+    Command-line programs print the message without a traceback and exit with `exit_code` (see `cli.errors.run`); a
+    notebook sees an ordinary exception.
     """
 
     exit_code: ClassVar[int] = 2
+
+    def __init__(self, message: str, *remedies: Remedy) -> None:
+        super().__init__(message)
+        self.remedies = remedies
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the error with its fields, whatever arguments its class has: ranks tell each other their errors."""
+        return _unpickled, (type(self), self.args, self.__dict__)
+
+
+def _unpickled(cls: type[UserError], args: tuple[Any, ...], fields: dict[str, Any]) -> UserError:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(fields)
+    return error
+
+
+class InvalidValueError(UserError, ValueError):
+    """A wrong value of an argument or of a config's key, alone or together with others.
+
+    name: of the argument or, dotted, of the key in the section whose validator raises the error. got: the value, or a
+    text that describes the value. expected: the values that are allowed, as a noun phrase. advice: what to do, as a
+    sentence, where that does not follow.
+    """
+
+    def __init__(self, name: str, got: Any, expected: str, advice: str = "", *remedies: Remedy) -> None:
+        self.name, self.got, self.expected, self.advice = name, got, expected, advice
+        shown = got if isinstance(got, str) else repr(got)
+        super().__init__(f"{name}: got {shown}, expected {expected}. {advice}".rstrip(), *remedies)
 
 
 class DivergenceError(UserError):
@@ -24,20 +67,8 @@ class DivergenceError(UserError):
     exit_code = 3
 
     def __init__(self, problem: str, advice: str) -> None:
-        super().__init__(f"{problem} {advice}")
+        super().__init__(f"{problem} {advice}", Remedy.CONFIG_KEY)
         self.problem, self.advice = problem, advice
-
-
-class InvalidValueError(ValueError):
-    """A value that a validator refuses, alone or together with other keys.
-
-    key: dotted, relative to the section whose validator raises the exception.
-    got: the value. allowed: which values are allowed, as a noun phrase.
-    """
-
-    def __init__(self, key: str, got: Any, allowed: str) -> None:
-        super().__init__(f"{key}: got {got!r}, expected {allowed}")
-        self.key, self.got, self.allowed = key, got, allowed
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -8,7 +8,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from nvae.system.errors import UserError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNFINISHED = ".unfinished"  # the ending of temporary files: <name>.<process id>.<random digits>.unfinished
+DAY = 86_400  # seconds: a temporary file without a change for so long has no writer
 
 
 class WriteError(UserError):
@@ -44,7 +46,7 @@ def atomic_write(path: str | Path, keep_previous: bool = False) -> Iterator[Path
     Raises WriteError for an OSError, including one raised while the caller writes.
     """
     path = Path(path)
-    temporary = _temporary_path(path)
+    temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -69,7 +71,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     check_new_folder(path)
     target = Path(path).resolve()
-    temporary = _temporary_path(target)
+    temporary = temporary_path(target)
     try:
         temporary.mkdir(parents=True)
         try:
@@ -111,7 +113,7 @@ def link_or_copy(path: str | Path, target: str | Path) -> None:
     Link or copy to a name that no other writer uses, then rename: nothing is ever written into an existing file, which
     might be linked to `path` too.
     """
-    temporary = _temporary_path(Path(target))
+    temporary = temporary_path(Path(target))
     try:
         try:
             os.link(path, temporary)
@@ -124,21 +126,24 @@ def link_or_copy(path: str | Path, target: str | Path) -> None:
             temporary.unlink()
 
 
-def remove_unfinished(folder: str | Path, is_own: Callable[[Path], bool]) -> None:
-    """Remove the temporary files and folders that killed processes have left in a folder and in those below.
+def remove_unfinished(
+    paths: Iterable[Path], is_own: Callable[[str], bool] = lambda name: True, age: float = DAY
+) -> None:
+    """Remove those of the paths that are temporary files and folders left by killed processes.
 
-    is_own: whether a file, by its final path, may have no writer now. What cannot be removed stays.
+    is_own: whether a file belongs to the caller, by the name that the finished file would have. age: seconds since the
+    last change after which nobody writes the file any more; 0 under a lock that keeps all other writers out. What
+    cannot be removed stays.
     """
-    for parent, folders, files in os.walk(folder):
-        for name in [*folders, *files]:
-            match = re.fullmatch(rf"(.+)\.\d+\.[0-9a-f]{{8}}{re.escape(UNFINISHED)}", name)
-            if match and is_own(Path(parent, match[1])):
-                shutil.rmtree(Path(parent, name), ignore_errors=True)
-                with suppress(OSError):  # a folder, removed already
-                    Path(parent, name).unlink()
+    for path in list(paths):
+        match = re.fullmatch(rf"(.+)\.\d+\.[0-9a-f]{{8}}{re.escape(UNFINISHED)}", path.name)
+        with suppress(OSError):  # removed by another process, or in use on Windows
+            if match and is_own(match[1]) and (not age or time.time() - path.stat().st_mtime > age):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
-def _temporary_path(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
+    """Return an unused path beside `path`, which `remove_unfinished` knows."""
     return path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}{UNFINISHED}")
 
 

@@ -1,11 +1,10 @@
-"""The lock of a run, so that two processes or threads never train one run at the same time."""
+"""Locks of files: two processes or threads, on any hosts, never train one run or fill one folder at the same time."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,10 +13,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from nvae.system.errors import UserError
+from nvae.system.errors import Remedy, UserError
 from nvae.system.files import WriteError, atomic_write
 
 PATIENCE = 0.5  # seconds: an earlier process may be about to end, and a new one to write who it is
+FOLDER_LOCK = ".nvae.lock"  # in the folder
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # of file systems without locks
 
 
@@ -51,33 +51,70 @@ def run_lock(lock: Path, name: str, warn: Callable[[str], object]) -> Iterator[N
     warn: receives a warning where the file system has no locks. Raises RunLockedError, and WriteError for a folder that
     cannot be written.
     """
-    if is_locked := _acquire(file_lock := FileLock(lock), lock, name, warn):
-        _write_holder(holder_path(lock))
+    file_lock = FileLock(lock)
+    try:
+        if _acquire(file_lock, PATIENCE):
+            _write_holder(holder_path(lock))
+        else:
+            warn(f"the file system of {lock} has no locks: do not train the run {name!r} twice at the same time.")
+    except Timeout:
+        raise RunLockedError(
+            f"the run {name!r} is trained by {_holder(holder_path(lock))}: expected one training of a run at a time. "
+            "Wait until that training ends, stop it, or train under another name.",
+            Remedy.RUN_NAME,
+        ) from None
     try:
         yield
     finally:
-        if is_locked:
-            for path in (holder_path(lock), lock):  # filelock never takes the lock of a removed file
-                with suppress(OSError):
-                    path.unlink()
-            file_lock.release()
+        _release(file_lock, holder_path(lock))
 
 
-def _acquire(file_lock: FileLock, path: Path, name: str, warn: Callable[[str], object]) -> bool:
+@contextmanager
+def folder_lock(folder: Path, wait: Callable[[], object]) -> Iterator[bool]:
+    """Hold the lock of a folder, which is created if needed; yield False where the file system has no locks.
+
+    wait: called once if another process or thread holds the lock, before waiting for it. Raises WriteError as
+    `run_lock` does.
+    """
+    file_lock = FileLock(folder / FOLDER_LOCK)
+    try:
+        is_locked = _acquire(file_lock, timeout=0)
+    except Timeout:
+        wait()
+        is_locked = _acquire(file_lock, timeout=-1)
+    try:
+        yield is_locked
+    finally:
+        _release(file_lock)
+
+
+def _acquire(file_lock: FileLock, timeout: float) -> bool:
+    """Acquire a lock; return False where the file system has no locks. Raises Timeout and WriteError.
+
+    timeout: seconds; -1 waits as long as another process holds the lock.
+    """
+    path = Path(file_lock.lock_file)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file_lock.acquire(timeout=PATIENCE)
+        file_lock.acquire(timeout=timeout)
     except Timeout:
-        raise RunLockedError(
-            f"the run {name!r} is trained by {_holder(holder_path(path))}: expected one training of a run at a time. "
-            "Wait until that training ends, stop it, or train under another name."
-        ) from None
+        raise
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and timeout < 0:  # the holder removed the folder, as it was empty
+            return _acquire(file_lock, timeout)
         if error.errno not in NO_LOCKS:
             raise WriteError(path, error) from error
-        warn(f"the file system of {path} has no locks: do not train the run {name!r} twice at the same time.")
         return False
     return True
+
+
+def _release(file_lock: FileLock, *files: Path) -> None:
+    """Release a lock, if it is held, and remove its file and others."""
+    if file_lock.is_locked:
+        for path in (*files, Path(file_lock.lock_file)):  # filelock never takes the lock of a removed file
+            with suppress(OSError):
+                path.unlink()
+        file_lock.release()
 
 
 def _write_holder(path: Path) -> None:
@@ -90,13 +127,7 @@ def _write_holder(path: Path) -> None:
 def _holder(path: Path) -> str:
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
-        process, host, started = holder["process"], holder["host"], holder["started"]
-        if (
-            isinstance(process, int)
-            and re.fullmatch(r"[\w.-]{1,255}", host)
-            and re.fullmatch(r"[\d:+ -]{1,50}", started)
-        ):
-            return f"process {process} on host {host} since {started}"
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # just starting, or damaged
-        pass
-    return "another process"
+        text = "process {process} on host {host} since {started}".format(**holder)
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):  # just starting, or damaged
+        return "another process"
+    return text if text.isprintable() and len(text) < 200 else "another process"

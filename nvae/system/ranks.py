@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from nvae.system.errors import UserError
 from nvae.system.signals import ending_at_once
@@ -48,6 +49,14 @@ class Ranks:
         total = tensor.detach().clone()
         dist.all_reduce(total)
         return total
+
+    def sum_all(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the sums of several tensors over the ranks, in one message."""
+        if self.count == 1:
+            return tensors
+        total = self.sum(torch.cat([tensor.float().flatten() for tensor in tensors.values()]))
+        parts = zip(tensors.items(), total.split([tensor.numel() for tensor in tensors.values()]), strict=True)
+        return {key: part.view(tensor.shape) for (key, tensor), part in parts}
 
     def gather(self, value: _Value) -> list[_Value]:
         """Return the values of all ranks; they are pickled on the way."""
@@ -94,6 +103,17 @@ class Ranks:
         if not self.local_index:
             self.wait()
         self.wait()
+
+    def distributed(self, model: nn.Module, broadcast_buffers: bool) -> nn.Module:
+        """Return the model, of several ranks with gradients that are means over the ranks.
+
+        broadcast_buffers: give all ranks the first rank's buffers in every pass.
+        """
+        if self.count == 1:
+            return model
+        device = next(model.parameters()).device
+        device_ids = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=broadcast_buffers)
 
     def copy_buffers(self, model: nn.Module) -> None:
         """Set a model's buffers to those of the first rank."""

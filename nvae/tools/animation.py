@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from nvae.data.images import to_pixels
 from nvae.data.pictures.metadata import EXIF_DESCRIPTION
+from nvae.schema.choices import AnimationFormat
 from nvae.system.errors import UserError
 from nvae.system.files import atomic_write, unused_path
 from nvae.tools.grids import enlarged_side, from_pixels, is_file_name
@@ -21,8 +21,6 @@ FRAMES_PER_SECOND = 20  # a GIF's frames last whole hundredths of a second: 20 a
 FRAME_MILLISECONDS = 1000 // FRAMES_PER_SECOND
 PALETTE_COLORS = 256
 WEBP_QUALITY = 80
-
-AnimationFormat = Literal["webp", "gif", "mp4"]
 
 
 def save_animation(

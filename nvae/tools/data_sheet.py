@@ -9,7 +9,7 @@ from nvae.data.images import Data, to_float
 from nvae.data.registry import evaluation_images
 from nvae.data.training_images import epoch_order, training_images
 from nvae.schema import ModelConfig
-from nvae.tools.grids import grid
+from nvae.tools.grids import filled, grid
 
 COLUMNS = 8
 IMAGES = 2 * COLUMNS  # of each part
@@ -36,7 +36,6 @@ def data_sheet(data: Data, config: ModelConfig) -> Image.Image:
     rows, labels = [], []
     for label, images in parts.items():
         for row in images.split(COLUMNS):
-            white = torch.ones_like(images[:1]).expand(COLUMNS - len(row), -1, -1, -1)
-            rows.append(torch.cat([row, white]))
+            rows.append(filled(row, COLUMNS))
             labels.append(label)
     return grid(torch.cat(rows), COLUMNS, cell=CELL, labels=labels)

@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
 
+from nvae.schema.choices import Inline
 from nvae.system.errors import UserError
 
 MAX_TERMINAL_COLUMNS = 60  # of one picture
-
-Inline = Literal["kitty", "iterm2", "sixel"]
-PROTOCOLS = get_args(Inline)
 
 
 def can_open_window() -> bool:
@@ -56,7 +53,7 @@ def show(picture: Image.Image, title: str) -> None:
 # ---------------------------------------------------------------------------------------------- in the terminal
 
 
-def inline_protocol() -> Inline | Literal["none"]:
+def inline_protocol() -> Inline:
     """Return how this terminal shows pictures, according to its environment variables."""
     if not sys.stdout.isatty():
         return "none"

@@ -9,7 +9,7 @@ from torch import Tensor
 from nvae.inference.exploration import BasePoint, PositionEffects, mean_change
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.summary import group_name, table
-from nvae.tools.grids import color_bar, enlarged, grid, heat_maps, near_square, stacked
+from nvae.tools.grids import color_bar, enlarged, filled, grid, heat_maps, near_square, stacked
 from nvae.tools.group_names import position_name
 
 CELL = 128
@@ -58,7 +58,7 @@ def overview(
             torch.stack([row, heat_maps(change, brightest)], dim=1).flatten(0, 1)
             for row, change in zip(rows, changes, strict=True)
         ]
-    cells = torch.cat([_row(_color(start), columns), *(_row(row, columns) for row in rows)])
+    cells = torch.cat([filled(_color(start), columns), *(filled(row, columns) for row in rows)])
     picture = grid(cells, columns, cell=CELL, labels=[start_label, *names])
     return stacked([picture, color_bar(brightest, SCALE, picture.width, CELL)]) if difference else picture
 
@@ -87,18 +87,18 @@ def positions_picture(
     Below each image with one position jammed are a heat map of its change and, for the context, the pseudo-input.
     original: the picture that `view` reconstructs, drawn first.
     """
-    kind, of_context = model.groups[group], positions.pseudo_inputs is not None
+    is_spatial, of_context = model.groups[group].info.is_spatial, positions.pseudo_inputs is not None
     size, padding = view.image.shape[-1], model.padding
-    if kind.has_coefficients:
-        influence = enlarged(positions.influence[None], size)
-    else:  # the margin of a padded image has latents too
+    if is_spatial:  # the margin of a padded image has latents too
         influence = enlarged(positions.influence[None], size + 2 * padding)
         influence = influence[:, padding : padding + size, padding : padding + size]
+    else:
+        influence = enlarged(positions.influence[None], size)
     where, base = positions.where[None], _base_cells(view, original, with_context=of_context)
     above = [*(_color(image[None]) for image in base.values())]
     above += [heat_maps(values, values.max().item()) for values in (where, influence)]
     maximum, strongest = positions.changes.max().item(), _color(positions.images)
-    names = [position_name(kind, *position) for position in positions.strongest]
+    names = [position_name(model.groups[group], *position) for position in positions.strongest]
     below = {"change": heat_maps(positions.changes, maximum)}
     below |= {"new context": _color(positions.pseudo_inputs)} if of_context else {}
     captions = [*base, f"where (max {where.max():.2g})", f"influence (max {influence.max():.2g})"]
@@ -107,12 +107,12 @@ def positions_picture(
     for first in range(0, len(names), columns):
         part = slice(first, first + columns)
         count = len(names[part])
-        rows += [_row(cells[part], columns) for cells in (strongest, *below.values())]
+        rows += [filled(cells[part], columns) for cells in (strongest, *below.values())]
         captions += [
             text for texts in (names[part], *([name] * count for name in below)) for text in _padded(texts, columns)
         ]
     picture = grid(torch.cat(rows), columns, cell=CELL, captions=captions)
-    of_what = "coefficient (row, column)" if kind.has_coefficients else "position"
+    of_what = "position" if is_spatial else "coefficient (row, column)"
     bar = color_bar(maximum, f"{CHANGE}; influence: the same, of each {of_what}", picture.width, CELL)
     return stacked([picture, bar])
 
@@ -123,20 +123,17 @@ def change_table(
     """Return a table: how much each group changes the image, and its KL on data if the model file knows it."""
     rows = [("latent group, top first", "resolution", "mean change", "KL on data, nats")]
     for group, group_images in enumerate(images):
-        side, is_context = model.groups[group].level.resolution, model.groups[group].is_context
+        level = model.groups[group].level
         kl = "not measured" if kl_per_group is None else f"{kl_per_group[group]:.2f}"
-        name = f"{group + 1}, the context" if is_context else str(group + 1)
-        rows.append((name, f"{side} x {side}", f"{mean_change(group_images, view.image):.4f}", kl))
+        name = f"{group + 1}, the {level.name}" if level.name else str(group + 1)
+        rows.append(
+            (name, f"{level.resolution} x {level.resolution}", f"{mean_change(group_images, view.image):.4f}", kl)
+        )
     return "\n".join(table(rows))
 
 
 def _color(images: Tensor) -> Tensor:
     return images.cpu().expand(-1, 3, -1, -1)
-
-
-def _row(cells: Tensor, columns: int) -> Tensor:
-    """Fill a row with white cells."""
-    return torch.cat([cells, torch.ones_like(cells[:1]).expand(columns - len(cells), -1, -1, -1)])
 
 
 def _padded(texts: list[str], columns: int) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nvae.data.images import to_pixels
 from nvae.data.pictures.metadata import as_texts, read_metadata, save_picture
-from nvae.system.errors import UserError
+from nvae.system.errors import InvalidValueError
 from nvae.system.files import unused_path
 
 MARGIN = 4
@@ -114,11 +114,15 @@ def with_rows_below(
     cells, texts = [], []
     for first in range(0, len(images), columns):
         part = slice(first, first + columns)
-        empty = columns - len(images[part])
-        white = torch.ones_like(images[:1]).expand(empty, -1, -1, -1)
-        cells += [images[part], white, below[part], white]
-        texts += [*captions[part], *[""] * empty, *below_captions[part], *[""] * empty]
+        empty = [""] * (columns - len(images[part]))
+        cells += [filled(images[part], columns), filled(below[part], columns)]
+        texts += [*captions[part], *empty, *below_captions[part], *empty]
     return torch.cat(cells), texts
+
+
+def filled(cells: Tensor, columns: int) -> Tensor:
+    """Return the cells (N, C, S, S) of a grid's row, white ones added at the end where they are fewer than columns."""
+    return torch.cat([cells, torch.ones_like(cells[:1]).expand(columns - len(cells), -1, -1, -1)])
 
 
 def shortened(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
@@ -217,7 +221,7 @@ def is_file_name(out: Path, suffix: str) -> bool:
     if ending not in MEDIA_SUFFIXES or out.is_dir():
         return False
     if ending != suffix:
-        raise UserError(f"the result is a {suffix} file: got '{out}', expected a folder or a name with {suffix}.")
+        raise InvalidValueError("the file of the result", f"'{out}'", f"a folder, or a name that ends with {suffix}")
     return True
 
 

@@ -12,10 +12,11 @@ from nvae.data.images import to_float
 from nvae.evaluation.quality.copies import THRESHOLD
 from nvae.evaluation.quality.measure import Quality, Reference, Row, temperature_text
 from nvae.evaluation.quality.report import MOST_ALIKE, REAL, numbers, row_name
-from nvae.inference.sampling import Pixels, Sampler
+from nvae.inference.sampling import Sampler
 from nvae.models.hierarchy import HierarchicalVAE
+from nvae.schema.choices import Pixels
 from nvae.summary import group_name
-from nvae.tools.grids import grid
+from nvae.tools.grids import filled, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -121,10 +122,9 @@ def draw_samples_beside_real(
     """Draw the first samples at every temperature, one row each, and a row of images of the data set."""
     seeds = range(quality.settings.seed, quality.settings.seed + COLUMNS)
     rows = [sampler.sample(seeds, pixels).cpu() for sampler in samplers]
-    real = reference.get(reference.own[:COLUMNS])
-    missing = torch.ones(COLUMNS - len(real), *real.shape[1:])
+    real = filled(reference.get(reference.own[:COLUMNS]), COLUMNS)
     labels = [temperature_text(sampler.temperature).removeprefix("temperature ") for sampler in samplers]
-    return grid(torch.cat([*rows, real, missing]), COLUMNS, CELL, labels=[*labels, "real"])
+    return grid(torch.cat([*rows, real]), COLUMNS, CELL, labels=[*labels, "real"])
 
 
 def draw_copies(row: Row, sampler: Sampler, training_u8: Tensor, seed: int, pixels: Pixels) -> Image.Image:

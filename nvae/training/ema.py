@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nvae.models.families import build_model
+from nvae.models.families import clone
 from nvae.models.hierarchy import HierarchicalVAE
 
 
@@ -16,9 +16,7 @@ class EMA:
 
     def __init__(self, model: HierarchicalVAE, decay: float) -> None:
         self.decay = decay
-        self.model = build_model(model.config).to(model.device)
-        self.model.load_state_dict(model.state_dict())
-        self.model.eval().requires_grad_(False)
+        self.model = clone(model)
 
     @torch.no_grad()
     def update(self, model: HierarchicalVAE) -> None:

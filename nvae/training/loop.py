@@ -16,23 +16,21 @@ from nvae.checkpoint import save
 from nvae.config import config_path, load_config
 from nvae.data.registry import load_data
 from nvae.schema import ModelConfig
-from nvae.system.devices import choose_device, set_fast_defaults
+from nvae.system.devices import choose_device, set_deterministic
 from nvae.system.errors import DivergenceError, UserError
 from nvae.system.locks import run_lock
+from nvae.system.progress import ProgressBars
 from nvae.system.ranks import joined_ranks, local_index, started_by_torchrun
 from nvae.system.signals import StopRequest, stop_requests
 from nvae.training.events import Event, Reporter
-from nvae.training.memory import explained_out_of_memory
 from nvae.training.metrics import Clock, metrics_line, with_bound
-from nvae.training.progress_bars import ProgressBars
-from nvae.training.quality import FID, quality_due, try_to_measure
-from nvae.training.recovery import check_good, recover
 from nvae.training.report.page import utc_time
 from nvae.training.report.record import CONTINUED, EARLY_STOPPING, FINISHED, STARTED, STOPPED
+from nvae.training.resuming import calibrate, check_good, recover, resume_training, save_training, start_from
 from nvae.training.run_files import RunFiles, keep_every_due
-from nvae.training.run_output import RunOutput
+from nvae.training.run_output import RunOutput, explained_out_of_memory
 from nvae.training.trainer import Trainer
-from nvae.training.validation import evaluate_result, validate
+from nvae.training.validation import FID, evaluate_result, quality_due, result, try_to_measure, validate
 
 
 class Stopped(SystemExit):
@@ -62,15 +60,15 @@ def train(
     is, and the same keys may change as in a run.
     init_from: a .model or .checkpoint file whose weights a new run starts from.
     continue_with_changed_data: continue although the images are not those of the checkpoint, with a warning.
-    Sets options of the whole process that make training faster. Raises UserError, RunLockedError while the run is
-    trained elsewhere, DivergenceError where going back to a checkpoint does not help any more, and Stopped after Ctrl-C
-    or SIGTERM, with the state saved.
+    Sets torch's process-wide options for cuDNN and deterministic algorithms. Raises UserError, RunLockedError while the
+    run is trained elsewhere, DivergenceError where going back to a checkpoint does not help any more, and Stopped after
+    Ctrl-C or SIGTERM, with the state saved.
     """
     if isinstance(config, str):
         config, name = load_config(config), name or config_path(config).stem
     name = name or f"{config.family}_{config.dataset.name}"
     files = RunFiles(name, Path(folder))
-    set_fast_defaults(config.training_parameters.deterministic)
+    set_deterministic(config.training_parameters.deterministic)
     if device is None and started_by_torchrun() and not torch.cuda.is_available():
         device = "cpu"  # of the devices without CUDA, the only one for several processes
     selected = choose_device(device, local_index())
@@ -85,9 +83,8 @@ def train(
             if len(set(ranks.gather(data.fingerprint))) > 1:
                 raise UserError("the processes have different images. Put the same data set on every machine.")
             trainer = Trainer(config, data, selected, ranks)
-            trainer.continue_with_changed_data = continue_with_changed_data
             return _Training(trainer, files, RunOutput(trainer, files, reporter), progress).run(
-                fresh, checkpoint, init_from
+                fresh, checkpoint, init_from, continue_with_changed_data
             )
 
 
@@ -97,30 +94,31 @@ class _Training:
     def __init__(self, trainer: Trainer, files: RunFiles, output: RunOutput, progress: bool) -> None:
         self.trainer, self.files, self.output, self.progress = trainer, files, output, progress
         self.ranks = trainer.ranks
-        trainer.run = files.name
         self.clock = Clock()
 
-    def run(self, fresh: bool, checkpoint: str | Path | None, init_from: str | Path | None) -> Path:
+    def run(self, fresh: bool, checkpoint: str | Path | None, init_from: str | Path | None, changed_data: bool) -> Path:
         trainer, files, output, info = self.trainer, self.files, self.output, self.output.reporter.info
-        own, warnings = (None, []) if fresh else files.resume(trainer)
+        own, warnings = (None, []) if fresh else files.resume(trainer, changed_data)
         start = own or checkpoint
         if start and not own:
-            warnings = trainer.resume(Path(start))
+            warnings = resume_training(trainer, Path(start), changed_data=changed_data)
         if fresh and self.ranks.is_first:
             for path, aside in files.put_aside():
                 info(f"{path} is kept as {aside}")
         output.introduce(start, warnings)
         if not start:
-            trainer.calibrate()
+            calibrate(trainer)
             if init_from:
-                trainer.initialize(Path(init_from))
+                start_from(trainer, Path(init_from))
                 info(f"starting from the weights of {init_from}")
         if not own:
-            trainer.save(files.checkpoint)  # before the first step, so that a folder without write access fails early
-        step = trainer.progress.step
+            save_training(
+                trainer, files.checkpoint, files.name
+            )  # before the first step, so that a folder without write access fails early
+        step = trainer.position.step
         if not self.ranks.is_first:
             self._train_and_recover()
-            evaluate_result(trainer, output, trainer.result()[0], self.progress)
+            evaluate_result(trainer, output, result(trainer)[0], self.progress)
             return files.model
         output.copies()  # an earlier process may have been killed between a checkpoint and its copies
         output.open()
@@ -131,9 +129,9 @@ class _Training:
             output.data()
             self._train_and_recover()
             output.introduce_result()
-            model, metadata = trainer.result()
+            model, metadata = result(trainer)
             save(model, files.model, metadata=metadata, run=files.name)
-            if trainer.progress.step > step:
+            if trainer.position.step > step:
                 if model is not trainer.eval_model:
                     output.pictures(model)
                 output.film()
@@ -161,7 +159,7 @@ class _Training:
 
     def _recover(self, divergence: DivergenceError) -> None:
         try:
-            event = recover(self.trainer, self.files.checkpoint, divergence)
+            event = recover(self.trainer, self.files.checkpoint, divergence, self.files.name)
         except DivergenceError as end:
             if self.ranks.is_first:
                 self.output.event("divergence", str(end))
@@ -173,20 +171,20 @@ class _Training:
 
     def _train(self, stop: StopRequest) -> None:
         trainer = self.trainer
-        epochs, progress = trainer.schedule.epochs, trainer.progress
+        epochs, position = trainer.schedule.epochs, trainer.position
         finished = trainer.is_finished
-        self.bars = ProgressBars(epochs, trainer.steps_per_epoch, progress.epoch, self.progress)
+        self.bars = ProgressBars(epochs, trainer.position.steps_per_epoch, position.epoch, self.progress)
         self.clock.reset()
         try:
             while not finished:
-                epoch = progress.epoch
+                epoch = position.epoch
                 for images_u8 in trainer.batches():
                     metrics = trainer.step(images_u8)
                     self.clock.step(len(images_u8))
-                    number = progress.image // trainer.batch_size or trainer.steps_per_epoch
+                    number = position.image // position.batch_size or position.steps_per_epoch
                     self.bars.step(number, lambda metrics=metrics: self._bar_numbers(metrics))
                     due = checkpoint_due(trainer)
-                    if due or progress.epoch > epoch:
+                    if due or position.epoch > epoch:
                         self.clock.stop()
                         self._report(metrics, due)
                         self.clock.start()
@@ -196,7 +194,7 @@ class _Training:
                         self._stop(signal_number)
                     if finished:
                         break
-                self.bars.epoch(progress.epoch)
+                self.bars.epoch(position.epoch)
         finally:
             self.bars.close()
 
@@ -222,7 +220,7 @@ class _Training:
         self.output.metrics(line)
         if checkpoint:
             self.bars.activity("saving")
-            trainer.save(self.files.checkpoint)
+            save_training(trainer, self.files.checkpoint, self.files.name)
             self.output.copies(best_quality)
             self.bars.activity("drawing")
             self.output.pictures()
@@ -239,7 +237,7 @@ class _Training:
     def _stop(self, signal_number: int) -> None:
         trainer = self.trainer
         try:
-            trainer.save(self.files.checkpoint)
+            save_training(trainer, self.files.checkpoint, self.files.name)
             saved = f"saved {self.files.checkpoint}"
         except DivergenceError as divergence:  # going back is for the next call
             saved = f"saved nothing, because {divergence.problem} {self.files.checkpoint} is the last good checkpoint"
@@ -250,22 +248,22 @@ class _Training:
         self.bars.close()
         epochs = trainer.schedule.epochs
         self.output.reporter.info(
-            f"stopped in epoch {min(trainer.progress.epoch + 1, epochs)} of {epochs}, step {trainer.progress.step}, "
+            f"stopped in epoch {min(trainer.position.epoch + 1, epochs)} of {epochs}, step {trainer.position.step}, "
             f"and {saved}. To continue, run the same command again."
         )
         raise Stopped(128 + signal_number)
 
     def _bar_numbers(self, metrics: dict[str, Any]) -> dict[str, str]:
         trainer, values = self.trainer, with_bound(metrics, self.trainer)
-        total = trainer.schedule.epochs * trainer.steps_per_epoch * trainer.batch_size
+        total = trainer.schedule.epochs * trainer.position.steps_per_epoch * trainer.position.batch_size
         numbers = {
             "loss": f"{values['loss']:.6g}",
             "KL": f"{values['kl']:.1f}",
             "bits/dim": f"{values['bits_per_dimension']:.3f}",
             "images/s": f"{self.clock.images_per_second():.1f}",
-            "left": self.clock.time_left(total - trainer.progress.images_seen),
+            "left": self.clock.time_left(total - trainer.position.images_seen),
         }
-        skipped = trainer.progress.skipped_steps
+        skipped = trainer.position.skipped_steps
         return numbers | ({"skipped": str(skipped)} if skipped else {})
 
 
@@ -274,15 +272,12 @@ def checkpoint_due(trainer: Trainer) -> bool:
 
     Before the last epoch, a state in doubt waits for the next checkpoint.
     """
-    schedule, progress = trainer.schedule, trainer.progress
+    schedule, position = trainer.schedule, trainer.position
     if trainer.recovery.in_doubt and not trainer.is_finished:
         return False
-    if progress.image == 0 and (
-        progress.epoch == schedule.epochs
-        or (schedule.epochs_per_checkpoint and progress.epoch % schedule.epochs_per_checkpoint == 0)
-    ):
+    if position.completes(schedule.epochs) or position.completes(schedule.epochs_per_checkpoint):
         return True
     if keep_every_due(trainer) or quality_due(trainer):
         return True
-    every = schedule.images_per_checkpoint
-    return every is not None and progress.images_seen // every > (progress.images_seen - trainer.batch_size) // every
+    every, seen = schedule.images_per_checkpoint, position.images_seen
+    return every is not None and seen // every > (seen - position.batch_size) // every

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from nvae.schema import ModelConfig
-from nvae.training.recovery import DIVERGED_BITS
 from nvae.training.trainer import Trainer
 
 COLLAPSED_KL = 0.01  # nats per image
+DIVERGED_BITS = 4  # bits per dimension above the uniform distribution
 
 
 def with_bound(values: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
@@ -31,12 +31,12 @@ def metrics_line(trainer: Trainer, last_step: dict[str, Any], clock: Clock) -> d
     """
     means = trainer.running_mean.values()
     return {
-        "step": trainer.progress.step,
-        "epoch": round(trainer.epoch, 4),
-        "images": trainer.progress.images_seen,
+        "step": trainer.position.step,
+        "epoch": round(trainer.position.in_epochs, 4),
+        "images": trainer.position.images_seen,
         **(with_bound(means, trainer) if means else {}),
         **{key: value for key, value in last_step.items() if isinstance(value, float)},  # of the schedules
-        "skipped_steps": trainer.progress.skipped_steps,
+        "skipped_steps": trainer.position.skipped_steps,
         "recoveries": trainer.recovery.count,
         "images_per_second": round(clock.images_per_second(), 2),
     }

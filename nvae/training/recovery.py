@@ -1,23 +1,17 @@
-"""Divergence: which steps are skipped, when a training cannot go on, and what changes when it goes back."""
+"""Divergence: which steps are skipped, when skips are too many, and what changes when a training goes back."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from nvae.schema import TrainingParameters
 from nvae.system.errors import DivergenceError
-from nvae.training.loggers import new_event
-from nvae.training.schedules import kl_warmup
-
-if TYPE_CHECKING:
-    from nvae.training.trainer import Trainer
+from nvae.training.position import whole_number
 
 WINDOW = 200  # losses of accepted steps
 FAR = 20  # spreads above the median
@@ -27,9 +21,6 @@ MAX_EXCESS_SKIPS = 100
 DOUBTFUL_SKIPS = 10  # a state after so many skips may be a ruined one, so it is not saved
 PROGRESS_STEPS = 1000  # beyond the last divergence, after which the tries count from 0 again
 MAX_DOUBLINGS = 6  # of the regularization, which would outweigh the ELBO
-VALIDATIONS = 10  # the last validations, with which a new one is compared
-MIN_VALIDATIONS = 3
-DIVERGED_BITS = 4  # bits per dimension above the uniform distribution
 ADVICE = (
     "Set a lower training_parameters.learning_rate, a longer learning_rate_warmup_epochs, or gradient_clipping (100, "
     "for example), and continue from the last checkpoint, which is intact."
@@ -131,6 +122,23 @@ class Recovery:
         if step >= self.divergence_step + PROGRESS_STEPS:
             self.tries = 0
 
+    def refuse_too_many_skips(self, step: int, reason: SkipReason, numbers: StepNumbers) -> None:
+        """Raise DivergenceError if skips have piled up. step: the number of steps so far."""
+        if self.excess_skips >= MAX_EXCESS_SKIPS:
+            raise DivergenceError(
+                f"by step {step}, {MAX_EXCESS_SKIPS} more steps were skipped than taken: got a loss of "
+                f"{numbers.loss:g} and a gradient norm of {numbers.gradient_norm:g}, expected {reason.expected}.",
+                reason.advice,
+            )
+
+    def refuse_doubt(self, step: int) -> None:
+        """Raise DivergenceError if the state of the training must not replace the last checkpoint."""
+        if self.in_doubt:
+            raise DivergenceError(
+                f"by step {step}, {self.excess_skips} more steps were skipped than taken, so the state is in doubt.",
+                ADVICE,
+            )
+
     # --------------------------------------------------------------------------------------------------- changes
 
     def change(self, diverged_at: int, regularized: bool) -> None:
@@ -164,107 +172,7 @@ class Recovery:
         return vars(self) | {"losses": losses}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        vars(self).update(state_dict, losses=[RecentLoss(*row) for row in state_dict["losses"].tolist()])
-
-    @staticmethod
-    def template(saved: Any) -> dict[str, Any]:
-        """Return a state with as many losses as a saved one, for `find_mismatch`."""
-        losses = saved.get("losses") if isinstance(saved, dict) else None
-        count = min(len(losses), WINDOW) if isinstance(losses, torch.Tensor) and losses.dim() else 0
-        shape = count, len(RecentLoss._fields)
-        return Recovery().state_dict() | {"losses": torch.zeros(shape, dtype=torch.float64)}
-
-
-# ------------------------------------------------------------------------------------- when a training cannot go on
-
-
-def check_skips(trainer: Trainer, reason: SkipReason, numbers: StepNumbers) -> None:
-    """Raise DivergenceError after a skipped step if skips have piled up, or if no further step can be finite."""
-    check_finite(trainer)
-    if trainer.recovery.excess_skips < MAX_EXCESS_SKIPS:
-        return
-    raise DivergenceError(
-        f"by step {trainer.progress.step}, {MAX_EXCESS_SKIPS} more steps were skipped than taken: got a loss of "
-        f"{numbers.loss:g} and a gradient norm of {numbers.gradient_norm:g}, expected {reason.expected}.",
-        reason.advice,
-    )
-
-
-def check_finite(trainer: Trainer) -> None:
-    """Raise DivergenceError if a weight, or a number of the training state, is not finite."""
-    parts = {"weights": trainer.model, "averaged weights": trainer.eval_model, **trainer.evolving}
-    for name, part in parts.items():
-        if not all(map(_is_finite, tree_leaves(part.state_dict()))):
-            raise DivergenceError(
-                f"the {name.replace('_', ' ')} became not finite by step {trainer.progress.step}.", ADVICE
-            )
-
-
-def check_good(trainer: Trainer) -> None:
-    """Raise DivergenceError if the state of the training must not replace the last checkpoint."""
-    check_finite(trainer)
-    if trainer.recovery.in_doubt:
-        skips = trainer.recovery.excess_skips
-        raise DivergenceError(
-            f"by step {trainer.progress.step}, {skips} more steps were skipped than taken, so the state is in doubt.",
-            ADVICE,
-        )
-
-
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, torch.Tensor):
-        return bool(value.isfinite().all())
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-def check_validation(trainer: Trainer, elbo: float, bits_per_dimension: float) -> None:
-    """Raise DivergenceError if the ELBO of a validation, nats per image, is not finite or far worse than the last ones.
-
-    Far worse is far worse than a uniform distribution, and far below the last ten validations since the end of the KL
-    warm-up, of which there must be three. After a recovery without progress since, the first of these is enough.
-    """
-    step, most_bits = trainer.progress.step, trainer.config.pixel_bits + DIVERGED_BITS
-    if not math.isfinite(elbo):
-        raise DivergenceError(f"the validation ELBO became {elbo} at step {step}.", ADVICE)
-    warmed_up = sum(kl_warmup(trainer.schedule, trainer.steps_per_epoch))  # before, the ELBO may fall
-    if trainer.epoch < warmed_up or bits_per_dimension <= most_bits:
-        return
-    problem = (
-        f"the validation ELBO at step {step} is far too low: got {elbo:.6g} nats, {bits_per_dimension:.3g} bits/dim"
-    )
-    if trainer.recovery.tries:
-        raise DivergenceError(f"{problem}, expected at most {most_bits} bits/dim.", ADVICE)
-    recent = [-elbo for epoch, elbo in trainer.history.validations if epoch >= warmed_up][-VALIDATIONS:]
-    if len(recent) >= MIN_VALIDATIONS and -elbo > (limit := highest_usual(recent)):
-        raise DivergenceError(f"{problem}, expected at least {-limit:.6g} nats, given the last validations.", ADVICE)
-
-
-# ------------------------------------------------------------------------------------------------------- going back
-
-
-def recover(trainer: Trainer, path: Path, divergence: DivergenceError) -> dict[str, Any]:
-    """Go back to the checkpoint at `path`, change what helps, save the checkpoint with the change; return the event.
-
-    The event is also in the metadata. Raises DivergenceError if `max_recoveries` tries were made: the trainer and the
-    file then stay as they are.
-    """
-    schedule, step, epoch = trainer.schedule, trainer.progress.step, trainer.epoch
-    tries = trainer.recovery.tries
-    if tries >= schedule.max_recoveries:
-        times = f"Going back to a checkpoint did not help, {tries} times in a row. " if tries else ""
-        raise DivergenceError(divergence.problem, times + divergence.advice) from divergence
-    trainer.resume(path)
-    recovery = trainer.recovery
-    recovery.tries = tries  # progress since the checkpoint counts
-    recovery.change(step, trainer.current_regularization_coefficient > 0)
-    text = (
-        f"{divergence.problem} Training went back to step {trainer.progress.step}, and continues with other random "
-        f"draws and {recovery.learning_rate_factor:g} of the scheduled learning rate"
-    )
-    if recovery.doublings:
-        text += f" and {recovery.regularization_factor:g} times the regularization"
-    event = new_event("recovery", f"{text} (try {recovery.tries} of {schedule.max_recoveries}).", step, epoch)
-    events = trainer.metadata.get("events")
-    trainer.metadata = trainer.metadata | {"events": [*(events if isinstance(events, list) else []), event]}
-    trainer.save(path)
-    return event
+        """Raises ValueError or another error for anything but counts and a table of losses."""
+        counts = {name: whole_number(state_dict, name) for name in vars(self) if name != "losses"}
+        losses = [RecentLoss(*row) for row in state_dict["losses"].double().tolist()]
+        vars(self).update(counts, losses=losses[-WINDOW:])

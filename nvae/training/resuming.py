@@ -1,145 +1,157 @@
-"""The training state in a checkpoint: what is saved, how a saved state is checked, and how it is restored."""
+"""The training state in a checkpoint: saving it, restoring it exactly, and going back to it after a divergence."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
+from torch import Tensor
 
-from nvae.checkpoint import CheckpointError, load, restore
+from nvae.checkpoint import CheckpointError, load, restore, save, with_best_weights
 from nvae.config import flat
-from nvae.optim import OPTIMIZERS
+from nvae.models.families import clone
+from nvae.optim import load_optimizer
 from nvae.schema import ModelConfig
-from nvae.system.errors import UserError
-from nvae.training.history import BestWeights, ValidationHistory
+from nvae.system.errors import DivergenceError, Remedy, UserError
+from nvae.training.loggers import new_event
 from nvae.training.recovery import Recovery
-from nvae.training.state import RunningMean, find_mismatch
-
-if TYPE_CHECKING:
-    from nvae.training.trainer import Trainer
+from nvae.training.state import Stateful, load_all_or_none, refuse_not_finite
+from nvae.training.trainer import Trainer
 
 
-def training_state(trainer: Trainer) -> dict[str, Any]:
-    """Return the state of a trainer beside the weights of `eval_model` and the metadata.
+def check_good(trainer: Trainer) -> None:
+    """Raise DivergenceError if the state of the training must not replace the last checkpoint."""
+    refuse_not_finite(trainer.parts, trainer.position.step)
+    trainer.recovery.refuse_doubt(trainer.position.step)
 
-    Keys: the parts of `trainer.evolving`; data, the fingerprint of the images; with an EMA also model, the weights
-    that the optimizer changes.
+
+def save_training(trainer: Trainer, path: Path, run: str | None = None) -> None:
+    """Write the checkpoint from which `resume_training` continues exactly; of several ranks, the first one writes.
+
+    Beside the weights of `eval_model` and the metadata, the checkpoint has the parts of `trainer.evolving`, the
+    fingerprint of the images, and with an EMA the weights that the optimizer changes. run: the name of the run.
+    Raises CheckpointError, and DivergenceError if a number is not finite, or if 10 more steps were skipped than
+    accepted: the file at `path` then stays as it is.
     """
-    state = {name: part.state_dict() for name, part in trainer.evolving.items()} | {
-        "data": trainer.data.fingerprints[0]
-    }
+    check_good(trainer)
+    if not trainer.ranks.is_first:
+        return
+    state: dict[str, Any] = {name: part.state_dict() for name, part in trainer.evolving.items()}
+    state["data"] = trainer.data.fingerprints[0]
     if trainer.ema is not None:
         state["model"] = {name: tensor.contiguous() for name, tensor in trainer.model.state_dict().items()}
-    return state
+    save(trainer.eval_model, path, state, trainer.metadata, run)
 
 
-def restore_training(trainer: Trainer, path: Path, run: str | None = None) -> list[str]:
+def calibrate(trainer: Trainer) -> None:
+    """Fill the buffers that depend on the data, once before training."""
+    trainer.model.calibrate(trainer.data.training)
+    if trainer.ema is not None:
+        trainer.ema.copy_buffers(trainer.model)
+
+
+def start_from(trainer: Trainer, path: Path) -> None:
+    """Take the weights and statistics of a file of the same networks. Raises CheckpointError."""
+    content = trainer.ranks.from_first(lambda: with_best_weights(load(path)))
+    for model in {trainer.model, trainer.eval_model}:
+        restore(model, content, path)
+
+
+def resume_training(trainer: Trainer, path: Path, run: str | None = None, changed_data: bool = False) -> list[str]:
     """Restore a checkpoint; return warnings. Raises CheckpointError or UserError and then changes nothing.
 
     Without an EMA in the file, an EMA starts from the weights of the file. Without an EMA in the config, training
     continues from the weights that the optimizer changed. run: the only run whose checkpoint is accepted, if given.
+    changed_data: continue although the images are not those of the checkpoint, with a warning.
     """
     content = trainer.ranks.from_first(lambda: load(path))
     if run is not None and content.get("run", run) != run:
         raise CheckpointError(
             f"{path} is a checkpoint of the run {content['run'][:100]!r}, expected one of {run!r}. Move the file away; "
-            f"or to continue its training as the run {run!r}, start over from {path}."
+            f"or to continue its training as the run {run!r}, start over from {path}.",
+            Remedy.START_OVER_FROM_FILE,
         )
     if "training" not in content:
         raise CheckpointError(f"{path} is a model without a training state: expected a .checkpoint file.")
-    refuse_changes(trainer.config, content["config"], path)
-    # Checkpoints without these parts are from before the state had them.
-    newer = {"history": {"validations": []}, "best": {}, "recovery": Recovery().state_dict()}
-    training, warnings = newer | content["training"], []
-    if "recovery" not in content["training"] and isinstance(training.get("progress"), dict):
-        training["progress"] = {k: v for k, v in training["progress"].items() if k != "consecutive_skips"}
-    regularizers = trainer.regularizers.state_dict()
-    if content["version"] == 1 and find_mismatch(training.get("regularizers"), regularizers, ""):
-        training = training | {"regularizers": regularizers}
+    _refuse_changes(trainer.config, content["config"], path)
+    warnings, saved = [], content["training"]
+    if saved.get("data") not in trainer.data.fingerprints:
+        changed = f"the images of the data set {trainer.config.dataset.name} are not those that {path} was trained on"
+        if not changed_data:
+            raise UserError(
+                f"{changed}. Restore the old images, start over, or continue with the changed data: the training then "
+                "differs from one without a change.",
+                Remedy.START_OVER,
+                Remedy.CHANGED_DATA,
+            )
+        warnings.append(f"{changed}; it continues with {len(trainer.data.training):,} training images")
+    if content["version"] == 1 and _shapes(saved.get("regularizers")) != _shapes(trainer.regularizers.state_dict()):
+        saved = saved | {"regularizers": trainer.regularizers.state_dict()}
         warnings.append(
             f"{path} was written by version 1, which regularized other parts of the network: the state of the "
             "regularization starts anew."
         )
-    if mismatch := find_mismatch(
-        training, _template(trainer, training, content["config"].training_parameters.ema_decay is not None), "training"
-    ):
+    try:
+        load_all_or_none(trainer.parts, _loads(trainer, content, saved, path))
+    except ValueError as error:
         raise CheckpointError(
-            f"{path} holds a training state that does not fit: {mismatch}. Use the program that wrote the file, or "
-            "start over."
-        )
-    if any(state["step"] < 0 for state in training["optimizer"]["state"].values()):
-        raise CheckpointError(f"{path} holds a training state that does not fit: a negative number of steps.")
-    if training["data"] not in trainer.data.fingerprints:
-        changed = f"the images of the data set {trainer.config.dataset.name} are not those that {path} was trained on"
-        if not trainer.continue_with_changed_data:
-            raise UserError(
-                f"{changed}. Restore the old images, start over, or continue with the changed data: the training then "
-                "differs from one without a change."
-            )
-        warnings.append(f"{changed}; it continues with {len(trainer.data.training):,} training images")
-    restore(trainer.eval_model, content, path)
-    restore(trainer.model, content | {"weights": training.get("model", content["weights"])}, path)
+            f"{path} holds a training state that does not fit: training.{error}. Use the program that wrote the file, "
+            "or start over.",
+            Remedy.START_OVER,
+        ) from error
     trainer.metadata = content["metadata"]
-    options = [{k: v for k, v in group.items() if k != "params"} for group in trainer.optimizer.param_groups]
-    for name, part in trainer.evolving.items():
-        if name != "scaler" or (training["scaler"] and trainer.scaler.is_enabled()):
-            part.load_state_dict(training[name])
-    if trainer.schedule.early_stopping_patience is None:
-        trainer.best_weights.best = None
-    for group, own in zip(trainer.optimizer.param_groups, options, strict=True):
-        group.update(own)  # the config and this program decide all options, not the file
     if content["config"].training_parameters != trainer.schedule:
         trainer.recovery.adapt(content["config"].training_parameters, trainer.schedule)
+    trainer.position.end_epoch_without_a_full_batch()  # the batch size may have grown
     return warnings
 
 
-def _template(trainer: Trainer, saved: dict[str, Any], has_ema: bool) -> dict[str, Any]:
-    """Return a training state with the trainer's shapes, and with those keys that may differ taken from `saved`.
+def _loads(
+    trainer: Trainer, content: dict[str, Any], saved: dict[str, Any], path: Path
+) -> dict[str, Callable[[], object]]:
+    """Return functions that load the parts of a checkpoint; each raises any exception for a state that does not fit."""
+    # Checkpoints without these parts are from before the state had them.
+    states = {"history": {"validations": []}, "best": {}, "recovery": Recovery().state_dict()} | saved
+    weights = states.get("model", content["weights"])
 
-    has_ema: whether the run that saved the state had an EMA.
-    """
-    own = {name: part.state_dict() for name, part in trainer.evolving.items()} | {"data": ""}
-    if has_ema:  # the EMA may be turned on or off in a run
-        own["model"] = trainer.model.state_dict()
-    if isinstance(saved.get("scaler"), dict) and not (saved["scaler"] and own["scaler"]):
-        own["scaler"] = saved["scaler"]  # written on a device that needs no loss scale, or continued on one
-    progress = saved.get("progress")
-    steps = progress.get("step") if isinstance(progress, dict) else None
-    own["history"] = ValidationHistory.template(saved["history"], steps if isinstance(steps, int) else 0)
-    own["recovery"] = Recovery.template(saved["recovery"])
-    own["best"] = BestWeights.template(saved["best"], trainer.model)
-    own["running_mean"] = RunningMean.template(saved.get("running_mean"), len(trainer.model.groups))
-    if isinstance(saved.get("optimizer"), dict):
-        steps_taken = isinstance(progress, dict) and steps != progress.get("skipped_steps")
-        own["optimizer"] = _optimizer_template(trainer, saved["optimizer"], own["optimizer"], steps_taken)
-    return own
+    def load(name: str, part: Stateful) -> None:
+        if name == "optimizer":
+            load_optimizer(trainer.optimizer, states[name])
+            if trainer.position.step > trainer.position.skipped_steps and not trainer.optimizer.state:
+                raise ValueError("the moments are missing")
+        elif name == "best":
+            _load_best(trainer, states[name])
+        elif name != "scaler" or (states[name] and trainer.scaler.is_enabled()):
+            part.load_state_dict(states[name])
 
-
-def _optimizer_template(
-    trainer: Trainer, saved: dict[str, Any], own: dict[str, Any], steps_taken: bool
-) -> dict[str, Any]:
-    moments, saved_states = OPTIMIZERS[trainer.schedule.optimizer].moments, saved.get("state")
-    states = {i: dict.fromkeys(moments, parameter) for i, parameter in enumerate(trainer.model.parameters())}
-    if isinstance(saved_states, dict) and (saved_states or not steps_taken):
-        # A parameter without a gradient has no state, and before the first step none has.
-        states = {i: state for i, state in states.items() if i in saved_states}
-        for i, state in states.items():
-            counts = saved_states[i] if isinstance(saved_states[i], dict) else {}
-            states[i] = {name: torch.zeros(()) for name in counts} | {"step": torch.zeros(())} | state
-    groups = own["param_groups"]
-    saved_groups = saved.get("param_groups")
-    if isinstance(saved_groups, list) and len(saved_groups) == len(groups):
-        # Versions of torch differ in their options. Every step sets the options of `hyperparameters`.
-        groups = [
-            {key: group.get(key, value) for key, value in saved.items()} | {"params": group["params"]}
-            for group, saved in zip(groups, saved_groups, strict=True)
-            if isinstance(saved, dict)
-        ]
-    return {"state": states, "param_groups": groups}
+    evolving = trainer.evolving
+    order = ["progress", *(name for name in evolving if name != "progress")]
+    return {
+        "weights": lambda: restore(trainer.eval_model, content, path),
+        "model": lambda: restore(trainer.model, content | {"weights": weights}, path),
+        **{name: partial(load, name, evolving[name]) for name in order},
+    }
 
 
-def refuse_changes(config: ModelConfig, saved: ModelConfig, path: Path) -> None:
+def _load_best(trainer: Trainer, state: dict[str, Any]) -> None:
+    best_weights = trainer.best_weights
+    best_weights.load_state_dict(state if trainer.schedule.early_stopping_patience is not None else {})
+    if best := best_weights.best:
+        clone(trainer.eval_model).load_state_dict(best.weights)  # raises an error for other shapes
+        if len(best.kl_per_group) != len(trainer.model.groups):
+            raise ValueError(f"kl_per_group: got {len(best.kl_per_group)} numbers, expected one per latent group")
+
+
+def _shapes(state: Any) -> dict[str, Any] | None:
+    """Return the shapes of the tensors of a saved state; None for anything else."""
+    if not isinstance(state, dict):
+        return None
+    return {name: value.shape if isinstance(value, Tensor) else None for name, value in state.items()}
+
+
+def _refuse_changes(config: ModelConfig, saved: ModelConfig, path: Path) -> None:
     """Raise UserError if a config differs from a checkpoint's in a key that may not change, naming the keys.
 
     The schedule may change, but for its FIXED keys, and the path of the same images.
@@ -157,5 +169,34 @@ def refuse_changes(config: ModelConfig, saved: ModelConfig, path: Path) -> None:
         raise UserError(
             f"the config has changed since {path} was written: {keys}. Only dataset.path and the keys of "
             f"training_parameters other than {' and '.join(sorted(fixed))} may change in a run. Undo the change, or "
-            "start over."
+            "start over.",
+            Remedy.START_OVER,
         )
+
+
+def recover(trainer: Trainer, path: Path, divergence: DivergenceError, run: str | None = None) -> dict[str, Any]:
+    """Go back to the checkpoint at `path`, change what helps, save the checkpoint with the change; return the event.
+
+    The event is also in the metadata. Raises DivergenceError if `max_recoveries` tries were made: the trainer and the
+    file then stay as they are.
+    """
+    most, step, epoch = trainer.schedule.max_recoveries, trainer.position.step, trainer.position.in_epochs
+    tries = trainer.recovery.tries
+    if tries >= most:
+        times = f"Going back to a checkpoint did not help, {tries} times in a row. " if tries else ""
+        raise DivergenceError(divergence.problem, times + divergence.advice) from divergence
+    resume_training(trainer, path)
+    recovery = trainer.recovery
+    recovery.tries = tries  # progress since the checkpoint counts
+    recovery.change(step, trainer.rates.regularization_coefficient > 0)
+    text = (
+        f"{divergence.problem} Training went back to step {trainer.position.step}, and continues with other random "
+        f"draws and {recovery.learning_rate_factor:g} of the scheduled learning rate"
+    )
+    if recovery.doublings:
+        text += f" and {recovery.regularization_factor:g} times the regularization"
+    event = new_event("recovery", f"{text} (try {recovery.tries} of {most}).", step, epoch)
+    events = trainer.metadata.get("events")
+    trainer.metadata = trainer.metadata | {"events": [*(events if isinstance(events, list) else []), event]}
+    save_training(trainer, path, run)
+    return event

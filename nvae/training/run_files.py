@@ -8,17 +8,15 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nvae.checkpoint import FOLDER as WEIGHTS
 from nvae.checkpoint import CheckpointError, checkpoint_path, is_whole, model_path
-from nvae.system.errors import UserError
+from nvae.system.errors import Remedy, UserError
 from nvae.system.files import WriteError, link_or_copy, previous_path, remove_unfinished, unused_path
 from nvae.system.torch_files import DamagedFileError
 from nvae.training.loggers import FOLDER as RUNS
-
-if TYPE_CHECKING:
-    from nvae.training.trainer import Trainer
+from nvae.training.resuming import resume_training
+from nvae.training.trainer import Trainer
 
 COPY = r"\.(best|best_fid|epoch_\d{4,})"  # what copies of a checkpoint have behind the name of the run
 
@@ -31,7 +29,8 @@ class RunFiles:
         if re.fullmatch(f".+{COPY}", name):
             raise UserError(
                 f"the name of the run is {name!r}: expected another end than .best, .best_fid and .epoch_ with a "
-                "number, which copies of checkpoints have. Give the run another name."
+                "number, which copies of checkpoints have. Give the run another name.",
+                Remedy.RUN_NAME,
             )
         self.name, self.root = name, folder
         self.weights = folder / WEIGHTS
@@ -59,12 +58,12 @@ class RunFiles:
         written = re.compile(
             rf"({name}({COPY})?\.checkpoint|final_result_{name}\.model)(\.previous)?|{name}\.lock\.json"
         )
-        remove_unfinished(self.weights, lambda path: path.parent == self.weights and bool(written.fullmatch(path.name)))
-        remove_unfinished(self.folder, lambda path: True)
+        remove_unfinished(self.weights.glob("*"), lambda name: bool(written.fullmatch(name)), age=0)
+        remove_unfinished(self.folder.rglob("*"), age=0)
 
     # -------------------------------------------------------------------------------------------------- continuing
 
-    def resume(self, trainer: Trainer) -> tuple[Path | None, list[str]]:
+    def resume(self, trainer: Trainer, changed_data: bool = False) -> tuple[Path | None, list[str]]:
         """Restore the newest checkpoint that is whole; return its path and warnings, or None if there is none.
 
         A damaged checkpoint is kept under another name. Raises UserError, and then changes nothing: if the files are
@@ -81,7 +80,7 @@ class RunFiles:
                 problems.append("is missing")
                 continue
             try:
-                warnings = trainer.resume(path, self.name)
+                warnings = resume_training(trainer, path, self.name, changed_data)
             except DamagedFileError:
                 problems.append("is damaged")
                 continue
@@ -90,12 +89,13 @@ class RunFiles:
                 warnings.insert(
                     0,
                     f"{self.checkpoint} {problems[0]}{fate}: training continues from {path.name}, the checkpoint saved "
-                    f"before, at step {trainer.progress.step}.",
+                    f"before, at step {trainer.position.step}.",
                 )
             return path, warnings
+        advice, remedy = from_first(self._advice)
         raise CheckpointError(
-            f"{self.checkpoint} {problems[0]}, and {self.previous.name} {problems[1]}: nothing was changed. "
-            f"{from_first(self._advice)}"
+            f"{self.checkpoint} {problems[0]}, and {self.previous.name} {problems[1]}: nothing was changed. {advice}",
+            remedy,
         )
 
     def _use_previous(self) -> str:
@@ -111,11 +111,11 @@ class RunFiles:
             raise WriteError(self.checkpoint, error) from error
         return fate
 
-    def _advice(self) -> str:
+    def _advice(self) -> tuple[str, Remedy]:
         whole = next(filter(is_whole, self.copies()), None)
         if whole is not None:
-            return f"Start over from {whole}, which is whole."
-        return f"Copy a whole checkpoint to {self.checkpoint}, or start over."
+            return f"Start over from {whole}, which is whole.", Remedy.START_OVER_FROM_FILE
+        return f"Copy a whole checkpoint to {self.checkpoint}, or start over.", Remedy.START_OVER
 
     def put_aside(self) -> Iterator[tuple[Path, Path]]:
         """Rename all files of the run with the first number that is free for all of them; yield old and new paths."""
@@ -140,16 +140,16 @@ class RunFiles:
         best_quality: keep the checkpoint as that of the best samples too, if `keep_best` is on.
         Call this when the checkpoint holds the state of the trainer. Raises WriteError.
         """
-        schedule, progress, validations = trainer.schedule, trainer.progress, trainer.history.validations
+        schedule, validations = trainer.schedule, trainer.history.validations
         copies = []
-        if schedule.keep_best and validations and validations[-1].epoch == trainer.epoch:
+        if schedule.keep_best and validations and validations[-1].epoch == trainer.position.in_epochs:
             earlier = (validation.elbo for validation in validations[:-1])
             if validations[-1].elbo > max(earlier, default=-math.inf):
                 copies.append(self.best)
         if schedule.keep_best and best_quality:
             copies.append(self.best_fid)
         if keep_every_due(trainer):
-            copies.append(self.epoch_copy(progress.epoch))
+            copies.append(self.epoch_copy(trainer.position.epoch))
         for copy in copies:
             try:
                 link_or_copy(self.checkpoint, copy)
@@ -159,5 +159,4 @@ class RunFiles:
 
 def keep_every_due(trainer: Trainer) -> bool:
     """Return whether the last step completed the epochs between two checkpoints that are kept."""
-    every, progress = trainer.schedule.keep_every, trainer.progress
-    return every is not None and progress.image == 0 and progress.epoch > 0 and progress.epoch % every == 0
+    return trainer.position.completes(trainer.schedule.keep_every)

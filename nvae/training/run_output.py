@@ -2,22 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from nvae.models.families import clone
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.summary import group_name, num_parameters
+from nvae.schema import ModelConfig
+from nvae.summary import group_name, num_parameters, training_bytes
+from nvae.system.devices import available_bytes
+from nvae.system.errors import Remedy, UserError, is_out_of_memory
 from nvae.system.files import WriteError, atomic_write
 from nvae.training.events import Reporter
 from nvae.training.loggers import RunLogger, new_event
-from nvae.training.memory import memory_warning
 from nvae.training.metrics import metrics_text
 from nvae.training.previews import draw_curves, draw_data, draw_film, draw_reconstructions, draw_samples
 from nvae.training.report.page import write_page
 from nvae.training.report.record import record_of
 from nvae.training.run_files import RunFiles
 from nvae.training.trainer import Trainer
+
+MEMORY_ADVICE = (
+    "Set a smaller training_parameters.batch_size, a larger gradient_accumulation, or use_tensor_checkpoints to True."
+)
+
+
+def memory_warning(config: ModelConfig, batch_size: int, device: torch.device) -> str | None:
+    """Compare the estimated memory of training with the memory of the device; return a warning if it is too small."""
+    needed, available = training_bytes(config, batch_size), available_bytes(device)
+    if available is None or needed <= available:
+        return None
+    return (
+        f"training needs about {needed / 2**30:.1f} GiB with {batch_size} images at a time, but {device} has "
+        f"{available / 2**30:.1f} GiB. {MEMORY_ADVICE}"
+    )
+
+
+@contextmanager
+def explained_out_of_memory() -> Iterator[None]:
+    """Turn an out-of-memory error of PyTorch or Python into a UserError with advice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise UserError(
+                f"the memory is not enough for this training. {MEMORY_ADVICE}", Remedy.CONFIG_KEY
+            ) from error
+        raise
+
+
+def model_for_pictures(trainer: Trainer) -> HierarchicalVAE:
+    """Return `eval_model`, or a copy where its batch norms expect all ranks, so that one rank can recalibrate."""
+    return clone(trainer.model) if trainer.ema is None and trainer.ranks.count > 1 else trainer.eval_model
 
 
 class RunOutput:
@@ -36,7 +75,7 @@ class RunOutput:
         """Open the folder at the present step, without the metrics of later ones."""
         self.close()
         trainer, groups = self.trainer, len(self.trainer.model.groups)
-        self._logger = RunLogger(self.folder, trainer.config, trainer.progress.step, groups, self.reporter.warn)
+        self._logger = RunLogger(self.folder, trainer.config, trainer.position.step, groups, self.reporter.warn)
 
     def close(self) -> None:
         """Close the loggers."""
@@ -63,20 +102,20 @@ class RunOutput:
             f"{self.files.name}: {num_parameters(trainer.model):,} parameters, {len(trainer.model.groups)} latent "
             f"groups; {counts}; on {trainer.device}{precision}"
         )
-        if trainer.has_batch_norm and len(trainer.part_sizes) > 1:
+        if trainer.has_batch_norm and len(trainer.position.part_sizes) > 1:
             info(
-                f"batch norm uses the statistics of each of the {len(trainer.part_sizes)} parts of a batch, "
-                f"{trainer.part_sizes[0]} images, not of the whole batch"
+                f"batch norm uses the statistics of each of the {len(trainer.position.part_sizes)} parts of a batch, "
+                f"{trainer.position.part_sizes[0]} images, not of the whole batch"
             )
-        epochs, done = trainer.schedule.epochs, trainer.progress.epoch
+        epochs, done = trainer.schedule.epochs, trainer.position.epoch
         if start and done >= epochs:
             info(
                 f"{start} is trained: {done} epochs are done, and training_parameters.epochs is {epochs}. To "
                 f"continue, set training_parameters.epochs to more than {done}, for example {2 * done}."
             )
         elif start and not trainer.stopped_early:
-            info(f"continuing {start}, epoch {done + 1}, step {trainer.progress.step}")
-        memory = memory_warning(trainer.config, max(trainer.part_sizes), trainer.device)
+            info(f"continuing {start}, epoch {done + 1}, step {trainer.position.step}")
+        memory = memory_warning(trainer.config, max(trainer.position.part_sizes), trainer.device)
         for warning in filter(None, [*data.warnings, *warnings, memory]):
             self.reporter.warn(warning)
 
@@ -86,8 +125,8 @@ class RunOutput:
         best, patience = trainer.best_weights.best, trainer.schedule.early_stopping_patience
         if trainer.stopped_early:
             info(
-                f"training stopped early in epoch {trainer.epoch:g}: no better validation for {patience} epochs. To "
-                "continue, set training_parameters.early_stopping_patience to a larger number or to null."
+                f"training stopped early in epoch {trainer.position.in_epochs:g}: no better validation for {patience} "
+                "epochs. To continue, set training_parameters.early_stopping_patience to a larger number or to null."
             )
         if best is not None:
             info(
@@ -104,7 +143,7 @@ class RunOutput:
 
     def event(self, kind: str, text: str) -> None:
         """Log an event at the present position."""
-        self.logger.log_event(new_event(kind, text, self.trainer.progress.step, self.trainer.epoch))
+        self.logger.log_event(new_event(kind, text, self.trainer.position.step, self.trainer.position.in_epochs))
 
     def copies(self, best_quality: bool = False) -> None:
         """Keep copies of the checkpoint that are due. best_quality: its samples are the best so far."""
@@ -129,7 +168,7 @@ class RunOutput:
 
     def pictures(self, model: HierarchicalVAE | None = None) -> None:
         """Draw samples and reconstructions of a model (default: of the trainer's, for pictures), and curves."""
-        self.try_to_draw(lambda: self._draw(model or self.trainer.model_for_pictures()))
+        self.try_to_draw(lambda: self._draw(model or model_for_pictures(self.trainer)))
 
     def film(self) -> None:
         """Draw the film of the samples over the steps."""
@@ -147,11 +186,11 @@ class RunOutput:
         try:
             draw()
         except Exception as error:  # from files, fonts, backends, recalibration
-            step = self.trainer.progress.step
+            step = self.trainer.position.step
             self.reporter.warn(f"the pictures of step {step} could not be drawn: {error}", once=f"drawing: {error}")
 
     def _draw(self, model: HierarchicalVAE) -> None:
-        trainer, step = self.trainer, self.trainer.progress.step
+        trainer, step = self.trainer, self.trainer.position.step
         model.eval()
         self.logger.log_images("samples", draw_samples(model, self.folder, step), step)
         if trainer.schedule.write_reconstruction:

@@ -1,4 +1,4 @@
-"""Schedules: pure functions of the position, in epochs with fractions, and of the validations so far."""
+"""Schedules: pure functions of the position and of the validations so far."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from nvae.objective import kl_coefficient, regularization_coefficient
 from nvae.schema import TrainingParameters
+from nvae.training.position import Position
+from nvae.training.recovery import Recovery
 
 
 class Validation(NamedTuple):
@@ -23,26 +26,46 @@ class KLWarmup(NamedTuple):
     rise: float
 
 
-def kl_warmup(schedule: TrainingParameters, steps_per_epoch: int) -> KLWarmup:
+class Rates(NamedTuple):
+    """What the schedules say about one step."""
+
+    learning_rate: float
+    kl_coefficient: float
+    regularization_coefficient: float
+
+
+def rates(position: Position, validations: Sequence[Validation], recovery: Recovery, is_regularized: bool) -> Rates:
+    """Return what the schedule and the recoveries so far say about the step at a position."""
+    schedule, warmup = position.schedule, kl_warmup(position)
+    rate = learning_rate(position, validations) * recovery.learning_rate_factor
+    kl = kl_coefficient(position.in_epochs, warmup.rise, warmup.delay)
+    weight = 0.0
+    if is_regularized:
+        constant, initial = schedule.regularization_constant, schedule.regularization_constant_initial
+        weight = recovery.regularization_factor * regularization_coefficient(constant, initial, kl)
+    return Rates(rate, kl, weight)
+
+
+def kl_warmup(position: Position) -> KLWarmup:
     """Return the KL warm-up of a schedule, which gives it in epochs, in steps, or as a portion of the training."""
+    schedule = position.schedule
     delay = schedule.warmup_delay_portion * schedule.epochs
     if schedule.warmup_portion is not None:
         return KLWarmup(delay, schedule.warmup_portion * schedule.epochs)
     if schedule.warmup_steps is not None:
-        return KLWarmup(delay, schedule.warmup_steps / steps_per_epoch)
+        return KLWarmup(delay, schedule.warmup_steps / position.steps_per_epoch)
     return KLWarmup(delay, schedule.warmup_epochs)
 
 
-def learning_rate(
-    epoch: float, schedule: TrainingParameters, steps_per_epoch: int, history: Sequence[Validation] = ()
-) -> float:
+def learning_rate(position: Position, validations: Sequence[Validation] = ()) -> float:
     """Return the learning rate: 1. a linear rise, 2. constant until the cosine starts, 3. the cosine.
 
     The cosine reaches `learning_rate_min` at the end of the last epoch. The learning_rate_schedule "constant" stays at
-    the second part; "plateau" multiplies the rate after every plateau of the validations in `history`. With
+    the second part; "plateau" multiplies the rate after every plateau of the validations. With
     learning_rate_update "epoch", the rate of a whole epoch is that of its beginning, and the rise reaches
     `learning_rate` in its last epoch.
     """
+    schedule, epoch = position.schedule, position.in_epochs
     highest, lowest = schedule.learning_rate, schedule.learning_rate_min
     warmup, rise_ends = schedule.learning_rate_warmup_epochs, schedule.learning_rate_warmup_epochs
     rising = max(epoch / warmup, 1e-3) if epoch < warmup else 1.0
@@ -54,11 +77,13 @@ def learning_rate(
     if schedule.learning_rate_schedule == "constant":
         return highest
     if schedule.learning_rate_schedule == "plateau":
-        reductions = plateau_reductions([validation for validation in history if validation.epoch <= epoch], schedule)
+        reductions = plateau_reductions(
+            [validation for validation in validations if validation.epoch <= epoch], schedule
+        )
         return max(lowest, highest * schedule.plateau_factor**reductions)
     start = rise_ends
     if schedule.learning_rate_decay == "after_kl_warmup":
-        start = max(sum(kl_warmup(schedule, steps_per_epoch)), rise_ends)
+        start = max(sum(kl_warmup(position)), rise_ends)
     if epoch <= start:
         return highest
     if epoch >= schedule.epochs:

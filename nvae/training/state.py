@@ -1,17 +1,22 @@
-"""The parts of a training state that are not PyTorch's own, and the check of a state that comes from a file."""
+"""The parts of a training state that are not PyTorch's own, and loading all parts or none."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
-from nvae.checkpoint import is_plain
+from nvae.models.hierarchy import HierarchicalVAE
+from nvae.system.errors import DivergenceError, UserError
+from nvae.training.position import whole_number
+from nvae.training.recovery import ADVICE
+from nvae.training.schedules import Validation
 
 MAXIMA = ("gradient_norm",)  # metrics whose maximum is kept beside their mean
 
@@ -24,21 +29,47 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
 
 
-@dataclass
-class Progress:
-    """The position in the training: the next image is number `image` of the order of `epoch`. All counts start at 0."""
+def first_not_finite(parts: Mapping[str, Stateful]) -> str | None:
+    """Return the name of the first part with a number that is not finite."""
 
-    epoch: int = 0
-    image: int = 0
-    step: int = 0
-    images_seen: int = 0
-    skipped_steps: int = 0
+    def is_finite(value: Any) -> bool:
+        if isinstance(value, Tensor):
+            return bool(value.isfinite().all())
+        return not isinstance(value, float) or math.isfinite(value)
 
-    def state_dict(self) -> dict[str, int]:
-        return vars(self).copy()
+    return next((name for name, part in parts.items() if not all(map(is_finite, tree_leaves(part.state_dict())))), None)
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        vars(self).update(state_dict)
+
+def refuse_not_finite(parts: Mapping[str, Stateful], step: int) -> None:
+    """Raise DivergenceError if a number of a part is not finite. step: the number of steps so far."""
+    if name := first_not_finite(parts):
+        raise DivergenceError(f"the {name.replace('_', ' ')} became not finite by step {step}.", ADVICE)
+
+
+def load_all_or_none(parts: Mapping[str, Stateful], loads: Mapping[str, Callable[[], object]]) -> None:
+    """Call all `loads`, which change the parts. If one fails, or leaves numbers that are not finite, undo all changes.
+
+    Raises ValueError with the name of the load and the reason, or the UserError of a load.
+    """
+    before = {name: tree_map(_copied_to_cpu, part.state_dict()) for name, part in parts.items()}
+    loading = ""
+    try:
+        for loading in loads:
+            loads[loading]()
+        loading = first_not_finite(parts) or ""
+        if loading:
+            raise ValueError("got numbers that are not finite")
+    except Exception as error:  # a state of other code makes PyTorch raise almost anything
+        for name, part in parts.items():
+            part.load_state_dict(before[name])
+        if isinstance(error, UserError):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{loading}: {type(error).__name__}: {reason}") from error
+
+
+def _copied_to_cpu(value: Any) -> Any:
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
 
 
 @dataclass
@@ -52,8 +83,8 @@ class RunningMean:
     def add(self, metrics: dict[str, Any], images: int) -> None:
         """Include the metrics of a step on `images` images that are tensors; numbers need no mean."""
         measured = {key: value.detach().float() for key, value in metrics.items() if isinstance(value, Tensor)}
-        if self.means.keys() != measured.keys():  # empty, or restored from a file with other metrics
-            self.clear()
+        if {key: mean.shape for key, mean in self.means.items()} != {key: x.shape for key, x in measured.items()}:
+            self.clear()  # empty, or restored from a file with other metrics
         self.images += images
         for key, value in measured.items():
             mean = self.means[key].to(value.device) if key in self.means else torch.zeros_like(value)
@@ -76,19 +107,56 @@ class RunningMean:
         return {"images": self.images, "means": dict(self.means), "maxima": dict(self.maxima)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.images = state_dict["images"]
+        self.images = whole_number(state_dict, "images")
         self.means, self.maxima = dict(state_dict["means"]), dict(state_dict["maxima"])
+        if not all(isinstance(value, Tensor) for value in (self.means | self.maxima).values()):
+            raise ValueError("expected tensors as running means")
 
-    @staticmethod
-    def template(saved: Any, num_groups: int) -> dict[str, Any]:
-        """Return a state with the keys of a saved one and the right shapes, for `find_mismatch`."""
 
-        def shaped(part: str) -> dict[Any, Tensor]:
-            values = saved.get(part) if isinstance(saved, dict) else None
-            keys = [key for key in values if isinstance(key, str)] if isinstance(values, dict) else []
-            return {key: torch.zeros(num_groups if key == "kl_per_group" else ()) for key in keys}
+class ValidationHistory:
+    """The position and the ELBO of every validation of a run."""
 
-        return {"images": 0, "means": shaped("means"), "maxima": shaped("maxima")}
+    def __init__(self) -> None:
+        self.validations: list[Validation] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": [tuple(validation) for validation in self.validations]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.validations = [Validation(*map(float, validation)) for validation in state_dict["validations"]]
+
+
+class Best(NamedTuple):
+    """The best validation since early stopping was turned on, and the model at that time."""
+
+    validation: Validation
+    kl_per_group: list[float]
+    weights: dict[str, Tensor]
+
+
+class BestWeights:
+    """Keeps the weights of the best validation; `best` is None before the first one."""
+
+    def __init__(self) -> None:
+        self.best: Best | None = None
+
+    def add(self, validation: Validation, kl_per_group: list[float], model: HierarchicalVAE) -> None:
+        """Copy the weights of a model, in the memory of the CPU, if its validation is the best so far."""
+        if self.best is None or validation.elbo > self.best.validation.elbo:
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+            self.best = Best(validation, kl_per_group, weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.best is None:
+            return {}
+        state = self.best._asdict()
+        return state | {"validation": tuple(self.best.validation)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = None
+        if state_dict:
+            kl = [float(value) for value in state_dict["kl_per_group"]]
+            self.best = Best(Validation(*map(float, state_dict["validation"])), kl, dict(state_dict["weights"]))
 
 
 class Snapshot:
@@ -118,58 +186,3 @@ class Snapshot:
         groups = [tensors for dtype, tensors in self._tensors.items() if dtype.is_floating_point]
         norms = [norm.float() for group in groups for norm in torch._foreach_norm(group, math.inf)]
         return torch.stack(norms).max() if norms else torch.zeros(())
-
-
-# -------------------------------------------------------------------------------------------- checking a saved state
-
-
-def find_mismatch(value: Any, template: Any, key: str) -> str | None:
-    """Return the first difference in type or shape between a saved value and a template, as "key: got X, expected Y".
-
-    Dictionaries must have the same keys, lists the same length, tensors the same shape and finite numbers. Whole
-    numbers are counts, from 0 on; other numbers must be finite.
-    """
-    if isinstance(template, dict):
-        if not isinstance(value, dict) or value.keys() != template.keys():
-            return f"{key}: got {_kind(value)}, expected the keys {_names(template)}"
-        parts = [(value[name], template[name], f"{key}.{name}") for name in template]
-    elif isinstance(template, list | tuple):
-        if not isinstance(value, list | tuple) or len(value) != len(template):
-            return f"{key}: got {_kind(value)}, expected {len(template)} values"
-        parts = [(*pair, f"{key}.{i}") for i, pair in enumerate(zip(value, template, strict=True))]
-    else:
-        allowed = _allowed(value, template)
-        return None if allowed is None else f"{key}: got {_kind(value)}, expected {allowed}"
-    return next((mismatch for part in parts if (mismatch := find_mismatch(*part))), None)
-
-
-def _allowed(value: Any, template: Any) -> str | None:
-    """Return None for a value that fits the template, else a description of allowed values."""
-    if isinstance(template, Tensor):
-        fits = is_plain(value) and value.shape == template.shape and value.dtype == template.dtype
-        if fits and value.isfinite().all():
-            return None
-        return f"a tensor of shape {tuple(template.shape)} and {template.dtype} with finite numbers"
-    if isinstance(template, bool | str | None):
-        return None if type(value) is type(template) else f"a value such as {template!r}"
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(template, int):
-        return None if is_number and isinstance(value, int) and 0 <= value < 2**63 else "a whole number from 0 on"
-    is_finite = is_number and (isinstance(value, int) or math.isfinite(value)) and abs(value) <= 1e300
-    return None if is_finite else "a finite number"
-
-
-def _kind(value: Any) -> str:
-    if is_plain(value):
-        finite = "" if value.isfinite().all() else ", not finite"
-        return f"a tensor of shape {tuple(value.shape)} and {value.dtype}{finite}"
-    if isinstance(value, Tensor):
-        return "a tensor that is not dense, real and in CPU memory"
-    if isinstance(value, dict):
-        return f"the keys {_names(value)}"
-    return repr(value)[:100]
-
-
-def _names(value: dict[Any, Any]) -> str:
-    names = [str(name) for name in value]
-    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") if names else "of an empty dictionary"

@@ -1,18 +1,33 @@
-"""Validation during training, and the evaluation of the result at its end."""
+"""Validation during training: ELBO and quality of samples; and the evaluation of the result at its end."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from nvae.checkpoint import weights_digest
 from nvae.data.registry import evaluation_images
 from nvae.evaluation.likelihood import Evaluation, evaluate
+from nvae.evaluation.quality.extractors.transformations import load_self
+from nvae.evaluation.quality.measure import Settings, measure_quality
 from nvae.evaluation.report import is_saved, report, save_report
+from nvae.inference.sampling import Sampler
+from nvae.models.families import clone
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.training.metrics import health_warnings
-from nvae.training.recovery import check_validation
-from nvae.training.run_output import RunOutput
+from nvae.system.errors import DivergenceError
+from nvae.system.signals import StopRequest
+from nvae.training.metrics import DIVERGED_BITS, health_warnings
+from nvae.training.recovery import ADVICE, highest_usual
+from nvae.training.run_output import RunOutput, model_for_pictures
+from nvae.training.schedules import Validation, kl_warmup
 from nvae.training.trainer import Trainer
+
+VALIDATIONS = 10  # the last validations, with which a new one is compared
+MIN_VALIDATIONS = 3
+SAMPLES = 1000
+FID = "fid_self"  # the key in a line of metrics
+ITERATIONS = 20
 
 
 def validate(trainer: Trainer, output: RunOutput) -> dict[str, Any]:
@@ -23,7 +38,7 @@ def validate(trainer: Trainer, output: RunOutput) -> dict[str, Any]:
     """
     schedule = trainer.schedule
     images, targets = evaluation_images(trainer.data, "validation", trainer.config)
-    trainer.share_statistics()
+    share_statistics(trainer)
     evaluation = evaluate(
         trainer.eval_model,
         images,
@@ -36,7 +51,7 @@ def validate(trainer: Trainer, output: RunOutput) -> dict[str, Any]:
     )
     check_validation(trainer, evaluation.elbo.mean, evaluation.elbo_bits.mean)
     _check_health(trainer, output, evaluation, "")
-    trainer.record_validation(evaluation.elbo.mean, evaluation.kl_per_group)
+    record_validation(trainer, evaluation.elbo.mean, evaluation.kl_per_group)
     return {
         "validation_elbo": evaluation.elbo.mean,
         "validation_bits_per_dimension": evaluation.elbo_bits.mean,
@@ -52,7 +67,7 @@ def evaluate_result(trainer: Trainer, output: RunOutput, model: HierarchicalVAE,
     """
     schedule, ranks, reporter = trainer.schedule, trainer.ranks, output.reporter
     samples, stem = schedule.evaluation_samples, output.folder / "evaluation"
-    metadata = {"model": output.files.name, "step": trainer.progress.step, "seed": schedule.seed}
+    metadata = {"model": output.files.name, "step": trainer.position.step, "seed": schedule.seed}
     metadata |= {"weights": weights_digest(model)}
     if samples == 0 or ranks.from_first(lambda: is_saved(stem, metadata | {"samples": samples})):
         return
@@ -70,8 +85,105 @@ def evaluate_result(trainer: Trainer, output: RunOutput, model: HierarchicalVAE,
 
 
 def _check_health(trainer: Trainer, output: RunOutput, evaluation: Evaluation, when: str) -> None:
-    warmed_up = trainer.current_kl_coefficient >= 1
-    below = evaluation.kl_per_group[trainer.model.num_contexts :]  # a context never collapses
+    warmed_up = trainer.rates.kl_coefficient >= 1
+    below = evaluation.kl_per_group[trainer.model.groups_above_scales :]  # a context, for example, never collapses
     warnings = health_warnings(below, evaluation.elbo_bits.mean, trainer.config, warmed_up)
     for kind, warning in warnings.items():
         output.reporter.warn(warning, once=f"{kind} {when}")
+
+
+def check_validation(trainer: Trainer, elbo: float, bits_per_dimension: float) -> None:
+    """Raise DivergenceError if the ELBO of a validation, nats per image, is not finite or far worse than the last ones.
+
+    Far worse is far worse than a uniform distribution, and far below the last ten validations since the end of the KL
+    warm-up, of which there must be three. After a recovery without progress since, the first of these is enough.
+    """
+    step, most_bits = trainer.position.step, trainer.config.pixel_bits + DIVERGED_BITS
+    if not math.isfinite(elbo):
+        raise DivergenceError(f"the validation ELBO became {elbo} at step {step}.", ADVICE)
+    warmed_up = sum(kl_warmup(trainer.position))  # before, the ELBO may fall
+    if trainer.position.in_epochs < warmed_up or bits_per_dimension <= most_bits:
+        return
+    problem = (
+        f"the validation ELBO at step {step} is far too low: got {elbo:.6g} nats, {bits_per_dimension:.3g} bits/dim"
+    )
+    if trainer.recovery.tries:
+        raise DivergenceError(f"{problem}, expected at most {most_bits} bits/dim.", ADVICE)
+    recent = [-elbo for epoch, elbo in trainer.history.validations if epoch >= warmed_up][-VALIDATIONS:]
+    if len(recent) >= MIN_VALIDATIONS and -elbo > (limit := highest_usual(recent)):
+        raise DivergenceError(f"{problem}, expected at least {-limit:.6g} nats, given the last validations.", ADVICE)
+
+
+def share_statistics(trainer: Trainer) -> None:
+    """Give all ranks the running statistics of the first one, which differ without synchronized batch norms."""
+    for model in {trainer.model, trainer.eval_model}:
+        trainer.ranks.copy_buffers(model)
+
+
+def record_validation(trainer: Trainer, elbo: float, kl_per_group: list[float]) -> None:
+    """Record a validation of `eval_model` at this position; nats per image."""
+    validation = Validation(trainer.position.in_epochs, elbo)
+    trainer.history.validations.append(validation)
+    trainer.metadata["kl_per_group"] = kl_per_group
+    if trainer.schedule.early_stopping_patience is not None:
+        trainer.best_weights.add(validation, kl_per_group, trainer.eval_model)
+
+
+def result(trainer: Trainer) -> tuple[HierarchicalVAE, dict[str, Any]]:
+    """Return the model that the training results in, and its metadata: with early stopping the best weights."""
+    best = trainer.best_weights.best
+    if best is None:
+        return trainer.eval_model, trainer.metadata
+    model = clone(trainer.eval_model)
+    model.load_state_dict(best.weights)
+    return model, trainer.metadata | {"kl_per_group": best.kl_per_group}
+
+
+class _StopMeasurementError(Exception):
+    """A signal came; training has to save and end."""
+
+
+def quality_due(trainer: Trainer) -> bool:
+    """Return whether the last step completed the epochs between two measurements of quality."""
+    return trainer.position.completes(trainer.schedule.evaluate_quality_every)
+
+
+def sample_quality(trainer: Trainer, stop: StopRequest) -> dict[str, Any]:
+    """Return metrics of 1,000 samples at temperature 1 against training images; none after a signal to stop.
+
+    Raises UserError where the quality cannot be measured.
+    """
+
+    def until_stopped(items: Sequence[Any], description: str) -> Iterable[Any]:
+        for item in items:
+            if stop.signal is not None:
+                raise _StopMeasurementError
+            yield item
+
+    model, data = model_for_pictures(trainer), trainer.data
+    settings = Settings(("fid", "kid", "precision-recall"), min(SAMPLES, max(20, len(data.training))), (3,))
+    try:
+        extractor = load_self(data.training, trainer.config.pixel_bits, trainer.device, until_stopped)
+        sampler = Sampler(model, 1.0, ITERATIONS, progress=until_stopped)
+        quality = measure_quality(
+            model, data, [extractor], [sampler], settings, progress=until_stopped, keep_features=False
+        )
+    except _StopMeasurementError:
+        return {}
+    features = quality.rows[0].features["self"]
+    manifold = features.manifolds[3]
+    return {
+        FID: features.fid,
+        "kid_self": features.kid.mean,
+        "precision_self": manifold.precision,
+        "recall_self": manifold.recall,
+    }
+
+
+def try_to_measure(trainer: Trainer, stop: StopRequest, warn: Callable[..., object]) -> dict[str, Any]:
+    """Return the metrics of `sample_quality`; an error becomes a warning and an empty result."""
+    try:
+        return sample_quality(trainer, stop)
+    except Exception as error:  # from files, memory, linear algebra
+        warn(f"the quality of samples could not be measured: {error}", once=f"quality: {error}")
+        return {}

@@ -77,8 +77,10 @@ def test_sample_full_list_of_temperatures_starts_with_the_context(dvp, command, 
     arguments = ("0", "--seed", "5", "--rows", "1", "--columns", "1", "--out")
     assert command("sample.py", "dvp", "0.2,0.5,0.9", *arguments, "full.png").code == 0
     assert command("sample.py", "dvp", "0.5,0.9", *arguments, "composed.png", "--context-temperature", "0.2").code == 0
+    assert command("sample.py", "dvp", "0.2,0.5,0.5,0.9", *arguments, "groups.png").code == 0
     np.testing.assert_array_equal(files.pixels("full.png"), files.pixels("composed.png"))
-    command("sample.py", "dvp", "0.2,0.5,0.7,0.9", *arguments, "wrong.png").assert_refused("2x2, 4x4.*context")
+    np.testing.assert_array_equal(files.pixels("full.png"), files.pixels("groups.png"))
+    command("sample.py", "dvp", "0.2,0.5,0.7,0.8,0.9", *arguments, "wrong.png").assert_refused("2x2, 4x4.*context")
 
 
 def test_sweep_keeps_the_temperature_of_the_context(dvp, command, files):
@@ -222,7 +224,7 @@ def test_reconstruct_shows_the_context_and_counts_the_groups_below(dvp, command,
     assert [float(row[0]) for row in errors] == pytest.approx(measured, abs=1e-4)
     cells = cells_of(files.only())
     assert_shows(cells[:2], torch.cat([images[:1], contexts[:1]]))
-    command("-m", "reconstruct", "dvp", "a.png", "--keep-groups", "4").assert_refused("is 4.* 3")
+    command("-m", "reconstruct", "dvp", "a.png", "--keep-groups", "4").assert_refused("4.* 3")
 
 
 def test_reconstruct_groups_below_the_context_have_a_temperature(dvp, command, files):

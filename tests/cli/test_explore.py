@@ -119,7 +119,7 @@ def test_explore_animation_format_follows_the_file_name(command, tools):
     ("arguments", "pattern"),
     [
         (["tiny"], "TEMPERATURE"),
-        (["tiny", "0.7", "--group", "5"], "--group is 5.*4"),
+        (["tiny", "0.7", "--group", "5"], "--group: got 5.*4"),
         (["tiny", "0.7", "--jams", "0"], "'0'"),
         (["tiny", "0.7", "--strength", "1,2"], "'1,2'"),
         (["tiny", "0.7", "--animate", "avi"], "'avi'"),

@@ -1,18 +1,23 @@
 import errno
 import os
+import re
 import subprocess
 import sys
 from argparse import ArgumentTypeError
+from dataclasses import fields
 from typing import get_args
 
 import pytest
 import torch
 
-from nvae.cli import arguments, errors
+from nvae.cli import arguments, datasets, errors, evaluate, quality
 from nvae.cli.main import COMMANDS
-from nvae.inference.sampling import Pixels
-from nvae.system.errors import UserError
-from nvae.tools.animation import AnimationFormat
+from nvae.data.images import Data
+from nvae.evaluation.quality import measure
+from nvae.evaluation.quality.extractors import registry as extractors
+from nvae.models.families import FAMILIES
+from nvae.schema import DATASETS, NAMED_DATASETS, choices
+from nvae.system.errors import Remedy, UserError
 
 
 def exit_code(main, command=""):
@@ -60,8 +65,32 @@ def test_every_option_has_a_help_that_ends_with_its_default():
 
 
 def test_choices_are_those_of_the_library():
-    assert get_args(Pixels) == arguments.PIXELS
-    assert get_args(AnimationFormat) == arguments.ANIMATION_FORMATS
+    """Lists that only `nvae.schema.choices` holds, and lists of what is registered."""
+    listed = {
+        "pixels": get_args(choices.Pixels),
+        "part": get_args(choices.Part),
+        "inline": get_args(choices.Inline),
+        "animate": ("auto", *get_args(choices.AnimationFormat)),
+        "protocol": tuple(evaluate.ESTIMATORS),
+        "channels": (1, 3),
+        "family": tuple(FAMILIES),
+        "coarse_from": ("A", "B"),
+        "fine_from": ("A", "B"),
+    }
+    found = set()
+    for module in COMMANDS.values():
+        parser = arguments.Parser()
+        module.add_arguments(parser)
+        for action in parser._actions:
+            if action.choices is not None:
+                found.add(action.dest)
+                assert tuple(action.choices) == listed[action.dest], action.dest
+    assert found == set(listed)
+    assert set(evaluate.ESTIMATORS.values()) == set(get_args(choices.Estimator))
+    assert tuple(extractors.LOADERS) == get_args(choices.ExtractorName) == quality.EXTRACTORS
+    assert measure.METRICS == get_args(choices.Metric) == quality.METRICS
+    assert set(get_args(choices.Part)) < {field.name for field in fields(Data)}
+    assert set(datasets.EXAMPLES) == set(DATASETS) - set(NAMED_DATASETS)
 
 
 @pytest.mark.parametrize("text", ["-1", "1.5", "", "x", "²", "٣", "9" * 5000])
@@ -81,18 +110,18 @@ def test_up_to_has_bounds():
     ("text", "warns"),
     [("0,7", True), ("1,3", True), ("0.7,1", False), ("0", False), ("3", False), ("0,1,3", False), ("0,0.7", False)],
 )
-def test_per_scale_warns_of_a_decimal_comma(text, warns, capsys):
-    assert arguments.per_scale(text) == [float(part) for part in text.split(",")]
+def test_factors_warn_of_a_decimal_comma(text, warns, capsys):
+    assert arguments.factors(text) == [float(part) for part in text.split(",")]
     assert (text.replace(",", ".") in capsys.readouterr().err) == warns
 
 
-def test_every_factor_per_scale_warns_of_a_decimal_comma():
+def test_every_list_of_factors_warns_of_a_decimal_comma():
     for name, module in COMMANDS.items():
         parser = arguments.Parser()
         module.add_arguments(parser)
         for action in parser._actions:
             if "per scale" in (action.help or ""):
-                assert action.type is arguments.per_scale, (name, action.dest)
+                assert action.type is arguments.factors, (name, action.dest)
 
 
 def test_find_model_prefers_files_then_checkpoints_then_results(folder):
@@ -125,18 +154,40 @@ def test_run_turns_errors_into_one_line_and_a_code(error, code, hint, capsys):
 
 
 @pytest.mark.parametrize(
-    ("command", "message", "flag"),
+    ("command", "remedy", "flag"),
     [
-        ("train", "Undo the change, or start over.", "--fresh"),
-        ("train", "Set dataset.path to the folder of your images.", "--set"),
-        ("evaluate", "Set dataset.path to the folder of your images.", "--data"),
-        ("sample", "Set dataset.path to the folder of your images.", None),
+        ("train", Remedy.START_OVER, "--fresh"),
+        ("train", Remedy.DATASET_PATH, "--set"),
+        ("evaluate", Remedy.DATASET_PATH, "--data"),
+        ("sample", Remedy.DATASET_PATH, None),
     ],
 )
-def test_run_hints_name_the_flags_of_the_command(command, message, flag, capsys):
-    exit_code(raising(UserError(message)), command)
-    words = capsys.readouterr().err.split(message)[1].split()
+def test_run_hints_name_the_flags_of_the_command(command, remedy, flag, capsys):
+    exit_code(raising(UserError("a problem.", remedy)), command)
+    words = capsys.readouterr().err.split("a problem.")[1].split()
     assert (flag in words) if flag else not words
+
+
+def test_every_remedy_has_a_hint_for_the_commands_where_it_can_occur():
+    """A remedy of training, of loading a data set, or of importing; evaluation cannot change the size of images."""
+    with_data = {"train", "prepare", "datasets", "precompute", "evaluate", "quality"}
+    commands = {
+        Remedy.START_OVER: {"train"},
+        Remedy.START_OVER_FROM_FILE: {"train"},
+        Remedy.RUN_NAME: {"train"},
+        Remedy.CHANGED_DATA: {"train"},
+        Remedy.DATASET_PATH: with_data,
+        Remedy.CONFIG_KEY: with_data,
+        Remedy.IMAGE_SIZE: with_data - {"evaluate", "quality"},
+        Remedy.MODEL_CONFIG: {"import"},
+    }
+    assert commands.keys() == set(Remedy)
+    assert commands == {remedy: {name for name, hints in errors.HINTS.items() if remedy in hints} for remedy in Remedy}
+    for name, hints in errors.HINTS.items():
+        parser = arguments.Parser()
+        COMMANDS[name].add_arguments(parser)
+        for flag in re.findall("--[a-z-]+", " ".join(hints.values())):
+            assert flag in parser._option_string_actions, (name, flag)
 
 
 def test_run_memory_hint_names_what_the_command_has(capsys):

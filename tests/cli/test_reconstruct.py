@@ -55,7 +55,7 @@ def test_reconstruct_free_groups_have_a_temperature(command, files, all_differ):
     ("arguments", "pattern"),
     [
         ([], "FILE"),
-        (["right.png", "--keep-groups", "0,5"], "--keep-groups is 5.*4"),
+        (["right.png", "--keep-groups", "0,5"], "--keep-groups: got 5.*4"),
         (["right.png", "--keep-groups", "0,-1"], "'-1'"),
         (["right.png", "--temperature", "0.7"], "--keep-groups"),
         (["right.png", "--keep-groups", "1", "--temperature", "0.1,0.2,0.3"], "2x2, 4x4"),

@@ -1,9 +1,12 @@
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import nvae
 from nvae.checkpoint import load_model, weights_digest
 from nvae.inference import sampling
 from nvae.inference.sampling import Sampler
@@ -30,6 +33,16 @@ def test_sample_random_seed_is_printed_and_reproduces(command, tools, files):
     again = re.search(r"sample\.py (tiny .*)", out)[1]
     assert command("sample.py", *again.split()).code == 0
     assert files.all(tools / "images") == before
+
+
+def test_open_sampler_makes_the_images_of_the_command_and_prints_nothing(command, files, capsys):
+    command("sample.py", "tiny", "0.7,0.9", "2", "--seed", "8", "--count", "1", "--out", "many")
+    saved = Path(f"{FILE}.statistics").read_bytes()
+    sampler = nvae.open_sampler(FILE, [0.7, 0.9], 2, device="cpu")
+    image = np.asarray(single(sampler.sample([8])[0]))
+    assert np.array_equal(image, np.asarray(Image.open(f"many/{files.names('many')[0]}")))
+    assert Path(f"{FILE}.statistics").read_bytes() == saved  # which the command has measured
+    assert capsys.readouterr() == ("", "")
 
 
 def test_sample_count_saves_single_images_with_padded_names(command, files):
@@ -74,7 +87,16 @@ def test_sample_temperature_per_scale(command, files, all_differ):
         command("sample.py", "tiny", temperature, "0", "--seed", "5", "--count", "1", "--out", temperature)
         assert f"_temperature{temperature.replace(',', '-')}_" in files.only(temperature).name
     assert all_differ([files.pixels(files.only(folder)) for folder in ("0.2,1.5", "1.5,0.2", "0.2")])
-    command("sample.py", "tiny", "0.1,0.2,0.3", "0").assert_refused("2x2, 4x4")
+    command("sample.py", "tiny", "0.1,0.2,0.3", "0").assert_refused("2x2, 4x4.*4 latent groups")
+
+
+def test_sample_temperature_per_latent_group(command, files):
+    temperatures = [0.2, 0.5, 0.9, 1.5]
+    arguments = (",".join(map(str, temperatures)), "0", "--seed", "5", "--count", "1")
+    assert command("sample.py", "tiny", *arguments).code == 0
+    assert json.loads(files.texts(files.only())["temperature"]) == temperatures
+    sampler = Sampler(load_model(FILE), temperatures, iterations=0)
+    np.testing.assert_array_equal(files.pixels(files.only()), np.asarray(single(sampler.sample([5])[0])))
 
 
 @pytest.mark.parametrize(("text", "warns"), [("0,7", True), ("0.7,2.1", True), ("0.7,1", False), ("0", False)])

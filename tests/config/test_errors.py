@@ -505,3 +505,10 @@ def test_random_files_load_or_are_refused_in_one_line():
             loaded += 1
             assert parse_config(config_to_yaml(config)) == config
     assert 50 < loaded < 550
+
+
+def test_whole_numbers_that_python_refuses_to_print_are_shown_by_their_size():
+    """A checkpoint or another program's settings can hold them; YAML cannot."""
+    with pytest.raises(ConfigError) as raised:
+        config_from_dict(load_config("tiny").model_dump() | {"latent_size": 10**5000}, "a.model")
+    assert raised.value.key == "latent_size" and "bits" in str(raised.value)

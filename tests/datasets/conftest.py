@@ -1,47 +1,103 @@
 """No test of a data set reaches the network; `server` stands in for the publishers."""
 
-import io
 import shutil
+import socket
 import sys
+import threading
 import types
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image
 
-from nvae.data import downloads
+from nvae.data import downloads, sources
 from nvae.data.registry import load_data
+
+REQUESTS_GET = requests.get
 
 
 class Server:
-    """Addresses with their contents, and the addresses that were asked for."""
+    """A server of this machine: addresses of publishers with their contents, and the addresses that were asked for."""
 
     def __init__(self):
         self.files, self.requests = {}, []
+        self.lengths = {}  # of an address whose declared length is not that of the content
+        self.headers = {}  # of every answer
+        self.before = lambda url: None  # called before an answer
+        self.get = REQUESTS_GET  # without the detour to this machine
 
-    def urlopen(self, request, timeout):
-        assert timeout == downloads.READ_TIMEOUT
-        self.requests.append(request.full_url)
-        response = io.BytesIO(self.files[request.full_url])
-        response.length = len(self.files[request.full_url])
-        return response
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(handler):  # noqa: N802, N805
+                self.answer(handler, unquote(handler.path.removeprefix("/")))
+
+            def log_message(handler, *arguments):  # noqa: N805
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.http.server_port}/"
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+    def answer(self, handler, url):
+        self.requests.append(url)
+        self.before(url)
+        if url not in self.files:
+            handler.send_error(404)
+            return
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(self.lengths.get(url, len(self.files[url]))))
+        for name, value in self.headers.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(self.files[url])
+
+
+def unreachable(*args, **kwargs):
+    raise OSError("no route to host")
 
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(downloads.socket, "create_connection", refuse)
-    monkeypatch.setattr(downloads, "urlopen", refuse)
+    for variable in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.upper(), raising=False)
+    monkeypatch.setattr(downloads, "RETRIES", 0)  # each one waits
+    monkeypatch.setattr(downloads.socket, "create_connection", unreachable)
+    monkeypatch.setattr(requests, "get", unreachable)
 
 
 @pytest.fixture
-def server(offline, monkeypatch):
+def online(offline, monkeypatch):
+    """The network as it is, for addresses of this machine."""
+    monkeypatch.setattr(downloads.socket, "create_connection", lambda *args: socket.socket())
+    monkeypatch.setattr(requests, "get", REQUESTS_GET)
+
+
+@pytest.fixture
+def server(online, monkeypatch):
     server = Server()
-    monkeypatch.setattr(downloads.socket, "create_connection", lambda *args: io.BytesIO())
-    monkeypatch.setattr(downloads, "urlopen", server.urlopen)
-    return server
+    monkeypatch.setattr(
+        requests, "get", lambda url, **options: REQUESTS_GET(server.address + quote(url, safe=""), **options)
+    )
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+@pytest.fixture
+def accept(monkeypatch):
+    """A function: expect the files of a test, with this checksum or any, instead of the published ones."""
+    published = sources.source_files
+
+    def accept(md5=""):
+        def files(*arguments):
+            return {part: file._replace(md5=md5) for part, file in published(*arguments).items()}
+
+        monkeypatch.setattr(sources, "source_files", files)
+
+    return accept
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """The one function that downloads: checksums, archives, and folders that failures leave as they were."""
 
+import errno
+import gzip
 import hashlib
 import io
 import os
@@ -8,12 +10,17 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import zipfile
+from contextlib import nullcontext
+from urllib.parse import quote
 
 import pytest
+import requests
 
 from nvae.data import downloads
 from nvae.data.downloads import SourceFile, fetch
+from nvae.system import locks
 from nvae.system.errors import UserError
 from nvae.system.files import WriteError
 
@@ -116,36 +123,58 @@ def test_again_replaces_damaged_content(get, server, set_folder):
     assert contents(set_folder) == {"x/a": b"1", "x/b": b"2", "x/own": b"own"}
 
 
-def test_archive_members_outside_of_the_folder_are_refused(get, set_folder, tmp_path):
+def member(name, type=tarfile.REGTYPE, target=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = type, target
+    return info
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [member("../../../evil")],
+        [member("x/../../evil")],
+        [member("/tmp/evil")],
+        [member("x", tarfile.SYMTYPE, "../.."), member("x/evil")],
+        [member("x", tarfile.LNKTYPE, "nothing")],
+        [member("x", tarfile.FIFOTYPE)],
+        [member("x", tarfile.CHRTYPE)],
+        # A chain of links longer than a path may be, which the filter of older releases of tarfile cannot follow.
+        [
+            *(member(f"{'d' * 247}{i}", tarfile.SYMTYPE, "d" * 247) for i in range(16)),
+            member("escape", tarfile.SYMTYPE, "/".join(f"{'d' * 247}{i}" for i in range(16)) + "/.." * 20),
+            member("escape/evil"),
+        ],
+    ],
+)
+def test_archive_that_could_write_outside_of_its_folder_is_refused(get, set_folder, tmp_path, members):
     set_folder.mkdir()
-    (set_folder / "a.tar").write_bytes(tarred({"../../../evil": b"1"}))
-    with pytest.raises(UserError, match=r"a\.tar"):
+    with tarfile.open(set_folder / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        for info in members:
+            archive.addfile(info)
+    with pytest.raises(UserError, match=r"a\.tar.*(leads out|a link or a device)"):
         get(a=SourceFile("a.tar", unpack_to=".", found_as=("evil",)))
     assert sorted(contents(tmp_path)) == ["set/a.tar"]
+
+
+@pytest.mark.parametrize("name", ["../evil", "x/../../evil", "/tmp/evil"])
+def test_zip_that_could_write_outside_of_its_folder_is_refused(get, set_folder, tmp_path, name):
+    set_folder.mkdir()
+    (set_folder / "a.zip").write_bytes(zipped(**{name: b"1"}))
+    with pytest.raises(UserError, match=r"a\.zip.*leads out"):
+        get(a=SourceFile("a.zip", unpack_to=".", found_as=("evil",)))
+    assert sorted(contents(tmp_path)) == ["set/a.zip"]
 
 
 # -------------------------------------------------------------------------------------------------------- failures
 
 
-class Interrupted(io.BytesIO):
-    """A response that breaks off after the first chunk."""
+def test_interrupted_download_leaves_nothing(get, online, set_folder, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
 
-    length = 100
-
-    def __init__(self, error):
-        super().__init__(b"x" * 10)
-        self.error = error
-
-    def read(self, size):
-        if self.tell():
-            raise self.error
-        return super().read(size)
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), TimeoutError("timed out"), ConnectionResetError("reset")])
-def test_interrupted_download_leaves_nothing(get, server, set_folder, monkeypatch, error):
-    monkeypatch.setattr(downloads, "urlopen", lambda *args, **kwargs: Interrupted(error))
-    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else UserError):
+    monkeypatch.setattr(requests, "get", interrupt)
+    with pytest.raises(KeyboardInterrupt):
         get(a=SourceFile("sub/a.bin", URL))
     assert not set_folder.exists()
 
@@ -165,13 +194,26 @@ def test_wrong_download_leaves_nothing(get, server, set_folder, file):
     assert not set_folder.exists()
 
 
-def test_short_download_leaves_nothing(get, server, set_folder, monkeypatch):
-    response = io.BytesIO(b"12345")
-    response.length = 6
-    monkeypatch.setattr(downloads, "urlopen", lambda *args, **kwargs: response)
-    with pytest.raises(UserError, match="5 of 6"):
+def test_short_download_leaves_nothing(get, server, set_folder):
+    server.files[URL], server.lengths[URL] = b"12345", 6
+    with pytest.raises(UserError, match="5 bytes read"):
         get(a=SourceFile("a.bin", URL))
     assert not set_folder.exists()
+
+
+def test_connection_that_breaks_off_is_tried_again(get, server, set_folder, monkeypatch):
+    monkeypatch.setattr(downloads, "RETRIES", 1)
+    server.files[URL], server.lengths[URL] = b"12345", 6
+    server.before = lambda url: server.lengths.clear() if len(server.requests) > 1 else None
+    get(a=SourceFile("a.bin", URL))
+    assert server.requests == [URL, URL] and contents(set_folder) == {"a.bin": b"12345"}
+
+
+def test_compressed_file_stays_compressed(get, server, set_folder):
+    """Some servers declare the compression of a .gz file as one of the connection."""
+    server.files[URL], server.headers["Content-Encoding"] = gzip.compress(b"hello"), "gzip"
+    get(a=SourceFile("a.gz", URL, md5(server.files[URL])))
+    assert contents(set_folder) == {"a.gz": server.files[URL]}
 
 
 def test_second_of_two_files_fails_and_the_first_stays(get, server, set_folder):
@@ -246,25 +288,13 @@ def test_connection_that_hangs_is_given_up(get, set_folder, monkeypatch):
     assert limits == [0.05] and not set_folder.exists()
 
 
-@pytest.mark.parametrize(
-    ("proxies", "expected"),
-    [
-        ({}, ("example.org", 443)),
-        ({"http": "http://proxy:1"}, ("example.org", 443)),
-        ({"https": "http://user:secret@proxy:3128"}, ("proxy", 3128)),
-        ({"https": "proxy:3128"}, ("proxy", 3128)),
-    ],
-)
-def test_connection_is_that_of_the_download(get, server, monkeypatch, proxies, expected):
-    addresses = []
-    monkeypatch.setattr(downloads, "getproxies", lambda: proxies)
-    monkeypatch.setattr(downloads, "proxy_bypass", lambda host: False)
-    monkeypatch.setattr(
-        downloads.socket, "create_connection", lambda address, timeout: addresses.append(address) or io.BytesIO()
-    )
-    server.files[URL] = b"hello"
-    get(a=SourceFile("a.bin", URL))
-    assert addresses == [expected]
+def test_download_uses_the_proxy(get, server, online, set_folder, monkeypatch):
+    monkeypatch.setattr(downloads.socket, "create_connection", lambda *args: pytest.fail("past the proxy"))
+    monkeypatch.setattr(requests, "get", server.get)
+    monkeypatch.setenv("http_proxy", server.address)
+    server.files["http://example.org/a.bin"] = b"hello"
+    get(a=SourceFile("a.bin", "http://example.org/a.bin"))
+    assert contents(set_folder) == {"a.bin": b"hello"}
 
 
 def test_connection_check_uses_a_real_socket(get, monkeypatch):
@@ -277,14 +307,12 @@ def test_connection_check_uses_a_real_socket(get, monkeypatch):
             get(a=SourceFile("a.bin", url))
 
 
-# ---------------------------------------------------------------------------------- what killed processes leave
+# ------------------------------------------------------------------------------------------------ several processes
 
 
-def test_leftovers_of_ended_processes_are_removed(get, server, set_folder):
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    names = [f"download.{ended.pid}.00.unfinished", f"download.{os.getpid()}.00.unfinished"]
-    kept = [f"download.{os.getppid()}.00.unfinished", "download.x.00.unfinished", "download.1"]
+def test_leftovers_of_killed_processes_of_any_host_are_removed(get, server, set_folder):
+    names = [f"download.{process}.0123abcd.unfinished" for process in (os.getpid(), os.getppid(), 2**22 + 1)]
+    kept = ["download.x.00.unfinished", "download.1", "other.1.0123abcd.unfinished"]
     for name in names + kept:
         (set_folder / name).mkdir(parents=True)
         (set_folder / name / "part").touch()
@@ -293,9 +321,70 @@ def test_leftovers_of_ended_processes_are_removed(get, server, set_folder):
     assert sorted(path.name for path in set_folder.iterdir()) == sorted(["a.bin", *kept])
 
 
+@pytest.mark.parametrize("sound", [True, False])
+def test_two_downloads_into_one_folder_take_turns(get, server, set_folder, monkeypatch, capsys, sound):
+    """The second one waits, disturbs nothing, and then finds the files, or downloads what the first one could not."""
+    is_waiting, results, file = threading.Event(), [], SourceFile("sub/a.bin", URL, md5(b"hello"))
+    monkeypatch.setattr(downloads, "print", lambda *args, **options: is_waiting.set(), raising=False)
+    server.files[URL] = b"hello"
+
+    def answer(url):
+        if len(server.requests) == 1:
+            second.start()
+            assert is_waiting.wait(30) and len(list(set_folder.glob("*.unfinished"))) == 1
+            server.files[URL] = b"hello" if sound else b"other"
+        else:
+            server.files[URL] = b"hello"
+
+    second = threading.Thread(
+        target=lambda: results.append(fetch("things", {"a": file}, set_folder, "https://example.org", progress=True))
+    )
+    server.before = answer
+    with nullcontext() if sound else pytest.raises(UserError):
+        get(a=file)
+    second.join()
+    assert results == [{"a": set_folder / "sub" / "a.bin"}]
+    assert server.requests == [URL] * (1 if sound else 2)
+    assert contents(set_folder) == {"sub/a.bin": b"hello"}
+
+
+def test_killed_download_is_repeated(server, set_folder, root, get):
+    """The lock of a killed process stops nobody, and its unfinished file is removed."""
+    killed = threading.Event()
+    server.files[URL], server.before = b"hello", lambda url: killed.wait(30)
+    program = (
+        "import sys; from pathlib import Path; from nvae.data.downloads import SourceFile, fetch\n"
+        "fetch('things', {'a': SourceFile('a.bin', sys.argv[1])}, Path(sys.argv[2]), '')"
+    )
+    arguments = [sys.executable, "-c", program, server.address + quote(URL, safe=""), str(set_folder)]
+    process = subprocess.Popen(arguments, env=os.environ | {"PYTHONPATH": str(root)})
+    while not server.requests and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    killed.set()
+    assert len(list(set_folder.glob("*.unfinished"))) == 1
+    get(a=SourceFile("a.bin", URL))
+    assert contents(set_folder) == {"a.bin": b"hello"}
+
+
+def test_file_system_without_locks_keeps_what_may_be_in_use(get, server, set_folder, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(locks.FileLock, "acquire", refuse)
+    new, old = (set_folder / f"download.{i}.0123abcd.unfinished" for i in range(2))
+    for folder in (new, old):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    server.files[URL] = b"hello"
+    get(a=SourceFile("a.bin", URL))
+    assert sorted(path.name for path in set_folder.iterdir()) == ["a.bin", new.name]
+
+
 @pytest.mark.parametrize("proxy", ["socks5://localhost", "http://proxy:99999", "http://[::1", "http://"])
-def test_proxy_that_is_none_is_a_user_error(get, set_folder, monkeypatch, proxy):
-    monkeypatch.setattr(downloads, "getproxies", lambda: {"http": proxy, "https": proxy})
+def test_proxy_that_is_none_is_a_user_error(get, online, monkeypatch, proxy):
+    monkeypatch.setenv("https_proxy", proxy)
     with pytest.raises(UserError, match="cannot be downloaded"):
         get(a=SourceFile("a.bin", URL))
 

@@ -271,7 +271,7 @@ def test_importance_weighted_bound_of_a_tiny_dvp_model_converges_to_the_integrat
         log_likelihoods.append(log_integral(log_prior + log_x))
     log_ratio = integrated_diffusion_bound(model.groups[0].top_prior, u.flatten()) - posterior.log_prob(u).double()
     integrated = (weights * (torch.stack(log_likelihoods) + log_ratio)).sum().item()
-    model.groups[0].set_bound_terms(60)
+    model.groups[0].info.bound.evaluation_terms = 60
     repeated = BINARY.expand(300, -1, -1, -1)
     estimate = evaluate(model, repeated, 2000, 200, count_active=False, outer_samples=4).log_likelihood
     assert estimate.mean == pytest.approx(integrated, abs=4 * estimate.standard_error + 0.005)
@@ -287,9 +287,9 @@ def test_importance_weighted_bound_with_every_top_prior_converges_to_the_integra
     start = model.top_down(FromNoise(model.no_noise(1)), 1, return_states=True).states[0]
     log_x = log_joint_over_z(model, [GRID.view(-1, 1, 1, 1)])
     images, samples = 100, 1000
-    if model.groups[0].prior_is_bound:  # more draws of z instead of importance samples, and more terms
+    if model.groups[0].info.bound:  # more draws of z instead of importance samples, and more terms
         images, samples = 2000, 2
-        model.groups[0].set_bound_terms(20)
+        model.groups[0].info.bound.evaluation_terms = 20
     repeated = BINARY.expand(images, -1, -1, -1)
     estimate = evaluate(model, repeated, 2000, samples, count_active=False).log_likelihood
     if top_prior == "diffusion":

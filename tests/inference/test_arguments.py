@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from nvae.inference.arguments import (
-    ArgumentError,
     check_count,
     check_images,
     check_images_u8,
@@ -12,9 +11,9 @@ from nvae.inference.arguments import (
     check_seeds,
     format_values,
     per_group,
-    with_context,
+    with_number_above_scales,
 )
-from nvae.system.errors import UserError
+from nvae.system.errors import InvalidValueError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +28,20 @@ def test_per_group_repeats_numbers_over_the_groups_of_a_scale(model):
     assert per_group(model, (0, 0.9), "temperature") == [0, 0.9, 0.9, 0.9]
 
 
+def test_per_group_takes_one_number_per_group(model):
+    assert per_group(model, [0.1, 0.2, 0.3, 0.4], "temperature") == [0.1, 0.2, 0.3, 0.4]
+
+
+def test_per_group_of_as_many_groups_as_scales_has_one_reading(make_model):
+    model = make_model(initial_splits_per_scale=1)
+    assert len(model.groups) == len(model.scales) == 2
+    assert per_group(model, [0.1, 0.2], "temperature") == [0.1, 0.2]
+
+
 WRONG_NUMBERS = {
     "none": [],
     "too many": [0.5, 0.7, 0.9],
-    "one per group": [1.0] * 4,
+    "more than groups": [1.0] * 5,
     "text": "0.7",
     "texts": ["0.7"],
     "negative": -0.1,
@@ -44,27 +53,29 @@ WRONG_NUMBERS = {
 
 
 @pytest.mark.parametrize("wrong", WRONG_NUMBERS.values(), ids=WRONG_NUMBERS)
-def test_per_group_refuses_anything_but_one_number_or_one_per_scale(model, wrong):
-    with pytest.raises(ArgumentError) as error:
+def test_per_group_refuses_anything_but_numbers_of_an_expected_count(model, wrong):
+    with pytest.raises(InvalidValueError) as error:
         per_group(model, wrong, "strength")
     assert error.value.name == "strength"
 
 
-def test_per_group_error_names_the_scales(model):
-    with pytest.raises(ArgumentError, match="2x2, 4x4"):
+def test_per_group_error_names_the_scales_and_groups(model):
+    with pytest.raises(InvalidValueError) as error:
         per_group(model, [1, 2, 3], "strength")
+    assert error.value.got == "3 numbers"
+    assert all(name in error.value.expected for name in ("2 scales", "(2x2, 4x4)", "4 latent groups"))
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.0, "3", None, True, 8])
 def test_check_count_refuses_anything_but_an_integer_in_range(wrong):
     assert check_count("images", 7, least=1, most=7) == 7
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         check_count("images", wrong, least=1, most=7)
 
 
 @pytest.mark.parametrize("wrong", [[], 3, "3", ["3"], [-1], [1.5], [True], None])
 def test_check_seeds_refuses_anything_but_natural_numbers(wrong):
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         check_seeds(wrong)
 
 
@@ -88,13 +99,13 @@ WRONG_IMAGES = {
 
 @pytest.mark.parametrize("wrong", WRONG_IMAGES.values(), ids=WRONG_IMAGES)
 def test_check_images_refuses_other_types_shapes_and_ranges(model, wrong):
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         check_images(model, wrong)
 
 
 def test_check_images_u8_refuses_floats(model):
     check_images_u8(model, torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
-    with pytest.raises(ArgumentError) as error:
+    with pytest.raises(InvalidValueError) as error:
         check_images_u8(model, torch.zeros(1, 3, 8, 8), "targets_u8")
     assert error.value.name == "targets_u8"
 
@@ -103,9 +114,9 @@ def test_check_noise_refuses_other_groups_and_shapes(model):
     noise = model.no_noise(2)
     check_noise(model, noise)
     for wrong in (noise[:-1], noise[::-1], [*noise[:-1], noise[-1][:1]], noise[0]):
-        with pytest.raises(ArgumentError):
+        with pytest.raises(InvalidValueError):
             check_noise(model, wrong)
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         check_noise(model, noise, count=1)
 
 
@@ -130,47 +141,54 @@ def dvp(make_dvp):
         ([0.7], [0.7] * 4),
         ([0.5, 0.9], [0.5, 0.5, 0.9, 0.9]),  # the context takes the value of the top scale
         ([1.0, 0.5, 0.9], [1.0, 0.5, 0.9, 0.9]),
+        ([0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4]),
     ],
 )
 def test_per_group_of_a_model_with_a_context(dvp, value, expected):
     assert [level.resolution for level in dvp.levels] == [3, 2, 4]
     assert [level.resolution for level in dvp.scales] == [2, 4]
-    assert dvp.context is dvp.groups[0]
+    assert [group.level.name for group in dvp.groups] == ["context", "", "", ""]
     assert per_group(dvp, value, "temperature") == expected
 
 
-@pytest.mark.parametrize("wrong", [[], [0.1] * 4, [1.0, -1.0, 1.0]])
+@pytest.mark.parametrize("wrong", [[], [0.1] * 5, [1.0, -1.0, 1.0]])
 def test_per_group_of_a_model_with_a_context_refuses_other_counts(dvp, wrong):
-    with pytest.raises(ArgumentError) as error:
+    with pytest.raises(InvalidValueError) as error:
         per_group(dvp, wrong, "strength")
     assert error.value.name == "strength"
 
 
 def test_per_group_error_names_the_scales_and_the_context(dvp):
-    with pytest.raises(ArgumentError) as error:
-        per_group(dvp, [0.1] * 4, "temperature")
-    assert all(name in error.value.expected for name in ("2 scales", "(2x2, 4x4)", "context"))
+    with pytest.raises(InvalidValueError) as error:
+        per_group(dvp, [0.1] * 5, "temperature")
+    assert all(name in error.value.expected for name in ("2 scales", "(2x2, 4x4)", "context", "4 latent groups"))
 
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(0.7, [0.2, 0.7, 0.7]), ([0.7], [0.2, 0.7, 0.7]), ([0.5, 0.9], [0.2, 0.5, 0.9]), ([1, 0.5, 0.9], [0.2, 0.5, 0.9])],
+    [
+        (0.7, [0.2, 0.7, 0.7]),
+        ([0.7], [0.2, 0.7, 0.7]),
+        ([0.5, 0.9], [0.2, 0.5, 0.9]),
+        ([1, 0.5, 0.9], [0.2, 0.5, 0.9]),
+        ([1, 0.5, 0.8, 0.9], [0.2, 0.5, 0.8, 0.9]),
+    ],
 )
-def test_with_context_puts_the_number_of_the_context_first(dvp, value, expected):
-    assert with_context(dvp, value, 0.2, "temperature") == expected
+def test_number_of_the_context_comes_first(dvp, value, expected):
+    assert with_number_above_scales(dvp, value, 0.2, "temperature") == expected
 
 
-def test_with_context_of_one_scale(make_dvp):
+def test_number_of_the_context_above_one_scale(make_dvp):
     model = make_dvp(latents_per_scale=[2])
-    assert with_context(model, [0.7], 0.2, "temperature") == [0.2, 0.7]
+    assert with_number_above_scales(model, [0.7], 0.2, "temperature") == [0.2, 0.7]
     assert per_group(model, [0.2, 0.7], "temperature") == [0.2, 0.7, 0.7]
 
 
-def test_with_context_refuses_a_model_without_a_context_and_wrong_numbers(model, dvp):
-    assert model.context is None
+def test_number_of_the_context_is_refused_for_a_model_without_a_context_and_wrong_numbers(model, dvp):
+    assert model.groups_above_scales == 0
     assert model.scales == model.levels
     with pytest.raises(UserError):
-        with_context(model, [0.7], 0.2, "temperature")
-    for value, context in (([0.7], -0.2), ([0.1] * 4, 0.2)):
-        with pytest.raises(ArgumentError):
-            with_context(dvp, value, context, "temperature")
+        with_number_above_scales(model, [0.7], 0.2, "temperature")
+    for value, context in (([0.7], -0.2), ([0.1] * 5, 0.2)):
+        with pytest.raises(InvalidValueError):
+            with_number_above_scales(dvp, value, context, "temperature")

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from nvae.inference.arguments import ArgumentError
 from nvae.inference.exploration import base_point, draw_group_noise, explore, explore_context, explore_positions
 from nvae.inference.interpolation import interpolate, interpolated_pseudo_inputs, mix, slerp, walk
 from nvae.inference.reconstruction import encode, pseudo_inputs, reconstruct
 from nvae.inference.sampling import Sampler
 from nvae.models.hierarchy import FromNoise, FromPosterior
+from nvae.system.errors import InvalidValueError
 
 TEMPERATURE = [0.9, 0.7, 0.5]
 ANY_PRIOR = pytest.mark.parametrize("top_prior", ["diffusion", "standard", "gaussian", "mixture", "vampprior"])
@@ -31,7 +31,9 @@ def images():
 
 @torch.no_grad()
 def posterior_pass(model, images):
-    return model.top_down(FromPosterior(model.bottom_up(images), model.no_posterior_noise(len(images))), len(images))
+    return model.top_down(
+        FromPosterior(model.bottom_up(images), model.no_noise(len(images), posterior=True)), len(images)
+    )
 
 
 # -------------------------------------------------------------------------------------------------- pseudo-inputs
@@ -41,7 +43,7 @@ def posterior_pass(model, images):
 def test_pseudo_inputs_of_noise_are_the_images_of_the_context_in_a_pass(model, sampler, assert_within):
     noise = sampler.noise([1, 2, 3])
     output = model.top_down(FromNoise(noise, [0.9, 0.7, 0.5, 0.5]), 3)
-    expected = model.context.image_of(output.groups[0].z)
+    expected = model.groups[0].image_of(output.groups[0].z)
     assert_within(sampler.pseudo_inputs(noise[0]), expected, 1e-5)
     sampler.batch_size = 2
     assert_within(sampler.pseudo_inputs(noise[0]), expected, 1e-5)
@@ -50,10 +52,10 @@ def test_pseudo_inputs_of_noise_are_the_images_of_the_context_in_a_pass(model, s
 
 @torch.no_grad()
 def test_pseudo_inputs_of_images_are_those_of_the_posterior_centers(model, images, assert_within):
-    expected = model.context.image_of(posterior_pass(model, images).groups[0].z)
+    expected = model.groups[0].image_of(posterior_pass(model, images).groups[0].z)
     assert_within(pseudo_inputs(model, images), expected)
     assert_within(pseudo_inputs(model, images, batch_size=2), expected)
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         pseudo_inputs(model, images + 1)
 
 
@@ -97,7 +99,7 @@ def test_reconstruct_keep_groups_zero_shows_what_the_context_carries(model, imag
     assert (alone[0] - alone[1]).abs().max() > 1e-3
     with torch.no_grad():
         kernel = torch.ones(8, 1) * torch.tensor([1.0, -1.0] * 4)  # above the context's frequencies after projection
-        matrix = model.context.context.matrix
+        matrix = model.groups[0].context.matrix
         pattern = kernel - matrix.T @ (matrix @ kernel @ matrix.T) @ matrix
         other = 0.3 + 0.4 * images + 0.02 * pattern
         same_context = reconstruct(model, 0.3 + 0.4 * images, 0)
@@ -107,7 +109,7 @@ def test_reconstruct_keep_groups_zero_shows_what_the_context_carries(model, imag
 
 def test_reconstruct_refuses_more_groups_than_are_below_the_context(model, images):
     assert torch.equal(reconstruct(model, images, 3), reconstruct(model, images))
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         reconstruct(model, images, 4)
 
 
@@ -124,10 +126,10 @@ def test_exploration_has_the_pseudo_inputs_of_the_context(model, sampler, assert
     assert_within(images[0], sampler.decode([fresh, *(kept.expand(2, *kept.shape[1:]) for kept in base.noise[1:])]))
 
 
-@pytest.mark.parametrize(("context", "has_coefficients"), [("dct", True), ("downsample", False)])
-def test_positions_of_a_context_are_coefficients_or_places(make_dvp, context, has_coefficients):
+@pytest.mark.parametrize(("context", "is_spatial"), [("dct", False), ("downsample", True)])
+def test_positions_of_a_context_are_coefficients_or_places(make_dvp, context, is_spatial):
     model = make_dvp(context=context)
-    assert [group.has_coefficients for group in model.groups] == [has_coefficients, False, False, False]
+    assert [group.info.is_spatial for group in model.groups] == [is_spatial, True, True, True]
 
 
 def test_explore_positions_of_the_context_resamples_one_coefficient_in_all_draws(model, sampler, assert_within):

@@ -3,7 +3,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nvae.inference import exploration
-from nvae.inference.arguments import ArgumentError
 from nvae.inference.exploration import (
     base_point,
     draw_group_noise,
@@ -15,6 +14,7 @@ from nvae.inference.exploration import (
 )
 from nvae.inference.sampling import Sampler
 from nvae.models.hierarchy import FromNoise
+from nvae.system.errors import InvalidValueError
 
 GROUPS = 4
 TEMPERATURE = 0.7
@@ -163,15 +163,15 @@ def test_mean_change_is_a_mean_of_absolute_differences():
 
 @pytest.mark.parametrize("wrong", [{"group": GROUPS}, {"group": -1}, {"count": 0}, {"seed": -1}, {"strength": [1] * 3}])
 def test_group_noise_refuses_wrong_arguments(model, wrong):
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         draw_group_noise(model, **{"group": 0, "count": 1} | wrong)
 
 
 def test_resample_group_refuses_noise_of_another_shape(sampler, base):
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         base_point(sampler, sampler.noise([1, 2]))
     for group, noise in ((0, base.noise[3]), (3, base.noise[3][0]), (4, base.noise[3])):
-        with pytest.raises(ArgumentError):
+        with pytest.raises(InvalidValueError):
             resample_group(sampler, base, group, noise)
 
 
@@ -267,7 +267,7 @@ def test_position_of_a_mixture_is_explored_within_its_component(make_dvp, top_pr
     fresh = draw_group_noise(model, 0, 1)
     side = z.shape[-1]
     pairs = [(position, 0) for position in range(side**2)]
-    noise = exploration._resample_positions(base.noise[0], fresh, pairs, model.groups[0].shared_draws)
+    noise = exploration._resample_positions(base.noise[0], fresh, pairs, model.groups[0].info.shared_draws)
     changed = base.states[0].repeated(len(pairs)).prior.sample(noise) != z
     expected = torch.eye(side**2, dtype=torch.bool).view(-1, 1, side, side).expand_as(changed)
     assert torch.equal(changed, expected)
@@ -279,7 +279,7 @@ def test_strength_acts_as_a_temperature(make_model, make_dvp, family):
     sampler = Sampler(model)
     base = base_point(sampler, sampler.noise([0]))
     expected = 0.25 if family == "nvae" else 0.5  # of sigma, or of the variance
-    assert exploration.strength_of(model, base, 0.25) == [expected] * len(model.levels)
+    assert exploration.strength_of(model, base, 0.25) == [expected] * len(model.groups)
     prior, noise = base.states[0].prior, draw_group_noise(model, 0, 1)
     if family == "dvp":
         torch.testing.assert_close(prior.sample(noise, 0.25), prior.sample(expected * noise))

@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from nvae.inference.arguments import ArgumentError
 from nvae.inference.interpolation import interpolate, mix, slerp, walk
 from nvae.inference.reconstruction import encode, reconstruct
 from nvae.inference.sampling import Sampler, seed_noise
+from nvae.system.errors import InvalidValueError
 
 GROUPS = 4
 
@@ -145,13 +145,13 @@ def test_interpolation_in_batches_is_the_same(sampler, noise_of_passes, assert_w
 
 
 def test_interpolation_refuses_noise_of_several_images(sampler):
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         interpolate(sampler, sampler.noise([1, 2]), sampler.noise([3]), 5)
 
 
 @pytest.mark.parametrize("times", [0, 2.5, torch.zeros(0), torch.zeros(2, 2)])
 def test_interpolation_refuses_other_times(sampler, times):
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         interpolate(sampler, sampler.noise([1]), sampler.noise([2]), times)
 
 

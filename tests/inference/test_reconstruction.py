@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from nvae.inference.arguments import ArgumentError
 from nvae.inference.reconstruction import encode, reconstruct
 from nvae.inference.sampling import Sampler, seed_noise
 from nvae.models.hierarchy import FromNoise, FromPosterior
+from nvae.system.errors import InvalidValueError
 
 GROUPS = 4
 NVLABS = {"style": "nvlabs", "num_flows": 1}
@@ -34,7 +34,9 @@ def decode(model, noise, temperature=1.0):
 
 @torch.no_grad()
 def posterior_centers(model, images):
-    return model.top_down(FromPosterior(model.bottom_up(images), model.no_posterior_noise(len(images))), len(images))
+    return model.top_down(
+        FromPosterior(model.bottom_up(images), model.no_noise(len(images), posterior=True)), len(images)
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -75,13 +77,13 @@ def test_encode_and_reconstruct_do_not_depend_on_the_batch_size(model, images, a
 @pytest.mark.parametrize("function", [encode, reconstruct])
 def test_encode_refuses_images_of_another_type_or_size(model, images, function):
     for wrong in ((255 * images).byte(), images[0], images[:, :1], images + 1):
-        with pytest.raises(ArgumentError):
+        with pytest.raises(InvalidValueError):
             function(model, wrong)
 
 
 @pytest.mark.parametrize("wrong", [{"keep_groups": 5}, {"keep_groups": -1}, {"temperature": [1.0] * 3}, {"seed": -1}])
 def test_reconstruct_refuses_wrong_arguments(model, images, wrong):
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         reconstruct(model, images, **wrong)
 
 

@@ -1,10 +1,9 @@
 import pytest
 import torch
 
-from nvae.inference.arguments import ArgumentError
 from nvae.inference.sampling import Sampler, seed_noise, to_images
 from nvae.models.hierarchy import FromNoise
-from nvae.system.errors import UserError
+from nvae.system.errors import InvalidValueError, UserError
 
 GROUPS = 4
 METHODS = pytest.mark.parametrize(
@@ -77,6 +76,13 @@ def test_temperature_is_one_number_per_scale(model, assert_within):
     assert (images - plain(model, 0.4).sample([3, 4])).abs().max() > 1e-3
 
 
+@torch.no_grad()
+def test_temperature_is_one_number_per_latent_group(model, assert_within):
+    temperatures = [0.4, 0.6, 0.8, 1.0]
+    output = model.top_down(FromNoise(seed_noise(model, [3, 4]), temperatures), 2)
+    assert_within(plain(model, temperatures).sample([3, 4]), output.px_z.mean().clamp(0, 1))
+
+
 def test_noise_scale_zero_gives_the_centers_of_the_priors(model, assert_within):
     without = plain(model, 0.7).sample([3, 4], noise_scale=0)
     assert_within(without, plain(model).decode(model.no_noise(1)).expand(2, -1, -1, -1))
@@ -100,13 +106,13 @@ WRONG = {
     "other pixels": lambda model: plain(model).sample(1, "median"),
     "noise of three groups": lambda model: plain(model).decode(model.no_noise(1)[:3]),
     "seeds of another count": lambda model: plain(model).decode(model.no_noise(3), "sample", [1, 2]),
-    "noise scale per group": lambda model: plain(model).sample(1, noise_scale=[1.0] * GROUPS),
+    "noise scale of another count": lambda model: plain(model).sample(1, noise_scale=[1.0] * (GROUPS + 1)),
 }
 
 
 @pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)
 def test_wrong_argument_is_refused(model, call):
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         call(model)
 
 
@@ -166,7 +172,7 @@ def test_drawn_pixels_have_the_values_of_the_bit_depth(make_model):
 @torch.no_grad()
 def test_to_images_refuses_draws_without_seeds(model):
     output = model.top_down(FromNoise(model.no_noise(1)), 1)
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         to_images(model, output, "sample")
 
 

@@ -1,4 +1,4 @@
-"""Every tensor of a file must match a tensor of the model; malformed tensors are refused before any computation."""
+"""Every tensor of a file must match a tensor of the model."""
 
 from __future__ import annotations
 
@@ -8,46 +8,9 @@ import re
 import pytest
 import torch
 
-from nvae.interop.key_mapping import InteropError, check_state_dict, load_with_key_map
+from nvae.interop.key_mapping import InteropError, load_with_key_map
 from nvae.interop.mgp123 import key_map
-
-
-@pytest.mark.parametrize(
-    "tensor",
-    [
-        3,
-        [torch.zeros(2)],
-        torch.tensor([1.0, math.nan]),
-        torch.tensor([math.inf]),
-        torch.zeros(2, dtype=torch.complex64),
-        torch.zeros(2, dtype=torch.int8),
-        torch.zeros(2, dtype=torch.bool),
-        torch.eye(2).to_sparse(),
-        torch.zeros(2, device="meta"),
-        torch.zeros(1).expand(10**12),  # computing with these would take terabytes
-        torch.zeros(5).as_strided((3, 3), (1, 1)),
-    ],
-    ids=lambda tensor: str(tensor)[:40],
-)
-def test_check_state_dict_refuses(tensor):
-    with pytest.raises(InteropError, match=r"a\.pt.*'layer\.weight'"):
-        check_state_dict({"layer.bias": torch.zeros(2), "layer.weight": tensor}, "a.pt")
-
-
-@pytest.mark.parametrize("state", [None, [], {3: torch.zeros(2)}, torch.zeros(2)], ids=str)
-def test_check_state_dict_needs_names(state):
-    with pytest.raises(InteropError, match="state_dict"):
-        check_state_dict(state, "a.pt")
-
-
-def test_check_state_dict_takes_views_and_all_float_types():
-    base = torch.arange(12.0)
-    state = {
-        "view": base[2:6].reshape(2, 2).T,
-        "count": torch.tensor(3),
-        **{str(dtype): torch.ones(2, dtype=dtype) for dtype in (torch.float16, torch.bfloat16, torch.float64)},
-    }
-    assert check_state_dict(state, "a.pt") is state
+from nvae.system.errors import Remedy
 
 
 @pytest.fixture
@@ -64,9 +27,10 @@ HEAD = "mixer.encoder_sampler.1.weight_g"
     [
         ({HEAD: None}, HEAD),
         ({"layer.weight": torch.zeros(2)}, "layer.weight"),
-        ({HEAD: torch.zeros(2, 1, 1, 1)}, f"{HEAD}.*2 x 1 x 1 x 1.*4 x 1 x 1 x 1"),
+        ({HEAD: torch.zeros(2, 1, 1, 1)}, rf"{HEAD}.*\(2, 1, 1, 1\).*\(4, 1, 1, 1\)"),
         ({HEAD: torch.zeros(())}, f"{HEAD}.*\\(\\)"),
         ({HEAD: torch.zeros(4, 1, 1, 1, dtype=torch.int64)}, f"{HEAD}.*int64.*float32"),
+        ({HEAD: torch.full((4, 1, 1, 1), math.nan)}, f"{HEAD}.*finite"),
         ({HEAD: torch.full((4, 1, 1, 1), 1e300, dtype=torch.float64)}, f"{HEAD}.*float32"),
         ({"x" * 10_000: torch.zeros(2)}, "xxx"),
         ({"two\nlines\x1b[2J": torch.zeros(2)}, re.escape(r"two\nlines\x1b[2J")),
@@ -94,4 +58,4 @@ def test_load_with_key_map_refuses_configs_that_the_project_cannot_have(weights,
     config = make_config(spectral_normalization=True)
     with pytest.raises(InteropError, match=r"spectral|left|right|original") as error:
         load_with_key_map(config, weights, key_map, "a.pt")
-    assert error.value.needs_config
+    assert error.value.remedies == (Remedy.MODEL_CONFIG,)

@@ -98,7 +98,7 @@ def module_names(model: LadderVAE) -> dict[str, str]:
             names |= block_names(f"encoder.stages.{k}.{b}", f"encoder.encoder_blocks.{k}.{b}", block, True)
     for g, group in enumerate(model.groups):
         theirs = f"decoder.decoder_blocks.{g}"
-        if group.is_context:
+        if group.level.name:
             names |= unet_names(f"groups.{g}.top_prior.unet", f"{theirs}.ctx_prior.model", group.top_prior.unet)
             continue
         names[f"groups.{g}.z_projection"] = f"{theirs}.z_up"
@@ -134,7 +134,7 @@ def tensor_names(model: LadderVAE) -> dict[str, str]:
     for module, theirs in module_names(model).items():
         for name in names_inside(model, module):
             names[f"{module}.{name}"] = f"{theirs}.{TENSORS.get(name, name)}"
-    if model.groups[0].is_context:
+    if model.groups[0].level.name:
         names["groups.0.log_variance"] = "decoder.decoder_blocks.0.q_logvar"
         if "groups.0.context.scale" in model.state_dict():
             names["groups.0.context.scale"] = "decoder.decoder_blocks.0.dct_scale"

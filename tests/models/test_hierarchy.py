@@ -48,7 +48,7 @@ def test_noise_shapes_are_the_latent_shapes_top_group_first(model):
 
 @torch.no_grad()
 def test_posterior_pass_has_a_kl_per_image_and_group(model, images):
-    result = model(images, model.draw_posterior_noise(3))
+    result = model(images, model.draw_noise(3, posterior=True))
     assert result.kl.shape == (3, GROUPS)
     for index, group in result.groups.items():
         assert torch.equal(result.kl[:, index], group.kl)
@@ -98,7 +98,7 @@ def test_top_down_returns_states_only_with_return_states(model):
 @torch.no_grad()
 def test_from_latents_reproduces_the_reconstruction(make_model, flows, images):
     model = make_model(**flows)
-    encoded = model(images, model.draw_posterior_noise(len(images), seeded()))
+    encoded = model(images, model.draw_noise(len(images), seeded(), posterior=True))
     latents = [group.z for group in encoded.groups.values()]
     decoded = model.top_down(FromLatents(latents), 3)
     assert torch.equal(decoded.px_z.mean(), encoded.px_z.mean())
@@ -109,7 +109,7 @@ def test_from_latents_reproduces_the_reconstruction(make_model, flows, images):
 @pytest.mark.parametrize("kept", range(GROUPS + 1))
 @torch.no_grad()
 def test_per_group_keeps_the_first_groups_of_an_image(model, images, kept):
-    encoded = model(images, model.draw_posterior_noise(len(images), seeded()))
+    encoded = model(images, model.draw_noise(len(images), seeded(), posterior=True))
     latents = [group.z for group in encoded.groups.values()]
     free = FromNoise(model.draw_noise(3, seeded(1)))
     mixed = model.top_down(PerGroup([FromLatents(latents)] * kept + [free] * (GROUPS - kept)), 3)
@@ -166,7 +166,7 @@ def test_log_ratio_averages_to_the_kl(make_model, images, fixed_flows):
     """Given the groups above, the mean of log q(z) - log p(z) over samples is the KL in closed form."""
     model = make_model(num_flows=int(fixed_flows), fixed_flows=fixed_flows)
     draws = 1000
-    result = model(images[:1].expand(draws, -1, -1, -1), model.draw_posterior_noise(draws, seeded()))
+    result = model(images[:1].expand(draws, -1, -1, -1), model.draw_noise(draws, seeded(), posterior=True))
     for index, group in result.groups.items():
         excess = group.log_q - group.log_p - group.kl
         assert excess.mean().abs() < 5 * excess.std() / draws**0.5, index
@@ -226,7 +226,7 @@ def test_kl_of_a_zero_residual_posterior_is_zero(model, images):
     for group in model.groups:
         group.posterior_head.parametrizations.weight.original0.zero_()
         group.posterior_head.bias.zero_()
-    assert torch.equal(model(images, model.draw_posterior_noise(3)).kl, torch.zeros(3, GROUPS))
+    assert torch.equal(model(images, model.draw_noise(3, posterior=True)).kl, torch.zeros(3, GROUPS))
 
 
 # ------------------------------------------------------------------------------------- batches, seeds, precision
@@ -244,7 +244,7 @@ def test_eval_mode_results_do_not_depend_on_the_batch(model, images):
 def test_passes_leave_the_global_random_state_unchanged(model, images):
     before = torch.get_rng_state()
     with torch.no_grad():
-        model(images, model.draw_posterior_noise(len(images), seeded())).px_z.sample(seeded())
+        model(images, model.draw_noise(len(images), seeded(), posterior=True)).px_z.sample(seeded())
         model.top_down(FromNoise(model.draw_noise(2, seeded()), 1.0), 2)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -268,9 +268,9 @@ def test_kl_of_a_group_depends_on_the_noise_of_higher_groups_only(model, images)
 
 @torch.no_grad()
 def test_autocast_densities_are_float32(model, images):
-    exact = model(images, model.draw_posterior_noise(len(images), seeded()))
+    exact = model(images, model.draw_noise(len(images), seeded(), posterior=True))
     with torch.autocast("cpu", torch.bfloat16):
-        rough = model(images, model.draw_posterior_noise(len(images), seeded()))
+        rough = model(images, model.draw_noise(len(images), seeded(), posterior=True))
     assert rough.kl.dtype == rough.px_z.log_prob(images).dtype == torch.float32
     assert rough.groups[0].z.dtype == torch.float32
     torch.testing.assert_close(rough.kl, exact.kl, rtol=0.1, atol=0.1)
@@ -289,7 +289,7 @@ def test_recompute_activations_changes_no_number(make_model, images, autocast, c
         model.recompute_activations(recompute)
         assert {m.recompute for m in model.modules() if isinstance(m, CellStack)} == {recompute}
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            result = model(images, model.draw_posterior_noise(len(images), seeded()))
+            result = model(images, model.draw_noise(len(images), seeded(), posterior=True))
         loss = result.kl.sum() - result.px_z.log_prob(images).sum()
         loss.backward()
         results.append([loss.detach(), *(p.grad for p in model.parameters()), *model.buffers()])

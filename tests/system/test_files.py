@@ -1,12 +1,21 @@
 import errno
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from nvae.system.errors import UserError
-from nvae.system.files import WriteError, atomic_folder, atomic_write, previous_path, remove_unfinished, unused_path
+from nvae.system.files import (
+    DAY,
+    WriteError,
+    atomic_folder,
+    atomic_write,
+    previous_path,
+    remove_unfinished,
+    unused_path,
+)
 
 
 def names(folder):
@@ -105,10 +114,14 @@ def test_remove_unfinished_removes_own_temporary_files_and_folders(tmp_path):
     other = left_by(atomic_write, tmp_path / "other.txt")
     mine = tmp_path / "notes.unfinished"
     mine.touch()
-    remove_unfinished(tmp_path, lambda path: path in (tmp_path / "a.txt", tmp_path / "folder" / "b"))
+    remove_unfinished(tmp_path.rglob("*"), lambda name: name in ("a.txt", "b"), age=0)
     assert not any(path.exists() for path in left)
     assert other.exists() and mine.exists()
-    remove_unfinished(tmp_path / "absent", lambda path: True)
+    remove_unfinished(tmp_path.glob("*"))  # someone may write the file now
+    assert other.exists()
+    os.utime(other, (time.time() - DAY - 60,) * 2)
+    remove_unfinished([*tmp_path.glob("*"), tmp_path / "absent"])
+    assert not other.exists() and mine.exists()
 
 
 @pytest.mark.parametrize(("number", "full"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EACCES, False)])

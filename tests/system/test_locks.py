@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock
 
 from nvae.system import locks
+from nvae.system.errors import Remedy
 from nvae.system.files import WriteError
 from nvae.system.locks import RunLockedError, holder_path, run_lock
 
@@ -61,6 +62,7 @@ def test_lock_names_its_holder_and_is_free_afterwards(lock):
         with pytest.raises(RunLockedError) as raised, run_lock(lock, "little", fail):
             pytest.fail("the lock is held")
         assert str(os.getpid()) in str(raised.value) and socket.gethostname() in str(raised.value)
+        assert raised.value.remedies == (Remedy.RUN_NAME,)
         assert holder_path(lock).exists()
     assert os.listdir(lock.parent) == []
     with run_lock(lock, "little", fail):

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from nvae.schema import TrainingParameters
+from nvae.training.position import Position
 from nvae.training.trainer import Trainer
 
 NVLABS = {"style": "nvlabs", "n_mix": 2, "num_flows": 1}
@@ -18,6 +20,12 @@ DVP = LADDER | {
     "unet_dropout": 0.2,  # from torch's default generator
 }
 TOY_FACES = {"name": "toy_faces"}
+
+
+def at(epoch: float, schedule: TrainingParameters, steps_per_epoch: int) -> Position:
+    """Return the position at an epoch, with fractions."""
+    images = steps_per_epoch * schedule.batch_size
+    return Position(schedule, images, epoch=int(epoch), image=(epoch - int(epoch)) * images)
 
 
 def advance(trainer: Trainer, steps: int) -> list[dict[str, Any]]:

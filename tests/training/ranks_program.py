@@ -14,7 +14,10 @@ from nvae.config import config_from_dict
 from nvae.data.images import Data
 from nvae.evaluation.likelihood import evaluate
 from nvae.system.ranks import Ranks
+from nvae.training.resuming import calibrate
+from nvae.training.run_output import model_for_pictures
 from nvae.training.trainer import Trainer
+from nvae.training.validation import share_statistics
 
 
 def main() -> None:
@@ -31,9 +34,9 @@ def results(task: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """Train some steps and validate; return metrics, weights and statistics."""
     config = config_from_dict(task["config"], "the task")
     trainer = Trainer(config, Data(task["training"], task["validation"]), torch.device("cpu"), ranks)
-    trainer.calibrate()
+    calibrate(trainer)
     metrics = [trainer.step(next(trainer.batches())) for _ in range(task["steps"])]
-    trainer.share_statistics()
+    share_statistics(trainer)
     validation = evaluate(trainer.eval_model, task["validation"], batch_size=2, samples=2, ranks=ranks).to_dict()
     return {
         "metrics": [{key: torch.as_tensor(value).tolist() for key, value in line.items()} for line in metrics],
@@ -41,7 +44,7 @@ def results(task: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
         "weights": trainer.model.state_dict(),
         "eval_weights": trainer.eval_model.state_dict(),
         "regularizers": trainer.regularizers.state_dict(),
-        "pictures": trainer.model_for_pictures().state_dict(),
+        "pictures": model_for_pictures(trainer).state_dict(),
     }
 
 

@@ -20,7 +20,7 @@ def gradients(trainer):
 def test_accumulated_gradient_is_that_of_the_whole_batch(make_trainer, parts):
     changes = {"dataset": TOY_FACES | {"binarize": True, "horizontal_flip": True}, "sampling_method": "bernoulli"}
     whole, split = make_trainer(LADDER | changes), make_trainer(LADDER | changes, gradient_accumulation=parts)
-    assert split.part_sizes == [4 // parts] * parts
+    assert split.position.part_sizes == [4 // parts] * parts
     for _ in range(3):
         (expected,), (metrics,) = advance(whole, 1), advance(split, 1)
         norm = gradient_norm(whole)
@@ -38,12 +38,15 @@ def test_accumulation_of_a_small_data_set_takes_nearly_equal_parts(make_config, 
         Trainer(make_config(**LADDER, training_parameters=schedule | change), few, torch.device("cpu"))
         for change in ({}, {"gradient_accumulation": 3})
     )
-    assert split.part_sizes == [2, 2, 1]
+    assert split.position.part_sizes == [2, 2, 1]
     (expected,), (metrics,) = advance(whole, 1), advance(split, 1)
     assert metrics["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-5)
     assert gradient_norm(split) == pytest.approx(gradient_norm(whole), rel=1e-5)
     many = schedule | {"gradient_accumulation": 12}
-    assert Trainer(make_config(**LADDER, training_parameters=many), few, torch.device("cpu")).part_sizes == [1] * 5
+    assert (
+        Trainer(make_config(**LADDER, training_parameters=many), few, torch.device("cpu")).position.part_sizes
+        == [1] * 5
+    )
 
 
 def test_accumulation_regularizes_once_per_step(make_trainer):
@@ -63,7 +66,7 @@ def test_accumulation_skip_restores_the_buffers_of_all_parts(make_trainer):
     trainer = make_trainer(NVLABS, gradient_accumulation=2, gradient_skip_threshold=1e-9, ema_decay=0.5)
     before = everything(trainer)
     assert advance(trainer, 1)[0]["skipped"]
-    assert differences(before, everything(trainer)) <= {f".progress.{key}" for key in vars(trainer.progress)} | {
+    assert differences(before, everything(trainer)) <= {f".progress.{key}" for key in vars(trainer.position)} | {
         ".recovery.excess_skips"
     }
 

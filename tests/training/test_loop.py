@@ -18,7 +18,7 @@ from nvae.evaluation.likelihood import Estimate, evaluate
 from nvae.inference.reconstruction import reconstruct
 from nvae.system.errors import DivergenceError, UserError
 from nvae.tools.grids import grid
-from nvae.training import loop, memory, run_output, validation
+from nvae.training import loop, run_output, validation
 from nvae.training.loggers import read_events, read_metrics
 from nvae.training.loop import Stopped, checkpoint_due
 from nvae.training.previews import draw_reconstructions
@@ -236,7 +236,7 @@ def test_train_stopped_by_a_signal_continues_as_one_run(run, tmp_path, monkeypat
     step = Trainer.step
 
     def interrupted(trainer, images_u8):
-        if trainer.progress.step == 4:
+        if trainer.position.step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(trainer, images_u8)
 
@@ -381,15 +381,15 @@ def test_train_explains_out_of_memory(run, monkeypatch, error):
 
 
 def test_train_warns_of_too_little_memory(run, monkeypatch):
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 2**20)
+    monkeypatch.setattr(run_output, "available_bytes", lambda device: 2**20)
     _, events = run(epochs=1)
     assert sum("batch_size" in warning for warning in warnings_of(events)) == 1
 
 
 def test_memory_warning_depends_on_the_batch_and_spares_quickstart():
     config, cpu = load_config("quickstart"), torch.device("cpu")
-    assert memory.memory_warning(config, config.training_parameters.batch_size, cpu) is None
-    assert "1000000 images" in memory.memory_warning(config, 10**6, cpu)
+    assert run_output.memory_warning(config, config.training_parameters.batch_size, cpu) is None
+    assert "1000000 images" in run_output.memory_warning(config, 10**6, cpu)
 
 
 def test_reconstructions_are_below_their_images(make_model, data, tmp_path):

@@ -10,10 +10,10 @@ import torch
 from nvae.checkpoint import load, load_model
 from nvae.evaluation.quality.extractors import transformations
 from nvae.system.signals import StopRequest
-from nvae.training import quality
-from nvae.training.quality import FID, quality_due, sample_quality
+from nvae.training import validation
 from nvae.training.run_files import RunFiles
 from nvae.training.run_output import RunOutput
+from nvae.training.validation import FID, quality_due, sample_quality
 
 from .helpers import differences, everything
 
@@ -61,7 +61,7 @@ def test_weights_are_those_of_a_training_without_measurements(run):
 def test_checkpoint_of_the_best_samples_is_kept(run, files, monkeypatch):
     values = iter([3.0, 1.0, 2.0, 1.0])
     result = dict.fromkeys(KEYS, 0.5)
-    monkeypatch.setattr(quality, "sample_quality", lambda trainer, stop: result | {FID: next(values)})
+    monkeypatch.setattr(validation, "sample_quality", lambda trainer, stop: result | {FID: next(values)})
     kept = []
 
     def on_event(event):
@@ -81,7 +81,7 @@ def test_best_samples_are_not_kept_without_keep_best(run, files):
 
 def test_continued_run_compares_with_the_earlier_measurements(run, files, monkeypatch):
     values = iter([1.0, 2.0])
-    monkeypatch.setattr(quality, "sample_quality", lambda trainer, stop: dict.fromkeys(KEYS, next(values)))
+    monkeypatch.setattr(validation, "sample_quality", lambda trainer, stop: dict.fromkeys(KEYS, next(values)))
     run(epochs=1, evaluate_quality_every=1)
     before = files.best_fid.read_bytes()
     run(epochs=2, evaluate_quality_every=1)
@@ -115,7 +115,7 @@ def test_quality_is_due_at_whole_multiples(make_trainer):
     trainer = make_trainer(evaluate_quality_every=2)
     due = []
     for epoch, image in ((0, 0), (1, 0), (2, 0), (2, 4), (3, 0), (4, 0)):
-        trainer.progress.epoch, trainer.progress.image = epoch, image
+        trainer.position.epoch, trainer.position.image = epoch, image
         due.append(quality_due(trainer))
     assert due == [False, False, True, False, False, True]
     assert not quality_due(make_trainer())

@@ -10,15 +10,19 @@ import torch
 
 from nvae.checkpoint import load
 from nvae.evaluation.likelihood import Estimate, evaluate
+from nvae.objective import Loss, weighted_negative_elbo
 from nvae.system.errors import DivergenceError
-from nvae.training import loop, recovery, run_output, validation
+from nvae.training import loop, recovery, resuming, run_output, validation
+from nvae.training import trainer as trainer_module
 from nvae.training.loggers import read_metrics
 from nvae.training.loop import Stopped
-from nvae.training.recovery import Recovery, StepNumbers, check_validation, highest_usual
+from nvae.training.recovery import Recovery, StepNumbers, highest_usual
+from nvae.training.resuming import resume_training, save_training
 from nvae.training.schedules import Validation, learning_rate
 from nvae.training.trainer import Trainer
+from nvae.training.validation import check_validation
 
-from .helpers import LADDER, NVLABS, advance, differences, everything
+from .helpers import LADDER, NVLABS, advance, at, differences, everything
 
 SMALL = {"number_of_scales": 1, "initial_splits_per_scale": 1}
 # Three steps an epoch, checkpoints at the steps 6, 12 and 18.
@@ -88,8 +92,10 @@ def buffer_not_finite(trainer, monkeypatch):
 
 
 def huge_loss(trainer, monkeypatch):
-    negative_elbo = trainer._negative_elbo
-    monkeypatch.setattr(trainer, "_negative_elbo", lambda *a: tuple(1e6 * value for value in negative_elbo(*a)))
+    def huge(*arguments):
+        return Loss(*(1e6 * value for value in weighted_negative_elbo(*arguments)))
+
+    monkeypatch.setattr(trainer_module, "weighted_negative_elbo", huge)
 
 
 def bad_loss_scale(trainer, monkeypatch):
@@ -118,11 +124,11 @@ def break_training(monkeypatch, sensitive):
         step, steps = Trainer.step, []
 
         def broken_step(trainer, images_u8):
-            steps.append(trainer.progress.step)
+            steps.append(trainer.position.step)
             if how is bad_loss_scale and not trainer.scaler.is_enabled():
                 trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
             with monkeypatch.context() as patch:
-                if trainer.recovery.count < times and trainer.progress.step >= at:
+                if trainer.recovery.count < times and trainer.position.step >= at:
                     how(trainer, patch)
                 return step(trainer, images_u8)
 
@@ -156,7 +162,7 @@ def test_train_recovers_and_reaches_its_end(train_small, break_training, checkpo
     assert [line["regularization_coefficient"] for line in lines] == [0.1] * 2 + [0.2] * 4
     schedule = content["config"].training_parameters
     for line in lines:
-        rate = learning_rate((line["step"] - 1) / 3, schedule, 3)
+        rate = learning_rate(at((line["step"] - 1) / 3, schedule, 3))
         assert line["learning_rate"] == pytest.approx(rate * (0.5 if line["recoveries"] else 1))
 
 
@@ -266,19 +272,19 @@ def test_train_interrupted_within_a_recovery_resumes_exactly(
     train_small()
     whole = load(checkpoint)
 
-    def interrupted(trainer, path):
+    def interrupted(trainer, *arguments):
         if trainer.recovery.count == 1:
             raise KeyboardInterrupt
-        save(trainer, path)
+        save(trainer, *arguments)
 
     def interrupted_after(*arguments):
         recover(*arguments)
         raise KeyboardInterrupt
 
-    save, recover = Trainer.save, loop.recover
+    save, recover = resuming.save_training, loop.recover
     with monkeypatch.context() as patch:
         if where == "before the save":
-            patch.setattr(Trainer, "save", interrupted)
+            patch.setattr(resuming, "save_training", interrupted)
         else:
             patch.setattr(loop, "recover", interrupted_after)
         with pytest.raises(KeyboardInterrupt):
@@ -293,7 +299,7 @@ def test_train_interrupted_within_a_recovery_resumes_exactly(
 def test_train_stopped_in_doubt_keeps_the_last_good_checkpoint(train_small, break_training, checkpoint, monkeypatch):
     def nan_and_signal(trainer, patch):
         batch_of_nan(trainer, patch)
-        if trainer.progress.step == BROKEN_AT + 2 and not stopped:
+        if trainer.position.step == BROKEN_AT + 2 and not stopped:
             stopped.append(1)
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -389,8 +395,8 @@ def test_resume_restores_the_window(make_trainer, sensitive, tmp_path):
     whole, first, second = (make_trainer(epochs=9, warmup_epochs=6.0) for _ in range(3))
     advance(whole, 12)
     advance(first, 7)
-    first.save(tmp_path / "a.checkpoint")
-    second.resume(tmp_path / "a.checkpoint")
+    save_training(first, tmp_path / "a.checkpoint")
+    resume_training(second, tmp_path / "a.checkpoint")
     assert second.recovery.losses == first.recovery.losses and len(first.recovery.losses) == recovery.WINDOW
     advance(second, 5)
     assert not differences(everything(whole), everything(second))
@@ -422,7 +428,7 @@ def test_regularization_is_doubled_six_times_at_most():
 def test_resume_with_a_changed_key_takes_the_key_as_it_is(make_trainer, tmp_path):
     trainer = make_trainer()
     trainer.recovery.change(1, regularized=True)
-    trainer.save(tmp_path / "a.checkpoint")
+    save_training(trainer, tmp_path / "a.checkpoint")
     for changes, factors in (
         ({}, (0.5, 2, 1)),
         ({"epochs": 4}, (0.5, 2, 0)),
@@ -430,7 +436,7 @@ def test_resume_with_a_changed_key_takes_the_key_as_it_is(make_trainer, tmp_path
         ({"regularization_constant": 0.2}, (0.5, 1, 0)),
     ):
         again = make_trainer(**changes)
-        again.resume(tmp_path / "a.checkpoint")
+        resume_training(again, tmp_path / "a.checkpoint")
         state = again.recovery
         assert (state.learning_rate_factor, state.regularization_factor, state.tries) == factors
         assert state.count == 1
@@ -467,7 +473,7 @@ def test_recovery_changes_order_noise_and_augmentation(make_trainer):
 )
 def test_validation_far_below_the_last_ones_is_a_divergence(make_trainer, elbos, elbo, bits, diverged):
     trainer = make_trainer(warmup_epochs=2.0, epochs=20)
-    trainer.progress.epoch = 2 + len(elbos)
+    trainer.position.epoch = 2 + len(elbos)
     trainer.history.validations = [Validation(1.0, -1e30)]  # within the warm-up
     trainer.history.validations += [Validation(2.0 + i, value) for i, value in enumerate(elbos)]
     if diverged:
@@ -481,7 +487,7 @@ def test_validation_after_a_recovery_is_a_divergence_if_far_worse_than_uniform(m
     trainer = make_trainer(warmup_epochs=2.0, epochs=20)
     trainer.recovery.tries = 1
     check_validation(trainer, -1e9, 13.0)  # within the warm-up
-    trainer.progress.epoch = 2
+    trainer.position.epoch = 2
     check_validation(trainer, -1e9, 12.0)
     with pytest.raises(DivergenceError):
         check_validation(trainer, -1e9, 13.0)

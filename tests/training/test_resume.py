@@ -8,10 +8,12 @@ from nvae.checkpoint import CheckpointError, load, save
 from nvae.config import migrations
 from nvae.config.migrations import migrate_weights
 from nvae.data.images import Data
-from nvae.system.devices import set_fast_defaults
-from nvae.system.errors import UserError
+from nvae.system.devices import set_deterministic
+from nvae.system.errors import Remedy, UserError
 from nvae.system.torch_files import write_whole
+from nvae.training.resuming import resume_training, save_training, start_from
 from nvae.training.trainer import Trainer
+from nvae.training.validation import record_validation, result
 
 from .helpers import DVP, LADDER, NVLABS, TOY_FACES, advance, differences, everything
 
@@ -26,8 +28,8 @@ def test_resume_equals_an_uninterrupted_run_bit_for_bit(make_trainer, path, inte
     whole, first, second = make_trainer(), make_trainer(), make_trainer()
     advance(whole, 8)
     advance(first, interrupted_after)
-    first.save(path)
-    assert second.resume(path) == []
+    save_training(first, path)
+    assert resume_training(second, path) == []
     advance(second, 8 - interrupted_after)
     assert not differences(everything(whole), everything(second))
 
@@ -61,10 +63,10 @@ def test_resume_of_every_variant_equals_an_uninterrupted_run_bit_for_bit(make_tr
     model = {"initial_splits_per_scale": 1} | model  # a group on each of two scales is enough here
     whole, resumed = make_trainer(model, **schedule), make_trainer(model, **schedule)
     advance(whole, 2)
-    whole.save(path)
+    save_training(whole, path)
     at_the_break = everything(whole)
     advance(whole, 3)  # across the end of an epoch
-    resumed.resume(path)
+    resume_training(resumed, path)
     advance(resumed, 3)
     assert not differences(everything(whole), everything(resumed))
     assert math.isfinite(whole.running_mean.values()["loss"])
@@ -75,7 +77,7 @@ def test_resume_of_every_variant_equals_an_uninterrupted_run_bit_for_bit(make_tr
 
 @pytest.fixture
 def deterministic():
-    set_fast_defaults(deterministic=True)
+    set_deterministic(True)
     yield
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(False)
@@ -88,9 +90,9 @@ def test_resume_on_a_gpu_with_deterministic_equals_an_uninterrupted_run_bit_for_
 ):
     whole, resumed = (make_trainer(NVLABS, "cuda:0", half_precision=half) for _ in range(2))
     advance(whole, 2)
-    whole.save(path)
+    save_training(whole, path)
     advance(whole, 3)
-    resumed.resume(path)
+    resume_training(resumed, path)
     advance(resumed, 3)
     assert not differences(everything(whole), everything(resumed))
 
@@ -120,9 +122,11 @@ def advance_and_validate(trainer, steps):
     """Take some steps; validate after every second one, with an ELBO that is best at the fourth step."""
     for _ in range(steps):
         advance(trainer, 1)
-        if trainer.progress.step % 2 == 0:
-            trainer.record_validation(
-                -float(abs(trainer.progress.step - 4)), [float(len(trainer.model.groups))] * len(trainer.model.groups)
+        if trainer.position.step % 2 == 0:
+            record_validation(
+                trainer,
+                -float(abs(trainer.position.step - 4)),
+                [float(len(trainer.model.groups))] * len(trainer.model.groups),
             )
 
 
@@ -137,13 +141,13 @@ def test_resume_with_all_features_equals_an_uninterrupted_run_bit_for_bit(
     assert whole.has_batch_norm == (family == "nvae")
     advance_and_validate(whole, 10)
     advance_and_validate(first, interrupted_after)
-    first.save(path)
-    second.resume(path)
-    assert second.progress.image > 0
+    save_training(first, path)
+    resume_training(second, path)
+    assert second.position.image > 0
     advance_and_validate(second, 10 - interrupted_after)
     assert not differences(everything(whole), everything(second))
     assert second.history.validations == whole.history.validations
-    best, expected = second.result()[0].state_dict(), whole.result()[0].state_dict()
+    best, expected = result(second)[0].state_dict(), result(whole)[0].state_dict()
     assert second.best_weights.best.validation.elbo == 0
     assert all(torch.equal(expected[name], tensor) for name, tensor in best.items())
     assert any(not torch.equal(tensor, best[name]) for name, tensor in second.eval_model.state_dict().items())
@@ -154,7 +158,7 @@ def test_resume_of_a_checkpoint_without_the_newer_keys_and_states(make_trainer, 
     whole, first, second = make_trainer(), make_trainer(), make_trainer()
     advance(whole, 5)
     advance(first, 2)
-    first.save(path)
+    save_training(first, path)
     content = torch.load(path, weights_only=True)
     newer = [key for key in migrations.NEW_KEYS if key.startswith("training_parameters.")]
     for key in newer[newer.index("training_parameters.gradient_skip_threshold") + 1 :]:
@@ -163,7 +167,7 @@ def test_resume_of_a_checkpoint_without_the_newer_keys_and_states(make_trainer, 
     content["training"]["progress"]["consecutive_skips"] = 0
     write_whole(content, path)
     assert load(path)["config"] == first.config
-    assert second.resume(path) == []
+    assert resume_training(second, path) == []
     advance(second, 3)
     assert differences(everything(whole), everything(second)) == {".recovery.losses"}  # of the last three steps
 
@@ -173,35 +177,35 @@ def test_resume_restores_the_loss_scale(make_trainer, path):
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
     other.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
     advance(trainer, 2)
-    trainer.save(path)
-    other.resume(path)
+    save_training(trainer, path)
+    resume_training(other, path)
     assert other.scaler.get_scale() == 2.0**8
-    assert make_trainer().resume(path) == []  # on a device that needs no scale
+    assert resume_training(make_trainer(), path) == []  # on a device that needs no scale
 
 
 def test_save_refuses_weights_that_are_not_finite(make_trainer, path):
     trainer = make_trainer()
     trainer.model.constant.data[0, 0, 0, 0] = float("nan")
     with pytest.raises(UserError, match="not finite"):
-        trainer.save(path)
+        save_training(trainer, path)
     assert not path.exists()
 
 
 def test_resume_with_a_larger_batch_than_is_left_begins_the_next_epoch(make_trainer, path):
     trainer, again = make_trainer(), make_trainer(batch_size=8)
     advance(trainer, 2)
-    trainer.save(path)
-    again.resume(path)
-    assert (again.progress.epoch, again.progress.image) == (1, 0)
+    save_training(trainer, path)
+    resume_training(again, path)
+    assert (again.position.epoch, again.position.image) == (1, 0)
 
 
 def test_resume_takes_the_schedule_from_the_config(make_trainer, path):
     trainer = make_trainer()
     advance(trainer, 1)
-    trainer.save(path)
+    save_training(trainer, path)
     changes = {"spectral_exponent": 1, "kl_balancing": False, "warmup_portion": 0.5, "optimizer_betas": [0.5, 0.9]}
     again = make_trainer(epochs=9, learning_rate=0.002, optimizer_epsilon=1e-5, gradient_skip_threshold=1e6, **changes)
-    again.resume(path)
+    resume_training(again, path)
     advance(again, 1)
     (group,) = again.optimizer.param_groups
     assert (group["lr"], group["eps"], group["betas"]) == (0.002, 1e-5, (0.5, 0.9))
@@ -218,26 +222,27 @@ def test_resume_takes_the_schedule_from_the_config(make_trainer, path):
     ],
 )
 def test_resume_refuses_other_changes_and_names_them(make_trainer, path, model, changes, key):
-    make_trainer().save(path)
-    with pytest.raises(UserError, match=rf"{key} \(was"):
-        make_trainer(model, **changes).resume(path)
+    save_training(make_trainer(), path)
+    with pytest.raises(UserError, match=rf"{key} \(was") as raised:
+        resume_training(make_trainer(model, **changes), path)
+    assert raised.value.remedies == (Remedy.START_OVER,)
 
 
 def test_resume_refuses_other_images(make_trainer, data, path):
     trainer = make_trainer()
-    trainer.save(path)
+    save_training(trainer, path)
     images = data.training.clone()
     images[0, 0, 0, 0] ^= 1
     other = Trainer(trainer.config, Data(images, data.validation), torch.device("cpu"))
     with pytest.raises(UserError, match="images"):
-        other.resume(path)
+        resume_training(other, path)
 
 
 def test_resume_refuses_a_model_file(make_trainer, path):
     trainer = make_trainer()
     save(trainer.model, path)
     with pytest.raises(CheckpointError, match="training state"):
-        trainer.resume(path)
+        resume_training(trainer, path)
 
 
 def put(*keys):
@@ -268,10 +273,7 @@ DAMAGES = {
     "progress": [put("progress", []), remove("progress", "image"), remove("progress")],
     "running_mean.images": [put("running_mean", "images", -1)],
     "running_mean.means": [
-        put("running_mean", "means", "loss", torch.zeros(3)),
-        put("running_mean", "means", "kl_per_group", torch.zeros(3)),
         put("running_mean", "means", "kl_per_group", "x"),
-        put("running_mean", "means", 5, torch.zeros(())),
         put("running_mean", "means", "loss", torch.tensor(math.nan)),
     ],
     "running_mean.maxima": [put("running_mean", "maxima", 7)],
@@ -280,26 +282,18 @@ DAMAGES = {
         put("optimizer", "state", 0, []),
         remove("optimizer", "state", 0, "exp_inf"),
         put("optimizer", "state", 0, "exp_inf", torch.zeros(1, 2)),
-        put("optimizer", "state", 10**6, {}),
         put("optimizer", "state", {}),
     ],
     "optimizer.param_groups": [
         put("optimizer", "param_groups", "x"),
         put("optimizer", "param_groups", []),
-        put("optimizer", "param_groups", 0, "betas", "x"),
-        put("optimizer", "param_groups", 0, "betas", (0.9, "x")),
-        put("optimizer", "param_groups", 0, "lr", None),
         put("optimizer", "param_groups", 0, "params", [0]),
         remove("optimizer", "param_groups", 0, "params"),
     ],
     "optimizer": [put("optimizer", None), remove("optimizer")],
     "regularizers": [put("regularizers", {}), put("regularizers", "spectral.right0", torch.zeros(1))],
     "recovery": [put("recovery", None), put("recovery", "count", -1), remove("recovery", "tries")],
-    "recovery.losses": [
-        put("recovery", "losses", value)
-        for value in ("x", torch.zeros(3), torch.zeros(2, 3), torch.zeros(201, 3).double(), torch.ones(1, 3) / 0)
-    ],
-    "scaler": [put("scaler", [])],
+    "recovery.losses": [put("recovery", "losses", value) for value in ("x", torch.zeros(3), torch.ones(1, 3) / 0)],
     "data": [put("data", 5), remove("data")],
 }
 
@@ -308,15 +302,57 @@ DAMAGES = {
 def test_resume_refuses_a_state_of_other_kinds_and_changes_nothing(make_trainer, path, part, change):
     trainer, again = make_trainer(), make_trainer()
     advance(trainer, 2)
-    trainer.save(path)
+    save_training(trainer, path)
     content = torch.load(path, weights_only=True)
     change(content["training"])
     write_whole(content, path)
     damaged, before = path.read_bytes(), everything(again)
-    with pytest.raises(CheckpointError, match="training"):
-        again.resume(path)
+    with pytest.raises(UserError):
+        resume_training(again, path)
     assert path.read_bytes() == damaged
     assert not differences(before, everything(again))
+
+
+HARMLESS = [
+    put("running_mean", "means", "loss", torch.zeros(3)),
+    put("running_mean", "means", 5, torch.zeros(())),
+    put("optimizer", "param_groups", 0, "betas", "x"),
+    put("optimizer", "param_groups", 0, "lr", None),
+    put("optimizer", "state", 10**6, {}),
+    put("scaler", []),
+]
+
+
+@pytest.mark.parametrize("change", HARMLESS)
+def test_resume_takes_nothing_from_a_file_that_the_config_decides(make_trainer, path, change):
+    trainer, again = make_trainer(), make_trainer()
+    advance(trainer, 2)
+    save_training(trainer, path)
+    content = torch.load(path, weights_only=True)
+    change(content["training"])
+    write_whole(content, path)
+    resume_training(again, path)
+    metrics = [advance(either, 2)[1]["loss"] for either in (trainer, again)]
+    assert torch.equal(*metrics)
+    moved = differences(everything(trainer), everything(again))
+    assert all(key.startswith((".running_mean", ".optimizer.state.1000000")) for key in moved)
+
+
+def test_resume_that_fails_in_the_middle_of_a_run_changes_nothing(make_trainer, path):
+    trainer, later = make_trainer(ema_decay=0.5), make_trainer(ema_decay=0.5)
+    advance(trainer, 2)
+    save_training(trainer, path)
+    content = torch.load(path, weights_only=True)
+    remove("recovery", "tries")(content["training"])  # the last parts to be loaded
+    write_whole(content, path)
+    advance(later, 5)
+    before = everything(later)
+    with pytest.raises(CheckpointError):
+        resume_training(later, path)
+    assert not differences(before, everything(later))
+    advance(trainer, 5)
+    advance(later, 2)
+    assert not differences(everything(trainer), everything(later))
 
 
 @pytest.mark.parametrize("style", ["seed_style", "nvlabs_style"])
@@ -327,8 +363,8 @@ def test_resume_of_version1(root, style):
     path = folder / f"version1_{style}.checkpoint"
     data = Data(expected["pixels"][:14], expected["pixels"][14:])
     trainer = Trainer(load(path)["config"], data, torch.device("cpu"))
-    warnings = trainer.resume(path)
-    assert trainer.progress.step == 4
+    warnings = resume_training(trainer, path)
+    assert trainer.position.step == 4
     advance(trainer, 4)
     assert math.isfinite(trainer.running_mean.values()["loss"])
     if style == "nvlabs_style":
@@ -349,37 +385,37 @@ def test_resume_of_version1_with_other_regularized_convolutions_starts_their_vec
     data = Data(expected["pixels"][:14], expected["pixels"][14:])
     trainer = Trainer(load(source)["config"], data, torch.device("cpu"))
     own = {name: tensor.clone() for name, tensor in trainer.regularizers.state_dict().items()}
-    assert len(trainer.resume(tmp_path / "a.checkpoint")) == 1
+    assert len(resume_training(trainer, tmp_path / "a.checkpoint")) == 1
     assert all(torch.equal(own[name], tensor) for name, tensor in trainer.regularizers.state_dict().items())
-    assert trainer.progress.step == 4
+    assert trainer.position.step == 4
 
 
 def test_resume_with_changed_data_only_when_asked(make_trainer, tmp_path, data):
     trainer = make_trainer()
     advance(trainer, 2)
-    trainer.save(tmp_path / "a.checkpoint")
+    save_training(trainer, tmp_path / "a.checkpoint")
     changed = make_trainer()
     changed.data = replace(data, training=data.training.flip(0))
-    with pytest.raises(UserError, match="changed data"):
-        changed.resume(tmp_path / "a.checkpoint")
-    changed.continue_with_changed_data = True
-    (warning,) = changed.resume(tmp_path / "a.checkpoint")
+    with pytest.raises(UserError) as raised:
+        resume_training(changed, tmp_path / "a.checkpoint")
+    assert raised.value.remedies == (Remedy.START_OVER, Remedy.CHANGED_DATA)
+    (warning,) = resume_training(changed, tmp_path / "a.checkpoint", changed_data=True)
     assert "14 training images" in warning
-    assert changed.progress.step == 2
+    assert changed.position.step == 2
 
 
 def test_resume_accepts_the_recipe_or_the_pixels_of_drawn_images(make_trainer, tmp_path, data):
     """A checkpoint from before there were recipes has the digest of the pixels."""
     trainer = make_trainer()
-    trainer.save(tmp_path / "pixels.checkpoint")
+    save_training(trainer, tmp_path / "pixels.checkpoint")
     trainer.data = replace(data, recipe="faces 1")
-    trainer.resume(tmp_path / "pixels.checkpoint")
-    trainer.save(tmp_path / "recipe.checkpoint")
+    resume_training(trainer, tmp_path / "pixels.checkpoint")
+    save_training(trainer, tmp_path / "recipe.checkpoint")
     trainer.data = replace(data, recipe="faces 1", training=data.training // 2)  # drawn by another Pillow
-    trainer.resume(tmp_path / "recipe.checkpoint")
+    resume_training(trainer, tmp_path / "recipe.checkpoint")
     trainer.data = replace(data, recipe="faces 2", training=data.training // 2)
     with pytest.raises(UserError, match="images"):
-        trainer.resume(tmp_path / "recipe.checkpoint")
+        resume_training(trainer, tmp_path / "recipe.checkpoint")
 
 
 @pytest.mark.parametrize("decay", [None, 0.5])
@@ -388,10 +424,34 @@ def test_initialize_takes_the_weights_alone(make_trainer, tmp_path, decay):
     advance(trained, 2)
     save(trained.model, tmp_path / "a.model")
     trainer = make_trainer(ema_decay=decay)
-    trainer.initialize(tmp_path / "a.model")
+    start_from(trainer, tmp_path / "a.model")
     for model in (trainer.model, trainer.eval_model):
         assert all(
             torch.equal(a, b)
             for a, b in zip(model.state_dict().values(), trained.model.state_dict().values(), strict=True)
         )
-    assert trainer.progress.step == 0 and not trainer.optimizer.state
+    assert trainer.position.step == 0 and not trainer.optimizer.state
+
+
+VERSION2 = ("nvae", "seed", "ladder", "dvp")  # files of commit e679c48, see tests/data/README.md
+
+
+@pytest.mark.parametrize("name", VERSION2)
+def test_resume_of_version2(root, name):
+    """A checkpoint at step 7, in the middle of an epoch, and the weights of the uninterrupted training at step 12."""
+    folder = root / "tests" / "data"
+    expected = torch.load(folder / f"version2_{name}_expected.pt", weights_only=True)
+    path = folder / f"version2_{name}.checkpoint"
+    data = Data(expected["pixels"][:14], expected["pixels"][14:])
+    trainer = Trainer(load(path)["config"], data, torch.device("cpu"))
+    assert resume_training(trainer, path) == []
+    assert (trainer.position.step, trainer.position.image) == (7, 4)
+    metrics = advance(trainer, 5)[-1]
+    assert metrics["loss"].item() == pytest.approx(expected["loss_of_step_12"].item(), rel=1e-5)
+    assert metrics["learning_rate"] == expected["learning_rate_of_step_12"]
+    for key, model in (
+        ("weights_after_12_steps", trainer.model),
+        ("averaged_weights_after_12_steps", trainer.eval_model),
+    ):
+        for weight, tensor in model.state_dict().items() if key in expected else ():
+            torch.testing.assert_close(tensor, expected[key][weight], rtol=1e-5, atol=1e-5, msg=weight)

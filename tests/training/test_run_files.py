@@ -8,13 +8,15 @@ import torch
 
 from nvae.checkpoint import load, load_model, save
 from nvae.system import locks
-from nvae.system.errors import UserError
+from nvae.system.errors import Remedy, UserError
 from nvae.system.files import previous_path
 from nvae.system.locks import RunLockedError, run_lock
 from nvae.system.torch_files import CheckpointError
 from nvae.training import loop, run_output
 from nvae.training.loop import Stopped, train
+from nvae.training.resuming import save_training
 from nvae.training.run_files import RunFiles
+from nvae.training.validation import record_validation
 
 from .helpers import advance
 
@@ -115,6 +117,7 @@ def test_train_with_both_damaged_changes_nothing_and_recommends_a_whole_copy(run
     assert files.epoch_copy(1).name in str(raised.value)  # the copies of later epochs are links to damaged files
     assert files.epoch_copy(3).name not in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
+    assert raised.value.remedies == (Remedy.START_OVER_FROM_FILE,)
     assert contents(files.weights) == before
     events = run(epochs=2, fresh=True, checkpoint=files.epoch_copy(1))
     assert warnings_of(events) == [] and position(files.checkpoint) == 6
@@ -142,13 +145,29 @@ def test_train_does_not_set_aside_what_is_whole_but_does_not_fit(run, files):
     assert contents(files.weights) == before
 
 
+def test_train_with_a_checkpoint_that_cannot_be_read_now_changes_nothing(run, files, monkeypatch):
+    """An error of the disk may pass, so that a whole checkpoint is not set aside for an older one."""
+
+    def fail(*args, **kwargs):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    run(epochs=2)
+    before = contents(files.weights)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=os.strerror(errno.EIO)):
+        patch.setattr("torch.load", fail)
+        run(epochs=3)
+    assert contents(files.weights) == before
+    assert warnings_of(run(epochs=3)) == []
+
+
 def test_train_refuses_a_checkpoint_of_another_run(run, files, tmp_path):
     run(epochs=1)
     other = RunFiles("other", tmp_path)
     files.checkpoint.rename(other.checkpoint)
     before = contents(tmp_path)
-    with pytest.raises(CheckpointError, match="'small'"):
+    with pytest.raises(CheckpointError, match="'small'") as raised:
         run("other", epochs=1)
+    assert raised.value.remedies == (Remedy.START_OVER_FROM_FILE,)
     assert contents(tmp_path) == before
     run("other", epochs=2, fresh=True, checkpoint=other.checkpoint)  # deliberately
     assert load(other.checkpoint)["run"] == "other" and position(other.checkpoint) == 6
@@ -167,8 +186,9 @@ def test_train_continues_a_checkpoint_from_before_names(run, files):
 
 @pytest.mark.parametrize("name", ["a.best", "a.epoch_0012", "b.a.best"])
 def test_names_of_copies_are_refused_as_names_of_runs(run, tmp_path, name):
-    with pytest.raises(UserError, match="another name"):
+    with pytest.raises(UserError) as raised:
         run(name)
+    assert raised.value.remedies == (Remedy.RUN_NAME,)
     assert names(tmp_path) == []
     assert RunFiles(f"{name}s", tmp_path).name == f"{name}s"
 
@@ -196,12 +216,12 @@ def test_keep_best_keeps_the_best_validation(trainer, files, monkeypatch, links)
     best = []
     for elbo in (-9.0, -7.0, -8.0, -7.0):
         advance(trainer, 1)
-        trainer.record_validation(elbo, [1.0])
-        trainer.save(files.checkpoint)
+        record_validation(trainer, elbo, [1.0])
+        save_training(trainer, files.checkpoint)
         files.keep_copies(trainer)
         best.append(position(files.best))
     advance(trainer, 1)
-    trainer.save(files.checkpoint)
+    save_training(trainer, files.checkpoint)
     files.keep_copies(trainer)  # not validated here
     assert [*best, position(files.best)] == [1, 2, 2, 2, 2]
     assert not previous_path(files.best).exists()

@@ -5,32 +5,34 @@ import pytest
 from nvae.schema import TrainingParameters
 from nvae.training.schedules import Validation, kl_warmup, learning_rate, plateau_reductions
 
+from .helpers import at
+
 SCHEDULE = TrainingParameters(
     learning_rate=0.01, learning_rate_min=0.001, learning_rate_warmup_epochs=2.0, warmup_epochs=10.0, epochs=30
 )
 
 
 def test_learning_rate_rises_linearly_above_zero():
-    assert learning_rate(1.0, SCHEDULE, 100) == pytest.approx(0.005)
-    assert learning_rate(0.5, SCHEDULE, 100) == pytest.approx(0.0025)
-    assert learning_rate(0.0, SCHEDULE, 100) > 0
+    assert learning_rate(at(1.0, SCHEDULE, 100)) == pytest.approx(0.005)
+    assert learning_rate(at(0.5, SCHEDULE, 100)) == pytest.approx(0.0025)
+    assert learning_rate(at(0.0, SCHEDULE, 100)) > 0
 
 
 def test_learning_rate_is_constant_during_the_kl_warmup():
-    assert {learning_rate(epoch, SCHEDULE, 100) for epoch in (2.0, 5.5, 10.0)} == {0.01}
+    assert {learning_rate(at(epoch, SCHEDULE, 100)) for epoch in (2.0, 5.5, 10.0)} == {0.01}
 
 
 def test_learning_rate_cosine_reaches_the_minimum():
-    assert learning_rate(20.0, SCHEDULE, 100) == pytest.approx((0.01 + 0.001) / 2)
-    assert learning_rate(15.0, SCHEDULE, 100) == pytest.approx(0.001 + 0.009 * (1 + math.cos(math.pi / 4)) / 2)
-    assert learning_rate(30.0, SCHEDULE, 100) == pytest.approx(0.001)
-    assert learning_rate(31.0, SCHEDULE, 100) == pytest.approx(0.001)
+    assert learning_rate(at(20.0, SCHEDULE, 100)) == pytest.approx((0.01 + 0.001) / 2)
+    assert learning_rate(at(15.0, SCHEDULE, 100)) == pytest.approx(0.001 + 0.009 * (1 + math.cos(math.pi / 4)) / 2)
+    assert learning_rate(at(30.0, SCHEDULE, 100)) == pytest.approx(0.001)
+    assert learning_rate(at(31.0, SCHEDULE, 100)) == pytest.approx(0.001)
 
 
 def test_learning_rate_is_constant_if_the_warmup_exceeds_the_training():
     short = SCHEDULE.model_copy(update={"epochs": 5})
-    assert learning_rate(4.9, short, 100) == 0.01
-    assert learning_rate(5.0, short, 100) == 0.01
+    assert learning_rate(at(4.9, short, 100)) == 0.01
+    assert learning_rate(at(5.0, short, 100)) == 0.01
 
 
 @pytest.mark.parametrize(
@@ -49,13 +51,13 @@ def test_learning_rate_is_constant_if_the_warmup_exceeds_the_training():
 )
 def test_kl_warmup_in_epochs_in_steps_or_as_a_portion(changes, expected):
     """Of 30 epochs of 100 steps each; the delay is a portion always."""
-    warmup = kl_warmup(TrainingParameters(epochs=30, **changes), 100)
+    warmup = kl_warmup(at(0, TrainingParameters(epochs=30, **changes), 100))
     assert (warmup.delay, warmup.rise) == pytest.approx(expected)
 
 
 def test_kl_warmup_in_steps_takes_more_epochs_of_fewer_steps():
     schedule = TrainingParameters(epochs=30, warmup_steps=250)
-    assert [kl_warmup(schedule, steps).rise for steps in (1, 10, 500)] == [250, 25, 0.5]
+    assert [kl_warmup(at(0, schedule, steps)).rise for steps in (1, 10, 500)] == [250, 25, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -70,34 +72,34 @@ def test_kl_warmup_in_steps_takes_more_epochs_of_fewer_steps():
 )
 def test_learning_rate_falls_after_any_kind_of_kl_warmup(changes):
     schedule = SCHEDULE.model_copy(update=changes)
-    assert {learning_rate(epoch, schedule, 100) for epoch in (2.0, 5.5, 9.99)} == {0.01}
-    assert learning_rate(20.0, schedule, 100) == pytest.approx((0.01 + 0.001) / 2)
+    assert {learning_rate(at(epoch, schedule, 100)) for epoch in (2.0, 5.5, 9.99)} == {0.01}
+    assert learning_rate(at(20.0, schedule, 100)) == pytest.approx((0.01 + 0.001) / 2)
 
 
 def test_learning_rate_falls_after_its_own_warmup():
     schedule = SCHEDULE.model_copy(update={"learning_rate_decay": "after_its_warmup"})
-    assert learning_rate(1.0, schedule, 100) == pytest.approx(0.005)
-    assert learning_rate(2.0, schedule, 100) == 0.01
+    assert learning_rate(at(1.0, schedule, 100)) == pytest.approx(0.005)
+    assert learning_rate(at(2.0, schedule, 100)) == 0.01
     for epoch in (2.5, 9.0, 16.0, 29.0):
         expected = 0.001 + 0.009 * (1 + math.cos(math.pi * (epoch - 2) / 28)) / 2
-        assert learning_rate(epoch, schedule, 100) == pytest.approx(expected)
-    assert learning_rate(30.0, schedule, 100) == pytest.approx(0.001)
+        assert learning_rate(at(epoch, schedule, 100)) == pytest.approx(expected)
+    assert learning_rate(at(30.0, schedule, 100)) == pytest.approx(0.001)
     without_rise = schedule.model_copy(update={"learning_rate_warmup_epochs": 0.0})
-    assert learning_rate(0.0, without_rise, 100) == 0.01
-    assert learning_rate(15.0, without_rise, 100) == pytest.approx((0.01 + 0.001) / 2)
+    assert learning_rate(at(0.0, without_rise, 100)) == 0.01
+    assert learning_rate(at(15.0, without_rise, 100)) == pytest.approx((0.01 + 0.001) / 2)
 
 
 def test_learning_rate_rise_may_exceed_the_kl_warmup():
     schedule = SCHEDULE.model_copy(update={"learning_rate_warmup_epochs": 14.0})
-    assert learning_rate(12.0, schedule, 100) == pytest.approx(0.01 * 12 / 14)
-    assert learning_rate(14.0, schedule, 100) == 0.01
-    assert learning_rate(22.0, schedule, 100) == pytest.approx((0.01 + 0.001) / 2)
+    assert learning_rate(at(12.0, schedule, 100)) == pytest.approx(0.01 * 12 / 14)
+    assert learning_rate(at(14.0, schedule, 100)) == 0.01
+    assert learning_rate(at(22.0, schedule, 100)) == pytest.approx((0.01 + 0.001) / 2)
 
 
 @pytest.mark.parametrize("decay", ["after_kl_warmup", "after_its_warmup"])
 def test_learning_rate_is_continuous(decay):
     schedule = SCHEDULE.model_copy(update={"learning_rate_decay": decay})
-    rates = [learning_rate(step / 100, schedule, 100) for step in range(1, 3100)]
+    rates = [learning_rate(at(step / 100, schedule, 100)) for step in range(1, 3100)]
     assert max(abs(b - a) for a, b in zip(rates, rates[1:], strict=False)) < 1e-4
 
 
@@ -117,15 +119,15 @@ def test_learning_rate_per_epoch_is_constant_inside_an_epoch(schedule):
     per_epoch = PER_EPOCH.model_copy(update={"learning_rate_schedule": schedule, "plateau_patience": 3})
     history = [Validation(epoch + 0.5, -1.0) for epoch in range(30)]
     for epoch in range(30):
-        assert len({learning_rate(epoch + part, per_epoch, 100, history) for part in (0.0, 0.3, 0.7, 0.99)}) == 1
+        assert len({learning_rate(at(epoch + part, per_epoch, 100), history) for part in (0.0, 0.3, 0.7, 0.99)}) == 1
 
 
 def test_learning_rate_per_epoch_rises_to_the_highest_in_the_last_epoch_of_the_warmup():
-    rates = [learning_rate(epoch, PER_EPOCH, 100) for epoch in range(5)]
+    rates = [learning_rate(at(epoch, PER_EPOCH, 100)) for epoch in range(5)]
     assert rates[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
     assert rates[4] == pytest.approx(0.001 + 0.009 * (1 + math.cos(math.pi / 27)) / 2)  # the cosine starts at epoch 3
     fraction = PER_EPOCH.model_copy(update={"learning_rate_warmup_epochs": 2.5})
-    assert [learning_rate(epoch, fraction, 100) for epoch in range(3)] == pytest.approx([0.004, 0.008, 0.01])
+    assert [learning_rate(at(epoch, fraction, 100)) for epoch in range(3)] == pytest.approx([0.004, 0.008, 0.01])
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 5])
@@ -140,26 +142,26 @@ def test_learning_rate_from_start_per_epoch_is_the_published_schedule(warmup):
         if epoch >= warmup:
             cosine = (1 + math.cos(math.pi * epoch / 30)) / (1 + math.cos(math.pi * start / 30))
             expected = 0.001 + 0.009 * cosine
-        assert learning_rate(epoch, schedule, 100) == pytest.approx(expected, rel=1e-12)
+        assert learning_rate(at(epoch, schedule, 100)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_learning_rate_from_start_per_step_is_continuous_and_reaches_the_minimum():
     schedule = SCHEDULE.model_copy(update={"learning_rate_decay": "from_start"})
-    assert learning_rate(2.0, schedule, 100) == 0.01
+    assert learning_rate(at(2.0, schedule, 100)) == 0.01
     expected = 0.001 + 0.009 * 1.0 / (1 + math.cos(math.pi * 2 / 30))
-    assert learning_rate(15.0, schedule, 100) == pytest.approx(expected)
-    assert learning_rate(30.0, schedule, 100) == pytest.approx(0.001)
-    rates = [learning_rate(step / 100, schedule, 100) for step in range(1, 3100)]
+    assert learning_rate(at(15.0, schedule, 100)) == pytest.approx(expected)
+    assert learning_rate(at(30.0, schedule, 100)) == pytest.approx(0.001)
+    rates = [learning_rate(at(step / 100, schedule, 100)) for step in range(1, 3100)]
     assert max(abs(b - a) for a, b in zip(rates, rates[1:], strict=False)) < 1e-4
     too_long = schedule.model_copy(update={"learning_rate_warmup_epochs": 30.0})
-    assert learning_rate(30.0, too_long, 100) == 0.01
-    assert learning_rate(31.0, too_long, 100) == pytest.approx(0.001)
+    assert learning_rate(at(30.0, too_long, 100)) == 0.01
+    assert learning_rate(at(31.0, too_long, 100)) == pytest.approx(0.001)
 
 
 def test_learning_rate_constant_stays_after_the_warmup():
     schedule = SCHEDULE.model_copy(update={"learning_rate_schedule": "constant"})
-    assert learning_rate(1.0, schedule, 100) == pytest.approx(0.005)
-    assert {learning_rate(epoch, schedule, 100) for epoch in (2.0, 11.0, 29.9, 35.0)} == {0.01}
+    assert learning_rate(at(1.0, schedule, 100)) == pytest.approx(0.005)
+    assert {learning_rate(at(epoch, schedule, 100)) for epoch in (2.0, 11.0, 29.9, 35.0)} == {0.01}
 
 
 def plateau(**changes):
@@ -184,7 +186,7 @@ def plateau(**changes):
 def test_plateau_reductions_count_from_the_best_or_the_last_reduction(elbos, reductions):
     history = [Validation(epoch + 1.0, elbo) for epoch, elbo in enumerate(elbos)]
     assert plateau_reductions(history, plateau()) == reductions
-    rate = learning_rate(20.0, plateau(plateau_factor=0.5), 100, history)
+    rate = learning_rate(at(20.0, plateau(plateau_factor=0.5), 100), history)
     assert rate == pytest.approx(0.01 * 0.5**reductions)
 
 
@@ -192,5 +194,5 @@ def test_plateau_counts_from_the_end_of_the_warmup_and_ends_at_the_minimum():
     history = [Validation(epoch + 1.0, -epoch) for epoch in range(30)]
     assert plateau_reductions(history[:5], plateau(learning_rate_warmup_epochs=4.0)) == 0
     assert plateau_reductions(history[:6], plateau(learning_rate_warmup_epochs=4.0)) == 1
-    assert learning_rate(30.0, plateau(), 100, history) == 0.001
-    assert learning_rate(4.0, plateau(), 100, history) == 0.005  # later validations do not count
+    assert learning_rate(at(30.0, plateau(), 100), history) == 0.001
+    assert learning_rate(at(4.0, plateau(), 100), history) == 0.005  # later validations do not count

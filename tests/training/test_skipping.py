@@ -7,6 +7,7 @@ import torch
 from nvae.system.errors import DivergenceError
 from nvae.training import recovery
 from nvae.training.recovery import MAX_EXCESS_SKIPS
+from nvae.training.resuming import resume_training, save_training
 
 from .helpers import NVLABS, advance, differences, everything, gradient_norm
 
@@ -46,10 +47,10 @@ def test_step_not_finite_changes_only_the_progress(make_trainer, model, spoil):
     assert metrics["skipped"]
     assert math.isfinite(metrics["loss"]) == (spoil is spoil_gradient)
     assert differences(before, everything(trainer)) == COUNTERS
-    assert (trainer.progress.skipped_steps, trainer.recovery.excess_skips) == (1, 1)
+    assert (trainer.position.skipped_steps, trainer.recovery.excess_skips) == (1, 1)
     handle.remove()
     assert [m["skipped"] for m in advance(trainer, 1)] == [False]
-    assert (trainer.progress.skipped_steps, trainer.recovery.excess_skips) == (1, 0)
+    assert (trainer.position.skipped_steps, trainer.recovery.excess_skips) == (1, 0)
     assert all(math.isfinite(value) for value in trainer.running_mean.means["kl_per_group"].tolist())
 
 
@@ -103,26 +104,26 @@ def test_step_refuses_more_skipped_than_accepted_steps(make_trainer, monkeypatch
             advance(trainer, skips)
             handle.remove()
             advance(trainer, 1)
-    assert trainer.progress.skipped_steps == (6 if allowed else 4)  # 1, 2, 1, 2, 3 more skipped than accepted
+    assert trainer.position.skipped_steps == (6 if allowed else 4)  # 1, 2, 1, 2, 3 more skipped than accepted
     assert trainer.recovery.excess_skips == (0 if allowed else 3)
 
 
 def test_resume_keeps_the_skip_counters(make_trainer, tmp_path):
     trainer = make_trainer(gradient_skip_threshold=1e-9)
     advance(trainer, 2)
-    trainer.save(tmp_path / "a.checkpoint")
+    save_training(trainer, tmp_path / "a.checkpoint")
     again = make_trainer(gradient_skip_threshold=1e-9)
-    again.resume(tmp_path / "a.checkpoint")
-    assert (again.progress.skipped_steps, again.recovery.excess_skips) == (2, 2)
+    resume_training(again, tmp_path / "a.checkpoint")
+    assert (again.position.skipped_steps, again.recovery.excess_skips) == (2, 2)
 
 
 def test_resume_with_another_schedule_counts_skips_from_zero(make_trainer, tmp_path):
     trainer = make_trainer(gradient_skip_threshold=1e-9)
     advance(trainer, 2)
-    trainer.save(tmp_path / "a.checkpoint")
+    save_training(trainer, tmp_path / "a.checkpoint")
     again = make_trainer()
-    again.resume(tmp_path / "a.checkpoint")
-    assert (again.progress.skipped_steps, again.recovery.excess_skips) == (2, 0)
+    resume_training(again, tmp_path / "a.checkpoint")
+    assert (again.position.skipped_steps, again.recovery.excess_skips) == (2, 0)
 
 
 def test_loss_scale_search_skips_until_the_gradient_is_finite(make_trainer):
@@ -137,5 +138,5 @@ def test_loss_scale_search_skips_until_the_gradient_is_finite(make_trainer):
         metrics += advance(trainer, 1)
     skips = len(metrics) - 1
     assert trainer.scaler.get_scale() == 2.0 ** (127 - skips)
-    assert trainer.progress.skipped_steps == skips > 1
+    assert trainer.position.skipped_steps == skips > 1
     assert trainer.recovery.excess_skips == skips - 1

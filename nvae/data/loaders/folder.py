@@ -14,7 +14,7 @@ from nvae.data.pictures.archives import open_archive
 from nvae.data.pictures.decoding import DecodedPictures, Picture, Refusal, decode_pictures, with_reports
 from nvae.data.pictures.folders import PART_FOLDERS, list_pictures
 from nvae.schema import ModelConfig
-from nvae.system.errors import UserError
+from nvae.system.errors import Remedy, UserError
 
 PARTS = tuple(dict.fromkeys(PART_FOLDERS.values()))
 TRAINING, VALIDATION, TEST, NO_PART = range(len(PARTS) + 1)
@@ -33,7 +33,8 @@ def load_folder(config: ModelConfig, progress: bool = False, cache: bool = False
     if not path.exists():
         raise UserError(
             f"the image folder '{path}' does not exist. Set dataset.path to the folder of your images, or set "
-            "dataset.name to toy_faces to train on built-in images."
+            "dataset.name to toy_faces to train on built-in images.",
+            Remedy.DATASET_PATH,
         )
     with nullcontext(list_pictures(path)) if path.is_dir() else open_archive(path) as pictures:
         parts = {_part(picture) for picture in pictures if not isinstance(picture.open, Refusal)}
@@ -66,7 +67,9 @@ def _num_validation(pictures: Sequence[Picture], decoded: DecodedPictures, valid
 
 def _refuse(decoded: DecodedPictures, problem: str) -> NoReturn:
     reasons = "".join(f" {warning}." for warning in decoded.report.warnings())
-    raise UserError(f"'{decoded.report.source}' holds {problem}.{reasons} Set dataset.path to your pictures.")
+    raise UserError(
+        f"'{decoded.report.source}' holds {problem}.{reasons} Set dataset.path to your pictures.", Remedy.DATASET_PATH
+    )
 
 
 # ------------------------------------------------------------------------------------------------ files and names

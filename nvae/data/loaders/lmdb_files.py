@@ -7,8 +7,6 @@ import io
 import math
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,10 +22,10 @@ from tqdm.auto import tqdm
 from nvae.data.extras import import_extra
 from nvae.data.images import Data
 from nvae.data.paths import dataset_folder
-from nvae.data.pictures.decoding import DecodedPictures, Picture, decode_pictures, with_reports
+from nvae.data.pictures.decoding import Picture, decode_parts, with_reports
 from nvae.data.pictures.image_files import open_image
 from nvae.schema import ModelConfig
-from nvae.system.errors import UserError
+from nvae.system.errors import Remedy, UserError
 from nvae.system.files import DISK_FULL, atomic_folder
 from nvae.system.memory_maps import chunks
 
@@ -37,15 +35,6 @@ CHUNK = 256  # records per transaction
 INITIAL_BYTES = 2**26  # of a new database, which grows as needed
 MIN_FREE_BYTES = 2**20  # a disk with less free space is full
 
-# Visits every record. Arguments: the database, whether it is a folder, the length of its file.
-SCAN = """
-import lmdb, sys
-with (
-    lmdb.open(sys.argv[1], subdir=sys.argv[2] == "True", readonly=True, lock=False) as environment,
-    environment.begin(buffers=True) as transaction,
-):
-    sys.exit(any(len(value) > int(sys.argv[3]) for _, value in transaction.cursor()))
-"""
 
 # --------------------------------------------------------------------------------------------------------- reading
 
@@ -61,20 +50,14 @@ def load_lmdb(config: ModelConfig, progress: bool = False, cache: bool = False) 
             above = f" Set dataset.path to '{folder.parent}'." if folder.name in DATABASES.values() else ""
             raise UserError(
                 f"the folder '{folder}' holds no database {name}; expected a folder with train.lmdb and "
-                f"validation.lmdb.{above or ' Set dataset.path to that folder.'}"
+                f"validation.lmdb.{above or ' Set dataset.path to that folder.'}",
+                Remedy.DATASET_PATH,
             )
     databases = {part: folder / name for part, name in DATABASES.items() if (folder / name).exists()}
-    decoded = {part: _decode(database, config, progress, cache) for part, database in databases.items()}
+    parts = {part: (str(database), lmdb_pictures(database)) for part, database in databases.items()}
+    decoded = decode_parts(parts, config, progress, cache)
     data = Data(**{part: result.images_u8 for part, result in decoded.items()})
     return with_reports(data, *decoded.values())
-
-
-def _decode(database: Path, config: ModelConfig, progress: bool, cache: bool) -> DecodedPictures:
-    decoded = decode_pictures(lmdb_pictures(database), config, str(database), progress, cache=cache)
-    if not decoded.indices:
-        first = next(iter(decoded.report.warnings()), "")
-        raise UserError(f"no record of the database '{database}' can be used: {first}. Check the database.")
-    return decoded
 
 
 def lmdb_pictures(path: Path) -> list[Picture]:
@@ -102,11 +85,13 @@ class _Database:
     def __init__(self, path: Path, lmdb: ModuleType) -> None:
         file = path / DATA_FILE if path.is_dir() else path
         stat = file.stat()
+        if not file.is_file():
+            raise UserError(f"'{file}' is not a regular file; expected an LMDB database.")  # a pipe would block forever
         self.stamp = f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
         # Without a lock, nothing is written, so that the disk may be read-only.
         self._environment = lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False)
         expected = (self._environment.info()["last_pgno"] + 1) * self._environment.stat()["psize"]
-        if stat.st_size < expected or not _is_sound(path, stat.st_size):
+        if stat.st_size < expected:
             self._environment.close()
             raise UserError(f"the LMDB database '{path}' is damaged. Copy the database again.")
 
@@ -117,13 +102,6 @@ class _Database:
     def get(self, key: bytes) -> bytes:
         with self._environment.begin() as transaction:  # of this call alone: the calls are in many threads
             return transaction.get(key, b"")
-
-
-def _is_sound(path: Path, size: int) -> bool:
-    """Return whether the index of a database can be read: in another process, because LMDB ends it if not."""
-    arguments = [sys.executable, "-c", SCAN, str(path), str(path.is_dir()), str(size)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # lmdb may be in any of them
-    return subprocess.run(arguments, env=environment, capture_output=True).returncode == 0
 
 
 # LMDB refuses to open a database twice in one process.

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import re
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from nvae.data.arrays import ArrayFile
 from nvae.data.cache import new_images
 from nvae.data.downloads import fetch
 from nvae.data.extras import import_extra
 from nvae.data.images import Data
-from nvae.data.loaders.npz import CHUNK_BYTES, read_header
 from nvae.data.paths import dataset_folder
 from nvae.data.sources import medmnist_suffix, obtain, source_files
 from nvae.data.splits import split_arrays
 from nvae.schema import NAMED_DATASETS, ModelConfig
 from nvae.system.errors import UserError
-from nvae.system.memory_maps import release_pages
+
+ADVICE = "Delete the file to get it again."
 
 
 def load_medmnist(config: ModelConfig, progress: bool = False) -> Data:
@@ -45,7 +39,8 @@ def load_medmnist(config: ModelConfig, progress: bool = False) -> Data:
             raise UserError(f"the package medmnist is too old for {file.name}. Update it: pip install -U medmnist.")
         file = file._replace(url=info[f"url{suffix}"], md5=info[f"MD5{suffix}"])
     path = fetch(name, {"images": file}, folder, NAMED_DATASETS[name].homepage, progress)["images"]
-    training, validation, test = (_images(_read(path, f"{part}_images"), path) for part in ("train", "val", "test"))
+    stored = ArrayFile(path, ADVICE)
+    training, validation, test = (_images(stored.read(f"{part}_images"), path) for part in ("train", "val", "test"))
     return split_arrays(config, [training], test, validation)
 
 
@@ -54,22 +49,22 @@ def load_downsampled_imagenet(config: ModelConfig, progress: bool = False) -> Da
     name, paths = config.dataset.name, obtain(config, progress)
     folders = {path.parent for part, path in paths.items() if part.startswith("training")}
     batches = sorted((file for folder in folders for file in folder.glob("train_data_batch_*.npz")), key=_number)
-    files, side = [*batches, paths["validation"]], NAMED_DATASETS[name].size
+    side, files = NAMED_DATASETS[name].size, [ArrayFile(file, ADVICE) for file in (*batches, paths["validation"])]
     counts = [_count(file, name, side) for file in files]
     rows = new_images(sum(counts), 3 * side**2)
     bar = tqdm(files, f"reading {name}", unit=" files", leave=False, disable=not progress)
     for file, target in zip(bar, rows.split(counts), strict=True):
-        target.copy_(_read(file, "data"))
+        target.copy_(file.read("data"))
     training, validation = rows.view(-1, 3, side, side).split([sum(counts[:-1]), counts[-1]])
     return split_arrays(config, [training], None, validation)
 
 
-def _count(file: Path, name: str, side: int) -> int:
+def _count(file: ArrayFile, name: str, side: int) -> int:
     """Return the number of images of a file of rows of 3 * side * side numbers, from its header."""
-    with _opened(file, "data") as (_, shape, _):
-        if shape[1:] != (3 * side**2,):
-            raise UserError(f"{file} does not hold the images of {name}: expected rows of {3 * side**2} numbers.")
-        return shape[0]
+    shape = file.uint8("data").shape
+    if shape[1:] != (3 * side**2,):
+        raise UserError(f"{file.path} does not hold the images of {name}: expected rows of {3 * side**2} numbers.")
+    return shape[0]
 
 
 def _number(file: Path) -> int:
@@ -84,39 +79,3 @@ def _images(array: Tensor, file: Path) -> Tensor:
     if array.ndim != 4 or array.shape[3] != 3:
         raise UserError(f"{file} does not hold images: got an array of shape {tuple(array.shape)}. Delete the file.")
     return array.permute(0, 3, 1, 2)
-
-
-def _read(file: Path, key: str) -> Tensor:
-    """Read a uint8 array of an npz file in chunks; no code in the file is run."""
-    with _opened(file, key) as (stream, shape, fortran_order):
-        array = new_images(*(reversed(shape) if fortran_order else shape))
-        values = array.view(-1).numpy()
-        for start in range(0, len(values), CHUNK_BYTES):
-            chunk = values[start : start + CHUNK_BYTES]
-            chunk[:] = np.frombuffer(stream.read(len(chunk)), np.uint8)
-            release_pages()
-        stream.read(1)  # at the end of a member, zipfile compares the checksum
-    return array.permute(*reversed(range(array.ndim))) if fortran_order else array
-
-
-@contextmanager
-def _opened(file: Path, key: str) -> Iterator[tuple[BinaryIO, tuple[int, ...], bool]]:
-    """Open a uint8 array of an npz file; give the stream of its values, its shape, and whether its order is Fortran's.
-
-    Raises UserError for a damaged file, also where the caller reads.
-    """
-    try:
-        with zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as stream:
-            shape, fortran_order, dtype = read_header(stream)
-            if dtype != np.uint8:
-                raise UserError(
-                    f"the array '{key}' of {file} is {dtype}, expected uint8. Delete the file to get it again."
-                )
-            num_bytes = archive.getinfo(stream.name).file_size - stream.tell()
-            if math.prod(shape) != num_bytes or min(shape, default=0) < 0:
-                raise ValueError(f"got {num_bytes} bytes, expected the shape {shape}")
-            yield stream, shape, fortran_order
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(
-            f"the array '{key}' of {file} cannot be read ({error}). Delete the file to get it again."
-        ) from error

@@ -16,7 +16,7 @@ from nvae.data.pictures.folders import read_pictures
 from nvae.data.sources import obtain
 from nvae.data.splits import split_arrays
 from nvae.schema import ModelConfig
-from nvae.system.errors import UserError
+from nvae.system.errors import Remedy, UserError
 
 SIDE = 28
 VARIABLES = ("data", "testdata")  # training and test images
@@ -28,8 +28,9 @@ def load_omniglot(config: ModelConfig, progress: bool = False) -> Data:
     chardata: 24,345 and 8,070 images. torchvision: the background set (19,280) and the evaluation set (13,180).
     """
     if config.dataset.version == "chardata":
-        loadmat = import_extra("scipy.io", "omniglot", "omniglot", ", or set dataset.version to torchvision").loadmat
-        training, test = _read_chardata(obtain(config, progress)["images"], loadmat)
+        advice = ", or set dataset.version to torchvision"
+        scipy_io = import_extra("scipy.io", "omniglot", "omniglot", advice, Remedy.CONFIG_KEY)
+        training, test = _read_chardata(obtain(config, progress)["images"], scipy_io.loadmat)
     else:
         paths = obtain(config, progress)
         # The drawings are black on white.

@@ -13,7 +13,7 @@ from PIL import Image
 from nvae.data.extras import import_extra
 from nvae.data.images import Data
 from nvae.data.paths import dataset_folder
-from nvae.data.pictures.decoding import Picture, decode_pictures, with_reports
+from nvae.data.pictures.decoding import Picture, decode_parts, with_reports
 from nvae.data.pictures.folders import list_pictures
 from nvae.data.pictures.image_files import open_image
 from nvae.data.pictures.report import is_other_file
@@ -44,16 +44,8 @@ def load_public_pictures(config: ModelConfig, progress: bool = False, cache: boo
     parts = obtain_and_read(config, lambda paths: list_parts(paths, dataset), progress)
     source = str(dataset_folder(dataset))
     variant = [str(value) for key in ("category", "partition") if (value := getattr(dataset, key, None)) is not None]
-    decoded = {
-        part: decode_pictures(pictures, config, os.path.join(source, *variant, part), progress, cache=cache)
-        for part, pictures in parts.items()
-    }
-    for part, result in decoded.items():
-        if not result.indices:
-            raise UserError(
-                f"none of the {len(parts[part]):,} {part} pictures of {dataset.name} in '{source}' can be used: "
-                f"{'; '.join(result.report.warnings())}. Get the data set again."
-            )
+    sources = {part: os.path.join(source, *variant, part) for part in parts}
+    decoded = decode_parts({part: (sources[part], parts[part]) for part in parts}, config, progress, cache)
     images = {part: result.images_u8 for part, result in decoded.items()}
     data = split(images["training"], images.get("test"), dataset, images.get("validation"))
     return with_reports(data, *decoded.values())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,26 +15,6 @@ from nvae.data.pictures.folders import read_pictures
 from nvae.data.sources import obtain_and_read
 from nvae.data.splits import split_arrays
 from nvae.schema import DownloadedDataset, ModelConfig
-
-
-class TorchvisionSet(NamedTuple):
-    """A class of torchvision.datasets, whose `data` holds all images."""
-
-    class_name: str
-    argument: str  # of the class, which chooses the part
-    training: Sequence[Any]  # values of the argument, one for each array of training images
-    test: Any
-    channels_last: bool = False  # axes of `data`
-
-
-def _torchvision_set(dataset: DownloadedDataset) -> TorchvisionSet:
-    if dataset.name == "svhn":
-        return TorchvisionSet("SVHN", "split", ["train", "extra"] if dataset.extra else ["train"], "test")
-    return {
-        "cifar10": TorchvisionSet("CIFAR10", "train", [True], False, channels_last=True),
-        "cifar100": TorchvisionSet("CIFAR100", "train", [True], False, channels_last=True),
-        "stl10": TorchvisionSet("STL10", "split", ["train", "unlabeled"], "test"),
-    }[dataset.name]
 
 
 def load_torchvision_set(config: ModelConfig, progress: bool = False) -> Data:
@@ -58,9 +36,13 @@ def load_torchvision_set(config: ModelConfig, progress: bool = False) -> Data:
 
 def _read_arrays(dataset: DownloadedDataset) -> list[Tensor]:
     """Read uint8 (N, 3, H, W) of each training part, then of the test part."""
-    import torchvision.datasets  # takes a second
+    from torchvision.datasets import CIFAR10, CIFAR100, STL10, SVHN  # takes a second
 
-    source, folder = _torchvision_set(dataset), dataset_folder(dataset)
-    make = getattr(torchvision.datasets, source.class_name)
-    arrays = [make(folder, **{source.argument: part}).data for part in (*source.training, source.test)]
-    return [torch.from_numpy(np.moveaxis(array, 3, 1) if source.channels_last else array) for array in arrays]
+    make, parts = {
+        "cifar10": (CIFAR10, [True, False]),  # whether for training
+        "cifar100": (CIFAR100, [True, False]),
+        "svhn": (SVHN, ["train", *(["extra"] if getattr(dataset, "extra", False) else []), "test"]),
+        "stl10": (STL10, ["train", "unlabeled", "test"]),
+    }[dataset.name]
+    arrays = [make(dataset_folder(dataset), part).data for part in parts]
+    return [torch.from_numpy(np.moveaxis(array, 3, 1) if array.shape[3] == 3 else array) for array in arrays]

@@ -15,7 +15,7 @@ from threading import Lock
 from nvae.data.pictures.decoding import Picture, Refusal
 from nvae.data.pictures.folders import PART_FOLDERS
 from nvae.data.pictures.image_files import MAX_FILE_BYTES, read_content
-from nvae.system.errors import UserError
+from nvae.system.errors import Remedy, UserError
 
 TOP_FOLDER_SHARE = 0.9  # of the files, in a folder that only wraps the archive's content
 
@@ -47,11 +47,14 @@ def _open(path: Path) -> tarfile.TarFile | zipfile.ZipFile:
             if open_file is zipfile.ZipFile and zipfile.is_zipfile(path):
                 raise UserError(
                     f"dataset.path '{path}' is a zip archive that cannot be read: {error}. Make the archive again, or "
-                    "extract the archive and set dataset.path to the extracted folder."
+                    "extract the archive and set dataset.path to the extracted folder.",
+                    Remedy.DATASET_PATH,
                 ) from error
     raise UserError(
         f"dataset.path '{path}' is a file, and no zip or tar archive that can be read; expected a folder, .zip, .tar, "
-        ".tar.gz, .tar.bz2 or .tar.xz. Extract an archive of another kind and set dataset.path to the extracted folder."
+        ".tar.gz, .tar.bz2 or .tar.xz. Extract an archive of another kind, and set dataset.path to the extracted "
+        "folder.",
+        Remedy.DATASET_PATH,
     )
 
 

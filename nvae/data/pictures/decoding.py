@@ -8,13 +8,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -58,6 +59,17 @@ class DecodedPictures(NamedTuple):
     report: PictureReport
 
 
+class _Decoded(BaseModel):
+    """What the cache keeps beside the images."""
+
+    indices: list[int]  # of the picture of each image
+    report: PictureReport
+    final: bool  # whether all faults will be there next time
+
+    def with_images(self, images_u8: np.ndarray) -> DecodedPictures:
+        return DecodedPictures(torch.from_numpy(images_u8)[: len(self.indices)], self.indices, self.report)
+
+
 def decode_pictures(
     pictures: Sequence[Picture],
     config: ModelConfig,
@@ -79,20 +91,34 @@ def decode_pictures(
     if (decoded := _from_cache(cached, shape)) is not None:
         return decoded
 
-    def decode(images_u8: np.ndarray) -> tuple[list[int], PictureReport, bool]:
+    def decode(images_u8: np.ndarray) -> _Decoded:
         return _decode(pictures, images_u8, config, source, progress, leave_out_duplicates)
-
-    def decode_to_cache(images_u8: np.ndarray) -> dict[str, Any]:
-        indices, report, is_final = decode(images_u8)
-        return {"indices": indices, "report": asdict(report), "final": is_final}
 
     if not cache and math.prod(shape) <= memory_limit():
         images_u8 = np.empty(shape, np.uint8)
-        indices, report, _ = decode(images_u8)
-        return DecodedPictures(torch.from_numpy(images_u8)[: len(indices)], indices, report)
-    cached.write(shape, decode_to_cache)
+        return decode(images_u8).with_images(images_u8)
+    cached.write(shape, lambda images_u8: decode(images_u8).model_dump())
     if (decoded := _from_cache(cached, shape, accept_temporary=True)) is None:
         raise UserError(f"the cache file {cached.path} was changed by another program. Start again.")
+    return decoded
+
+
+def decode_parts(
+    parts: Mapping[str, tuple[str, Sequence[Picture]]], config: ModelConfig, progress: bool = False, cache: bool = False
+) -> dict[str, DecodedPictures]:
+    """Decode the parts of a data set: of each the source and the pictures, as for `decode_pictures`.
+
+    Raises UserError for a part without a picture that can be used.
+    """
+    decoded = {}
+    for part, (source, pictures) in parts.items():
+        decoded[part] = decode_pictures(pictures, config, source, progress, cache=cache)
+        if not decoded[part].indices:
+            reasons = "; ".join(decoded[part].report.warnings())
+            raise UserError(
+                f"none of the {len(pictures):,} {part} pictures in '{source}' can be used: {reasons}. Get the data set "
+                "again."
+            )
     return decoded
 
 
@@ -138,14 +164,13 @@ def _from_cache(cached: CachedImages, shape: tuple[int, ...], accept_temporary: 
         return None
     images_u8, facts = found
     try:
-        if not facts["final"] and not accept_temporary:
-            return None
-        indices, report = list(map(int, facts["indices"])), PictureReport.from_dict(facts["report"])
-    except (KeyError, TypeError, ValueError, OverflowError):
+        decoded = _Decoded.model_validate(facts)
+    except ValidationError:
         return None
-    if indices != sorted(set(indices) & set(range(len(images_u8)))) or len(indices) != report.read:
+    indices = decoded.indices
+    if indices != sorted(set(indices) & set(range(len(images_u8)))) or len(indices) != decoded.report.read:
         return None
-    return DecodedPictures(torch.from_numpy(images_u8)[: len(indices)], indices, report)
+    return decoded.with_images(images_u8) if decoded.final or accept_temporary else None
 
 
 # ---------------------------------------------------------------------------------------------------- the decoding
@@ -168,9 +193,8 @@ def _decode(
     source: str,
     progress: bool,
     leave_out_duplicates: bool,
-) -> tuple[list[int], PictureReport, bool]:
-    """Fill `images_u8` from the front; return the index of the picture of each image, the report, and whether all
-    faults will be there next time."""
+) -> _Decoded:
+    """Fill `images_u8` from the front."""
     size, channels, keys = config.input_dimension, config.image_channels, picture_keys(config.dataset)
     threads = config.training_parameters.workers or os.cpu_count() or 1
 
@@ -195,7 +219,8 @@ def _decode(
             if image_u8 is not None:
                 images_u8[i] = image_u8
     is_final = not any(isinstance(result, PictureError) and result.is_temporary for result in results)
-    return *_collect(pictures, results, images_u8, keys, source), is_final
+    indices, report = _collect(pictures, results, images_u8, keys, source)
+    return _Decoded(indices=indices, report=report, final=is_final)
 
 
 def _open_in_turn(picture: Picture) -> _Opened | PictureError | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
+
+from pydantic import BaseModel
 
 FaultKind = Literal["broken", "unreadable", "empty", "duplicate", "too small", "too large", "not an image", "no part"]
 EXPLANATIONS: dict[str, str] = {
@@ -41,13 +42,12 @@ def is_other_file(name: str) -> bool:
     return name.lower().endswith(OTHER_FILES)
 
 
-@dataclass(frozen=True)
-class PictureReport:
+class PictureReport(BaseModel):
     """What happened to the pictures of a data set."""
 
     source: str  # the folder or archive
     read: int = 0  # number of pictures that became images
-    left_out: dict[str, list[str]] = field(default_factory=dict)  # of each kind of fault: names, with reasons
+    left_out: dict[FaultKind, list[str]] = {}  # of each kind of fault: names, with reasons
     notes: tuple[str, ...] = ()  # sentences on pictures that were changed in an unusual way
 
     @classmethod
@@ -55,22 +55,11 @@ class PictureReport:
         cls, source: str, read: int, faults: Mapping[str, PictureError], notes: tuple[str, ...] = ()
     ) -> PictureReport:
         """Return the report of a number of images and the faults of all other pictures, by name."""
-        left_out: dict[str, list[str]] = {kind: [] for kind in get_args(FaultKind)}
+        left_out: dict[FaultKind, list[str]] = {kind: [] for kind in get_args(FaultKind)}
         for name, fault in faults.items():
             left_out[fault.kind].append(_printable(name) + (f" ({_printable(fault.reason)})" if fault.reason else ""))
-        return cls(source, read, {kind: lines for kind, lines in left_out.items() if lines}, notes)
-
-    @classmethod
-    def from_dict(cls, fields: Any) -> PictureReport:
-        """Return the report of the fields that `dataclasses.asdict` gave. Raises TypeError or ValueError."""
-        left_out = {str(kind): [str(line) for line in lines] for kind, lines in dict(fields["left_out"]).items()}
-        if not left_out.keys() <= EXPLANATIONS.keys():
-            raise ValueError("a kind of fault that does not exist")
-        return cls(str(fields["source"]), int(fields["read"]), left_out, tuple(map(str, fields["notes"])))
-
-    @property
-    def num_left_out(self) -> int:
-        return sum(map(len, self.left_out.values()))
+        named = {kind: lines for kind, lines in left_out.items() if lines}
+        return cls(source=_printable(source), read=read, left_out=named, notes=notes)
 
     def text(self) -> str:
         """Return the whole report: the counts, the notes, and the names; empty if there is nothing to report."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nvae.evaluation.likelihood import Estimate
-from nvae.inference.arguments import ArgumentError
+from nvae.system.errors import InvalidValueError
 from nvae.system.seeds import seeded
 
 BLOCKS = 10  # of the kernel distance, at least; the standard error comes from the differences between blocks
@@ -43,7 +43,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     eigenvalues of A^(1/2) B A^(1/2), which is symmetric: no complex numbers, and covariances may be singular.
     """
     if a.mean.shape != b.mean.shape:
-        raise ArgumentError("the statistics", f"{len(a.mean)} and {len(b.mean)} dimensions", "the same number")
+        raise InvalidValueError("the statistics", f"{len(a.mean)} and {len(b.mean)} dimensions", "the same number")
     values, vectors = torch.linalg.eigh(a.covariance)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     shared = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
@@ -91,4 +91,4 @@ def _squared_discrepancy(x: Tensor, y: Tensor) -> Tensor:
 
 def _check(features: Tensor) -> None:
     if features.dim() != 2 or len(features) < 2:
-        raise ArgumentError("features", f"shape {tuple(features.shape)}", "shape (N, D), N from 2")
+        raise InvalidValueError("features", f"shape {tuple(features.shape)}", "shape (N, D), N from 2")

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from nvae.data.cache import cache_folder
+from nvae.system.files import DAY, remove_unfinished
 from nvae.system.progress import Progress, track
 from nvae.system.torch_files import CheckpointError, content_digest, read_whole, write_whole
 
 PART = 500  # images per file
 STEP = 50  # images computed at once
 KEPT = 60  # sets of images whose features stay on the disk, besides those of the last day
-DAY = 86_400  # seconds
 THUMBNAILS = "thumbnails"
 VERSION = 1  # of how images and values are computed: values of other versions are computed again
 
@@ -117,10 +117,11 @@ def _finished(folder: Path, count: int, names: list[str]) -> dict[int, dict[str,
 
 
 def _remove_old(used: Path) -> None:
-    """Remove the files of old sets: neither used in the last day, nor among the sets used last.
+    """Remove what killed processes left, and old sets: neither used in the last day, nor among the sets used last.
 
     used: the folder of a set that is in use now.
     """
+    remove_unfinished(used.glob("*"))
     with suppress(OSError):
         os.utime(used)
         sets = sorted(used.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)

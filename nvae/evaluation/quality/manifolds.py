@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nvae.inference.arguments import ArgumentError
+from nvae.system.errors import InvalidValueError
 
 CHUNK = 1000  # features whose distances to all others are in memory at once
 
@@ -29,12 +29,12 @@ def manifolds(real: Tensor, samples: Tensor, neighbors: Sequence[int] = (3, 5)) 
     """Compare features of real images (N, D) with those of samples (M, D), for each number k of neighbors.
 
     All distances are used, not those within batches. Memory: 1,000 rows of distances in float64.
-    Raises ArgumentError unless both sets have more than k features.
+    Raises InvalidValueError unless both sets have more than k features.
     """
     most = max(neighbors)
     for name, features in (("real features", real), ("features of samples", samples)):
         if len(features) <= most:
-            raise ArgumentError(name, len(features), f"more than the number of neighbors, {most}")
+            raise InvalidValueError(name, len(features), f"more than the number of neighbors, {most}")
     center = real.double().mean(0)
     real, samples = real.double() - center, samples.double() - center  # small numbers: less rounding in distances
     radii_real, radii_samples = _radii(real, neighbors), _radii(samples, neighbors)

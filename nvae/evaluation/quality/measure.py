@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from nvae.checkpoint import weights_digest
 from nvae.data.images import Data, images_digest, to_float
-from nvae.data.registry import Part, evaluation_images
+from nvae.data.registry import evaluation_images
 from nvae.evaluation.likelihood import Estimate
 from nvae.evaluation.quality.copies import Copies, find_copies, thumbnails, thumbnails_of
 from nvae.evaluation.quality.distances import FeatureStatistics, frechet_distance, kernel_distance
@@ -26,15 +26,17 @@ from nvae.evaluation.quality.path_length import (
     path_lengths,
     squared_distance,
 )
-from nvae.inference.arguments import ArgumentError, PerScale, check_count, check_seeds
-from nvae.inference.sampling import Pixels, Sampler
+from nvae.inference.arguments import Factors, check_count, check_seeds
+from nvae.inference.sampling import Sampler
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.schema import ModelConfig
+from nvae.schema.choices import Metric, Part, Pixels
+from nvae.system.errors import InvalidValueError
 from nvae.system.memory_maps import chunks, release_pages
 from nvae.system.progress import Progress
 from nvae.system.seeds import seeded
 
-METRICS = ("fid", "kid", "precision-recall", "ppl", "copies")
+METRICS = get_args(Metric)
 OF_FEATURES = METRICS[:3]
 IMAGES = 10_000
 PAIRS = 500
@@ -54,12 +56,12 @@ class Settings(NamedTuple):
     epsilon: float = EPSILON
 
     def check(self, model: HierarchicalVAE) -> None:
-        """Raise ArgumentError for a wrong value."""
+        """Raise InvalidValueError for a wrong value."""
         for metric in self.metrics:
             if metric not in METRICS:
-                raise ArgumentError("metrics", metric, f"some of {', '.join(METRICS)}")
+                raise InvalidValueError("metrics", metric, f"some of {', '.join(METRICS)}")
         if not self.metrics:
-            raise ArgumentError("metrics", "none", f"some of {', '.join(METRICS)}")
+            raise InvalidValueError("metrics", "none", f"some of {', '.join(METRICS)}")
         for k in self.neighbors:
             check_count("neighbors", k)
         check_count("images", self.images, max([20, *(k + 1 for k in self.neighbors)]))
@@ -109,7 +111,7 @@ class FeatureQuality(NamedTuple):
 class Row(NamedTuple):
     """The quality of the samples at one temperature, or of other real images."""
 
-    temperature: PerScale | None  # None: real images
+    temperature: Factors | None  # None: real images
     features: dict[str, FeatureQuality]  # by the extractor's name
     path_lengths: dict[str, PathLength]  # by the distance's name
     copies: Copies | None = None
@@ -176,7 +178,7 @@ def measure_quality(
     reference = reference_images(data, part, model.config, settings.images, settings.pixels)
     least = max(settings.neighbors) + 1 if "precision-recall" in settings.metrics else 2
     if settings.needs_features and len(reference.own) < least:
-        raise ArgumentError(f"{part} images", len(reference.own), f"at least {least}")
+        raise InvalidValueError(f"{part} images", len(reference.own), f"at least {least}")
     measurement = _Measurement(
         model, data, extractors, settings, reference, statistics or {}, lpips, progress, keep_features
     )
@@ -317,7 +319,7 @@ def describe_images(
     ).values
 
 
-def temperature_text(temperature: PerScale) -> str:
-    """Return a temperature as a text: one number, or one per scale."""
+def temperature_text(temperature: Factors) -> str:
+    """Return a temperature as a text: one number, or several, separated by commas."""
     values = [temperature] if isinstance(temperature, int | float) else temperature
     return "temperature " + ",".join(f"{value:g}" for value in values)

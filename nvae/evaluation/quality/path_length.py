@@ -11,9 +11,11 @@ from torch import Tensor
 
 from nvae.evaluation.likelihood import Estimate
 from nvae.evaluation.quality.features import describe
-from nvae.inference.arguments import ArgumentError, check_count
-from nvae.inference.sampling import Pixels, Sampler
+from nvae.inference.arguments import check_count
+from nvae.inference.sampling import Sampler
 from nvae.models.distributions import Noise
+from nvae.schema.choices import Pixels
+from nvae.system.errors import InvalidValueError
 from nvae.system.progress import batches
 from nvae.system.seeds import seeded
 
@@ -78,7 +80,7 @@ def path_lengths(
     """
     check_count("pairs", pairs, 2)
     if not 1e-3 <= epsilon <= 0.1:
-        raise ArgumentError("epsilon", epsilon, "a number from 0.001 to 0.1")
+        raise InvalidValueError("epsilon", epsilon, "a number from 0.001 to 0.1")
 
     def make(part: slice) -> Tensor:
         """Return both images of each pair, (B, 2, C, S, S)."""

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from nvae.models.ladder.config import LadderConfig
-from nvae.system.errors import InvalidValueError
 
 
 class DVPConfig(LadderConfig):
@@ -33,9 +32,7 @@ class DVPConfig(LadderConfig):
     @model_validator(mode="after")
     def _consistent_context(self) -> DVPConfig:
         if self.context_size > self.input_dimension:
-            raise InvalidValueError(
-                "context_size", self.context_size, f"at most input_dimension, {self.input_dimension}"
-            )
+            self.refuse("context_size", f"at most input_dimension, {self.input_dimension}")
         if self.top_prior == "diffusion":
             self.check_diffusion_prior("context_size", self.context_size)
         return self

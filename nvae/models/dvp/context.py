@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from nvae.models.distributions import at_least_float32
+from nvae.models.distributions import at_least_float32, full_precision
 from nvae.models.dvp.config import DVPConfig
 from nvae.models.ladder.network import resize
 from nvae.system.memory_maps import chunks
@@ -24,12 +23,6 @@ def dct_matrix(size: int, rows: int) -> Tensor:
     return matrix
 
 
-def full_precision(x: Tensor) -> AbstractContextManager:
-    """Return a context that turns autocast off on the device of x; the meta device has none."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
-
-
 class DCTContext(nn.Module):
     """u: the lowest k x k DCT coefficients of an image in [0, 1], divided by `scale` and clamped to [-1, 1].
 
@@ -37,7 +30,7 @@ class DCTContext(nn.Module):
     `calibrate`.
     """
 
-    has_coefficients = True
+    is_spatial = False
 
     def __init__(self, config: DVPConfig) -> None:
         super().__init__()
@@ -73,7 +66,7 @@ class DCTContext(nn.Module):
 class DownsampleContext(nn.Module):
     """u: an image on [-1, 1], resized bilinearly to k x k without antialiasing."""
 
-    has_coefficients = False
+    is_spatial = True
 
     def __init__(self, config: DVPConfig) -> None:
         super().__init__()

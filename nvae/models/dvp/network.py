@@ -1,10 +1,12 @@
 """The DVP-VAE of Kuzina and Tomczak (TMLR 2024): a Ladder VAE whose priors see the image of a context, a pseudo-input.
 
 The first latent group is the context u. q(u | x) is a Normal around a fixed summary of x, its lowest DCT coefficients.
-p(u) is a diffusion prior, or another top prior. The state of the ladder's groups ends with the pseudo-input of u.
+p(u) is a diffusion prior, or another top prior. The state of the ladder's groups holds the pseudo-input of u.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from nvae.models.distributions import DiagonalNormal, Distribution
 from nvae.models.dvp.config import DVPConfig
 from nvae.models.dvp.context import CONTEXTS
-from nvae.models.hierarchy import Level
+from nvae.models.hierarchy import GroupInfo, Level
 from nvae.models.ladder.network import LadderState, LadderVAE
 from nvae.models.priors.top_priors import LeadingNoiseNormal, TopPriorGroup, VampPrior, build_top_prior, components_of
 
@@ -22,19 +24,20 @@ LOG_VARIANCE_RANGE = (-12.0, -5.0)
 class ContextGroup(TopPriorGroup):
     """The context u, (B, C, k, k), above the ladder."""
 
-    is_context = True
-
     def __init__(self, config: DVPConfig) -> None:
         super().__init__()
         channels, size = config.image_channels, config.context_size
-        self.level = Level(1, size, channels, channels, channels)
+        self.level = Level(1, size, channels, channels, channels, name="context")
         self.context = CONTEXTS[config.context](config)
-        self.has_coefficients = self.context.has_coefficients
         self.log_variance = nn.Parameter(torch.full((1, channels, size, size), config.diffusion_min_gamma))
         self.top_prior = build_top_prior(config, config.top_prior, self.level.latent_shape, bounded=True)
 
+    @property
+    def info(self) -> GroupInfo:
+        return replace(super().info, is_spatial=self.context.is_spatial)
+
     def prior(self, state: LadderState) -> tuple[LadderState, Distribution]:
-        batch_size, components = len(state[0]), ()
+        batch_size, components = len(state.s), ()
         if isinstance(self.top_prior, VampPrior):
             components = components_of(self._posterior_around(self.context(self.top_prior.images)), batch_size)
         return state, self.top_prior(batch_size, *components)
@@ -54,7 +57,7 @@ class ContextGroup(TopPriorGroup):
         return LeadingNoiseNormal(mu, (0.5 * log_variance).exp().expand_as(mu), "variance")
 
     def merge(self, state: LadderState, z: Tensor) -> LadderState:
-        return *state, self.context.inverse(z)
+        return state._replace(context=self.context.inverse(z))
 
     def image_of(self, z: Tensor) -> Tensor:
         return ((self.context.inverse(z) + 1) / 2).clamp(0, 1)
@@ -71,9 +74,6 @@ class DVPVAE(LadderVAE):
 
     def bottom_up(self, images: Tensor) -> list[Tensor]:
         return [self.groups[0].context(images), *self.encoder(images)]
-
-    def _vampprior_components(self, batch_size: int) -> tuple[Tensor, ...]:
-        return ()  # the context computes its own
 
     def calibrate(self, images_u8: Tensor) -> None:
         self.groups[0].context.calibrate(images_u8)

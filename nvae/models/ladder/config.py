@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from nvae.models.priors.config import TopPriorConfig
 from nvae.schema import Channels, LearningRateDecay, PositiveRate, Rate, TrainingParameters
-from nvae.system.errors import InvalidValueError
 
 MAX_BLOCKS = 600  # of a whole network; the largest published one has 196
 MAX_WIDTH = 2**17  # channels of the widest layer
@@ -87,31 +86,22 @@ class LadderConfig(TopPriorConfig):
     def _consistent_network(self) -> LadderConfig:
         counts = self.latents_per_scale
         if counts[-1] == 0 or any(first and not later for first, later in zip(counts, counts[1:], strict=False)):
-            raise InvalidValueError("latents_per_scale", list(counts), "zeros only before the first scale with latents")
+            self.refuse("latents_per_scale", "zeros only before the first scale with latents")
         downsamplings = len(counts) - self.first_scale_at_image_size
         if self.input_dimension % 2**downsamplings:
-            raise InvalidValueError(
-                "input_dimension",
-                self.input_dimension,
-                f"a multiple of {2**downsamplings}, because {len(counts)} scales downsample {downsamplings} times",
-            )
+            because = f"because {len(counts)} scales downsample {downsamplings} times"
+            self.refuse("input_dimension", f"a multiple of {2**downsamplings}, {because}")
         blocks = sum(counts) * (2 + self.decoder_blocks_per_latent + self.encoder_blocks_per_scale)
         if (blocks := blocks + self.num_init_blocks + self.num_postprocess_blocks) > MAX_BLOCKS:
-            raise InvalidValueError("latents_per_scale", list(counts), f"at most {MAX_BLOCKS} blocks, not {blocks}")
+            self.refuse("latents_per_scale", f"at most {MAX_BLOCKS} blocks, not {blocks}")
         channels = channels_per_scale(self)
         widest = max(channels) * max(self.hidden_multiplier, 1)
         if min(channels) < 1 or widest > MAX_WIDTH:
-            raise InvalidValueError("channels", self.channels, f"1 to {MAX_WIDTH} channels at every scale")
+            self.refuse("channels", f"1 to {MAX_WIDTH} channels at every scale")
         if int(min(channels) * self.hidden_multiplier) < 1:
-            raise InvalidValueError(
-                "hidden_multiplier",
-                self.hidden_multiplier,
-                f"at least {1 / min(channels):g}, for one channel in blocks",
-            )
+            self.refuse("hidden_multiplier", f"at least {1 / min(channels):g}, for one channel in blocks")
         if self.family == "ladder" and self.top_prior == "vampprior" and self.batch_norm:
-            raise InvalidValueError(
-                "batch_norm", True, "False with top_prior vampprior, whose pseudo-inputs would change the statistics"
-            )
+            self.refuse("batch_norm", "False with top_prior vampprior, whose pseudo-inputs would change the statistics")
         if self.family == "ladder" and self.top_prior == "diffusion":
             self.check_diffusion_prior("top_prior", self.input_dimension // 2**downsamplings)
         return self

@@ -1,8 +1,7 @@
 """The Ladder VAE of Kuzina and Tomczak (TMLR 2024): the model of the published program without the diffusion prior.
 
-The state is (s, sum of all z at the image's resolution). A prior returns its parameters and features h. The merge sees
-s + h, the posterior sees s without h, and the output sees only the sum of all z. In the family dvp, the state ends with
-the image of a context, which every prior sees.
+A prior returns its parameters and features h of the state s. The merge sees s + h, the posterior sees s without h, and
+the output sees only the sum of all z. In the family dvp, every prior also sees the image of a context.
 """
 
 from __future__ import annotations
@@ -10,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils import parametrizations
 
 from nvae.models.distributions import DiagonalNormal, Distribution, at_least_float32
 from nvae.models.hierarchy import HierarchicalVAE, LatentGroup, Level
@@ -27,8 +27,15 @@ MAX_LOG_VARIANCE = 1.0
 BATCH_NORM_MOMENTUM = 0.05
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU}
 
-# Before a prior (s, sum of z, *context), after it (s, s + h, sum of z, *context).
-LadderState = tuple[Tensor, ...]
+
+class LadderState(NamedTuple):
+    """The state of a Ladder VAE; what a model or a place in the pass does not have is None."""
+
+    s: Tensor  # (B, C, h, w) of the level
+    z_sum: Tensor  # (B, L, S, S): the sum of all z at the images' resolution
+    merged: Tensor | None = None  # (B, C, h, w): s + h, after a prior
+    context: Tensor | None = None  # (B, C, S, S): the image of the context, which every prior sees
+    components: tuple[Tensor, Tensor] | None = None  # of a vampprior, before the first group; see VampPrior
 
 
 def ladder_levels(config: LadderConfig) -> list[Level]:
@@ -52,15 +59,22 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, config: LadderConfig, in_channels: int, hidden: int, out_channels: int, *, preactivation: bool
+        self,
+        in_channels: int,
+        hidden: int,
+        out_channels: int,
+        *,
+        preactivation: bool,
+        activation: Callable[[], nn.Module] = nn.SiLU,
+        batch_norm: bool = False,
+        weight_norm: bool = False,
     ) -> None:
         super().__init__()
         widths = (in_channels, hidden, hidden, hidden, out_channels)
-        activation = ACTIVATIONS[config.activation]
         layers: list[nn.Module] = []
 
         def norm(channels: int) -> list[nn.Module]:
-            return [nn.BatchNorm2d(channels, momentum=BATCH_NORM_MOMENTUM)] if config.batch_norm else []
+            return [nn.BatchNorm2d(channels, momentum=BATCH_NORM_MOMENTUM)] if batch_norm else []
 
         if not preactivation:
             layers += norm(in_channels)
@@ -68,8 +82,8 @@ class Block(nn.Module):
             before, after = widths[index], widths[index + 1]
             convolution = nn.Conv2d(before, after, kernel, padding=kernel // 2)
             is_last = index == 3
-            if config.weight_norm and (preactivation or not is_last):
-                convolution = weight_norm(convolution, dim=0)
+            if weight_norm and (preactivation or not is_last):
+                convolution = parametrizations.weight_norm(convolution, dim=0)
             if preactivation:
                 layers += [*norm(before), activation(), convolution]
             else:
@@ -85,6 +99,13 @@ class Block(nn.Module):
         return self.body(x) + self.skip(x)
 
 
+def block_type(config: LadderConfig, preactivation: bool) -> Callable[..., Block]:
+    """Return the blocks of a config, as a function (in_channels, hidden, out_channels) -> Block."""
+    activation = ACTIVATIONS[config.activation]
+    norms = {"batch_norm": config.batch_norm, "weight_norm": config.weight_norm}
+    return partial(Block, preactivation=preactivation, activation=activation, **norms)
+
+
 def zero_last(block: Block) -> Block:
     """Set the last convolution of a block to zero, so that the block starts as its skip; return the block."""
     zeroed(block.last_convolution)
@@ -98,11 +119,10 @@ class Encoder(nn.Module):
         super().__init__()
         self.counts, self.is_small = config.latents_per_scale, config.encoder == "small"
         self.mean, self.std = config.pixel_mean, config.pixel_std
-        channels = config.channels
+        channels, make = config.channels, block_type(config, preactivation=True)
 
         def block(in_channels: int, out_channels: int) -> Block:
-            hidden = int(in_channels * config.hidden_multiplier)
-            return Block(config, in_channels, hidden, out_channels, preactivation=True)
+            return make(in_channels, int(in_channels * config.hidden_multiplier), out_channels)
 
         stem = nn.Conv2d(config.image_channels, channels, 1)
         self.stem = nn.Sequential(stem, *(block(channels, channels) for _ in range(config.num_init_blocks)))
@@ -136,7 +156,7 @@ class Encoder(nn.Module):
 class LadderGroup(LatentGroup):
     """One latent group; `below` is the level of the next group, None after the last one.
 
-    context_channels: channels of the image at the end of the state; 0 without a context.
+    context_channels: channels of the context's image in the state; 0 without a context.
     """
 
     def __init__(
@@ -147,7 +167,7 @@ class LadderGroup(LatentGroup):
         self.min_log_variance = config.min_log_variance
         channels, latents = level.decoder_channels, level.latent_size
         hidden = max(int(channels * config.hidden_multiplier), 1)
-        block = partial(Block, config, preactivation=False)
+        block = block_type(config, preactivation=False)
         self.prior_block = zero_last(block(channels + context_channels, hidden, 2 * latents + channels))
         self.posterior_block = zero_last(block(channels, hidden, 2 * latents))
         self.z_projection = nn.Conv2d(latents, channels, 1)
@@ -169,37 +189,34 @@ class LadderGroup(LatentGroup):
         return LeadingNoiseNormal(at_least_float32(mu), (0.5 * log_variance).exp(), "variance")
 
     def prior(self, state: LadderState) -> tuple[LadderState, Distribution]:
-        s, z_sum, *context = state
-        latents = self.level.latent_size
-        # Average pooling, from the context's resolution to the group's.
-        pooled = [functional.adaptive_avg_pool2d(image, s.shape[-1]).to(s.dtype) for image in context]
-        block_input = torch.cat([s, *pooled], 1) if pooled else s
-        mu, log_variance, h = self.prior_block(block_input).split([latents, latents, s.shape[1]], dim=1)
-        return (s, s + h, z_sum, *context), self._normal(mu, log_variance)
+        s, latents = state.s, self.level.latent_size
+        seen = s
+        if state.context is not None:
+            seen = torch.cat([s, functional.adaptive_avg_pool2d(state.context, s.shape[-1]).to(s.dtype)], 1)
+        mu, log_variance, h = self.prior_block(seen).split([latents, latents, s.shape[1]], dim=1)
+        return state._replace(merged=s + h), self._normal(mu, log_variance)
 
     def posterior(self, state: LadderState, features: Tensor, prior: Distribution | None) -> DiagonalNormal:
-        mu, log_variance = self.posterior_block((features + state[0]) / math.sqrt(2)).chunk(2, dim=1)
+        mu, log_variance = self.posterior_block((features + state.s) / math.sqrt(2)).chunk(2, dim=1)
         return self._normal(mu, log_variance)
 
     def merge(self, state: LadderState, z: Tensor) -> LadderState:
-        _, s, z_sum, *context = state
-        z = z.to(s.dtype)
-        z_sum = z_sum + resize(z, z_sum.shape[-1])
-        if self.below is None:
-            return s, z_sum, *context
-        return resize(self.blocks(s + self.z_projection(z)), self.below.resolution), z_sum, *context
+        z = z.to(state.s.dtype)
+        s, z_sum = state.merged, state.z_sum + resize(z, state.z_sum.shape[-1])
+        if self.below is not None:
+            s = resize(self.blocks(s + self.z_projection(z)), self.below.resolution)
+        return LadderState(s, z_sum, context=state.context)
 
 
 class TopGroup(TopPriorGroup, LadderGroup):
-    """The first group with a top prior: its block gives h alone. A vampprior's components follow in the state."""
+    """The first group with a top prior: its block gives h alone."""
 
     def __init__(self, config: LadderConfig, level: Level, below: Level | None, num_groups: int) -> None:
         super().__init__(config, level, below, num_groups)
         self.top_prior = build_top_prior(config, config.top_prior, level.latent_shape, bounded=False)
 
     def prior(self, state: LadderState) -> tuple[LadderState, Distribution]:
-        s, z_sum, *components = state
-        return super().prior((s, z_sum))[0], self.top_prior(len(s), *components)
+        return super().prior(state)[0], self.top_prior(len(state.s), *(state.components or ()))
 
 
 def resize(x: Tensor, side: int) -> Tensor:
@@ -212,15 +229,11 @@ class Output(nn.Module):
 
     def __init__(self, config: LadderConfig, num_parameters: int) -> None:
         super().__init__()
-        channels = config.channels
+        channels, block = config.channels, block_type(config, preactivation=False)
         hidden = max(int(channels * config.hidden_multiplier), 1)
         self.projection = nn.Conv2d(config.latent_size, channels, 1)
-        self.blocks = nn.Sequential(
-            *(
-                zero_last(Block(config, channels, hidden, channels, preactivation=False))
-                for _ in range(config.num_postprocess_blocks)
-            )
-        )
+        blocks = (zero_last(block(channels, hidden, channels)) for _ in range(config.num_postprocess_blocks))
+        self.blocks = nn.Sequential(*blocks)
         self.head = nn.Conv2d(channels, num_parameters, 3, padding=1)
 
     def forward(self, z_sum: Tensor) -> Tensor:
@@ -254,15 +267,13 @@ class LadderVAE(HierarchicalVAE):
     def initial_state(self, batch_size: int) -> LadderState:
         side, like = self.config.input_dimension, next(self.parameters())
         s = like.new_ones(batch_size, self.top.decoder_channels, self.top.resolution, self.top.resolution)
-        return s, like.new_zeros(batch_size, self.top.latent_size, side, side), *self._vampprior_components(batch_size)
-
-    def _vampprior_components(self, batch_size: int) -> tuple[Tensor, ...]:
-        """Return the posteriors of a vampprior's pseudo-inputs, mu and sigma (B, M, *latent_shape)."""
-        prior = getattr(self.groups[0], "top_prior", None)
-        if not isinstance(prior, VampPrior):
-            return ()
-        features = self.encoder(prior.images)[0]  # (M, ...)
-        return components_of(self.groups[0].posterior((features.new_ones(()),), features, None), batch_size)
+        state = LadderState(s, like.new_zeros(batch_size, self.top.latent_size, side, side))
+        top = self.groups[0]
+        if isinstance(top, TopGroup) and isinstance(top.top_prior, VampPrior):
+            features = self.encoder(top.top_prior.images)[0]  # (M, ...)
+            posterior = top.posterior(state._replace(s=features.new_ones(())), features, None)
+            state = state._replace(components=components_of(posterior, batch_size))
+        return state
 
     def decode(self, state: LadderState, channels: Sequence[int] | None = None) -> Tensor:
-        return self.output(state[1] / math.sqrt(self.num_latents))
+        return self.output(state.z_sum / math.sqrt(self.num_latents))

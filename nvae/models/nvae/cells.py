@@ -136,15 +136,6 @@ class UpsampleSkip(nn.Module):
         return functional.interpolate(self.convolution(x), scale_factor=2, mode="bilinear", align_corners=True)
 
 
-def skip(in_channels: int, out_channels: int, options: CellOptions, resample: Resample) -> nn.Module:
-    """Return the skip connection of a cell."""
-    if resample == "downsample":
-        return FactorizedReduce(in_channels, out_channels, options)
-    if resample == "upsample":
-        return UpsampleSkip(in_channels, out_channels, options)
-    return nn.Identity()
-
-
 class Cell(nn.Module):
     """The base class of all cells: skip(x) + 0.1 * se(f(x)) * f(x). `branch` computes f; `se` may be None."""
 
@@ -153,7 +144,11 @@ class Cell(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, options: CellOptions, resample: Resample) -> None:
         super().__init__()
         self.resample = resample
-        self.skip = skip(in_channels, out_channels, options, resample)
+        if resample is None:
+            self.skip = nn.Identity()
+        else:
+            kind = FactorizedReduce if resample == "downsample" else UpsampleSkip
+            self.skip = kind(in_channels, out_channels, options)
 
     def branch(self, x: Tensor) -> Tensor:
         raise NotImplementedError

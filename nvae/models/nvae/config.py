@@ -11,7 +11,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from nvae.schema import AUTO, MAX_SIZE, WARMUPS, Channels, ModelConfig, Rate, Section, TrainingParameters
-from nvae.system.errors import InvalidValueError
 
 MAX_CELLS = 600  # of a whole network; the largest published one has 292, and takes seconds to build
 MAX_WIDTH = 2**17  # channels of the widest layer
@@ -219,24 +218,20 @@ class NVAEConfig(ModelConfig):
         self._check_resolution()
         self._check_channels()
         if self.plain_vae and (self.number_of_scales, self.initial_splits_per_scale) != (1, 1):
-            raise InvalidValueError("plain_vae", True, "False for a model of several latent groups")
+            self.refuse("plain_vae", "False for a model of several latent groups")
         cells, blocks = self.num_cells_per_block_prepost, self.num_blocks_prepost
         per_group = self.cells_per_split_enc + self.cells_per_input_dec + 2 * self.num_flows
         total = sum(groups_per_scale(self)) * per_group + blocks * (cells.encoder + cells.decoder)
         if total > MAX_CELLS:
-            raise InvalidValueError(
-                "initial_splits_per_scale",
-                self.initial_splits_per_scale,
-                f"a network of at most {MAX_CELLS} cells; these groups, flows and blocks have {total}",
-            )
+            allowed = f"a network of at most {MAX_CELLS} cells; these groups, flows and blocks have {total}"
+            self.refuse("initial_splits_per_scale", allowed)
         return self
 
     def _check_resolution(self) -> None:
         side, downsamplings = self.input_dimension + 2 * self.padding, _downsamplings(self)
         if side % 2**downsamplings:
-            raise InvalidValueError(
+            self.refuse(
                 "input_dimension",
-                self.input_dimension,
                 f"a multiple of {2**downsamplings}{', with the padding' if self.padding else ''}: num_blocks_prepost "
                 f"{self.num_blocks_prepost} and number_of_scales {self.number_of_scales} downsample {downsamplings} "
                 "times",
@@ -246,27 +241,19 @@ class NVAEConfig(ModelConfig):
         towers, multiplier, blocks = self.channel_towers, self.channel_multiplier, self.num_blocks_prepost
         downsamplings = _downsamplings(self)
         if (widest := max(towers.encoder, towers.decoder) * multiplier**downsamplings) > MAX_WIDTH:
-            raise InvalidValueError(
-                "channel_multiplier",
-                multiplier,
-                f"at most {MAX_WIDTH} channels at the coarsest scale; these settings give {widest}",
-            )
+            allowed = f"at most {MAX_WIDTH} channels at the coarsest scale; these settings give {widest}"
+            self.refuse("channel_multiplier", allowed)
         # Every downsampling skip gives a quarter of its channels to each of four convolutions.
         if downsamplings and (towers.encoder * multiplier) % 4:
-            raise InvalidValueError(
-                "channel_towers.encoder",
-                towers.encoder,
-                f"a number that divides by 4 when multiplied by channel_multiplier {multiplier}",
-            )
+            allowed = f"a number that divides by 4 when multiplied by channel_multiplier {multiplier}"
+            self.refuse("channel_towers.encoder", allowed)
         if self.arch_instance == "mbconv_den":
             # The resolutions that have cells with grouped convolutions, as a number of downsamplings.
             first = 0 if self.postprocess_upsample == "first" and self.num_cells_per_block_prepost.decoder > 1 else 1
             for tower, counts in (("encoder", range(blocks)), ("decoder", range(first, blocks + 1))):
                 channels = getattr(towers, tower)
                 if blocks and any(3 * channels * multiplier**i % 8 for i in counts):
-                    raise InvalidValueError(
-                        f"channel_towers.{tower}", channels, "a multiple of 8, for the 8 groups of mbconv_den"
-                    )
+                    self.refuse(f"channel_towers.{tower}", "a multiple of 8, for the 8 groups of mbconv_den")
 
     @classmethod
     def prepare_override(cls, data: dict[str, Any], key: str, value: Any) -> None:

@@ -6,7 +6,6 @@ forward pass, for a regularizer and for an importer.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -14,6 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.utils import parametrize
+
+from nvae.models.distributions import full_precision
 
 Normalization = Literal["none", "linear", "exponential", "spectral"]
 FIRST_POWER_ITERATIONS = 20
@@ -123,8 +124,7 @@ class SpectralNorm(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         matrix = weight_matrix(weight)
-        device = weight.device.type
-        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+        with full_precision(weight):
             if self.training:
                 self._iterate(matrix.detach())
             # Copies: a later use iterates in the buffers before the gradient has used these values.

@@ -25,20 +25,13 @@ from nvae.models.nvae.regularization import (
 
 def nvae_levels(config: NVAEConfig) -> list[Level]:
     """Return the levels of the hierarchy, top first."""
-    side = config.input_dimension + 2 * config.padding
-    finest_first = [
-        Level(
-            groups=groups,
-            resolution=side // 2 ** (config.num_blocks_prepost + scale),
-            encoder_channels=config.channel_towers.encoder
-            * config.channel_multiplier ** (config.num_blocks_prepost + scale),
-            decoder_channels=config.channel_towers.decoder
-            * config.channel_multiplier ** (config.num_blocks_prepost + scale),
-            latent_size=config.latent_size,
-        )
-        for scale, groups in enumerate(groups_per_scale(config))
-    ]
-    return finest_first[::-1]
+    side, towers = config.input_dimension + 2 * config.padding, config.channel_towers
+    levels = []
+    for downsamplings, groups in enumerate(groups_per_scale(config), config.num_blocks_prepost):
+        widening = config.channel_multiplier**downsamplings
+        encoder, decoder = towers.encoder * widening, towers.decoder * widening
+        levels.append(Level(groups, side // 2**downsamplings, encoder, decoder, config.latent_size))
+    return levels[::-1]
 
 
 class NVAE(HierarchicalVAE):
@@ -48,12 +41,9 @@ class NVAE(HierarchicalVAE):
         levels = nvae_levels(config)
         super().__init__(config, levels, build_likelihood(config))
         self.padding = config.padding
-        groups: list[NVAEGroup] = []
-        above: Level | None = None
-        for level in levels:
-            for _ in range(level.groups):
-                groups.append(NVAEGroup(config, level, above))
-                above = level
+        of_groups = [level for level in levels for _ in range(level.groups)]
+        pairs = zip(of_groups, [None, *of_groups[:-1]], strict=True)
+        groups = [NVAEGroup(config, level, above) for level, above in pairs]
         draw = {"normal": torch.randn, "uniform": torch.rand}[config.initial_constant]
         constant = draw(1, state_channels(config, levels[0]), levels[0].resolution, levels[0].resolution)
         self.encoder = Encoder(config, levels)
@@ -165,16 +155,14 @@ class NVAEGroup(LatentGroup):
         self.residual_posterior = config.residual_posterior
         normalization, flow_normalization, options, types = building_blocks(config)
         channels, latents = level.decoder_channels, level.latent_size
-        cells: list[nn.Module] = []
-        if above is not None and above is not level:
-            cells.append(types.decoder(above.decoder_channels, channels, options, "upsample"))
-        if above is not None:
-            cells += [types.decoder(channels, channels, options) for _ in range(config.cells_per_input_dec)]
-        self.cells = CellStack(*cells)
         if above is None:
-            self.prior_head = None
-            self.encoder_combiner = None
+            self.cells, self.prior_head, self.encoder_combiner = CellStack(), None, None
         else:
+            cells: list[nn.Module] = []
+            if above is not level:
+                cells.append(types.decoder(above.decoder_channels, channels, options, "upsample"))
+            cells += [types.decoder(channels, channels, options) for _ in range(config.cells_per_input_dec)]
+            self.cells = CellStack(*cells)
             self.prior_head = normalized(nn.Conv2d(channels, 2 * latents, 1), normalization)
             self.encoder_combiner = normalized(nn.Conv2d(channels, level.encoder_channels, 1), normalization)
         self.posterior_head = normalized(nn.Conv2d(level.encoder_channels, 2 * latents, 3, padding=1), normalization)

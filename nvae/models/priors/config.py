@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from nvae.schema import ModelConfig
-from nvae.system.errors import InvalidValueError
 
 NoiseSchedule = Literal["linear", "cosine"]
 Parametrization = Literal["eps", "v"]
@@ -51,22 +50,12 @@ class TopPriorConfig(ModelConfig):
     @model_validator(mode="after")
     def _consistent_prior(self) -> TopPriorConfig:
         if self.diffusion_min_gamma >= self.diffusion_max_gamma:
-            raise InvalidValueError(
-                "diffusion_min_gamma",
-                self.diffusion_min_gamma,
-                f"less than diffusion_max_gamma, {self.diffusion_max_gamma:g}",
-            )
+            self.refuse("diffusion_min_gamma", f"less than diffusion_max_gamma, {self.diffusion_max_gamma:g}")
         if self.unet_channels % self.unet_attention_heads:
-            raise InvalidValueError(
-                "unet_attention_heads",
-                self.unet_attention_heads,
-                f"a divisor of unet_channels, {self.unet_channels}",
-            )
+            self.refuse("unet_attention_heads", f"a divisor of unet_channels, {self.unet_channels}")
         return self
 
     def check_diffusion_prior(self, key: str, side: int) -> None:
         """Raise InvalidValueError for a diffusion prior of z of side x side whose group norms would see one number."""
         if self.unet_channels == UNET_GROUPS and side == 1:
-            raise InvalidValueError(
-                key, getattr(self, key), f"unet_channels of at least {2 * UNET_GROUPS} for a latent group of 1 x 1"
-            )
+            self.refuse(key, f"unet_channels of at least {2 * UNET_GROUPS} for a latent group of 1 x 1")

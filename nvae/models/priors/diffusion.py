@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from nvae.models.distributions import Distribution, at_least_float32, sum_per_image
+from nvae.models.hierarchy import GroupInfo
 from nvae.models.priors.config import NoiseSchedule, Parametrization, TopPriorConfig
 from nvae.models.priors.unet import UNet
 from nvae.system.seeds import seeded
@@ -87,9 +88,6 @@ class DiffusionPrior(nn.Module):
     bounded: z is about inside [-1, 1], and the sampler clamps its predictions of z.
     """
 
-    is_bound: ClassVar[bool] = True
-    shared_draws: ClassVar[int] = 0
-
     def __init__(self, config: TopPriorConfig, shape: tuple[int, int, int], bounded: bool) -> None:
         super().__init__()
         self.shape, self.steps, self.bounded = shape, config.diffusion_steps, bounded
@@ -99,6 +97,10 @@ class DiffusionPrior(nn.Module):
         self.unet = UNet(
             shape[0], config.unet_channels, config.unet_blocks, config.unet_attention_heads, config.unet_dropout
         )
+
+    @property
+    def info(self) -> GroupInfo:
+        return GroupInfo(bound=self)
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -151,6 +153,11 @@ class DiffusionPrior(nn.Module):
         )
         start = z.new_full((len(z),), 0.5 * math.prod(self.shape) * (LOG_2PI + self.schedule.lowest + 1))
         return Losses(start, diffusion / terms, self._end_term(z))
+
+    def published_log_prob(self, z: Tensor, noise: Tensor) -> Tensor:
+        """Return log p(z) as published: a noisy L_0, and the times 1/S, 2/S, ..., 1. No bound. noise: (B, M)."""
+        drawn = self.split_noise(noise)
+        return self.losses(z, drawn, uniform_times=False)._replace(start=self.noisy_start(drawn)).log_prob
 
     def noisy_start(self, noise: DrawnNoise) -> Tensor:
         """Return L_0 at one draw of its noise, (B,), as the published program computes it."""
@@ -209,18 +216,9 @@ class DiffusionDistribution(Distribution):
         return z
 
     def log_prob(self, z: Tensor, noise: Tensor | None = None) -> Tensor:
-        return self.prior.losses(z, self._drawn(noise)).log_prob
-
-    def published_log_prob(self, z: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Return `log_prob` as published: a noisy L_0, and the times 1/S, 2/S, ..., 1. No bound."""
-        drawn = self._drawn(noise)
-        losses = self.prior.losses(z, drawn, uniform_times=False)
-        return losses._replace(start=self.prior.noisy_start(drawn)).log_prob
-
-    def _drawn(self, noise: Tensor | None) -> DrawnNoise:
         if noise is None:
             raise ValueError("the bound of a diffusion prior needs the noise of the posterior pass")
-        return self.prior.split_noise(noise)
+        return self.prior.losses(z, self.prior.split_noise(noise)).log_prob
 
     def noise_factor(self, temperature: float) -> float:
         return math.sqrt(temperature)

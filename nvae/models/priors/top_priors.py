@@ -4,43 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from nvae.models.distributions import DiagonalNormal, Distribution, NormalMixture
-from nvae.models.hierarchy import LatentGroup
+from nvae.models.distributions import DiagonalNormal, NormalMixture
+from nvae.models.hierarchy import GroupInfo, LatentGroup
 from nvae.models.priors.config import TopPriorConfig
 from nvae.models.priors.diffusion import DiffusionPrior
 
 Shape = tuple[int, int, int]
 
 
-class TopPrior(Protocol):
-    """A module that returns p(z) for a batch.
-
-    is_bound: whether log_prob is a lower bound of the log density in expectation over its noise. components: of a
-    vampprior, the posteriors of its pseudo-inputs as the family computes them, mu and sigma (B, M, *shape).
-    """
-
-    is_bound: ClassVar[bool]
-    shared_draws: ClassVar[int]  # see LatentGroup
-
-    @property
-    def noise_shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def posterior_noise_shape(self) -> tuple[int, ...]: ...
-
-    def __call__(self, batch_size: int, *components: Tensor) -> Distribution: ...
-
-
 class SimplePrior(nn.Module):
     """The base class of priors with an exact log density, for z of a shape (C, H, W)."""
 
-    is_bound: ClassVar[bool] = False
-    shared_draws: ClassVar[int] = 0
+    info = GroupInfo()
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -83,11 +62,11 @@ class GaussianPrior(SimplePrior):
 class MixtureShaped(SimplePrior):
     """The base class of mixtures: a sample also needs the two draws that choose its component."""
 
-    shared_draws: ClassVar[int] = 2
+    info = GroupInfo(shared_draws=2)
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        return 1 + self.shared_draws, *self.shape
+        return 1 + self.info.shared_draws, *self.shape
 
 
 class MixturePrior(MixtureShaped):
@@ -105,7 +84,10 @@ class MixturePrior(MixtureShaped):
 
 
 class VampPrior(MixtureShaped):
-    """The mixture of the posteriors of M learned pseudo-inputs, all of one weight (Tomczak and Welling 2018)."""
+    """The mixture of the posteriors of M learned pseudo-inputs, all of one weight (Tomczak and Welling 2018).
+
+    The family computes the posteriors: `components_of` the posterior of `images`, mu and sigma (B, M, *shape).
+    """
 
     def __init__(self, shape: Shape, components: int, image_shape: Shape) -> None:
         super().__init__(shape)
@@ -121,6 +103,9 @@ class VampPrior(MixtureShaped):
         return NormalMixture(log_weights, mu, sigma)
 
 
+TopPrior = SimplePrior | DiffusionPrior  # a module that returns p(z) for a batch size
+
+
 def build_top_prior(config: TopPriorConfig, name: str, shape: Shape, bounded: bool) -> TopPrior:
     """Build the prior `name` for z of a shape (C, H, W). bounded: z is about inside [-1, 1]."""
     if name == "standard":
@@ -132,9 +117,7 @@ def build_top_prior(config: TopPriorConfig, name: str, shape: Shape, bounded: bo
     if name == "vampprior":
         image_shape = (config.image_channels, config.input_dimension, config.input_dimension)
         return VampPrior(shape, config.prior_components, image_shape)
-    if name == "diffusion":
-        return DiffusionPrior(config, shape, bounded)
-    raise ValueError(name)
+    return DiffusionPrior(config, shape, bounded)
 
 
 def components_of(posterior: DiagonalNormal, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -157,22 +140,13 @@ class TopPriorGroup(LatentGroup):
     top_prior: TopPrior
 
     @property
+    def info(self) -> GroupInfo:
+        return self.top_prior.info
+
+    @property
     def noise_shape(self) -> tuple[int, ...]:
         return self.top_prior.noise_shape
 
     @property
     def posterior_noise_shape(self) -> tuple[int, ...]:
         return self.top_prior.posterior_noise_shape
-
-    @property
-    def prior_is_bound(self) -> bool:
-        return self.top_prior.is_bound
-
-    @property
-    def shared_draws(self) -> int:
-        return self.top_prior.shared_draws
-
-    def set_bound_terms(self, terms: int) -> None:
-        if not self.prior_is_bound:
-            raise NotImplementedError
-        self.top_prior.evaluation_terms = terms

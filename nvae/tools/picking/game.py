@@ -103,44 +103,27 @@ class Picking:
         seeds = [self.seeds[number - 1] for number in numbers]
         count = len(set(self.picks) ^ set(seeds))
         if count > self.winners:
-            return f"{len(self.picks)} of {self.winners} are picked: got {len(numbers)} more. Unpick some first."
-        for number in sorted(numbers, key=lambda number: self.seeds[number - 1] not in self.picks):  # unpick first
-            self.toggle_pick(number - 1)
+            return (
+                f"{len(self.picks)} of {self.winners} are picked: got {len(numbers)} more. Unpick some, or press Enter."
+            )
+        for seed in sorted(seeds, key=lambda seed: seed not in self.picks):  # unpick first
+            self._toggle(self.picks, seed)
         return self.go_on() if go_on else ""
 
     def _place_all(self, numbers: list[int]) -> str:
         for number in numbers:
-            self._remember()
-            self._toggle_place(number - 1)
+            self._toggle(self.placed, number - 1)
         missing = len(self.picks) - len(self.placed)
         if not missing:
             return self.finish()
         return f"{missing} without a place follow as picked: press Enter to accept, or name more."
 
-    def toggle_pick(self, cell: int) -> str:
-        """Pick a cell of the current batch, or unpick it; return a message if no more can be picked."""
-        seed = self.seeds[cell]
-        if seed not in self.picks and self.full:
-            return f"{self.winners} of {self.winners} are picked: unpick one first, or press Enter."
+    def _toggle(self, chosen: list[int], item: int) -> None:
         self._remember()
-        if seed in self.picks:
-            self.picks.remove(seed)
+        if item in chosen:
+            chosen.remove(item)
         else:
-            self.picks.append(seed)
-        return ""
-
-    def toggle_place(self, pick: int) -> None:
-        """While ordering: give a pick the next place, or take its place away; the last place ends the game."""
-        self._remember()
-        self._toggle_place(pick)
-        if len(self.placed) == len(self.picks):
-            self.finish()
-
-    def _toggle_place(self, pick: int) -> None:
-        if pick in self.placed:
-            self.placed.remove(pick)
-        else:
-            self.placed.append(pick)
+            chosen.append(item)
 
     def go_on(self) -> str:
         """Show the next batch, or begin the ordering once all winners are picked."""

@@ -13,10 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from nvae.data.pictures.metadata import read_metadata, save_picture
-from nvae.inference.arguments import with_context
-from nvae.inference.sampling import Pixels, Sampler
+from nvae.inference.arguments import with_number_above_scales
+from nvae.inference.sampling import Sampler
 from nvae.inference.statistics_cache import StatisticsCache
 from nvae.models.hierarchy import HierarchicalVAE
+from nvae.schema.choices import Pixels
 from nvae.system.errors import UserError
 from nvae.system.files import WriteError, atomic_write, unused_path
 from nvae.system.progress import Progress
@@ -27,7 +28,7 @@ MAX_ITERATIONS = 100_000
 MAX_PICKS = 10_000
 
 Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-PerScale = Annotated[list[Factor], Field(min_length=1, max_length=100)]  # one number, or one per scale, context first
+Factors = Annotated[list[Factor], Field(min_length=1, max_length=1000)]  # one, or one per scale or latent group
 
 
 class Pick(BaseModel):
@@ -38,7 +39,7 @@ class Pick(BaseModel):
     model: str  # path of the file
     weights: str  # their digest
     seed: Annotated[int, Field(ge=0)]
-    temperature: PerScale
+    temperature: Factors
     iterations: Annotated[int, Field(ge=0, le=MAX_ITERATIONS)]  # of the batch-norm recalibration
     statistics: str | None  # digest of the recalibrated statistics; None without iterations
 
@@ -51,7 +52,7 @@ class Selection(BaseModel):
     format: Literal["cherry-picked samples"] = "cherry-picked samples"
     version: Literal[1] = 1
     pixels: Pixels = "mean"
-    scale_noise: PerScale = [1.0]
+    scale_noise: Factors = [1.0]
     cells: Annotated[list[Pick], Field(max_length=MAX_PICKS)] = []
 
     def save(self, path: Path) -> None:
@@ -81,7 +82,7 @@ class Selection(BaseModel):
         models = {path: open_model(path) for path in {pick.model for pick in self.cells}}
         picks = []
         for pick in self.cells:
-            temperatures = with_context(models[pick.model], pick.temperature, temperature, "temperature")
+            temperatures = with_number_above_scales(models[pick.model], pick.temperature, temperature, "temperature")
             picks.append(pick.model_copy(update={"temperature": temperatures, "statistics": None}))
         return self.model_copy(update={"cells": picks})
 

@@ -14,11 +14,8 @@ from nvae.checkpoint import plain_name
 from nvae.data.pictures.metadata import as_texts
 from nvae.inference.arguments import format_values, per_group
 from nvae.inference.sampling import Sampler
-from nvae.inference.statistics_cache import StatisticsCache
-from nvae.models.hierarchy import HierarchicalVAE
 from nvae.system.errors import UserError
 from nvae.system.files import WriteError
-from nvae.system.progress import Progress
 from nvae.system.signals import hangups
 from nvae.tools.grids import Layout, grid, layout, near_square, result_name
 from nvae.tools.picking.game import Picking, View
@@ -28,36 +25,22 @@ from nvae.tools.picking.selection import Pick, Selection, reserve, save_result
 class PickingSession:
     """Draws the views of a game, and keeps its picks in a JSON file.
 
-    model_path, temperature (one number or one per scale), iterations: of the samples. settings: how they are shown, a
-    selection without picks. out: the folder of the JSON file and the result, or the name of the .png file. progress: as
-    in nvae.system.progress.
-    Raises UserError.
+    sampler: of the samples, with a cache. model_path: its file. settings: how samples are shown, a selection without
+    picks. out: the folder of the JSON file and the result, or the name of the .png file. Raises UserError.
     """
 
-    def __init__(
-        self,
-        model: HierarchicalVAE,
-        model_path: str,
-        temperature: list[float],
-        iterations: int,
-        picking: Picking,
-        settings: Selection,
-        out: Path,
-        progress: Progress = False,
-    ) -> None:
-        self.picking, self.settings, self.progress = picking, settings, progress
-        per_group(model, settings.scale_noise, "scale of the noise")  # refuse a wrong count before the work
-        cache = StatisticsCache(model, model_path)
-        self.sampler = Sampler(model, temperature, iterations, cache, progress=progress)
+    def __init__(self, sampler: Sampler, model_path: str, picking: Picking, settings: Selection, out: Path) -> None:
+        self.sampler, self.picking, self.settings = sampler, picking, settings
+        per_group(sampler.model, settings.scale_noise, "scale of the noise")  # refuse a wrong count before the work
         self.pick = Pick(  # everything but the seed is the same for all picks
             model=as_texts({"model": model_path})["model"],
-            weights=cache.weights,
+            weights=sampler.cache.weights,
             seed=picking.first_seed,
-            temperature=temperature,
-            iterations=iterations,
+            temperature=sampler.temperature,
+            iterations=sampler.iterations,
             statistics=None,
         )
-        name = result_name("cherry", plain_name(model_path), f"temperature{format_values(temperature, '-')}")
+        name = result_name("cherry", plain_name(model_path), f"temperature{format_values(sampler.temperature, '-')}")
         self.record = reserve(out, name)
         self.saved = settings
         self.images: dict[int, Tensor] = {}
@@ -94,7 +77,9 @@ class PickingSession:
         if not selection.cells:
             return None
         try:
-            return save_result(selection, self.record, lambda path: self.sampler.model, show_seeds, self.progress)
+            return save_result(
+                selection, self.record, lambda path: self.sampler.model, show_seeds, self.sampler.progress
+            )
         except UserError as error:
             seeds = ", ".join(str(pick.seed) for pick in selection.cells)
             raise UserError(f"{error} The picked seeds are {seeds}.") from error

@@ -10,14 +10,15 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from nvae.data.pictures.metadata import save_picture
+from nvae.schema.choices import Inline
 from nvae.system.errors import UserError
-from nvae.tools.display import Inline, inline
+from nvae.tools.display import inline
 from nvae.tools.grids import Layout
 from nvae.tools.picking.game import MAX_DIGIT_CELLS, Picking, View
 
@@ -31,9 +32,7 @@ WINDOW_KEYS = "click: as its number; Space, Right: as Enter"
 # ---------------------------------------------------------------------------------------------- at the prompt
 
 
-def pick_at_prompt(
-    picking: Picking, draw: Draw, save: Save, path: Path, protocol: Inline | Literal["none"] = "none"
-) -> None:
+def pick_at_prompt(picking: Picking, draw: Draw, save: Save, path: Path, protocol: Inline = "none") -> None:
     """Save each view as PNG at `path`, show it in the terminal by a protocol, and read answers from standard input.
 
     The end of the input counts as q.
@@ -155,8 +154,6 @@ class PickingWindow:
             return
         elif cells > MAX_DIGIT_CELLS:
             self.typed += key
-        elif self.picking.stage == "ordering" and key != "0":
-            self.toggle(int(key) - 1)
         else:
             self.answer(key)
 
@@ -165,16 +162,7 @@ class PickingWindow:
         if not self.outdated() and event.inaxes is self.axes and event.button == 1 and not event.dblclick:
             cell = self.layout.cell_at(event.xdata, event.ydata, len(self.shown.seeds))
             if cell is not None:
-                self.toggle(cell)
-
-    def toggle(self, cell: int) -> None:
-        """Pick or unpick a cell; while ordering, give it the next place or take the place away."""
-        message = ""
-        if self.picking.stage == "picking":
-            message = self.picking.toggle_pick(cell)
-        elif cell < len(self.picking.picks):
-            self.picking.toggle_place(cell)
-        self.message = self.save() or message
+                self.answer(str(cell + 1))
 
     def answer(self, text: str) -> None:
         """Take an answer as at the prompt."""

@@ -24,7 +24,7 @@ from nvae.system.files import previous_path
 from nvae.training.loggers import EVENTS_FILE, METRICS_FILE, is_event, read_events, read_metrics
 from nvae.training.loggers import FOLDER as RUNS
 from nvae.training.metrics import COLLAPSED_KL
-from nvae.training.state import Progress, find_mismatch
+from nvae.training.position import COUNTS, whole_number
 
 if TYPE_CHECKING:
     from nvae.training.trainer import Trainer
@@ -194,8 +194,8 @@ def read_run(name: str, root: Path = Path("."), saved: Saved | None = None) -> R
 
 def record_of(trainer: Trainer, name: str, root: Path) -> RunRecord:
     """Return the record of a training in progress. root: the folder with runs/."""
-    progress = trainer.progress
-    position = Position(progress.step, trainer.epoch, progress.images_seen, progress.skipped_steps)
+    now = trainer.position
+    position = Position(now.step, now.in_epochs, now.images_seen, now.skipped_steps)
     return read_run(name, root, Saved(trainer.config, trainer.metadata, position, groups=group_names(trainer.model)))
 
 
@@ -210,10 +210,11 @@ def saved_in(path: Path) -> tuple[Saved, list[str]]:
     metadata, training = content["metadata"], content.get("training")
     if training is None:
         return Saved(content["config"], metadata), []
-    progress, counts = training.get("progress"), Progress().state_dict()
-    if isinstance(progress, dict):  # earlier versions counted more
-        progress = {key: value for key, value in progress.items() if key in counts}
-    if find_mismatch(progress, counts, "progress"):
+    progress = training.get("progress")
+    try:
+        for count in COUNTS:
+            whole_number(progress, count)
+    except (ValueError, TypeError, KeyError):
         return Saved(content["config"], metadata), [f"{path} has a damaged training state: its position is not known."]
     epoch, image = progress["epoch"], progress["image"]
     if epoch and progress["images_seen"] > image:  # all complete epochs so far have the same number of images
@@ -222,7 +223,7 @@ def saved_in(path: Path) -> tuple[Saved, list[str]]:
     history = training.get("history")
     pairs = history.get("validations") if isinstance(history, dict) else None
     pairs = pairs if isinstance(pairs, list) else []
-    validations = tuple(Validation(*pair, None) for pair in pairs if not find_mismatch(pair, (0.0, 0.0), ""))
+    validations = tuple(Validation(*pair, None) for pair in pairs if _are_numbers(pair, 2))
     return Saved(content["config"], metadata, position, validations), []
 
 
@@ -259,10 +260,16 @@ def _read_metrics(record: RunRecord, saved: Saved | None) -> None:
         for line in validated
     ] or list(saved.validations if saved else ())
     kl = saved.metadata.get("kl_per_group") if saved else None
-    if not (isinstance(kl, list) and find_mismatch(kl, [0.0] * len(record.groups), "") is None):
+    if not _are_numbers(kl, len(record.groups)):
         lists = (line.get("validation_kl_per_group", line.get("kl_per_group")) for line in reversed(record.metrics))
         kl = next(filter(None, lists), [])
     record.kl_per_group = kl
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    """Return whether a value of a file is a list of `count` finite numbers."""
+    is_list = isinstance(values, list | tuple) and len(values) == count
+    return is_list and all(isinstance(value, float) and math.isfinite(value) for value in values)
 
 
 def _read_events(record: RunRecord, metadata: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from nvae.data import sources
-from nvae.data.downloads import SourceFile
 from nvae.system.errors import UserError
 
 IDX_SETS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
@@ -81,14 +80,13 @@ def test_mnist_validation_images_are_training_images(files, images, load):
 
 
 @pytest.mark.parametrize("name", IDX_SETS)
-def test_idx_set_is_downloaded_once(set_folder, images, load, server, monkeypatch, name):
-    published = sources.SOURCES[name](None)
+def test_idx_set_is_downloaded_once(set_folder, images, load, server, accept, name):
+    published = sources.SOURCES[name]
     content = {part: gzip.compress(idx(images[key])) for part, key in (("training", "train"), ("test", "t10k"))}
     server.files = {published[part].url: content[part] for part in published}
-    with pytest.raises(UserError, match="another file"):
+    with pytest.raises(UserError, match="MD5"):
         load(name)
-    unchecked = {part: file._replace(md5="") for part, file in published.items()}
-    monkeypatch.setitem(sources.SOURCES, name, lambda dataset: unchecked)
+    accept()
     server.requests.clear()
     for _ in range(2):
         assert len(load(name, input_dimension=28).validation) == 3
@@ -118,18 +116,8 @@ def emnist(images):
     return buffer.getvalue()
 
 
-@pytest.fixture
-def unchecked(monkeypatch):
-    """Accept the archive of the test instead of the published one."""
-    original = sources.SOURCES["emnist"]
-
-    def files(dataset) -> dict[str, SourceFile]:
-        return {part: file._replace(md5="") for part, file in original(dataset).items()}
-
-    monkeypatch.setitem(sources.SOURCES, "emnist", files)
-
-
-def test_emnist_images_are_upright(set_folder, images, emnist, load, unchecked):
+def test_emnist_images_are_upright(set_folder, images, emnist, load, accept):
+    accept()
     set_folder.mkdir()
     (set_folder / "gzip.zip").write_bytes(emnist)
     data = load("emnist", input_dimension=28)
@@ -137,7 +125,8 @@ def test_emnist_images_are_upright(set_folder, images, emnist, load, unchecked):
     assert torch.equal(data.validation[:, 0], torch.from_numpy(images["t10k"]))
 
 
-def test_emnist_versions_come_from_one_download(images, emnist, load, server, unchecked):
+def test_emnist_versions_come_from_one_download(images, emnist, load, server, accept):
+    accept()
     url = "https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip"
     server.files[url] = emnist
     for version, count in (("balanced", 7), ("letters", 5)):

@@ -1,11 +1,12 @@
 import io
+import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 
-from nvae.data.loaders import npz as npz_module
+from nvae.data import arrays as arrays_module
 from nvae.data.loaders.npz import load_npz
 from nvae.system.errors import UserError
 
@@ -102,7 +103,7 @@ def test_npz_chunks_have_no_effect(tmp_path, images, load, monkeypatch):
     np.savez(tmp_path / "a.npz", images)
     at_once = load()
     for num_bytes in (1, 3 * 8 * 8 * 7):
-        monkeypatch.setattr(npz_module, "CHUNK_BYTES", num_bytes)
+        monkeypatch.setattr(arrays_module, "CHUNK_BYTES", num_bytes)
         assert load().fingerprint == at_once.fingerprint
 
 
@@ -170,6 +171,23 @@ def test_npz_declared_sizes_are_checked_before_reading(tmp_path, load, name, sha
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=str(shape[0])):
         load(name)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.npy"])
+def test_npz_header_is_bounded_before_memory_is_taken(tmp_path, load, name):
+    content = b"\x93NUMPY\x02\x00" + (2**30).to_bytes(4, "little") + b" " * 2**26
+    if name == "a.npz":
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("images.npy", content)
+    else:
+        (tmp_path / name).write_bytes(content)
+    del content
+    tracemalloc.start()
+    with pytest.raises(UserError) as raised:
+        load(name)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24 and "pickle" not in str(raised.value)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed, np.save])

@@ -45,22 +45,6 @@ def parts_of(data):
     return [grays(part) for part in (data.training, data.validation, data.test)]
 
 
-@pytest.fixture
-def unchecked(monkeypatch):
-    """A function: accept the files of the test for a data set, whatever their checksums."""
-
-    def unchecked(name):
-        original = sources.SOURCES[name]
-        monkeypatch.setitem(
-            sources.SOURCES,
-            name,
-            lambda dataset: {key: file._replace(md5="") for key, file in original(dataset).items()},
-        )
-        return original
-
-    return unchecked
-
-
 def tarred(files):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -113,9 +97,10 @@ def test_celeba_of_another_size_is_not_cropped(set_folder, load):
     assert parts_of(load("celeba")) == [[0], [10], [10]]
 
 
-def test_celeba_is_downloaded_once(load, server, celeba, unchecked):
+def test_celeba_is_downloaded_once(load, server, celeba, accept):
     pictures, partition = celeba
-    published = unchecked("celeba")(None)
+    accept()
+    published = sources.SOURCES["celeba"]
     urls = [published[key].url for key in ("pictures", "partition")]
     server.files = dict(zip(urls, (zipped(pictures), partition), strict=True))
     for _ in range(2):
@@ -182,8 +167,8 @@ def test_tiny_imagenet_reads_the_three_folders(set_folder, load):
     assert parts_of(load("tiny_imagenet")) == [[0, 20, 10, 30], [100], [200]]
 
 
-def test_tiny_imagenet_is_downloaded_once(load, server, unchecked):
-    unchecked("tiny_imagenet")
+def test_tiny_imagenet_is_downloaded_once(load, server, accept):
+    accept()
     url = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
     names = ("train/n0/images/0.JPEG", "val/images/0.JPEG", "test/images/0.JPEG")
     server.files[url] = zipped({f"tiny-imagenet-200/{name}": picture(7) for name in names})
@@ -201,8 +186,8 @@ def test_imagenet_reads_folders_of_classes(set_folder, load):
     assert len(held_out.training) == 1 and grays(held_out.test) == [3]
 
 
-def test_imagenet_unpacks_the_official_archives(set_folder, load, unchecked):
-    unchecked("imagenet")
+def test_imagenet_unpacks_the_official_archives(set_folder, load, accept):
+    accept()
     set_folder.mkdir()
     classes = {f"n0{i}.tar": tarred({f"n0{i}_1.JPEG": picture(i)}) for i in range(2)}
     (set_folder / "ILSVRC2012_img_train.tar").write_bytes(tarred(classes))
@@ -247,9 +232,10 @@ def test_dtd_reads_the_lists_of_a_partition(set_folder, load):
     assert parts_of(load("dtd", {"partition": 2})) == [[10, 20], [30, 40], [50, 0]]
 
 
-def test_dtd_without_lists_is_downloaded_again(set_folder, load, server, unchecked):
+def test_dtd_without_lists_is_downloaded_again(set_folder, load, server, accept):
     (set_folder / "dtd" / "dtd" / "labels").mkdir(parents=True)
-    url = unchecked("dtd")(None)["pictures"].url
+    accept()
+    url = sources.SOURCES["dtd"]["pictures"].url
     lists = {f"dtd/labels/{part}1.txt": b"banded/banded_1.jpg" for part in ("train", "val", "test")}
     server.files[url] = tarred(lists | {"dtd/images/banded/banded_1.jpg": picture(5)})
     assert parts_of(load("dtd")) == [[5], [5], [5]]

@@ -5,7 +5,7 @@ import torch
 
 from nvae.evaluation.quality import copies as module
 from nvae.evaluation.quality.copies import find_copies, thumbnails
-from nvae.inference.arguments import ArgumentError
+from nvae.system.errors import InvalidValueError
 
 
 @pytest.fixture
@@ -64,5 +64,5 @@ def test_equal_training_images_give_no_division_by_zero():
 
 
 def test_one_training_image_is_refused(training):
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         find_copies(training[:3], training[:1])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nvae.evaluation.quality.distances import FeatureStatistics, blocks, frechet_distance, kernel_distance
-from nvae.inference.arguments import ArgumentError
+from nvae.system.errors import InvalidValueError
 
 
 @pytest.fixture
@@ -114,12 +114,12 @@ def test_kernel_distance_grows_with_the_shift(features):
 
 @pytest.mark.parametrize("shape", [(1, 4), (8,), (0, 4)])
 def test_too_few_features_are_refused(shape):
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         FeatureStatistics.of(torch.zeros(shape))
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         kernel_distance(torch.zeros(shape), torch.zeros(4, 4))
 
 
 def test_statistics_of_other_dimensions_are_refused(features):
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         frechet_distance(FeatureStatistics.of(features[0]), FeatureStatistics.of(features[0][:, :5]))

@@ -5,7 +5,7 @@ import torch
 
 from nvae.evaluation.quality import manifolds as module
 from nvae.evaluation.quality.manifolds import manifolds
-from nvae.inference.arguments import ArgumentError
+from nvae.system.errors import InvalidValueError
 
 
 def test_equal_sets(generator):
@@ -60,5 +60,5 @@ def test_several_numbers_of_neighbors_are_those_of_one(generator):
 
 @pytest.mark.parametrize(("real", "samples"), [(5, 50), (50, 5)])
 def test_sets_no_larger_than_the_number_of_neighbors_are_refused(real, samples):
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         manifolds(torch.rand(real, 2), torch.rand(samples, 2), (5,))

@@ -20,9 +20,8 @@ from nvae.evaluation.quality.measure import (
 )
 from nvae.evaluation.quality.path_length import NamedDistance
 from nvae.evaluation.quality.report import report, to_dict
-from nvae.inference.arguments import ArgumentError
 from nvae.inference.sampling import Sampler
-from nvae.system.errors import UserError
+from nvae.system.errors import InvalidValueError, UserError
 
 SETTINGS = Settings(images=24, neighbors=(3,), pairs=6)
 
@@ -227,12 +226,12 @@ def test_missing_part_is_refused(model, data):
     ],
 )
 def test_wrong_settings_are_refused(model, data, changes):
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         measure(model, data, SETTINGS._replace(**changes))
 
 
 def test_more_neighbors_than_images_are_refused(model, data):
-    with pytest.raises(ArgumentError, match="validation images"):
+    with pytest.raises(InvalidValueError, match="validation images"):
         measure(model, data, SETTINGS._replace(neighbors=(12,)), part="validation")
 
 

@@ -13,8 +13,8 @@ from nvae.evaluation.quality.path_length import (
     squared_distance,
     trimmed_mean,
 )
-from nvae.inference.arguments import ArgumentError
 from nvae.inference.sampling import Sampler
+from nvae.system.errors import InvalidValueError
 
 
 class LinearSampler:
@@ -86,7 +86,7 @@ def test_finished_path_lengths_are_kept(make_model, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-5, 0.2, math.nan])
 def test_epsilon_out_of_range_is_refused(epsilon):
-    with pytest.raises(ArgumentError):
+    with pytest.raises(InvalidValueError):
         path_lengths(LinearSampler(1.0), {"pixels": PIXELS}, 10, [0], epsilon)
 
 
@@ -101,7 +101,7 @@ def test_moving_groups():
     assert moving_groups(4, "top") == [0]
     assert moving_groups(4, 4) == [3]
     for wrong in (0, 5):
-        with pytest.raises(ArgumentError):
+        with pytest.raises(InvalidValueError):
             moving_groups(4, wrong)
 
 

@@ -19,8 +19,8 @@ GRAY = IMAGES[:, :1]
 def hub(tmp_path, monkeypatch):
     """An empty folder of torch.hub, and a network without any host."""
 
-    def refuse(scheme, host):
-        raise ConnectionError(f"no connection to {host}")
+    def refuse(url):
+        raise ConnectionError(f"no connection to {url}")
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr(weights, "check_connection", refuse)

@@ -109,11 +109,11 @@ def test_log_variance_of_the_context_is_clamped_and_still_learned(value):
         group.log_variance.fill_(value)
     model.eval()
     clamped = max(-12.0, min(-5.0, value))
-    posterior = model(images(), model.no_posterior_noise(5)).groups[0].posterior
+    posterior = model(images(), model.no_noise(5, posterior=True)).groups[0].posterior
     assert 2 * posterior.sigma.log().max().item() == pytest.approx(clamped, abs=1e-5)
     assert group.log_variance.unique().item() == value  # evaluation changes no weight
     model.train()
-    model(images(), model.draw_posterior_noise(5)).kl.sum().backward()
+    model(images(), model.draw_noise(5, posterior=True)).kl.sum().backward()
     assert group.log_variance.unique().item() == clamped
     assert group.log_variance.grad.abs().min() > 0
 
@@ -122,16 +122,16 @@ def test_log_variance_of_the_context_is_clamped_and_still_learned(value):
 def test_image_of_the_context_is_the_pseudo_input_that_the_priors_see():
     model = build_model(make_config()).eval()
     output = model.top_down(FromNoise(model.draw_noise(2)), 2, return_states=True)
-    pseudo_input = output.states[1].state[-1]
+    pseudo_input = output.states[1].state.context
     torch.testing.assert_close(model.groups[0].image_of(output.groups[0].z), (pseudo_input + 1) / 2)
     assert model.groups[1].image_of(output.groups[1].z) is None
-    assert [group.is_context for group in model.groups] == [True, False, False]
+    assert [group.level.name for group in model.groups] == ["context", "", ""]
 
 
 def test_diffusion_prior_can_be_half_precision():
     model = build_model(make_config())
     with torch.autocast("cpu", torch.bfloat16):
-        output = model(images(), model.draw_posterior_noise(5))
+        output = model(images(), model.draw_noise(5, posterior=True))
     assert output.kl.dtype == torch.float32 and output.kl.isfinite().all()
     output.kl.sum().backward()
     assert math.isfinite(sum(p.grad.sum().item() for p in model.parameters() if p.grad is not None))

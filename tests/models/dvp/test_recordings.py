@@ -90,7 +90,7 @@ def test_posterior_pass_matches_recording(recorded, model):
     assert (losses.end - expected["L_T"]).abs().max() <= 1e-5
     assert_close(context.log_q, expected["log_q_u"])
     assert_close(context.log_p, losses.log_prob)  # the noise of the times puts them at the right ends
-    assert_close(context.log_q - context.prior.published_log_prob(context.z, noise[0]), expected["kl_u"])
+    assert_close(context.log_q - context.prior.prior.published_log_prob(context.z, noise[0]), expected["kl_u"])
     for index, group in list(output.groups.items())[1:]:
         values = {"z": group.z, "p_mu": group.prior.mu, "p_logvar": 2 * group.prior.sigma.log()}
         values |= {"q_mu": group.posterior.mu, "q_logvar": 2 * group.posterior.sigma.log()}

@@ -153,7 +153,7 @@ def test_ladder_of_any_settings_trains_and_restarts_at_a_group(changes):
     config = config_from_dict(SMALL | changes, "the test")
     model = build_model(config)
     images = torch.rand(3, config.image_channels, 8, 8, generator=torch.Generator().manual_seed(0)).round()
-    output = model(images, model.draw_posterior_noise(3, torch.Generator().manual_seed(1)))
+    output = model(images, model.draw_noise(3, torch.Generator().manual_seed(1), posterior=True))
     (-elbo_terms(output, images).elbo.mean()).backward()
     unused = {f"groups.{len(model.groups) - 1}.z_projection.{name}" for name in ("weight", "bias")}
     assert {name for name, p in model.named_parameters() if p.grad is None} == unused

@@ -116,7 +116,7 @@ def test_nvae_of_any_settings_encodes_and_decodes(make_model, make_config, chang
         for _ in range(level.groups)
     ]
     assert [tuple(feature.shape[1:]) for feature in features] == expected
-    result = model(images, model.draw_posterior_noise(len(images)))
+    result = model(images, model.draw_noise(len(images), posterior=True))
     assert result.px_z.mean().shape == images.shape
     assert result.px_z.log_prob(images).isfinite().all()
     assert (result.kl > 0).all()
@@ -129,7 +129,7 @@ def test_nvae_of_any_cells_encodes_and_decodes(make_model, arch_instance, style)
     model = make_model(arch_instance=arch_instance, style=style, channel_towers=8)
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     for training in (True, False):
-        result = model.train(training)(images, model.draw_posterior_noise(2))
+        result = model.train(training)(images, model.draw_noise(2, posterior=True))
         assert result.px_z.mean().shape == images.shape
         assert result.px_z.log_prob(images).isfinite().all()
         assert (result.kl > 0).all()
@@ -193,7 +193,7 @@ def test_inverted_cells_expand_by_six_in_groups_and_three_in_postprocessing(make
 def test_nvae_every_parameter_has_a_gradient(make_model, changes):
     model = make_model(num_flows=1, number_of_scales=3, input_dimension=16, **changes).train()
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    result = model(images, model.draw_posterior_noise(len(images), torch.Generator().manual_seed(2)))
+    result = model(images, model.draw_noise(len(images), torch.Generator().manual_seed(2), posterior=True))
     (result.kl.sum() - result.px_z.log_prob(images).sum()).backward()
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert without == []
@@ -287,7 +287,7 @@ def test_posterior_without_residual_parameters_ignores_the_prior(make_model):
         for group in model.groups:
             group.posterior_head.parametrizations.weight.original0.zero_()
             group.posterior_head.bias.zero_()
-        for index, group in model(images, model.draw_posterior_noise(2)).groups.items():
+        for index, group in model(images, model.draw_noise(2, posterior=True)).groups.items():
             if residual:
                 assert torch.equal(group.posterior.mu, group.prior.mu)
                 continue
@@ -363,7 +363,7 @@ def test_padded_model_equals_a_larger_model_on_padded_images(make_model, changes
     assert with_margin.shape == (2, 3, 8, 8)
     for ours, theirs in zip(padded.bottom_up(images), whole.bottom_up(with_margin), strict=True):
         assert torch.equal(ours, theirs)
-    noise = padded.draw_posterior_noise(2, torch.Generator().manual_seed(2))
+    noise = padded.draw_noise(2, torch.Generator().manual_seed(2), posterior=True)
     ours, theirs = padded(images, noise), whole(with_margin, noise)
     assert torch.equal(ours.kl, theirs.kl)
     inside = (..., slice(2, -2), slice(2, -2))
@@ -387,7 +387,7 @@ def test_padded_model_ignores_the_output_in_the_margin(make_model, changes):
 
     model.output.register_forward_hook(disturbed)
     for _ in range(2):
-        result = model(images, model.draw_posterior_noise(len(images), torch.Generator().manual_seed(2)))
+        result = model(images, model.draw_noise(len(images), torch.Generator().manual_seed(2), posterior=True))
         results.append((result.px_z.log_prob(images), result.px_z.mean(), result.kl))
     for first, second in zip(*results, strict=True):
         assert torch.equal(first, second)

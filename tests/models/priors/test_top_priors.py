@@ -109,7 +109,7 @@ def test_vampprior_weights_its_components_equally():
 def test_every_top_prior_trains_samples_and_inverts(keys, top_prior):
     model = build_model(config_from_dict(keys | {"top_prior": top_prior}, "the test"))
     images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)).round()
-    output = model(images, model.draw_posterior_noise(3, torch.Generator().manual_seed(1)))
+    output = model(images, model.draw_noise(3, torch.Generator().manual_seed(1), posterior=True))
     assert output.kl.shape == (3, len(model.groups))
     (-elbo_terms(output, images).elbo.mean()).backward()
     unused = {f"groups.{len(model.groups) - 1}.z_projection.{name}" for name in ("weight", "bias")}
@@ -133,7 +133,7 @@ def test_vampprior_of_the_ladder_is_the_posterior_of_its_pseudo_inputs():
     model = build_model(config_from_dict(LADDER | {"top_prior": "vampprior"}, "the test")).eval()
     pseudo = model.groups[0].top_prior.images
     prior = model.top_down(FromNoise(model.no_noise(1)), 1, return_states=True).states[0].prior
-    posterior = model(pseudo, model.no_posterior_noise(5)).groups[0].posterior
+    posterior = model(pseudo, model.no_noise(5, posterior=True)).groups[0].posterior
     torch.testing.assert_close(prior.mu[0], posterior.mu)
     torch.testing.assert_close(prior.sigma[0], posterior.sigma)
 
@@ -167,7 +167,7 @@ def test_ladder_refuses_a_diffusion_prior_of_one_number_per_channel():
 def test_standard_prior_has_a_closed_form_divergence():
     model = build_model(config_from_dict(LADDER | {"top_prior": "standard"}, "the test"))
     images = torch.rand(2, 1, 8, 8)
-    group = model(images, model.draw_posterior_noise(2)).groups[0]
+    group = model(images, model.draw_noise(2, posterior=True)).groups[0]
     mu, sigma = group.posterior.mu, group.posterior.sigma
     expected = 0.5 * (mu.square() + sigma.square() - 1 - 2 * sigma.log()).flatten(1).sum(1)
     torch.testing.assert_close(group.kl, expected)

@@ -49,7 +49,7 @@ def test_picking_a_picked_number_unpicks_it(picking):
     picking.answer("5 2 9")
     assert picking.answer("2") == ""
     assert picking.picks == [104, 108]
-    picking.toggle_pick(4)
+    picking.answer("5")
     assert picking.picks == [108]
     picking.undo()
     assert picking.picks == [104, 108]
@@ -60,7 +60,6 @@ def test_picking_full_game_waits_for_confirmation(picking):
     assert picking.stage == "picking"
     for extra in ("5", "5 6"):
         assert picking.answer(extra) != ""
-    assert picking.toggle_pick(4) != ""
     assert state(picking) == (0, [100, 101, 102, 103], [], "picking")
     assert picking.answer("5 1") == ""  # unpicks 1 before picking 5
     assert picking.picks == [101, 102, 103, 104]
@@ -137,12 +136,12 @@ def test_undo_leads_through_all_states_back_to_the_first(seed):
     states = [state(picking)]
     for _ in range(60):
         if picking.stage == "ordering" and len(picking.placed) < len(picking.picks) - 1:
-            picking.toggle_place(dice.randrange(len(picking.picks)))
+            picking.answer(str(1 + dice.randrange(len(picking.picks))))
         elif picking.stage == "ordering" or dice.random() < 0.25:
             if picking.stage == "ordering":
                 break
             picking.go_on()
-        elif picking.toggle_pick(dice.randrange(picking.batch_size)):
+        elif picking.answer(str(1 + dice.randrange(picking.batch_size))):
             continue
         if picking.stage == "done":
             break
@@ -193,10 +192,10 @@ def test_ordering_wrong_answers_change_nothing(ordering, line):
 
 
 def test_ordering_last_place_ends_the_game(ordering):
-    for pick in (3, 2, 1):
-        ordering.toggle_place(pick)
+    for number in "432":
+        ordering.answer(number)
         assert ordering.stage == "ordering"
-    ordering.toggle_place(0)
+    ordering.answer("1")
     assert (ordering.stage, ordering.picks) == ("done", [103, 102, 101, 100])
 
 

@@ -15,6 +15,7 @@ from nvae.evaluation.quality.extractors.mobilenet import load_mobilenet
 from nvae.evaluation.quality.extractors.published import load_clip, load_dinov2, load_inception, load_vgg16
 from nvae.evaluation.quality.extractors.transformations import load_self
 from nvae.inference.arguments import check_choice
+from nvae.schema.choices import ExtractorName
 from nvae.system.progress import Progress
 
 
@@ -33,7 +34,7 @@ class Request(NamedTuple):
         return bool(self.progress) and sys.stderr.isatty()
 
 
-LOADERS: dict[str, Callable[[Request], Extractor]] = {
+LOADERS: dict[ExtractorName, Callable[[Request], Extractor]] = {
     "self": lambda r: load_self(r.training_u8, r.bits, r.device, r.progress, r.file),
     "mobilenet": lambda r: load_mobilenet(r.device, r.file),
     "inception": lambda r: load_inception(r.device, r.file, r.shows_bars),
@@ -44,7 +45,7 @@ LOADERS: dict[str, Callable[[Request], Extractor]] = {
 
 
 def load_extractor(
-    name: str,
+    name: ExtractorName,
     training_u8: Tensor,
     bits: int = 8,
     device: torch.device | str = "cpu",

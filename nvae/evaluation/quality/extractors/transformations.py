@@ -100,7 +100,7 @@ def load_self(
         try:
             write_whole({"extractor": "self", **owner, "weights": weights}, path, keep_previous=False)
         except CheckpointError as error:
-            raise UserError(f"{error} {OTHER_CACHE}") from error
+            raise UserError(f"{error} {OTHER_CACHE}", *error.remedies) from error
     with torch.device("meta"):  # draws no random numbers
         network = TransformationNetwork(channels, size)
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
@@ -44,9 +43,8 @@ def obtain(
     path = weights_folder() / published.name
     if path.is_file():
         return path
-    parts = urlsplit(published.url)
     try:
-        check_connection(parts.scheme, parts.netloc)
+        check_connection(published.url)
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(published.url, str(path), published.sha256 or None, progress)
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: another digest

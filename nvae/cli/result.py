@@ -1,0 +1,73 @@
+"""The picture or animation that a command makes: its name, its metadata, where it is saved, and what is printed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from PIL.Image import Image
+from torch import Tensor
+
+from nvae.checkpoint import plain_name
+from nvae.cli.arguments import animation_format, reproduce_with_seed
+from nvae.cli.progress import with_progress
+from nvae.inference.arguments import format_values
+from nvae.tools.animation import save_animation
+from nvae.tools.display import show
+from nvae.tools.grids import is_file_name, result_name, save_result
+
+USUAL = {"pixels": "mean", "strength": 1.0, "jams": 1}  # values that are in no file name
+
+
+class Result:
+    """A result of a command. settings: all that made the result, the metadata of the file. parts: of the file's name.
+
+    `in_name` makes the parts of settings. Commands call `check_out` before they open a model.
+    """
+
+    def __init__(self, options: argparse.Namespace, settings: Mapping[str, object], *parts: str) -> None:
+        self.options, self.settings, self.name = options, settings, result_name(*parts)
+
+    def save(self, picture: Image) -> Path:
+        """Save a picture and return its path."""
+        return save_result(picture, self.options.out, self.name, self.settings)
+
+    def finish(self, picture: Image, note: str = "", seed: int | None = None) -> None:
+        """Save a picture, print its path and a note, and show it. seed: the --seed that gives the picture again."""
+        saved = self.save(picture)
+        _announce(saved, note, seed)
+        if not self.options.no_window:
+            show(picture, saved.name)
+
+    def finish_animation(self, images: Iterable[Tensor], note: str = "", seed: int | None = None) -> None:
+        """Save batches of images, settings["frames"] of them, as an animation; print as `finish` does."""
+        images = with_progress(images, self.settings["frames"], "animating")
+        saved = save_animation(images, self.options.out, self.name, animation_format(self.options), self.settings)
+        _announce(saved, note, seed)
+
+
+def _announce(saved: Path, note: str, seed: int | None) -> None:
+    print(f"{saved}{note}")
+    if seed is not None:
+        print(reproduce_with_seed(seed))
+
+
+def check_out(options: argparse.Namespace) -> None:
+    """Raise UserError if --out is the name of another kind of file than the result."""
+    animated = getattr(options, "animate", None) is not None
+    is_file_name(options.out, f".{animation_format(options)}" if animated else ".png")
+
+
+def in_name(settings: Mapping[str, object], *keys: str) -> list[str]:
+    """Return the parts of a file's name for some of the settings, such as "seed3"; none for USUAL and absent ones."""
+    return [_part(key, settings[key]) for key in keys if key in settings and settings[key] != USUAL.get(key)]
+
+
+def _part(key: str, value: object) -> str:
+    if key == "model":
+        return plain_name(value)
+    if isinstance(value, bool):
+        return key if value else ""
+    text = str(value) if isinstance(value, str | int) else format_values(value, "-")
+    return text if key == "pixels" else f"{key}{text}"

@@ -1,0 +1,120 @@
+"""Arrays of .npy and .npz files of NumPy, read in parts. No code in a file is run, and no header fills the memory."""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nvae.data.cache import new_images
+from nvae.system.errors import UserError
+from nvae.system.memory_maps import releasing
+
+CHUNK_BYTES = 2**26  # of values that are read at once
+MAX_HEADER = 10_000  # bytes, NumPy's own limit
+
+
+class StoredArray(NamedTuple):
+    """An array of a file, by what its header says."""
+
+    name: str  # of the member of an .npz file; empty for an .npy file
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: np.dtype
+    offset: int  # of the values, in bytes
+
+    def __str__(self) -> str:
+        return f"the array '{self.name}'" if self.name else "the array"
+
+
+class ArrayFile:
+    """The `arrays` of an .npz or .npy file by their names, each with as many bytes as its shape says."""
+
+    def __init__(self, path: Path, advice: str) -> None:
+        """advice: the last sentence of errors. Raises UserError for a damaged file."""
+        self.path, self._advice = path, advice
+        with self._readable():
+            with open(path, "rb") as stream:
+                self._is_zip = stream.read(2) == b"PK"
+            if self._is_zip:
+                with zipfile.ZipFile(path) as archive:
+                    sizes = {member.filename: member.file_size for member in archive.infolist()}
+                names = {name.removesuffix(".npy"): size for name, size in sizes.items() if name.endswith(".npy")}
+            else:
+                names = {"": path.stat().st_size}
+            self.arrays = {name: self._read_header(name, size) for name, size in names.items()}
+
+    def uint8(self, name: str) -> StoredArray:
+        """Return one of the arrays. Raises UserError if there is no array of this name with the type uint8."""
+        array = self.arrays.get(name)
+        if array is None or array.dtype != np.uint8:
+            found = "no such array" if array is None else f"the type {array.dtype}"
+            raise UserError(f"{self.path}: got {found}, expected an array '{name}' of uint8. {self._advice}")
+        return array
+
+    def chunks(self, array: StoredArray, rows: int) -> Iterator[np.ndarray]:
+        """Yield at most `rows` consecutive items at once of a uint8 array, in memory that the caller may change.
+
+        Of an array in Fortran order, the items are those of the transposed array. Raises UserError for a damaged file,
+        also where the values do not have the checksum.
+        """
+        count, *shape = reversed(array.shape) if array.fortran_order else array.shape
+        row_bytes = math.prod(shape)
+        rows = max(1, min(rows, CHUNK_BYTES // max(1, row_bytes)))
+        with self._readable(), self._opened(array.name) as stream:
+            stream.read(array.offset)
+            for start in range(0, count, rows):
+                length = min(rows, count - start)
+                yield np.frombuffer(bytearray(stream.read(length * row_bytes)), np.uint8).reshape(length, *shape)
+            stream.read(1)  # at the end of a member, zipfile compares the checksum
+
+    def read(self, name: str) -> Tensor:
+        """Return a uint8 array, above the memory limit in a memory-mapped file. Raises UserError."""
+        array = self.uint8(name)
+        values = new_images(*(reversed(array.shape) if array.fortran_order else array.shape))
+        start = 0
+        for chunk in releasing(self.chunks(array, CHUNK_BYTES)):
+            values[start : start + len(chunk)] = torch.from_numpy(chunk)
+            start += len(chunk)
+        return values.permute(*reversed(range(values.ndim))) if array.fortran_order else values
+
+    def _read_header(self, name: str, size: int) -> StoredArray:
+        with self._opened(name) as stream:
+            start = io.BytesIO(stream.read(MAX_HEADER))
+        is_first = np.lib.format.read_magic(start) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
+        array = StoredArray(name, *read(start), start.tell())
+        expected, got = math.prod(array.shape) * array.dtype.itemsize, size - array.offset
+        if min(array.shape, default=0) < 0 or (expected != got and not array.dtype.hasobject):
+            raise ValueError(f"{array} has {got:,} bytes, expected {expected:,} for the shape {array.shape}")
+        return array
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[BinaryIO]:
+        if self._is_zip:
+            with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as stream:
+                yield stream
+        else:
+            with open(self.path, "rb") as stream:
+                yield stream
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Turn the errors of reading the file into a UserError."""
+        try:
+            yield
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # zipfile and NumPy raise almost any exception for a damaged file
+            raise UserError(
+                f"{self.path} cannot be read ({str(error) or type(error).__name__}): not a sound .npz or .npy file. "
+                f"{self._advice}"
+            ) from error
