@@ -1,18 +1,26 @@
-# make quickstart: train on built-in pictures for some minutes, then sample.   make test: everything CI checks.
+# make quickstart: train on built-in pictures for some minutes, then sample.
+# make check: lint, types and the quick tests, in 90 seconds.   make test: everything CI checks.
 
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8
 
-.PHONY: quickstart test docs benchmark clean
+.PHONY: quickstart check test lint docs benchmark clean
 
 quickstart: .venv/installed
 	$(BIN)/python train.py quickstart
 	$(BIN)/python sample.py saved_weights/quickstart.checkpoint 0.7 20 --seed 0
 
-test: .venv/installed-for-tests
+check: lint
+	$(PYTEST) -m "not slow"
+
+test: lint
+	$(PYTEST)
+
+lint: .venv/installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n auto --maxprocesses 8
+	$(BIN)/mypy
 
 docs: .venv/installed
 	$(BIN)/python docs/make_pages.py

@@ -134,8 +134,13 @@ def interrupt(runs: Runs, process: subprocess.Popen[bytes], number: signal.Signa
     )
 
 
+def wait_for_a_moment(runs: Runs, process: subprocess.Popen[bytes], duration: float, chooser: random.Random) -> None:
+    """Wait for a random part of the duration of a run, in seconds."""
+    time.sleep(chooser.uniform(0.2, 0.9) * duration)
+
+
 def interrupted(count: int, numbers: list[signal.Signals], chooser: random.Random) -> Counter[str]:
-    """Interrupt runs at random moments; each finished run must equal its uninterrupted twin."""
+    """Interrupt runs at random moments, by each signal in turn; each finished run must equal its uninterrupted twin."""
     counts: Counter[str] = Counter()
     with new_runs() as runs:
         start = time.monotonic()
@@ -144,9 +149,9 @@ def interrupted(count: int, numbers: list[signal.Signals], chooser: random.Rando
         runs.clear()
         while counts["interruptions"] < count:
             process = runs.start()
-            time.sleep(chooser.uniform(0.2, 0.9) * duration)
+            wait_for_a_moment(runs, process, duration, chooser)
             if process.poll() is None:
-                counts += interrupt(runs, process, chooser.choice(numbers))
+                counts += interrupt(runs, process, numbers[counts["interruptions"] % len(numbers)])
                 continue
             counts["traceback"] += "Traceback" in runs.ended(process)
             if process.returncode:

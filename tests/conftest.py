@@ -8,8 +8,13 @@ import lzma
 import os
 import re
 import runpy
+import secrets
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -212,3 +217,55 @@ def command(
         return Result(exit.value.code or 0, output.out, output.err)
 
     return command
+
+
+# ----------------------------------------------------------------------------------------------- processes of their own
+
+MARK = "NVAE_TEST_PROCESS"  # an environment variable, which the children of a process inherit
+
+
+def kill_marked(mark: str) -> None:
+    """Kill every process that has the mark in its environment, also in another session or without a parent (Linux)."""
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # of another user, or just ended
+            if f"{MARK}={mark}".encode() in environment.read_bytes().split(b"\0"):
+                os.kill(int(environment.parent.name), signal.SIGKILL)
+
+
+@pytest.fixture
+def start_process(root: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """A function that starts Python with some arguments, with pipes as standard input and output.
+
+    It imports this repository's package. What still runs at the end of the test is killed, with its children, also if
+    the test fails.
+    """
+    mark, started = secrets.token_hex(8), []
+
+    def start_process(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+        environment = os.environ | {"PYTHONPATH": str(root), MARK: mark}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        command = [sys.executable, *map(str, arguments)]
+        started.append(subprocess.Popen(command, env=environment, **pipes | options))
+        return started[-1]
+
+    yield start_process
+    for process in started:
+        process.kill()
+    kill_marked(mark)
+    for process in started:
+        process.wait()
+        for pipe in filter(None, (process.stdin, process.stdout, process.stderr)):
+            with suppress(OSError):  # what was never written to a process that has ended
+                pipe.close()
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., None]:
+    """A function that waits until a condition holds, and fails if the process ends before."""
+
+    def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+        while not condition():
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.02)
+
+    return wait_until

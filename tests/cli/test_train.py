@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -32,13 +31,6 @@ def metrics(folder, name="little"):
 
 def assert_same_weights(one, other):
     assert all(torch.equal(one["weights"][name], other["weights"][name]) for name in one["weights"])
-
-
-def wait_for(process, condition):
-    """Wait until the condition holds; fail if the process ends before."""
-    while not condition():
-        assert process.poll() is None
-        time.sleep(0.05)
 
 
 def test_train_writes_checkpoint_model_metrics_and_pictures(command, configs, files):
@@ -87,28 +79,60 @@ def test_train_fresh_keeps_the_earlier_files(command, configs):
     assert command("-m", "summary", f"{CHECKPOINT}.1").code == 0
 
 
+ENDLESS = ("--set", "dataset.training_images=120", "--epochs", "100000")  # 30 steps an epoch
+SAME_STEPS = sets(batch_size=4, learning_rate_schedule="constant", evaluation_samples=0, write_reconstruction=False)
+
+
+@pytest.fixture
+def start_training(start_process, configs, root, wait_until):
+    """A function: start an endless training in a process; returns the process in its second epoch."""
+
+    def start_training(*options):
+        arguments = [root / "train.py", "little", "--device", "cpu", *SAME_STEPS, *ENDLESS, *options]
+        process = start_process(*arguments, cwd=configs)
+        log = configs / "runs" / "little" / "metrics.jsonl"
+        wait_until(lambda: log.exists() and log.read_text(), process)
+        return process
+
+    return start_training
+
+
+@pytest.fixture
+def assert_equals_one_run(command, configs):
+    """A function: assert that the run continues from a step as a run does that was never interrupted."""
+
+    def assert_equals_one_run(step, *options):
+        options = [*ENDLESS[:2], *SAME_STEPS, *options, "--epochs", step // 30 + 1]
+        code, out, _ = command("train.py", "little", *options)
+        assert code == 0 and f"step {step}" in out
+        assert command("train.py", "little", "--name", "whole", *options).code == 0
+        assert_same_weights(load(CHECKPOINT), load("saved_weights/whole.checkpoint"))
+        assert metrics(configs) == metrics(configs, "whole")
+
+    return assert_equals_one_run
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_train_stopped_by_a_signal_resumes_exactly(configs, root, number, code):
-    """In processes of their own, and stopped in the middle of an epoch."""
-    options = ["--set", "dataset.training_images=1500", *sets(batch_size=4, epochs=1)]
-    start = [sys.executable, "-u", str(root / "train.py"), "little", "--device", "cpu", *options]
-    process = subprocess.Popen(start, cwd=configs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process.stdout.readline()  # the introduction; then the first checkpoint, then the steps
-    wait_for(process, (configs / CHECKPOINT).exists)
-    time.sleep(0.5)
+def test_train_stopped_by_a_signal_resumes_exactly(start_training, assert_equals_one_run, number, code):
+    process = start_training()
     process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == code, error
-    stopped = load(configs / CHECKPOINT)["training"]["progress"]["step"]
-    assert 0 < stopped < 375
-    again = subprocess.run(start, cwd=configs, capture_output=True, text=True, check=True)
-    assert f"step {stopped}" in again.stdout
-    whole = configs / "whole"
-    whole.mkdir()
-    start[3] = str(configs / "model_configs" / "little.yaml")
-    subprocess.run(start, cwd=whole, capture_output=True, check=True)
-    assert_same_weights(load(configs / CHECKPOINT), load(whole / CHECKPOINT))
-    assert metrics(configs) == metrics(whole)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
+    step = load(CHECKPOINT)["training"]["progress"]["step"]
+    assert step >= 30
+    assert_equals_one_run(step)
+
+
+@pytest.mark.slow
+def test_train_killed_resumes_from_the_last_checkpoint(start_training, assert_equals_one_run):
+    often = sets(images_per_checkpoint=40)
+    process = start_training(*often)
+    process.kill()
+    process.wait()
+    position = load(CHECKPOINT)["training"]["progress"]
+    assert position["images_seen"] % 40 == 0
+    assert_equals_one_run(position["step"], *often)
 
 
 def test_train_that_diverges_ends_with_exit_code_3(command, configs, monkeypatch):
@@ -124,23 +148,7 @@ def test_train_that_diverges_ends_with_exit_code_3(command, configs, monkeypatch
     assert command("train.py", "little").code == 0
 
 
-def test_train_killed_resumes_from_the_last_checkpoint(configs, root):
-    options = ["--set", "dataset.training_images=1500", *sets(images_per_checkpoint=400)]
-    start = [sys.executable, str(root / "train.py"), "little", "--device", "cpu", *options]
-    process = subprocess.Popen(start, cwd=configs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    log = configs / "runs" / "little" / "metrics.jsonl"
-    wait_for(process, lambda: log.exists() and len(log.read_text().splitlines()) >= 2)
-    process.kill()
-    process.wait()
-    position = load(configs / CHECKPOINT)["training"]["progress"]
-    assert position["images_seen"] % 400 == 0
-    again = subprocess.Popen(start, cwd=configs, stdout=subprocess.PIPE, text=True)
-    again.stdout.readline()
-    assert f"step {position['step']}" in again.stdout.readline()
-    again.kill()
-    again.communicate()
-
-
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
 @pytest.mark.parametrize("output", ["| head -1", ">&- 2>&-", "> /dev/full 2>&1"])
 def test_train_ends_well_when_its_output_goes_away(configs, root, output):

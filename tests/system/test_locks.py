@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 from filelock import FileLock
@@ -89,10 +88,8 @@ def test_lock_keeps_out_a_second_thread_and_no_other_run(lock):
 def test_lock_of_another_process_is_refused_with_its_id(lock, hold):
     process = hold()
     assert process.stdout.readline() == "held\n"
-    start = time.monotonic()
     with pytest.raises(RunLockedError) as raised, run_lock(lock, "little", fail):
         pytest.fail("the lock is held")
-    assert time.monotonic() - start < 20
     assert re.search(rf"\b{process.pid}\b", str(raised.value))
 
 

@@ -1,6 +1,6 @@
-"""A process of several: trains the config in a file and saves what came out. Started by test_ranks.py.
+"""A process of several: does the tasks in a file, and saves the results. Started by test_ranks.py.
 
-Arguments: the file of the task, a .pt dictionary; index, count.
+Arguments: the file of the tasks by name, a .pt dictionary; index, count.
 """
 
 import os
@@ -23,8 +23,9 @@ from nvae.training.validation import share_statistics
 def main() -> None:
     file, index, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}.{count}.store", rank=index, world_size=count)
-    torch.save(results(torch.load(file, weights_only=True), Ranks(index, count)), f"{file}.{count}.{index}")
+    dist.init_process_group("gloo", init_method=f"file://{file}.store", rank=index, world_size=count)
+    tasks, ranks = torch.load(file, weights_only=True), Ranks(index, count)
+    torch.save({name: results(task, ranks) for name, task in tasks.items()}, f"{file}.{index}")
     dist.destroy_process_group()
     os._exit(0)  # without the seconds of the interpreter's end
 

@@ -1,5 +1,6 @@
 """Several processes train as one does. The processes are real ones, with gloo."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -19,48 +20,57 @@ EVERYTHING = {
     "kl_balancing": True,
     "gradient_clipping": 50.0,
     "ema_decay": 0.5,
+    "epochs": 3,
     "warmup_epochs": 10.0,
     "batch_size": 6,
     "learning_rate": 1e-3,
 }
+FLIPPED_NVAE = NVLABS | {"dataset": TOY_FACES | {"horizontal_flip": True, "random_crop": 2}}
 MODELS = {
-    "nvae": (NVLABS | {"dataset": TOY_FACES | {"horizontal_flip": True, "random_crop": 2}}, EVERYTHING),
+    "nvae": (FLIPPED_NVAE, EVERYTHING),
     "nvae_parts": (NVLABS, EVERYTHING | {"gradient_accumulation": 2, "ema_decay": None}),
+    "nvae_statistics_of_the_first": (FLIPPED_NVAE, EVERYTHING | {"sync_batch_norm": False}),
     "ladder": (
         LADDER | {"sampling_method": "bernoulli", "dataset": TOY_FACES | {"binarize": True}},
         EVERYTHING | {"regularization_constant": 0.0},
     ),
     "dvp": (DVP | {"unet_dropout": 0.0}, EVERYTHING | {"regularization_constant": 0.0, "kl_balancing": False}),
 }
+TASKS = {2: ["nvae", "nvae_statistics_of_the_first", "ladder", "dvp"], 3: ["nvae", "nvae_parts", "ladder"]}
+SECONDS = 300  # after which processes that wait for each other are killed
 
 
-@pytest.fixture
-def task(make_config, schedule, data):
-    """A function: what the processes of ranks_program.py do."""
+@pytest.fixture(scope="module")
+def task(make_config):
+    """A function: what the processes of ranks_program.py do for a name of MODELS: four steps on fourteen images."""
 
     def task(name):
-        model, changes = MODELS[name]
-        config = make_config(**model, training_parameters=schedule | changes)
-        images = {"training": data.training, "validation": data.validation}
-        return images | {"config": config.model_dump(), "steps": 4}
+        images = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+        model, training_parameters = MODELS[name]
+        config = make_config(**model, training_parameters=training_parameters)
+        return {"training": images[:14], "validation": images[14:], "config": config.model_dump(), "steps": 4}
 
     return task
 
 
-@pytest.fixture
-def results_of(tmp_path, root):
-    """A function: the results of each of `count` processes."""
+@pytest.fixture(scope="module")
+def results_of(task, tmp_path_factory, root):
+    """A function: the results of TASKS by name, of each of `count` processes, which start once for all tests."""
 
-    def results_of(task, count):
-        file = tmp_path / "task.pt"
-        torch.save(task, file)
+    @functools.cache
+    def results_of(count):
+        file = tmp_path_factory.mktemp(f"ranks{count}") / "tasks.pt"
+        torch.save({name: task(name) for name in TASKS[count]}, file)
         environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-        processes = [
-            subprocess.Popen([sys.executable, str(PROGRAM), str(file), str(index), str(count)], env=environment)
-            for index in range(count)
-        ]
-        assert [process.wait(timeout=120) for process in processes] == [0] * count
-        return [torch.load(f"{file}.{count}.{index}", weights_only=True) for index in range(count)]
+        arguments = [sys.executable, str(PROGRAM), str(file)]
+        processes = [subprocess.Popen([*arguments, str(index), str(count)], env=environment) for index in range(count)]
+        try:
+            assert [process.wait(SECONDS) for process in processes] == [0] * count
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        return [torch.load(f"{file}.{index}", weights_only=True) for index in range(count)]
 
     return results_of
 
@@ -79,11 +89,12 @@ def assert_close(actual, expected, key=""):
         assert actual == (expected if isinstance(expected, str) else pytest.approx(expected, rel=2e-4, abs=2e-5)), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count"), [("nvae", 2), ("nvae", 3), ("nvae_parts", 3), ("ladder", 2), ("ladder", 3), ("dvp", 2)]
 )
 def test_ranks_train_as_one_process(task, results_of, name, count):
-    expected, ranks = results(task(name), Ranks()), results_of(task(name), count)
+    expected, ranks = results(task(name), Ranks()), [rank[name] for rank in results_of(count)]
     for rank in ranks:
         assert_close(rank, expected)
     for rank in ranks[1:]:
@@ -91,10 +102,9 @@ def test_ranks_train_as_one_process(task, results_of, name, count):
             assert all(torch.equal(rank[part][key], ranks[0][part][key]) for key in rank[part])
 
 
+@pytest.mark.slow
 def test_ranks_without_synchronized_batch_norms_share_the_statistics_of_the_first(task, results_of):
-    changed = task("nvae")
-    changed["config"]["training_parameters"]["sync_batch_norm"] = False
-    first, second = results_of(changed, 2)
+    first, second = (rank["nvae_statistics_of_the_first"] for rank in results_of(2))
     assert first["validation"] == second["validation"]
     assert all(torch.equal(first["weights"][key], second["weights"][key]) for key in first["weights"])
     assert first["metrics"] != results(task("nvae"), Ranks())["metrics"]

@@ -8,6 +8,7 @@ from nvae.checkpoint import CheckpointError, load, save
 from nvae.config import migrations
 from nvae.config.migrations import migrate_weights
 from nvae.data.images import Data
+from nvae.optim import OPTIMIZERS
 from nvae.system.devices import set_deterministic
 from nvae.system.errors import Remedy, UserError
 from nvae.system.torch_files import write_whole
@@ -36,8 +37,7 @@ def test_resume_equals_an_uninterrupted_run_bit_for_bit(make_trainer, path, inte
 
 VARIANTS = {
     "nvlabs": (NVLABS, {}),
-    "adam": ({}, {"optimizer": "adam"}),
-    "adamw": ({}, {"optimizer": "adamw"}),
+    **{name: ({}, {"optimizer": name}) for name in OPTIMIZERS},
     "annealed": (NVLABS, {"regularization_constant_initial": 1.0, "warmup_delay_portion": 0.2}),
     "spectral": ({"spectral_normalization": True, "num_flows": 1}, {}),
     "spectral and recomputing": (
@@ -73,6 +73,27 @@ def test_resume_of_every_variant_equals_an_uninterrupted_run_bit_for_bit(make_tr
     moved = differences(at_the_break, everything(whole))
     assert any(key.endswith("stem.bias") for key in moved)
     assert any(key.endswith("weight.0.right") for key in moved) == model.get("spectral_normalization", False)
+
+
+def test_resume_of_two_groups_with_states_of_their_own_equals_an_uninterrupted_run_bit_for_bit(make_trainer, path):
+    """Muon keeps one moment of a kernel, AdamW two of everything else; each group has its own learning rate."""
+
+    def trainer():
+        trainer = make_trainer(optimizer="muon", ema_decay=0.8, gradient_accumulation=2)
+        trainer.optimizer.param_groups[0]["rate_factor"] = 0.5
+        return trainer
+
+    whole, first, second = trainer(), trainer(), trainer()
+    advance(whole, 5)
+    advance(first, 2)
+    save_training(first, path)
+    assert resume_training(second, path) == []
+    advance(second, 3)
+    assert not differences(everything(whole), everything(second))
+    kernels, others = second.optimizer.param_groups
+    assert kernels["lr"] == others["lr"] / 2 > 0
+    kept = [{frozenset(second.optimizer.state[p]) for p in group["params"]} for group in (kernels, others)]
+    assert not kept[0] & kept[1]
 
 
 @pytest.fixture
