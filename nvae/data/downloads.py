@@ -35,7 +35,7 @@ class SourceFile(NamedTuple):
     name: str  # path in the data set's folder
     url: str = ""  # empty where the publisher demands an account
     md5: str = ""  # empty where none is known
-    starts_with: bytes = b""  # the first bytes, for files without a checksum
+    starts_with: str = ""  # the first bytes, for files without a checksum
     unpack_to: str | None = None  # of an archive: the folder for its content, in the data set's folder
     found_as: tuple[str, ...] = ()  # glob patterns in the data set's folder: one match is enough; () for `name`
 
@@ -206,7 +206,7 @@ def _download(file: SourceFile, target: Path, progress: bool) -> None:
     with tqdm(desc=target.name, total=1, unit="B", unit_scale=True, disable=not progress) as bar:
         files.fetch(target.name, downloader=pooch.HTTPDownloader(bar, CHUNK, **options))
     with open(target, "rb") as content:
-        if content.read(len(file.starts_with)) != file.starts_with:
+        if not content.read(16).startswith(file.starts_with.encode()):
             raise ValueError(f"{file.url} is another file than expected")
 
 
