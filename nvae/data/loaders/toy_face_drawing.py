@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from nvae.data.loaders.toy_face_attributes import INK, WHITE, Color, Face, Point
+from nvae.data.loaders.toy_face_attributes import Color, Face, Point
+
+INK: Color = (44, 34, 40)
+WHITE: Color = (255, 255, 255)
 
 
 def draw(face: Face, size: int) -> Image.Image:
