@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
@@ -98,7 +98,7 @@ class ArrayFile:
         return array
 
     @contextmanager
-    def _opened(self, name: str) -> Iterator[BinaryIO]:
+    def _opened(self, name: str) -> Iterator[IO[bytes]]:
         if self._is_zip:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as stream:
                 yield stream

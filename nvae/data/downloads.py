@@ -9,7 +9,7 @@ import sys
 import tarfile
 import threading
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -98,9 +98,9 @@ def fetch(
                 elif file.md5 and _md5(original) != file.md5:
                     raise UserError(f"{original} is damaged: wrong checksum. Delete the file to download it again.")
                 _place(name, file, original, folder, staging, progress)
-    paths = {key: file.find(folder) for key, file in files.items()}
-    if None in paths.values():
-        names = _listed(dict.fromkeys(file.name for key, file in files.items() if paths[key] is None))
+    paths = {key: path for key, file in files.items() if (path := file.find(folder))}
+    if len(paths) < len(files):
+        names = _listed(dict.fromkeys(file.name for key, file in files.items() if key not in paths))
         raise UserError(f"{name}: the content of {names} is not the expected one. Get the files from {homepage}.")
     return paths
 
@@ -168,7 +168,7 @@ def check_connection(url: str) -> None:
     if select_proxy(url, get_environ_proxies(url)):
         return
     address = urlsplit(url)
-    errors = [TimeoutError("timed out")]
+    errors: list[OSError] = [TimeoutError("timed out")]
 
     def connect() -> None:
         try:
@@ -257,12 +257,11 @@ def unpack(archive: Path, folder: Path, progress: bool = False) -> None:
     """
     description = f"unpacking {archive.name}"
     folder.mkdir(parents=True, exist_ok=True)
-    with (
-        (zipfile.ZipFile if zipfile.is_zipfile(archive) else tarfile.open)(archive) as opened,
-        tqdm(desc=description, unit=" files", leave=False, disable=not progress) as bar,
-    ):
-        is_zip = isinstance(opened, zipfile.ZipFile)
-        for member in opened.infolist() if is_zip else opened:
+    is_zip = zipfile.is_zipfile(archive)
+    open_archive: Callable[[Path], Any] = zipfile.ZipFile if is_zip else tarfile.open
+    with open_archive(archive) as opened:
+        members = opened.infolist() if is_zip else opened
+        for member in tqdm(members, description, unit=" files", leave=False, disable=not progress):
             name = member.filename if is_zip else member.name
             if PurePath(name).anchor or ".." in PurePath(name).parts:
                 raise ValueError(f"the name {name!r} leads out of the archive")
@@ -275,7 +274,6 @@ def unpack(archive: Path, folder: Path, progress: bool = False) -> None:
                     shutil.copyfileobj(content, target)
             else:
                 raise ValueError(f"{name!r} is a link or a device, expected files and folders only")
-            bar.update()
     archives = sorted(folder.glob("*.tar"))
     for inner in tqdm(archives, description, leave=False, disable=not (progress and archives)):
         unpack(inner, inner.with_suffix(""))

@@ -59,7 +59,7 @@ def images_digest(*parts: Tensor) -> str:
         digest.update(repr(tuple(part.shape)).encode())
         step = part.numel() // FINGERPRINT_BYTES + 1
         for chunk in chunks(part[::step], CHUNK):
-            digest.update(np.ascontiguousarray(chunk.numpy()))
+            digest.update(np.ascontiguousarray(chunk.numpy()).data)
     return digest.hexdigest()
 
 

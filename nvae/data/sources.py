@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from nvae.data.downloads import SourceFile, fetch
 from nvae.data.paths import dataset_folder
@@ -23,6 +23,7 @@ def obtain(config: ModelConfig, progress: bool = False, again: bool = False) -> 
     again: repeat downloads and the unpacking of archives. Raises UserError.
     """
     dataset = config.dataset
+    assert isinstance(dataset, DownloadedDataset)
     files = source_files(dataset, config.input_dimension)
     homepage = NAMED_DATASETS[dataset.name].homepage
     return fetch(dataset.name, files, dataset_folder(dataset), homepage, progress, again)
@@ -34,7 +35,7 @@ def obtain_and_read(config: ModelConfig, read: Callable[[dict[str, Path]], Resul
     read: raises RuntimeError or OSError for files that are damaged or missing, as torchvision's data sets do.
     Raises UserError.
     """
-    name = config.dataset.name
+    assert isinstance(config.dataset, DownloadedDataset)
     for again in (False, True):
         paths = obtain(config, progress, again)
         try:
@@ -43,7 +44,7 @@ def obtain_and_read(config: ModelConfig, read: Callable[[dict[str, Path]], Resul
             if is_out_of_memory(error):
                 raise
             reason = error
-    folder = dataset_folder(config.dataset)
+    name, folder = config.dataset.name, dataset_folder(config.dataset)
     raise UserError(f"{name} in '{folder}' is damaged ({reason}). Delete its files to download it again.") from reason
 
 
@@ -61,7 +62,7 @@ def source_files(dataset: DownloadedDataset, size: int) -> dict[str, SourceFile]
     """
     keys = dataset.model_dump() | {"suffix": medmnist_suffix(size)}
 
-    def complete(value: str | list[str]) -> str | tuple[str, ...]:
+    def complete(value: str | list[str]) -> Any:
         return value.format(**keys) if isinstance(value, str) else tuple(text.format(**keys) for text in value)
 
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Union, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from PIL import ImageColor
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -155,7 +155,7 @@ class NpzDataset(DatasetConfig):
 class DownloadedDataset(DatasetConfig):
     """A public data set, downloaded where absent."""
 
-    name: ArrayName = Field(description="The data set.")
+    name: ArrayName = Field(description="The data set.")  # type: ignore[valid-type]
     path: PathText | None = Field(
         None,
         description="Folder of the files, downloaded into the folder when absent; null for dataset/NAME, such as "
@@ -201,7 +201,7 @@ class SvhnDataset(DownloadedDataset):
 class PublicPictureDataset(PictureDataset, DownloadedDataset):
     """A public data set of picture files, downloaded where possible."""
 
-    name: PictureName = Field(description="The data set.")
+    name: PictureName = Field(description="The data set.")  # type: ignore[valid-type]
 
 
 class DtdDataset(PublicPictureDataset):
@@ -239,21 +239,29 @@ class ToyFacesDataset(DatasetConfig):
                 )
 
 
-DATASET_CLASSES = (
-    FolderDataset,
-    LmdbDataset,
-    NpzDataset,
-    ToyFacesDataset,
-    DownloadedDataset,
-    OmniglotDataset,
-    EmnistDataset,
-    SvhnDataset,
-    PublicPictureDataset,
-    DtdDataset,
-    LsunDataset,
-)
+def _folder_by_default(section: Any) -> Any:
+    return {"name": "folder"} | section if isinstance(section, dict) else section
+
+
+AnyDataset = Annotated[
+    FolderDataset
+    | LmdbDataset
+    | NpzDataset
+    | ToyFacesDataset
+    | DownloadedDataset
+    | OmniglotDataset
+    | EmnistDataset
+    | SvhnDataset
+    | PublicPictureDataset
+    | DtdDataset
+    | LsunDataset,
+    Field(discriminator="name"),
+    BeforeValidator(_folder_by_default),
+]
 DATASETS: dict[str, type[DatasetConfig]] = {
-    name: dataset for dataset in DATASET_CLASSES for name in get_args(dataset.model_fields["name"].annotation)
+    name: dataset
+    for dataset in get_args(get_args(AnyDataset)[0])
+    for name in get_args(dataset.model_fields["name"].annotation)
 }
 
 
@@ -261,17 +269,6 @@ def dataset_class(section: dict[str, Any]) -> type[DatasetConfig] | None:
     """Return the class of a dataset section; None if its name is no data set."""
     name = section.get("name", "folder")
     return DATASETS.get(name) if isinstance(name, str) else None
-
-
-def _folder_by_default(section: Any) -> Any:
-    return {"name": "folder"} | section if isinstance(section, dict) else section
-
-
-AnyDataset = Annotated[
-    Union[DATASET_CLASSES],  # noqa: UP007 (of a tuple)
-    Field(discriminator="name"),
-    BeforeValidator(_folder_by_default),
-]
 
 
 def select_dataset(section: dict[str, Any], name: Any) -> dict[str, Any]:

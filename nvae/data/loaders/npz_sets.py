@@ -16,7 +16,7 @@ from nvae.data.images import Data
 from nvae.data.paths import dataset_folder
 from nvae.data.sources import medmnist_suffix, obtain, source_files
 from nvae.data.splits import split_arrays
-from nvae.schema import NAMED_DATASETS, ModelConfig
+from nvae.schema import NAMED_DATASETS, DownloadedDataset, ModelConfig
 from nvae.system.errors import UserError
 
 ADVICE = "Delete the file to get it again."
@@ -27,6 +27,7 @@ def load_medmnist(config: ModelConfig, progress: bool = False) -> Data:
 
     Raises UserError.
     """
+    assert isinstance(config.dataset, DownloadedDataset)
     name, folder = config.dataset.name, dataset_folder(config.dataset)
     files = source_files(config.dataset, config.input_dimension)
     file = files["images"]
@@ -41,7 +42,7 @@ def load_medmnist(config: ModelConfig, progress: bool = False) -> Data:
     path = fetch(name, {"images": file}, folder, NAMED_DATASETS[name].homepage, progress)["images"]
     stored = ArrayFile(path, ADVICE)
     training, validation, test = (_images(stored.read(f"{part}_images"), path) for part in ("train", "val", "test"))
-    return split_arrays(config, [training], test, validation)
+    return split_arrays(config, [training], [validation, test])
 
 
 def load_downsampled_imagenet(config: ModelConfig, progress: bool = False) -> Data:
@@ -56,7 +57,7 @@ def load_downsampled_imagenet(config: ModelConfig, progress: bool = False) -> Da
     for file, target in zip(bar, rows.split(counts), strict=True):
         target.copy_(file.read("data"))
     training, validation = rows.view(-1, 3, side, side).split([sum(counts[:-1]), counts[-1]])
-    return split_arrays(config, [training], None, validation)
+    return split_arrays(config, [training], [validation])
 
 
 def _count(file: ArrayFile, name: str, side: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-Color = tuple[int, int, int]
+Color = tuple[int, ...]  # red, green, blue
 Point = tuple[float, float]
 
 ATTRIBUTES: dict[str, dict[str, list[Any]]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))

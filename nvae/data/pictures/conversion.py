@@ -58,7 +58,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 def _transposition(image: Image.Image) -> Image.Transpose | None:
     """Return how the picture is turned upright; None for no change, and for an orientation that cannot be read."""
     try:
-        return UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        return UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow's readers raise almost any exception for broken EXIF data
         return None
 
