@@ -82,6 +82,8 @@ def fetch(
             Remedy.DATASET_PATH,
         )
     if missing:
+        import pooch
+
         with _staging(folder, name, progress) as staging:
             missing = _missing(files, folder, again)  # without what another process has got meanwhile
             for number, file in enumerate(missing):
@@ -95,7 +97,7 @@ def fetch(
                             raise
                         rest = [each for each in missing[number:] if each.find_original(folder) is None]
                         raise _failed_download(name, rest, folder, error) from error
-                elif file.md5 and _md5(original) != file.md5:
+                elif file.md5 and pooch.file_hash(original, alg="md5") != file.md5:
                     raise UserError(f"{original} is damaged: wrong checksum. Delete the file to download it again.")
                 _place(name, file, original, folder, staging, progress)
     paths = {key: path for key, file in files.items() if (path := file.find(folder))}
@@ -208,12 +210,6 @@ def _download(file: SourceFile, target: Path, progress: bool) -> None:
     with open(target, "rb") as content:
         if not content.read(16).startswith(file.starts_with.encode()):
             raise ValueError(f"{file.url} is another file than expected")
-
-
-def _md5(path: Path) -> str:
-    import pooch
-
-    return pooch.file_hash(path, alg="md5")
 
 
 # ----------------------------------------------------------------------------------------------------------- files

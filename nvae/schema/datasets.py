@@ -6,7 +6,7 @@ import re
 from typing import Annotated, Any, Literal, get_args
 
 from PIL import ImageColor
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from nvae.schema.named_datasets import NAMED_DATASETS
 from nvae.schema.sections import AUTO, MAX_SEED, MAX_SIZE, Count, PathText, Section
@@ -65,7 +65,7 @@ class DatasetConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> DatasetConfig:
         if self.encoder_input == "gray" and not self.binarize:
-            raise InvalidValueError("encoder_input", "gray", "'binary', or binarize True")
+            self.refuse("encoder_input", "'binary', or binarize True")
         return self
 
     def check(self, input_dimension: int) -> None:
@@ -85,7 +85,7 @@ class PictureDataset(DatasetConfig):
         "background, or stretch.",
     )
     background: str = Field("white", description="Color behind transparent pixels and of padding: a name or #rrggbb.")
-    percentiles: tuple[Percent, Percent] | None = Field(
+    percentiles: tuple[Percent, ...] | None = Field(
         None,
         strict=False,  # a list in YAML
         description="Percentiles of a picture's values that become black and white, such as [1, 99] for X-rays, in "
@@ -98,19 +98,12 @@ class PictureDataset(DatasetConfig):
         1, description="Leave out pictures whose width or height is smaller, in pixels."
     )
 
-    @field_validator("percentiles", mode="before")
-    @classmethod
-    def _two_percentiles(cls, value: Any) -> Any:
-        if value is not None and not (isinstance(value, list | tuple) and len(value) == 2):
-            raise InvalidValueError("percentiles", value, "two numbers, such as [1, 99], or null")
-        return value
-
     @model_validator(mode="after")
     def _valid_pictures(self) -> PictureDataset:
-        if self.percentiles is not None and self.percentiles[0] >= self.percentiles[1]:
-            raise InvalidValueError("percentiles", list(self.percentiles), "a lower and a higher number")
+        if self.percentiles is not None and (len(self.percentiles) != 2 or self.percentiles[0] >= self.percentiles[1]):
+            self.refuse("percentiles", "two numbers, the lower one first, such as [1, 99], or null")
         if not _is_color(self.background):
-            raise InvalidValueError("background", self.background, "the English name of a color, or #rrggbb")
+            self.refuse("background", "the English name of a color, or #rrggbb")
         return self
 
 

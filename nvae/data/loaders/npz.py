@@ -42,7 +42,7 @@ def load_npz(config: ModelConfig, progress: bool = False) -> Data:
     if not file.is_file():
         problem = "is not a file" if file.exists() else "does not exist"
         raise UserError(f"'{file}' {problem}. {ADVICE}", Remedy.DATASET_PATH)
-    stored = ArrayFile(file, ADVICE)
+    stored = ArrayFile(file, ADVICE, Remedy.DATASET_PATH)
     arrays = choose_arrays(stored)
     for array in arrays.values():
         check_images(array, file)

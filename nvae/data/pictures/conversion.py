@@ -76,7 +76,7 @@ def has_deep_colors(image: Image.Image) -> bool:
     return not is_deep(image) and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
-def _to_8_bits(image: Image.Image, percentiles: tuple[float, float] | None) -> Image.Image:
+def _to_8_bits(image: Image.Image, percentiles: tuple[float, ...] | None) -> Image.Image:
     """Scale the lowest and the highest value, or two percentiles, to 0 and 255. A constant picture becomes black.
 
     Infinite values become 0 or 255, and values that are no numbers become 0.
