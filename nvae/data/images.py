@@ -135,13 +135,6 @@ def resize(images_u8: Tensor, size: int) -> Tensor:
     return map_chunks(resample, images_u8, (images_u8.shape[1], size, size))
 
 
-def pad_or_resize(images_u8: Tensor, size: int) -> Tensor:
-    """Pad black 28x28 images to 32x32, two pixels on each side; resample to any other size."""
-    if images_u8.shape[2:] == (28, 28) and size == 32:
-        return functional.pad(images_u8, (2, 2, 2, 2))
-    return resize(images_u8, size)
-
-
 def to_grayscale(images_u8: Tensor) -> Tensor:
     """Convert uint8 (N, 3, H, W) to (N, 1, H, W), the luma of ITU-R BT.601."""
     weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from nvae.data.cache import new_images
-from nvae.data.images import CHUNK, Data, pad_or_resize, resize, select, to_grayscale
+from nvae.data.images import CHUNK, Data, resize, select, to_grayscale
 from nvae.schema import DownloadedDataset, ModelConfig
 from nvae.system.errors import UserError
 from nvae.system.memory_maps import chunks
@@ -48,7 +49,8 @@ def split_arrays(
 ) -> Data:
     """Return the parts of a public data set, as `split` does, with the size and the channels of a config.
 
-    training: one or more tensors, uint8 (N, C, H, W) as all others. pad: pad images of 28x28 to 32x32 with black.
+    training: one or more tensors, uint8 (N, C, H, W) as all others. pad: pad images of 28x28 to 32x32 with black,
+    two pixels on each side; to any other size, resample all.
     """
     assert isinstance(config.dataset, DownloadedDataset)
     channels, size = config.image_channels, config.input_dimension
@@ -56,7 +58,9 @@ def split_arrays(
     def fitted(images_u8: Tensor) -> Tensor:
         if images_u8.shape[1] > channels:
             images_u8 = to_grayscale(images_u8)
-        return pad_or_resize(images_u8, size) if pad else resize(images_u8, size)
+        if pad and size == 32 and images_u8.shape[2:] == (28, 28):
+            return functional.pad(images_u8, (2, 2, 2, 2))
+        return resize(images_u8, size)
 
     together = _concatenated([fitted(part) for part in training])
     data = split(together, [fitted(part) for part in held_out], config.dataset)

@@ -33,7 +33,8 @@ class NamedDataset(NamedTuple):
     files: dict[str, dict[str, Any]] = {}  # by part or role, see `source_files` of nvae/data/sources.py
 
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C, where PyYAML has it: the file is read at every start
 NAMED_DATASETS = {
     name: NamedDataset(**facts)
-    for name, facts in yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8")).items()
+    for name, facts in yaml.load(Path(__file__).with_suffix(".yaml").read_text("utf-8"), _LOADER).items()
 }

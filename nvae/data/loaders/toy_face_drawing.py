@@ -220,13 +220,10 @@ class _Artist:
         face, y = self.face, self.middle + 0.13
         self.ellipse(0, y, face.nose, face.nose * 0.75, _shade(face.skin, 0.78))
 
-    def light_around_mouth(self) -> bool:
-        return sum(self.face.skin) > 330
-
     def mouth(self) -> None:
         face, y, w = self.face, self.middle + 0.315, self.face.mouth_width
         red = (214, 84, 92)
-        dark = (120, 30, 44) if self.light_around_mouth() else (250, 150, 150)
+        dark = (120, 30, 44) if sum(face.skin) > 330 else (250, 150, 150)  # light lips on dark skin
         if face.mood == "smile":
             self.curve(0, y, w, 0.13, 0.045, dark)
         elif face.mood == "grin":
