@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from torch import Tensor
@@ -49,7 +48,8 @@ def load_downsampled_imagenet(config: ModelConfig, progress: bool = False) -> Da
     """Load the published training and validation images of imagenet32 or imagenet64. Raises UserError."""
     name, paths = config.dataset.name, obtain(config, progress)
     folders = {path.parent for part, path in paths.items() if part.startswith("training")}
-    batches = sorted((file for folder in folders for file in folder.glob("train_data_batch_*.npz")), key=_number)
+    batches = [file for folder in folders for file in folder.glob("train_data_batch_*.npz")]
+    batches.sort(key=lambda file: (len(file.stem), file.stem))  # batch 2 before batch 10
     side, files = NAMED_DATASETS[name].size, [ArrayFile(file, ADVICE) for file in (*batches, paths["validation"])]
     counts = [_count(file, name, side) for file in files]
     rows = new_images(sum(counts), 3 * side**2)
@@ -66,11 +66,6 @@ def _count(file: ArrayFile, name: str, side: int) -> int:
     if shape[1:] != (3 * side**2,):
         raise UserError(f"{file.path} does not hold the images of {name}: expected rows of {3 * side**2} numbers.")
     return shape[0]
-
-
-def _number(file: Path) -> int:
-    digits = re.search(r"\d+$", file.stem)
-    return int(digits.group()) if digits else 0
 
 
 def _images(array: Tensor, file: Path) -> Tensor:
