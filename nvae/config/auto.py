@@ -9,8 +9,8 @@ from nvae.config.errors import ConfigError, Place, place_of
 from nvae.schema import AUTO, NAMED_DATASETS, NamedDataset
 
 # What `auto` stands for with data sets that have no facts: faces drawn at any size, and images of the user.
-TOY_FACES = NamedDataset("cartoon faces", 3, 32, 0, 0, 0, "", "")
-OWN_IMAGES = NamedDataset("images of a folder or file", 3, 64, 0, 0, 0, "", "")
+TOY_FACES = NamedDataset("cartoon faces", 3, 32)
+OWN_IMAGES = NamedDataset("images of a folder or file", 3, 64)
 
 
 def resolve_auto(data: dict[str, Any], places: Mapping[str, Place], source: str) -> dict[str, Any]:

@@ -8,14 +8,14 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nvae.data.cache import new_images
-from nvae.system.errors import UserError
+from nvae.system.errors import Remedy, UserError
 from nvae.system.memory_maps import releasing
 
 CHUNK_BYTES = 2**26  # of values that are read at once
@@ -38,9 +38,9 @@ class StoredArray(NamedTuple):
 class ArrayFile:
     """The `arrays` of an .npz or .npy file by their names, each with as many bytes as its shape says."""
 
-    def __init__(self, path: Path, advice: str) -> None:
-        """advice: the last sentence of errors. Raises UserError for a damaged file."""
-        self.path, self._advice = path, advice
+    def __init__(self, path: Path, advice: str, *remedies: Remedy) -> None:
+        """advice: the last sentence of errors. remedies: of the errors. Raises UserError for a damaged file."""
+        self.path, self._advice, self._remedies = path, advice, remedies
         with self._readable():
             with open(path, "rb") as stream:
                 self._is_zip = stream.read(2) == b"PK"
@@ -98,7 +98,7 @@ class ArrayFile:
         return array
 
     @contextmanager
-    def _opened(self, name: str) -> Iterator[BinaryIO]:
+    def _opened(self, name: str) -> Iterator[IO[bytes]]:
         if self._is_zip:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as stream:
                 yield stream
@@ -116,5 +116,6 @@ class ArrayFile:
         except Exception as error:  # zipfile and NumPy raise almost any exception for a damaged file
             raise UserError(
                 f"{self.path} cannot be read ({str(error) or type(error).__name__}): not a sound .npz or .npy file. "
-                f"{self._advice}"
+                f"{self._advice}",
+                *self._remedies,
             ) from error

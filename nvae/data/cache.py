@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import shutil
@@ -12,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -90,39 +89,36 @@ class CachedImages(NamedTuple):
     def path(self) -> Path:
         return cache_folder() / f"{self.group}_{self.key}.npy"
 
-    def read(self, shape: tuple[int, ...]) -> tuple[np.ndarray, Any] | None:
+    def read(self, shape: tuple[int, ...]) -> tuple[np.ndarray, bytes] | None:
         """Return the images, a memory-mapped array, and the facts.
 
         Changes of the array do not reach the file; they last until the next `release_pages`. Returns None where there
         are no such files, and for damaged ones.
         """
         try:
-            facts = json.loads(self.path.with_suffix(".json").read_bytes())
+            facts = self.path.with_suffix(".json").read_bytes()
             images_u8 = np.lib.format.open_memmap(self.path, "c")
-        except (OSError, ValueError, RecursionError):
+        except (OSError, ValueError):
             return None
         if images_u8.shape != shape or images_u8.dtype != np.uint8:
             return None
         return with_release(images_u8), facts
 
-    def write(self, shape: tuple[int, ...], fill: Callable[[np.ndarray], dict[str, Any]]) -> None:
-        """Keep what `fill` writes into a memory-mapped uint8 array, and the facts that `fill` returns.
+    def write(self, shape: tuple[int, ...], fill: Callable[[np.ndarray], str]) -> None:
+        """Keep what `fill` writes into a memory-mapped uint8 array, and the facts that `fill` returns, as JSON.
 
         Removes the outdated files of the group. Two programs may write the same images at once. Raises UserError for a
         full disk or a folder without write access.
         """
         with _explained(math.prod(shape)), atomic_write(self.path) as temporary:
             images_u8 = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-            with open(temporary, "rb+") as file:
-                _reserve(file.fileno(), temporary.parent, temporary.stat().st_size)
+            with open(temporary, "rb+") as opened:
+                _reserve(opened.fileno(), temporary.parent, temporary.stat().st_size)
             facts = fill(with_release(images_u8))
             images_u8.flush()
-            with atomic_write(self.path.with_suffix(".json")) as file:
-                file.write_text(json.dumps(facts), encoding="ascii")
+            with atomic_write(self.path.with_suffix(".json")) as facts_file:
+                facts_file.write_text(facts, encoding="utf-8")
             del images_u8  # on Windows, a mapped file cannot be renamed
-        self._remove_outdated()
-
-    def _remove_outdated(self) -> None:
         files = list(self.path.parent.glob(f"{self.group}_*"))
         remove_unfinished(files)
         for file in files:
@@ -138,13 +134,8 @@ def _reserve(file: int, folder: Path, num_bytes: int) -> None:
     """
     if shutil.disk_usage(folder).free < num_bytes + SPARE_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    try:
+    if hasattr(os, "posix_fallocate"):  # elsewhere the file grows when it is mapped
         os.posix_fallocate(file, 0, num_bytes)
-    except AttributeError:  # not on this system: the file grows when it is mapped
-        pass
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # not on this file system
-            raise
 
 
 @contextmanager

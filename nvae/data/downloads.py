@@ -9,7 +9,7 @@ import sys
 import tarfile
 import threading
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ class SourceFile(NamedTuple):
     name: str  # path in the data set's folder
     url: str = ""  # empty where the publisher demands an account
     md5: str = ""  # empty where none is known
-    starts_with: bytes = b""  # the first bytes, for files without a checksum
+    starts_with: str = ""  # the first bytes, for files without a checksum
     unpack_to: str | None = None  # of an archive: the folder for its content, in the data set's folder
     found_as: tuple[str, ...] = ()  # glob patterns in the data set's folder: one match is enough; () for `name`
 
@@ -82,6 +82,8 @@ def fetch(
             Remedy.DATASET_PATH,
         )
     if missing:
+        import pooch
+
         with _staging(folder, name, progress) as staging:
             missing = _missing(files, folder, again)  # without what another process has got meanwhile
             for number, file in enumerate(missing):
@@ -95,12 +97,12 @@ def fetch(
                             raise
                         rest = [each for each in missing[number:] if each.find_original(folder) is None]
                         raise _failed_download(name, rest, folder, error) from error
-                elif file.md5 and _md5(original) != file.md5:
+                elif file.md5 and pooch.file_hash(original, alg="md5") != file.md5:
                     raise UserError(f"{original} is damaged: wrong checksum. Delete the file to download it again.")
                 _place(name, file, original, folder, staging, progress)
-    paths = {key: file.find(folder) for key, file in files.items()}
-    if None in paths.values():
-        names = _listed(dict.fromkeys(file.name for key, file in files.items() if paths[key] is None))
+    paths = {key: path for key, file in files.items() if (path := file.find(folder))}
+    if len(paths) < len(files):
+        names = _listed(dict.fromkeys(file.name for key, file in files.items() if key not in paths))
         raise UserError(f"{name}: the content of {names} is not the expected one. Get the files from {homepage}.")
     return paths
 
@@ -168,7 +170,7 @@ def check_connection(url: str) -> None:
     if select_proxy(url, get_environ_proxies(url)):
         return
     address = urlsplit(url)
-    errors = [TimeoutError("timed out")]
+    errors: list[OSError] = [TimeoutError("timed out")]
 
     def connect() -> None:
         try:
@@ -206,14 +208,8 @@ def _download(file: SourceFile, target: Path, progress: bool) -> None:
     with tqdm(desc=target.name, total=1, unit="B", unit_scale=True, disable=not progress) as bar:
         files.fetch(target.name, downloader=pooch.HTTPDownloader(bar, CHUNK, **options))
     with open(target, "rb") as content:
-        if content.read(len(file.starts_with)) != file.starts_with:
+        if not content.read(16).startswith(file.starts_with.encode()):
             raise ValueError(f"{file.url} is another file than expected")
-
-
-def _md5(path: Path) -> str:
-    import pooch
-
-    return pooch.file_hash(path, alg="md5")
 
 
 # ----------------------------------------------------------------------------------------------------------- files
@@ -257,12 +253,11 @@ def unpack(archive: Path, folder: Path, progress: bool = False) -> None:
     """
     description = f"unpacking {archive.name}"
     folder.mkdir(parents=True, exist_ok=True)
-    with (
-        (zipfile.ZipFile if zipfile.is_zipfile(archive) else tarfile.open)(archive) as opened,
-        tqdm(desc=description, unit=" files", leave=False, disable=not progress) as bar,
-    ):
-        is_zip = isinstance(opened, zipfile.ZipFile)
-        for member in opened.infolist() if is_zip else opened:
+    is_zip = zipfile.is_zipfile(archive)
+    open_archive: Callable[[Path], Any] = zipfile.ZipFile if is_zip else tarfile.open
+    with open_archive(archive) as opened:
+        members = opened.infolist() if is_zip else opened
+        for member in tqdm(members, description, unit=" files", leave=False, disable=not progress):
             name = member.filename if is_zip else member.name
             if PurePath(name).anchor or ".." in PurePath(name).parts:
                 raise ValueError(f"the name {name!r} leads out of the archive")
@@ -275,7 +270,6 @@ def unpack(archive: Path, folder: Path, progress: bool = False) -> None:
                     shutil.copyfileobj(content, target)
             else:
                 raise ValueError(f"{name!r} is a link or a device, expected files and folders only")
-            bar.update()
     archives = sorted(folder.glob("*.tar"))
     for inner in tqdm(archives, description, leave=False, disable=not (progress and archives)):
         unpack(inner, inner.with_suffix(""))

@@ -59,7 +59,7 @@ def images_digest(*parts: Tensor) -> str:
         digest.update(repr(tuple(part.shape)).encode())
         step = part.numel() // FINGERPRINT_BYTES + 1
         for chunk in chunks(part[::step], CHUNK):
-            digest.update(np.ascontiguousarray(chunk.numpy()))
+            digest.update(np.ascontiguousarray(chunk.numpy()).data)
     return digest.hexdigest()
 
 
@@ -133,13 +133,6 @@ def resize(images_u8: Tensor, size: int) -> Tensor:
         return part.round_().clamp_(0, 255)
 
     return map_chunks(resample, images_u8, (images_u8.shape[1], size, size))
-
-
-def pad_or_resize(images_u8: Tensor, size: int) -> Tensor:
-    """Pad black 28x28 images to 32x32, two pixels on each side; resample to any other size."""
-    if images_u8.shape[2:] == (28, 28) and size == 32:
-        return functional.pad(images_u8, (2, 2, 2, 2))
-    return resize(images_u8, size)
 
 
 def to_grayscale(images_u8: Tensor) -> Tensor:

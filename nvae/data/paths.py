@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nvae.schema import DownloadedDataset, NpzDataset, PictureDataset
+from nvae.schema import DownloadedDataset, FolderDataset, LmdbDataset, NpzDataset
 from nvae.system.errors import Remedy, UserError
 
 
-def dataset_path(dataset: PictureDataset | NpzDataset | DownloadedDataset) -> Path:
+def dataset_path(dataset: FolderDataset | LmdbDataset | NpzDataset | DownloadedDataset) -> Path:
     """Return `dataset.path`, ~ expanded, or by default dataset/NAME.
 
     The file or folder may be missing. Raises UserError for a path that cannot be opened.
@@ -16,21 +16,16 @@ def dataset_path(dataset: PictureDataset | NpzDataset | DownloadedDataset) -> Pa
     try:
         path = Path(dataset.path or f"dataset/{dataset.name}").expanduser()
         path.exists()
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~ with the name of no user
         raise UserError(
-            f"dataset.path '{dataset.path}' starts with the name of a user who does not exist. "
-            "Set dataset.path to the folder.",
-            Remedy.DATASET_PATH,
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"dataset.path '{dataset.path}' cannot be opened: {error.strerror}. Set dataset.path to the folder.",
+            f"dataset.path '{dataset.path}' cannot be opened: {getattr(error, 'strerror', error)}. Set dataset.path to "
+            "the folder.",
             Remedy.DATASET_PATH,
         ) from error
     return path
 
 
-def dataset_folder(dataset: PictureDataset | DownloadedDataset) -> Path:
+def dataset_folder(dataset: LmdbDataset | DownloadedDataset) -> Path:
     """Return `dataset_path`. The folder may be missing. Raises UserError for anything but a folder."""
     folder = dataset_path(dataset)
     if folder.exists() and not folder.is_dir():

@@ -84,17 +84,12 @@ def evaluation_images(data: Data, part: Part, config: ModelConfig) -> Evaluation
             else "it has training and validation images only"
         )
         raise UserError(f"{name} has no test part: {reason}. Evaluate on the validation part.")
-    targets_u8 = _binarized_once(images_u8, part, config)
-    return EvaluationImages(images_u8 if config.dataset.encoder_input == "gray" else targets_u8, targets_u8)
-
-
-def _binarized_once(images_u8: Tensor, part: Part, config: ModelConfig) -> Tensor:
-    """Binarize the images to 0 and 255 with a fixed seed if the config says so."""
     if not config.dataset.binarize:
-        return images_u8
+        return EvaluationImages(images_u8, images_u8)
     generator = seeded(0, f"binarized {part}")
 
     def draw(chunk: Tensor) -> Tensor:
         return binarize(to_float(chunk, "cpu", config.pixel_bits), generator) * 255
 
-    return map_chunks(draw, images_u8, images_u8.shape[1:])
+    targets_u8 = map_chunks(draw, images_u8, images_u8.shape[1:])
+    return EvaluationImages(images_u8 if config.dataset.encoder_input == "gray" else targets_u8, targets_u8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ _Result = TypeVar("_Result")
 
 def map_in_threads(
     function: Callable[[_Job], _Result], jobs: Iterable[_Job], threads: int, ahead: int
-) -> Iterator[_Result]:
+) -> Generator[_Result, None, None]:
     """Apply a function to jobs in threads; yield the results in order, and raise what the function raises.
 
     ahead: jobs that are started before the caller needs their results, which bounds the memory. The jobs themselves are

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Union, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from PIL import ImageColor
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from nvae.schema.named_datasets import NAMED_DATASETS
 from nvae.schema.sections import AUTO, MAX_SEED, MAX_SIZE, Count, PathText, Section
@@ -65,7 +65,7 @@ class DatasetConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> DatasetConfig:
         if self.encoder_input == "gray" and not self.binarize:
-            raise InvalidValueError("encoder_input", "gray", "'binary', or binarize True")
+            self.refuse("encoder_input", "'binary', or binarize True")
         return self
 
     def check(self, input_dimension: int) -> None:
@@ -85,7 +85,7 @@ class PictureDataset(DatasetConfig):
         "background, or stretch.",
     )
     background: str = Field("white", description="Color behind transparent pixels and of padding: a name or #rrggbb.")
-    percentiles: tuple[Percent, Percent] | None = Field(
+    percentiles: tuple[Percent, ...] | None = Field(
         None,
         strict=False,  # a list in YAML
         description="Percentiles of a picture's values that become black and white, such as [1, 99] for X-rays, in "
@@ -98,19 +98,12 @@ class PictureDataset(DatasetConfig):
         1, description="Leave out pictures whose width or height is smaller, in pixels."
     )
 
-    @field_validator("percentiles", mode="before")
-    @classmethod
-    def _two_percentiles(cls, value: Any) -> Any:
-        if value is not None and not (isinstance(value, list | tuple) and len(value) == 2):
-            raise InvalidValueError("percentiles", value, "two numbers, such as [1, 99], or null")
-        return value
-
     @model_validator(mode="after")
     def _valid_pictures(self) -> PictureDataset:
-        if self.percentiles is not None and self.percentiles[0] >= self.percentiles[1]:
-            raise InvalidValueError("percentiles", list(self.percentiles), "a lower and a higher number")
+        if self.percentiles is not None and (len(self.percentiles) != 2 or self.percentiles[0] >= self.percentiles[1]):
+            self.refuse("percentiles", "two numbers, the lower one first, such as [1, 99], or null")
         if not _is_color(self.background):
-            raise InvalidValueError("background", self.background, "the English name of a color, or #rrggbb")
+            self.refuse("background", "the English name of a color, or #rrggbb")
         return self
 
 
@@ -155,7 +148,7 @@ class NpzDataset(DatasetConfig):
 class DownloadedDataset(DatasetConfig):
     """A public data set, downloaded where absent."""
 
-    name: ArrayName = Field(description="The data set.")
+    name: ArrayName = Field(description="The data set.")  # type: ignore[valid-type]
     path: PathText | None = Field(
         None,
         description="Folder of the files, downloaded into the folder when absent; null for dataset/NAME, such as "
@@ -201,7 +194,7 @@ class SvhnDataset(DownloadedDataset):
 class PublicPictureDataset(PictureDataset, DownloadedDataset):
     """A public data set of picture files, downloaded where possible."""
 
-    name: PictureName = Field(description="The data set.")
+    name: PictureName = Field(description="The data set.")  # type: ignore[valid-type]
 
 
 class DtdDataset(PublicPictureDataset):
@@ -239,21 +232,29 @@ class ToyFacesDataset(DatasetConfig):
                 )
 
 
-DATASET_CLASSES = (
-    FolderDataset,
-    LmdbDataset,
-    NpzDataset,
-    ToyFacesDataset,
-    DownloadedDataset,
-    OmniglotDataset,
-    EmnistDataset,
-    SvhnDataset,
-    PublicPictureDataset,
-    DtdDataset,
-    LsunDataset,
-)
+def _folder_by_default(section: Any) -> Any:
+    return {"name": "folder"} | section if isinstance(section, dict) else section
+
+
+AnyDataset = Annotated[
+    FolderDataset
+    | LmdbDataset
+    | NpzDataset
+    | ToyFacesDataset
+    | DownloadedDataset
+    | OmniglotDataset
+    | EmnistDataset
+    | SvhnDataset
+    | PublicPictureDataset
+    | DtdDataset
+    | LsunDataset,
+    Field(discriminator="name"),
+    BeforeValidator(_folder_by_default),
+]
 DATASETS: dict[str, type[DatasetConfig]] = {
-    name: dataset for dataset in DATASET_CLASSES for name in get_args(dataset.model_fields["name"].annotation)
+    name: dataset
+    for dataset in get_args(get_args(AnyDataset)[0])
+    for name in get_args(dataset.model_fields["name"].annotation)
 }
 
 
@@ -261,17 +262,6 @@ def dataset_class(section: dict[str, Any]) -> type[DatasetConfig] | None:
     """Return the class of a dataset section; None if its name is no data set."""
     name = section.get("name", "folder")
     return DATASETS.get(name) if isinstance(name, str) else None
-
-
-def _folder_by_default(section: Any) -> Any:
-    return {"name": "folder"} | section if isinstance(section, dict) else section
-
-
-AnyDataset = Annotated[
-    Union[DATASET_CLASSES],  # noqa: UP007 (of a tuple)
-    Field(discriminator="name"),
-    BeforeValidator(_folder_by_default),
-]
 
 
 def select_dataset(section: dict[str, Any], name: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import threading
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import TypeVar, cast
 from weakref import WeakSet
 
 import numpy as np
@@ -27,7 +27,7 @@ def with_release(array: np.memmap) -> np.memmap:
     An array of the mode "c" then loses what was changed in memory: it has the values of the file again.
     """
     with _lock:
-        _maps.add(array.base)
+        _maps.add(cast(mmap.mmap, array.base))
     return array
 
 

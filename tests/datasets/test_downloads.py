@@ -183,7 +183,7 @@ def test_interrupted_download_leaves_nothing(get, online, set_folder, monkeypatc
     "file",
     [
         SourceFile("a.bin", URL, md5(b"other")),
-        SourceFile("a.bin", URL, starts_with=b"MATLAB"),
+        SourceFile("a.bin", URL, starts_with="MATLAB"),
         SourceFile("a.zip", URL, unpack_to=".", found_as=("x",)),
     ],
 )

@@ -9,7 +9,7 @@ TRAINING, TEST = (torch.arange(first, last, dtype=torch.uint8).view(-1, 1, 1, 1)
 
 
 def parts_of(**keys):
-    return split(TRAINING, TEST, DownloadedDataset(name="mnist", **keys))
+    return split(TRAINING, [TEST], DownloadedDataset(name="mnist", **keys))
 
 
 def numbers(part):
@@ -46,5 +46,5 @@ def test_split_refuses_to_leave_no_training_image(count):
 
 def test_fingerprint_is_of_training_and_validation_images_alone():
     data = parts_of(validation_images=20)
-    other = split(TRAINING, TEST.flip(0), DownloadedDataset(name="mnist", validation_images=20))
+    other = split(TRAINING, [TEST.flip(0)], DownloadedDataset(name="mnist", validation_images=20))
     assert data.fingerprint == other.fingerprint

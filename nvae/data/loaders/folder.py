@@ -11,9 +11,10 @@ from typing import NoReturn
 from nvae.data.images import Data
 from nvae.data.paths import dataset_path
 from nvae.data.pictures.archives import open_archive
-from nvae.data.pictures.decoding import DecodedPictures, Picture, Refusal, decode_pictures, with_reports
+from nvae.data.pictures.decoding import DecodedPictures, Picture, decode_pictures, with_reports
 from nvae.data.pictures.folders import PART_FOLDERS, list_pictures
-from nvae.schema import ModelConfig
+from nvae.data.pictures.report import PictureError
+from nvae.schema import FolderDataset, ModelConfig
 from nvae.system.errors import Remedy, UserError
 
 PARTS = tuple(dict.fromkeys(PART_FOLDERS.values()))
@@ -29,7 +30,9 @@ def load_folder(config: ModelConfig, progress: bool = False, cache: bool = False
     needs at least one). Files that cannot be used and duplicates are left out and named in the report. cache: keep the
     images for later runs, see `decode_pictures`. Raises UserError.
     """
-    path = dataset_path(config.dataset)
+    dataset = config.dataset
+    assert isinstance(dataset, FolderDataset)
+    path = dataset_path(dataset)
     if not path.exists():
         raise UserError(
             f"the image folder '{path}' does not exist. Set dataset.path to the folder of your images, or set "
@@ -37,7 +40,7 @@ def load_folder(config: ModelConfig, progress: bool = False, cache: bool = False
             Remedy.DATASET_PATH,
         )
     with nullcontext(list_pictures(path)) if path.is_dir() else open_archive(path) as pictures:
-        parts = {_part(picture) for picture in pictures if not isinstance(picture.open, Refusal)}
+        parts = {_part(picture) for picture in pictures if not isinstance(picture.content, PictureError)}
         if TRAINING not in parts or parts.isdisjoint({VALIDATION, TEST}):
             parts = set()  # labels, not parts
         else:
@@ -47,8 +50,7 @@ def load_folder(config: ModelConfig, progress: bool = False, cache: bool = False
     kept = [pictures[i] for i in decoded.indices]
     counts = Counter(_part(picture) if parts else TRAINING for picture in kept)
     if VALIDATION not in parts:
-        fraction = config.dataset.validation_fraction
-        counts[VALIDATION] = _num_validation(kept[: counts[TRAINING]], decoded, fraction)
+        counts[VALIDATION] = _num_validation(kept[: counts[TRAINING]], decoded, dataset.validation_fraction)
         counts[TRAINING] -= counts[VALIDATION]
     for part in (TRAINING, VALIDATION):
         if not counts[part]:
@@ -89,6 +91,6 @@ def _part(picture: Picture) -> int:
 
 
 def _refuse_without_part(picture: Picture) -> Picture:
-    if _part(picture) < NO_PART or isinstance(picture.open, Refusal):
+    if _part(picture) < NO_PART or isinstance(picture.content, PictureError):
         return picture
-    return picture._replace(open=Refusal("no part"))
+    return picture._replace(content=PictureError("no part"))

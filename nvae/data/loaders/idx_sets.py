@@ -24,7 +24,7 @@ def load_idx(config: ModelConfig, progress: bool = False) -> Data:
     images = {part: _read_images(file) for part, file in obtain(config, progress).items()}
     if config.dataset.name == "emnist":
         images = {part: images_u8.swapaxes(2, 3) for part, images_u8 in images.items()}  # the file has columns first
-    return split_arrays(config, [images["training"]], images["test"], pad=True)
+    return split_arrays(config, [images["training"]], [images["test"]], pad=True)
 
 
 def _read_images(file: Path) -> Tensor:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import IO, Any
 from weakref import WeakValueDictionary
 
 from PIL import Image
@@ -24,7 +24,7 @@ from nvae.data.images import Data
 from nvae.data.paths import dataset_folder
 from nvae.data.pictures.decoding import Picture, decode_parts, with_reports
 from nvae.data.pictures.image_files import open_image
-from nvae.schema import ModelConfig
+from nvae.schema import LmdbDataset, ModelConfig
 from nvae.system.errors import Remedy, UserError
 from nvae.system.files import DISK_FULL, atomic_folder
 from nvae.system.memory_maps import chunks
@@ -44,6 +44,7 @@ def load_lmdb(config: ModelConfig, progress: bool = False, cache: bool = False) 
 
     cache: keep the images for later runs, see `decode_pictures`. Raises UserError.
     """
+    assert isinstance(config.dataset, LmdbDataset)
     folder = dataset_folder(config.dataset)
     for name in (DATABASES["training"], DATABASES["validation"]):
         if not (folder / name).exists():
@@ -56,8 +57,8 @@ def load_lmdb(config: ModelConfig, progress: bool = False, cache: bool = False) 
     databases = {part: folder / name for part, name in DATABASES.items() if (folder / name).exists()}
     parts = {part: (str(database), lmdb_pictures(database)) for part, database in databases.items()}
     decoded = decode_parts(parts, config, progress, cache)
-    data = Data(**{part: result.images_u8 for part, result in decoded.items()})
-    return with_reports(data, *decoded.values())
+    images = {part: result.images_u8 for part, result in decoded.items()}
+    return with_reports(Data(images["training"], images["validation"], images.get("test")), *decoded.values())
 
 
 def lmdb_pictures(path: Path) -> list[Picture]:
@@ -136,7 +137,7 @@ def import_lmdb() -> ModuleType:
     return import_extra("lmdb", "the library of LMDB databases", "lmdb")
 
 
-def _open_record(database: _Database, key: bytes) -> BinaryIO | Image.Image:
+def _open_record(database: _Database, key: bytes) -> IO[bytes] | Image.Image:
     """Return the raw image in a value, or else the value as an open file.
 
     The length of an encoded picture may be that of a raw image by chance, so that the content decides too.

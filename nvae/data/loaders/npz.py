@@ -16,7 +16,7 @@ from nvae.data.images import CHUNK, Data, resize, to_grayscale
 from nvae.data.paths import dataset_path
 from nvae.data.pictures.image_files import MAX_PIXELS
 from nvae.data.splits import hold_out
-from nvae.schema import ModelConfig
+from nvae.schema import ModelConfig, NpzDataset
 from nvae.system.errors import Remedy, UserError
 from nvae.system.memory_maps import releasing
 
@@ -36,11 +36,13 @@ def load_npz(config: ModelConfig, progress: bool = False) -> Data:
     The test images are for validation if there are no validation images. Images are cropped to a square at their
     center. Runs no code from the file, and reads the file in chunks. Raises UserError.
     """
-    file = dataset_path(config.dataset)
+    dataset = config.dataset
+    assert isinstance(dataset, NpzDataset)
+    file = dataset_path(dataset)
     if not file.is_file():
         problem = "is not a file" if file.exists() else "does not exist"
         raise UserError(f"'{file}' {problem}. {ADVICE}", Remedy.DATASET_PATH)
-    stored = ArrayFile(file, ADVICE)
+    stored = ArrayFile(file, ADVICE, Remedy.DATASET_PATH)
     arrays = choose_arrays(stored)
     for array in arrays.values():
         check_images(array, file)
@@ -51,10 +53,10 @@ def load_npz(config: ModelConfig, progress: bool = False) -> Data:
         count = len(parts["training"])
         if count < 2:
             raise UserError(f"{file} holds one image; expected at least two. {ADVICE}")
-        return hold_out(parts["training"], min(max(round(config.dataset.validation_fraction * count), 1), count - 1))
+        return hold_out(parts["training"], min(max(round(dataset.validation_fraction * count), 1), count - 1))
     if "validation" not in parts:
         parts["validation"] = parts.pop("test")
-    return Data(**parts)
+    return Data(parts["training"], parts["validation"], parts.get("test"))
 
 
 # ----------------------------------------------------------------------------------------------- choosing and checking
@@ -121,8 +123,7 @@ def read_images(stored: ArrayFile, array: StoredArray, config: ModelConfig, prog
     images_u8 = new_images(count, config.image_channels, size, size)
     start = 0
     with tqdm(total=count, desc=f"reading {stored.path}", leave=False, disable=not progress, delay=1) as bar:
-        for chunk in releasing(stored.chunks(array, CHUNK)):
-            chunk = torch.from_numpy(chunk)
+        for chunk in map(torch.from_numpy, releasing(stored.chunks(array, CHUNK))):
             if chunk.ndim == 3:
                 chunk = chunk[:, None]
             elif _has_channels(array, 3):

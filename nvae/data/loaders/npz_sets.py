@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from torch import Tensor
@@ -16,7 +15,7 @@ from nvae.data.images import Data
 from nvae.data.paths import dataset_folder
 from nvae.data.sources import medmnist_suffix, obtain, source_files
 from nvae.data.splits import split_arrays
-from nvae.schema import NAMED_DATASETS, ModelConfig
+from nvae.schema import NAMED_DATASETS, DownloadedDataset, ModelConfig
 from nvae.system.errors import UserError
 
 ADVICE = "Delete the file to get it again."
@@ -27,6 +26,7 @@ def load_medmnist(config: ModelConfig, progress: bool = False) -> Data:
 
     Raises UserError.
     """
+    assert isinstance(config.dataset, DownloadedDataset)
     name, folder = config.dataset.name, dataset_folder(config.dataset)
     files = source_files(config.dataset, config.input_dimension)
     file = files["images"]
@@ -41,14 +41,15 @@ def load_medmnist(config: ModelConfig, progress: bool = False) -> Data:
     path = fetch(name, {"images": file}, folder, NAMED_DATASETS[name].homepage, progress)["images"]
     stored = ArrayFile(path, ADVICE)
     training, validation, test = (_images(stored.read(f"{part}_images"), path) for part in ("train", "val", "test"))
-    return split_arrays(config, [training], test, validation)
+    return split_arrays(config, [training], [validation, test])
 
 
 def load_downsampled_imagenet(config: ModelConfig, progress: bool = False) -> Data:
     """Load the published training and validation images of imagenet32 or imagenet64. Raises UserError."""
     name, paths = config.dataset.name, obtain(config, progress)
     folders = {path.parent for part, path in paths.items() if part.startswith("training")}
-    batches = sorted((file for folder in folders for file in folder.glob("train_data_batch_*.npz")), key=_number)
+    batches = [file for folder in folders for file in folder.glob("train_data_batch_*.npz")]
+    batches.sort(key=lambda file: (len(file.stem), file.stem))  # batch 2 before batch 10
     side, files = NAMED_DATASETS[name].size, [ArrayFile(file, ADVICE) for file in (*batches, paths["validation"])]
     counts = [_count(file, name, side) for file in files]
     rows = new_images(sum(counts), 3 * side**2)
@@ -56,7 +57,7 @@ def load_downsampled_imagenet(config: ModelConfig, progress: bool = False) -> Da
     for file, target in zip(bar, rows.split(counts), strict=True):
         target.copy_(file.read("data"))
     training, validation = rows.view(-1, 3, side, side).split([sum(counts[:-1]), counts[-1]])
-    return split_arrays(config, [training], None, validation)
+    return split_arrays(config, [training], [validation])
 
 
 def _count(file: ArrayFile, name: str, side: int) -> int:
@@ -65,11 +66,6 @@ def _count(file: ArrayFile, name: str, side: int) -> int:
     if shape[1:] != (3 * side**2,):
         raise UserError(f"{file.path} does not hold the images of {name}: expected rows of {3 * side**2} numbers.")
     return shape[0]
-
-
-def _number(file: Path) -> int:
-    digits = re.search(r"\d+$", file.stem)
-    return int(digits.group()) if digits else 0
 
 
 def _images(array: Tensor, file: Path) -> Tensor:

@@ -15,7 +15,7 @@ from nvae.data.images import Data
 from nvae.data.pictures.folders import read_pictures
 from nvae.data.sources import obtain
 from nvae.data.splits import split_arrays
-from nvae.schema import ModelConfig
+from nvae.schema import ModelConfig, OmniglotDataset
 from nvae.system.errors import Remedy, UserError
 
 SIDE = 28
@@ -27,6 +27,7 @@ def load_omniglot(config: ModelConfig, progress: bool = False) -> Data:
 
     chardata: 24,345 and 8,070 images. torchvision: the background set (19,280) and the evaluation set (13,180).
     """
+    assert isinstance(config.dataset, OmniglotDataset)
     if config.dataset.version == "chardata":
         advice = ", or set dataset.version to torchvision"
         scipy_io = import_extra("scipy.io", "omniglot", "omniglot", advice, Remedy.CONFIG_KEY)
@@ -35,7 +36,7 @@ def load_omniglot(config: ModelConfig, progress: bool = False) -> Data:
         paths = obtain(config, progress)
         # The drawings are black on white.
         training, test = (255 - read_pictures(paths[part], "L", progress) for part in ("training", "test"))
-    return split_arrays(config, [training], test, pad=True)
+    return split_arrays(config, [training], [test], pad=True)
 
 
 def _read_chardata(file: Path, loadmat: Callable[..., dict[str, Any]]) -> list[Tensor]:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from PIL import Image
 
@@ -19,7 +18,7 @@ from nvae.data.pictures.image_files import open_image
 from nvae.data.pictures.report import is_other_file
 from nvae.data.sources import obtain_and_read
 from nvae.data.splits import split
-from nvae.schema import ModelConfig, PublicPictureDataset
+from nvae.schema import DtdDataset, ModelConfig, PublicPictureDataset
 from nvae.system.errors import UserError
 
 CELEBA_SIZE = (178, 218)
@@ -36,6 +35,7 @@ def load_public_pictures(config: ModelConfig, progress: bool = False, cache: boo
     cache: keep the images for later runs, see `decode_pictures`. Raises UserError.
     """
     dataset = config.dataset
+    assert isinstance(dataset, PublicPictureDataset)
     if dataset.name == "lsun":
         import_extra("lmdb", "lsun", "lmdb")
     if dataset.name == "flowers102":
@@ -47,15 +47,15 @@ def load_public_pictures(config: ModelConfig, progress: bool = False, cache: boo
     sources = {part: os.path.join(source, *variant, part) for part in parts}
     decoded = decode_parts({part: (sources[part], parts[part]) for part in parts}, config, progress, cache)
     images = {part: result.images_u8 for part, result in decoded.items()}
-    data = split(images["training"], images.get("test"), dataset, images.get("validation"))
+    data = split(images["training"], [images[part] for part in ("validation", "test") if part in images], dataset)
     return with_reports(data, *decoded.values())
 
 
-def _picture(file: Path, folder: Path, open: Callable[[], BinaryIO | Image.Image] | None = None) -> Picture:
+def _picture(file: Path, folder: Path, open: Callable[[], Image.Image] | None = None) -> Picture:
     stat = file.stat()
     return Picture(
         file.relative_to(folder).as_posix(),
-        open or partial(file.open, "rb"),
+        open or (lambda: file.open("rb")),
         f"{stat.st_size} {stat.st_mtime_ns}",
     )
 
@@ -115,7 +115,7 @@ def _torchvision(paths: dict[str, Path], dataset: PublicPictureDataset) -> Parts
     from torchvision.datasets import DTD, Flowers102  # takes a second
 
     folder = dataset_folder(dataset)
-    make = partial(DTD, partition=dataset.partition) if dataset.name == "dtd" else Flowers102
+    make = partial(DTD, partition=dataset.partition) if isinstance(dataset, DtdDataset) else Flowers102
     parts: Parts = {}
     for part, name in (("training", "train"), ("validation", "val"), ("test", "test")):
         files = make(folder, split=name, loader=os.fspath)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,27 +24,30 @@ def load_torchvision_set(config: ModelConfig, progress: bool = False) -> Data:
 
     cifar10 and cifar100 may also be folders train and test of pictures. Raises UserError.
     """
-    if config.dataset.name == "svhn":
+    dataset = config.dataset
+    assert isinstance(dataset, DownloadedDataset)
+    if dataset.name == "svhn":
         import_extra("scipy.io", "svhn", "svhn")
 
     def read(paths: dict[str, Path]) -> list[Tensor]:
         if all(path.is_dir() for path in paths.values()):
             return [read_pictures(paths[part], "RGB", progress) for part in ("training", "test")]
-        return _read_arrays(config.dataset)
+        return _read_arrays(dataset)
 
     *training, test = obtain_and_read(config, read, progress)
-    return split_arrays(config, training, test)
+    return split_arrays(config, training, [test])
 
 
 def _read_arrays(dataset: DownloadedDataset) -> list[Tensor]:
     """Read uint8 (N, 3, H, W) of each training part, then of the test part."""
     from torchvision.datasets import CIFAR10, CIFAR100, STL10, SVHN  # takes a second
 
-    make, parts = {
+    sets: dict[str, tuple[Callable[..., Any], list[Any]]] = {
         "cifar10": (CIFAR10, [True, False]),  # whether for training
         "cifar100": (CIFAR100, [True, False]),
         "svhn": (SVHN, ["train", *(["extra"] if getattr(dataset, "extra", False) else []), "test"]),
         "stl10": (STL10, ["train", "unlabeled", "test"]),
-    }[dataset.name]
+    }
+    make, parts = sets[dataset.name]
     arrays = [make(dataset_folder(dataset), part).data for part in parts]
     return [torch.from_numpy(np.moveaxis(array, 3, 1) if array.shape[3] == 3 else array) for array in arrays]

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from nvae.data.loaders.toy_face_attributes import INK, WHITE, Color, Face, Point
+from nvae.data.loaders.toy_face_attributes import Color, Face, Point
+
+INK: Color = (44, 34, 40)
+WHITE: Color = (255, 255, 255)
 
 
 def draw(face: Face, size: int) -> Image.Image:
@@ -217,13 +220,10 @@ class _Artist:
         face, y = self.face, self.middle + 0.13
         self.ellipse(0, y, face.nose, face.nose * 0.75, _shade(face.skin, 0.78))
 
-    def light_around_mouth(self) -> bool:
-        return sum(self.face.skin) > 330
-
     def mouth(self) -> None:
         face, y, w = self.face, self.middle + 0.315, self.face.mouth_width
         red = (214, 84, 92)
-        dark = (120, 30, 44) if self.light_around_mouth() else (250, 150, 150)
+        dark = (120, 30, 44) if sum(face.skin) > 330 else (250, 150, 150)  # light lips on dark skin
         if face.mood == "smile":
             self.curve(0, y, w, 0.13, 0.045, dark)
         elif face.mood == "grin":

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from nvae.data.images import Data, to_grayscale
 from nvae.data.loaders.toy_face_attributes import face
 from nvae.data.loaders.toy_face_drawing import draw
-from nvae.schema import ModelConfig
+from nvae.schema import ModelConfig, ToyFacesDataset
 
 DRAWING_VERSION = 1  # to be raised when a face looks different
 FIRST_VALIDATION = 1_000_000_000  # the largest number of training images, so that the two parts never overlap
@@ -32,6 +32,7 @@ def draw_faces(indices: Sequence[int], size: int, progress: bool = False) -> np.
 def load_toy_faces(config: ModelConfig, progress: bool = False) -> Data:
     """Draw `training_images` faces from index 0 on and `validation_images` faces from FIRST_VALIDATION on."""
     dataset = config.dataset
+    assert isinstance(dataset, ToyFacesDataset)
     parts = (range(dataset.training_images), range(FIRST_VALIDATION, FIRST_VALIDATION + dataset.validation_images))
     training, validation = (torch.from_numpy(draw_faces(part, config.input_dimension, progress)) for part in parts)
     if config.image_channels == 1:

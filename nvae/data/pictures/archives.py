@@ -12,9 +12,10 @@ from io import BufferedReader, BytesIO
 from pathlib import Path
 from threading import Lock
 
-from nvae.data.pictures.decoding import Picture, Refusal
+from nvae.data.pictures.decoding import Picture
 from nvae.data.pictures.folders import PART_FOLDERS
 from nvae.data.pictures.image_files import MAX_FILE_BYTES, read_content
+from nvae.data.pictures.report import PictureError
 from nvae.system.errors import Remedy, UserError
 
 TOP_FOLDER_SHARE = 0.9  # of the files, in a folder that only wraps the archive's content
@@ -30,8 +31,7 @@ def open_archive(path: Path) -> Iterator[list[Picture]]:
     the archive again and again. Raises UserError for a file that is no such archive.
     """
     with _open(path) as archive:
-        is_zip = isinstance(archive, zipfile.ZipFile)
-        pictures = _zip_pictures(archive) if is_zip else _tar_pictures(archive, path)
+        pictures = _zip_pictures(archive) if isinstance(archive, zipfile.ZipFile) else _tar_pictures(archive, path)
         by_name = {picture.name: picture for picture in pictures}  # the last one of a name is the newest
         yield _without_top_folder(list(by_name.values()))
 
@@ -71,7 +71,7 @@ def _zip_pictures(archive: zipfile.ZipFile) -> Iterator[Picture]:
             continue
         refusal = _refusal(parts, info.file_size)
         if info.flag_bits & 1:
-            refusal = Refusal("unreadable", "encrypted")
+            refusal = PictureError("unreadable", "encrypted")
         yield Picture("/".join(parts), refusal or partial(read, info), f"{info.CRC} {info.file_size}")
 
 
@@ -80,7 +80,9 @@ def _tar_pictures(archive: tarfile.TarFile, path: Path) -> Iterator[Picture]:
     is_compressed = not isinstance(archive.fileobj, BufferedReader)
 
     def read(member: tarfile.TarInfo) -> BytesIO:
-        with lock, archive.extractfile(member) as file:
+        file = archive.extractfile(member)
+        assert file  # a member that is a file
+        with lock, file:
             return read_content(file)
 
     last = ""
@@ -91,7 +93,9 @@ def _tar_pictures(archive: tarfile.TarFile, path: Path) -> Iterator[Picture]:
                 continue
             refusal = _refusal(parts, member.size)
             if not member.isfile():
-                refusal = Refusal("unreadable", "a link" if member.issym() or member.islnk() else "no regular file")
+                refusal = PictureError(
+                    "unreadable", "a link" if member.issym() or member.islnk() else "no regular file"
+                )
             stamp = f"{stat.st_size} {stat.st_mtime_ns} {member.offset}"
             position = member.offset if is_compressed else None
             yield Picture("/".join(parts), refusal or partial(read, member), stamp, position)
@@ -99,7 +103,7 @@ def _tar_pictures(archive: tarfile.TarFile, path: Path) -> Iterator[Picture]:
     except Exception as error:  # of tarfile, gzip, bz2, lzma and zlib
         damage = str(error)
     if damage:
-        yield Picture(path.name, Refusal("broken", f"{damage}; the archive cannot be read behind '{last}'"), "")
+        yield Picture(path.name, PictureError("broken", f"{damage}; the archive cannot be read behind '{last}'"), "")
 
 
 def _ends_here(archive: tarfile.TarFile) -> bool:
@@ -115,10 +119,10 @@ def _visible_parts(name: str) -> list[str]:
     return [] if hidden else parts
 
 
-def _refusal(parts: list[str], size: int) -> Refusal | None:
+def _refusal(parts: list[str], size: int) -> PictureError | None:
     if ".." in parts:
-        return Refusal("unreadable", "its name leads out of the archive")
-    return Refusal("too large", f"{size:,} bytes") if size > MAX_FILE_BYTES else None
+        return PictureError("unreadable", "its name leads out of the archive")
+    return PictureError("too large", f"{size:,} bytes") if size > MAX_FILE_BYTES else None
 
 
 def _without_top_folder(pictures: list[Picture]) -> list[Picture]:

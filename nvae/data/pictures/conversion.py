@@ -58,7 +58,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 def _transposition(image: Image.Image) -> Image.Transpose | None:
     """Return how the picture is turned upright; None for no change, and for an orientation that cannot be read."""
     try:
-        return UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        return UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow's readers raise almost any exception for broken EXIF data
         return None
 
@@ -76,7 +76,7 @@ def has_deep_colors(image: Image.Image) -> bool:
     return not is_deep(image) and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
-def _to_8_bits(image: Image.Image, percentiles: tuple[float, float] | None) -> Image.Image:
+def _to_8_bits(image: Image.Image, percentiles: tuple[float, ...] | None) -> Image.Image:
     """Scale the lowest and the highest value, or two percentiles, to 0 and 255. A constant picture becomes black.
 
     Infinite values become 0 or 255, and values that are no numbers become 0.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, NoReturn
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from nvae.data.cache import CachedImages, memory_limit
 from nvae.data.images import CHUNK, Data
 from nvae.data.pictures.conversion import fit, has_deep_colors, is_deep, picture_keys
 from nvae.data.pictures.image_files import open_image, read_content, without_pillow_warnings
-from nvae.data.pictures.report import FaultKind, PictureError, PictureReport, is_other_file
+from nvae.data.pictures.report import PictureError, PictureReport, is_other_file
 from nvae.data.threads import map_in_threads
 from nvae.schema import DatasetConfig, ModelConfig, PictureDataset
 from nvae.system.errors import UserError
@@ -36,19 +36,15 @@ class Picture(NamedTuple):
     """One picture of a data set: a file, a member of an archive, or a record of a database."""
 
     name: str  # unique in the data set, with slashes; messages show the name, and a folder's split depends on it alone
-    open: Callable[[], BinaryIO | Image.Image]  # called in a thread; may raise PictureError
+    content: Callable[[], IO[bytes] | Image.Image] | PictureError  # called in a thread; or why there is no content
     stamp: str  # changes when the content changes: of the size and the time of change, for example
     position: int | None = None  # pictures with a position are opened one after another, in the order of the positions
 
-
-class Refusal(NamedTuple):
-    """The `open` of a picture that cannot be opened: raises PictureError."""
-
-    kind: FaultKind
-    reason: str = ""
-
-    def __call__(self) -> NoReturn:
-        raise PictureError(self.kind, self.reason)
+    def open(self) -> IO[bytes] | Image.Image:
+        """Return the content: an open file, or a decoded picture. Raises PictureError, and almost any exception."""
+        if isinstance(self.content, PictureError):
+            raise self.content
+        return self.content()
 
 
 class DecodedPictures(NamedTuple):
@@ -97,7 +93,7 @@ def decode_pictures(
     if not cache and math.prod(shape) <= memory_limit():
         images_u8 = np.empty(shape, np.uint8)
         return decode(images_u8).with_images(images_u8)
-    cached.write(shape, lambda images_u8: decode(images_u8).model_dump())
+    cached.write(shape, lambda images_u8: decode(images_u8).model_dump_json())
     if (decoded := _from_cache(cached, shape, accept_temporary=True)) is None:
         raise UserError(f"the cache file {cached.path} was changed by another program. Start again.")
     return decoded
@@ -136,11 +132,7 @@ def _cached_images(
     pictures: Sequence[Picture], config: ModelConfig, source: str, leave_out_duplicates: bool
 ) -> CachedImages:
     size, channels, keys = config.input_dimension, config.image_channels, picture_keys(config.dataset)
-    own_keys = {
-        key: value
-        for key, value in keys
-        if key in PictureDataset.model_fields and key not in DatasetConfig.model_fields
-    }
+    own_keys = {key: getattr(keys, key) for key in PictureDataset.model_fields if key not in DatasetConfig.model_fields}
     path = os.path.abspath(source)
     settings = _digest([repr((VERSION, path, size, channels, own_keys, leave_out_duplicates))])
     stem = "".join(c if c.isalnum() and c.isascii() else "_" for c in Path(path).name)[:40]
@@ -164,19 +156,13 @@ def _from_cache(cached: CachedImages, shape: tuple[int, ...], accept_temporary: 
         return None
     images_u8, facts = found
     try:
-        decoded = _Decoded.model_validate(facts)
+        decoded = _Decoded.model_validate_json(facts)
     except ValidationError:
-        return None
-    indices = decoded.indices
-    if indices != sorted(set(indices) & set(range(len(images_u8)))) or len(indices) != decoded.report.read:
         return None
     return decoded.with_images(images_u8) if decoded.final or accept_temporary else None
 
 
 # ---------------------------------------------------------------------------------------------------- the decoding
-
-
-_Opened = BinaryIO | Image.Image
 
 
 class _Facts(NamedTuple):
@@ -198,46 +184,43 @@ def _decode(
     size, channels, keys = config.input_dimension, config.image_channels, picture_keys(config.dataset)
     threads = config.training_parameters.workers or os.cpu_count() or 1
 
-    def decode(job: tuple[Picture, _Opened | PictureError | None]) -> tuple[np.ndarray | None, _Facts | PictureError]:
-        picture, opened = job
-        if isinstance(opened, PictureError):
-            return None, opened
+    def decode(job: tuple[int, Picture]) -> _Facts | PictureError:
+        i, picture = job
         try:
-            return _decode_one(opened or picture.open(), size, channels, keys, leave_out_duplicates)
+            return _decode_one(picture, images_u8[i], size, channels, keys, leave_out_duplicates)
         except MemoryError:
             raise
         except Exception as error:  # Pillow's decoders raise almost any exception for a broken file
-            return None, _as_fault(error)
+            return _as_fault(error)
 
     order = sorted(range(len(pictures)), key=lambda i: pictures[i].position or 0)
     results: list[_Facts | PictureError] = [PictureError("broken")] * len(pictures)
-    jobs = ((pictures[i], _open_in_turn(pictures[i])) for i in order)
+    jobs = ((i, _opened_in_turn(pictures[i])) for i in order)
     bar = tqdm(order, f"reading {source}", unit=" files", leave=False, disable=not progress, delay=1)
     with without_pillow_warnings(), closing(map_in_threads(decode, jobs, threads, ahead=2 * threads)) as decoded:
-        for i, (image_u8, result) in zip(bar, releasing(decoded, CHUNK), strict=True):
+        for i, result in zip(bar, releasing(decoded, CHUNK), strict=True):
             results[i] = result
-            if image_u8 is not None:
-                images_u8[i] = image_u8
     is_final = not any(isinstance(result, PictureError) and result.is_temporary for result in results)
     indices, report = _collect(pictures, results, images_u8, keys, source)
     return _Decoded(indices=indices, report=report, final=is_final)
 
 
-def _open_in_turn(picture: Picture) -> _Opened | PictureError | None:
-    """Open a picture that has a position; return None for other pictures, which are opened in the threads."""
+def _opened_in_turn(picture: Picture) -> Picture:
+    """Open a picture that has a position, outside of the threads; other pictures are opened in the threads."""
     if picture.position is None:
-        return None
+        return picture
     try:
-        return picture.open()
+        opened = picture.open()
     except Exception as error:  # of a damaged archive: tarfile, zlib, lzma and others
-        return _as_fault(error)
+        return picture._replace(content=_as_fault(error))
+    return picture._replace(content=lambda: opened)
 
 
 def _decode_one(
-    opened: _Opened, size: int, channels: int, keys: PictureDataset, with_digest: bool
-) -> tuple[np.ndarray, _Facts]:
-    """Decode a picture to uint8 (C, S, S). Raises almost any exception."""
-    digest = None
+    picture: Picture, image_u8: np.ndarray, size: int, channels: int, keys: PictureDataset, with_digest: bool
+) -> _Facts:
+    """Decode a picture into uint8 (C, S, S). Raises almost any exception."""
+    opened, digest = picture.open(), None
     if not isinstance(opened, Image.Image):
         with opened:
             opened = read_content(opened)
@@ -246,7 +229,8 @@ def _decode_one(
         if min(image.size) < keys.min_image_size:
             raise PictureError("too small", f"{image.width} x {image.height} pixels")
         change = "gray" if is_deep(image) else "color" if has_deep_colors(image) else None
-        return fit(image, size, channels, keys), _Facts(digest, change)
+        image_u8[:] = fit(image, size, channels, keys)
+    return _Facts(digest, change)
 
 
 def _as_fault(error: Exception) -> PictureError:
@@ -269,6 +253,7 @@ def _collect(
     """Leave out duplicates, and move the remaining images to the front of `images_u8`."""
     indices: list[int] = []
     faults: dict[str, PictureError] = {}
+    changes: Counter[str | None] = Counter()
     first: dict[bytes, str] = {}  # name of the first picture by digest
     for i, (picture, result) in enumerate(releasing(zip(pictures, results, strict=True), CHUNK)):
         if isinstance(result, _Facts) and result.digest is not None:
@@ -282,7 +267,7 @@ def _collect(
             if i > len(indices):
                 images_u8[len(indices)] = images_u8[i]
             indices.append(i)
-    changes = Counter(results[i].change for i in indices)
+            changes[result.change] += 1
     return indices, PictureReport.of(source, len(indices), faults, _notes(changes, keys))
 
 

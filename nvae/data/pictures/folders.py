@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from nvae.data.pictures.decoding import Picture, Refusal
+from nvae.data.pictures.decoding import Picture
 from nvae.data.pictures.image_files import open_image, read_content
-from nvae.data.pictures.report import is_other_file
+from nvae.data.pictures.report import PictureError, is_other_file
 from nvae.system.errors import UserError
 
 # Names of subfolders that are the parts of a data set.
@@ -39,7 +38,7 @@ def list_pictures(folder: Path) -> list[Picture]:
         return Path(path).relative_to(folder).as_posix()
 
     def report_unreadable(error: OSError) -> None:
-        pictures.append(Picture(f"{name_of(error.filename)}/", Refusal("unreadable", error.strerror), ""))
+        pictures.append(Picture(f"{name_of(error.filename)}/", PictureError("unreadable", error.strerror or ""), ""))
 
     seen: set[str] = set()  # links may form a circle
     for parent, subfolders, names in os.walk(folder, onerror=report_unreadable, followlinks=True):
@@ -58,10 +57,10 @@ def _file_picture(name: str, file: str) -> Picture:
     try:
         status = os.stat(file)
     except OSError as error:
-        return Picture(name, Refusal("unreadable", error.strerror), "")
+        return Picture(name, PictureError("unreadable", error.strerror or ""), "")
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would block forever
-        return Picture(name, Refusal("not an image", "no regular file"), "")
-    return Picture(name, partial(open, file, "rb"), f"{status.st_size} {status.st_mtime_ns} {status.st_mode}")
+        return Picture(name, PictureError("not an image", "no regular file"), "")
+    return Picture(name, lambda: open(file, "rb"), f"{status.st_size} {status.st_mtime_ns} {status.st_mode}")
 
 
 def read_pictures(folder: Path, mode: str, progress: bool = False) -> Tensor:

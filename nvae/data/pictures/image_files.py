@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -28,7 +29,7 @@ MAX_FILE_BYTES = 2**29
 CHUNK = 2**20
 
 
-def read_content(file: BinaryIO) -> BytesIO:
+def read_content(file: IO[bytes]) -> BytesIO:
     """Read a picture file into memory, at most MAX_FILE_BYTES.
 
     Raises PictureError for a file that is empty, larger, or does not begin like one of FORMATS.
@@ -50,13 +51,14 @@ def read_content(file: BinaryIO) -> BytesIO:
 def _check_format(prefix: bytes) -> None:
     Image.init()
     prefix = prefix.ljust(PREFIX, b"\0")
-    accepted = [Image.OPEN[name][1](prefix) for name in FORMATS if name in Image.OPEN]
+    accepts = (Image.OPEN[name][1] for name in FORMATS if name in Image.OPEN)
+    accepted = [accept(prefix) for accept in accepts if accept]
     if True not in accepted:  # a text: Pillow recognizes the format, but was built without its decoder
-        raise PictureError("not an image", next(filter(None, accepted), ""))
+        raise PictureError("not an image", str(next(filter(None, accepted), "")))
 
 
 @contextmanager
-def open_image(file: str | Path | BinaryIO | Image.Image, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+def open_image(file: str | Path | IO[bytes] | Image.Image, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """Open an image file whose content, not its name, is in one of FORMATS. No other program is ever started.
 
     file: a path, an open file, which is closed at the end, or an image, which is yielded as it is.
@@ -76,7 +78,7 @@ def open_image(file: str | Path | BinaryIO | Image.Image, max_pixels: int = MAX_
         yield image
 
 
-def _opened(file: str | Path | BinaryIO, max_pixels: int) -> Image.Image:
+def _opened(file: str | Path | IO[bytes], max_pixels: int) -> Image.Image:
     try:
         return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     except Image.DecompressionBombError as error:  # Pillow's own limit, above every `max_pixels`
@@ -103,11 +105,12 @@ def read_image_files(
     Also returns one sentence per type of change: the name of the changed file, or how many files were changed.
     Raises UserError with the name of a file that cannot be read.
     """
-    paths = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
-    if not paths:
+    files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    if not files:
         raise UserError("no image files: got an empty list, expected at least one file.")
-    keys, images_u8, changed = picture_keys(config.dataset), [], defaultdict(list)
-    for path in paths:
+    keys, images_u8 = picture_keys(config.dataset), []
+    changed: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
         if path.is_dir():
             raise UserError(f"'{path}' is a folder, not an image file. Give the files in the folder.")
         if not path.exists():
@@ -122,8 +125,8 @@ def read_image_files(
         except Exception as error:  # Pillow's decoders raise almost any exception for a broken file
             raise UserError(f"the image file '{path}' cannot be read: {str(error) or type(error).__name__}.") from error
     sentences = [
-        f"{files[0]} was {change}" if len(files) == 1 else f"{len(files)} images were {change}"
-        for change, files in changed.items()
+        f"{those[0]} was {change}" if len(those) == 1 else f"{len(those)} images were {change}"
+        for change, those in changed.items()
     ]
     return to_float(torch.stack(images_u8), device, config.pixel_bits), sentences
 
@@ -134,13 +137,15 @@ def _changes(image: Image.Image, config: ModelConfig) -> list[str]:
     width, height = upright = upright_size(image)
     made_square = {"crop": "cropped", "pad": "padded", "stretch": "stretched"}[keys.fit]
     grayscale = image.mode in ("1", "L", "LA") or is_deep(image)
-    transparent = not is_deep(image) and image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255
+    shows_background = not is_deep(image) and image.has_transparency_data
+    if shows_background:
+        shows_background = bool(np.asarray(image.convert("RGBA"))[:, :, 3].min() < 255)
     changes = {
         "rotated upright": upright != image.size,
         "scaled from its own range of values to 8 bits": is_deep(image),
         f"{made_square} to a square": width != height,
         f"resized to {size} x {size}": (min(upright) if keys.fit == "crop" else max(upright)) != size,
-        f"composited on {keys.background}": transparent,
+        f"composited on {keys.background}": shows_background,
         "converted to grayscale": config.image_channels == 1 and not grayscale,
         "converted from grayscale to color": config.image_channels == 3 and grayscale,
     }

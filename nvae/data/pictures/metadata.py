@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from nvae.data.pictures.image_files import open_image, without_pillow_warnings
 from nvae.system.files import atomic_write
@@ -30,7 +30,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a PNG, GIF or WebP file of this program; an empty dictionary for any other file."""
     try:
         with without_pillow_warnings(), open_image(path, MAX_PIXELS) as image:
-            if image.format == "PNG":
+            if isinstance(image, PngImageFile):
                 return {key: str(text) for key, text in image.text.items()}
             packed = image.info.get("comment") if image.format == "GIF" else image.getexif().get(EXIF_DESCRIPTION)
             content = json.loads(packed or "{}")

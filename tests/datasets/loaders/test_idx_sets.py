@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nvae.data import sources
+from nvae.schema import NAMED_DATASETS
 from nvae.system.errors import UserError
 
 IDX_SETS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
@@ -81,16 +81,16 @@ def test_mnist_validation_images_are_training_images(files, images, load):
 
 @pytest.mark.parametrize("name", IDX_SETS)
 def test_idx_set_is_downloaded_once(set_folder, images, load, server, accept, name):
-    published = sources.SOURCES[name]
+    published = NAMED_DATASETS[name].files
     content = {part: gzip.compress(idx(images[key])) for part, key in (("training", "train"), ("test", "t10k"))}
-    server.files = {published[part].url: content[part] for part in published}
+    server.files = {published[part]["url"]: content[part] for part in published}
     with pytest.raises(UserError, match="MD5"):
         load(name)
     accept()
     server.requests.clear()
     for _ in range(2):
         assert len(load(name, input_dimension=28).validation) == 3
-    assert server.requests == [file.url for file in published.values()]
+    assert server.requests == [file["url"] for file in published.values()]
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-50], lambda b: b"hello" + b, lambda b: b""])

@@ -14,10 +14,9 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import Flowers102
 
-from nvae.data import sources
 from nvae.data.loaders import public_pictures
 from nvae.data.pictures.decoding import Picture
-from nvae.schema import DATASETS, PublicPictureDataset
+from nvae.schema import DATASETS, NAMED_DATASETS, PublicPictureDataset
 from nvae.system.errors import UserError
 
 GRAYS = list(range(0, 250, 10))
@@ -100,8 +99,8 @@ def test_celeba_of_another_size_is_not_cropped(set_folder, load):
 def test_celeba_is_downloaded_once(load, server, celeba, accept):
     pictures, partition = celeba
     accept()
-    published = sources.SOURCES["celeba"]
-    urls = [published[key].url for key in ("pictures", "partition")]
+    published = NAMED_DATASETS["celeba"].files
+    urls = [published[key]["url"] for key in ("pictures", "partition")]
     server.files = dict(zip(urls, (zipped(pictures), partition), strict=True))
     for _ in range(2):
         assert parts_of(load("celeba")) == [[255], [255], [255]]
@@ -235,7 +234,7 @@ def test_dtd_reads_the_lists_of_a_partition(set_folder, load):
 def test_dtd_without_lists_is_downloaded_again(set_folder, load, server, accept):
     (set_folder / "dtd" / "dtd" / "labels").mkdir(parents=True)
     accept()
-    url = sources.SOURCES["dtd"]["pictures"].url
+    url = NAMED_DATASETS["dtd"].files["pictures"]["url"]
     lists = {f"dtd/labels/{part}1.txt": b"banded/banded_1.jpg" for part in ("train", "val", "test")}
     server.files[url] = tarred(lists | {"dtd/images/banded/banded_1.jpg": picture(5)})
     assert parts_of(load("dtd")) == [[5], [5], [5]]
