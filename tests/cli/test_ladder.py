@@ -1,6 +1,7 @@
 """Every tool works on a family without batch norms, whose state is a tuple: the Ladder VAE."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -21,13 +22,15 @@ training_parameters: {batch_size: 8, epochs: 2, epochs_per_checkpoint: 1, evalua
 """
 
 
+@pytest.fixture(scope="module")
+def ladder_once(train_in_two_runs):
+    return train_in_two_runs("ladder", LADDER_YAML)
+
+
 @pytest.fixture
-def ladder(folder, command):
+def ladder(folder, ladder_once):
     """A working directory with a Ladder VAE, trained in two runs."""
-    (folder / "ladder.yaml").write_text(LADDER_YAML)
-    assert command("train.py", "ladder.yaml", "--set", "training_parameters.epochs=1").code == 0
-    assert command("train.py", "ladder.yaml").code == 0
-    return folder
+    return shutil.copytree(ladder_once, folder, dirs_exist_ok=True)
 
 
 def test_ladder_resumed_training_equals_one_run(ladder, command):

@@ -34,6 +34,7 @@ def tree(folder):
 # ---------------------------------------------------------------------------------------------------- a training run
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_training_from_the_cache_equals_training_from_memory(cache, picture_config, pictures, tmp_path, monkeypatch):
     """The same weights; and the pictures stay as they are, also in a folder without write access."""
     weights = {}

@@ -12,11 +12,11 @@ from nvae.evaluation.quality.extractors import transformations
 from nvae.system.signals import StopRequest
 from nvae.training import validation
 from nvae.training.run_files import RunFiles
-from nvae.training.run_output import RunOutput
 from nvae.training.validation import FID, quality_due, sample_quality
 
 from .helpers import differences, everything
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 KEYS = {"fid_self", "kid_self", "precision_self", "recall_self"}
 
 
@@ -24,8 +24,6 @@ KEYS = {"fid_self", "kid_self", "precision_self", "recall_self"}
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("NVAE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(transformations, "STEPS", 2)
-    monkeypatch.setattr(RunOutput, "pictures", lambda *arguments: None)  # pictures are tested elsewhere
-    monkeypatch.setattr(RunOutput, "film", lambda *arguments: None)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from nvae.checkpoint import load
 from nvae.evaluation.likelihood import Estimate, evaluate
 from nvae.objective import Loss, weighted_negative_elbo
 from nvae.system.errors import DivergenceError
-from nvae.training import loop, recovery, resuming, run_output, validation
+from nvae.training import loop, recovery, resuming, validation
 from nvae.training import trainer as trainer_module
 from nvae.training.loggers import read_metrics
 from nvae.training.loop import Stopped
@@ -24,6 +24,7 @@ from nvae.training.validation import check_validation
 
 from .helpers import LADDER, NVLABS, advance, at, differences, everything
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 SMALL = {"number_of_scales": 1, "initial_splits_per_scale": 1}
 # Three steps an epoch, checkpoints at the steps 6, 12 and 18.
 LENGTH = {"epochs": 6, "epochs_per_checkpoint": 2, "warmup_epochs": 1.0, "evaluation_samples": 0}
@@ -36,12 +37,6 @@ def sensitive(monkeypatch):
     monkeypatch.setattr(recovery, "WINDOW", 5)
     monkeypatch.setattr(recovery, "MAX_EXCESS_SKIPS", 4)
     monkeypatch.setattr(recovery, "DOUBTFUL_SKIPS", 2)
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Drawing takes more time than training here."""
-    monkeypatch.setattr(run_output.RunOutput, "try_to_draw", lambda self, draw: None)
 
 
 @pytest.fixture
