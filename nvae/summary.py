@@ -11,6 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from nvae.models.families import build_model
+from nvae.models.group_names import level_name
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.optim import num_moments
 from nvae.schema import ModelConfig, TrainingParameters
@@ -117,7 +118,7 @@ def _levels(model: HierarchicalVAE) -> list[str]:
         size, side, _ = level.latent_shape
         rows.append(
             (
-                f"{i + 1}: {level.name + ', ' if level.name else ''}{side} x {side}",
+                f"{i + 1}: {level_name(level)}",
                 str(level.groups),
                 f"{size} x {side} x {side}",
                 f"{level.encoder_channels} channels",
@@ -142,12 +143,6 @@ def _parts(model: HierarchicalVAE) -> list[str]:
             parts[name] = sum(map(num_parameters, of_level))
     rows = [(name, f"{count:,}", f"{count / total:.0%}") for name, count in parts.items() if count]
     return table([("part", "parameters", ""), *rows, ("all", f"{total:,}", "")])
-
-
-def group_name(model: HierarchicalVAE, group: int) -> str:
-    """Return a group's number, counted from 1, and its resolution, such as "2: 7x7" or "1: context 7x7"."""
-    level = model.groups[group].level
-    return f"{group + 1}: {level.name + ' ' if level.name else ''}{level.resolution}x{level.resolution}"
 
 
 def table(rows: list[tuple[str, ...]]) -> list[str]:

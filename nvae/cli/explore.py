@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
     )
     from nvae.inference.reconstruction import encode
     from nvae.inference.sampling import seed_noise
-    from nvae.summary import group_name
+    from nvae.models.group_names import group_name
     from nvae.tools.animation import FRAMES_PER_SECOND
     from nvae.tools.exploration_pictures import (
         change_table,

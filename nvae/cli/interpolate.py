@@ -176,9 +176,9 @@ def _between(options: argparse.Namespace, mixing: str | None) -> None:
 
     from nvae.cli.result import Result, check_out, in_name
     from nvae.inference.interpolation import interpolate, interpolated_pseudo_inputs, mix
+    from nvae.models.group_names import first_groups_name
     from nvae.tools.animation import FRAMES_PER_SECOND
     from nvae.tools.grids import grid, near_square, with_rows_below
-    from nvae.tools.group_names import first_groups_name
 
     check_out(options)
     model = open_model(options)

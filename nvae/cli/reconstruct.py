@@ -46,9 +46,9 @@ def run(options: argparse.Namespace) -> None:
     from nvae.data.pictures.image_files import read_image_files
     from nvae.inference.exploration import mean_change
     from nvae.inference.reconstruction import pseudo_inputs, reconstruct
+    from nvae.models.group_names import first_groups_name
     from nvae.summary import table
     from nvae.tools.grids import grid
-    from nvae.tools.group_names import first_groups_name
 
     check_out(options)
     model = open_model(options)

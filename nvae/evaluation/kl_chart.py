@@ -1,40 +1,50 @@
-"""Draw the KL of every latent group as a chart."""
+"""Draw bars per latent group, and the KL of every group as a chart."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from nvae.evaluation.likelihood import Evaluation
+from nvae.models.group_names import group_names, level_name
 from nvae.models.hierarchy import HierarchicalVAE
 
 MAX_TICKS = 20
+MAX_NAMES = 8  # of groups with their level below the bars
+
+
+def draw_bars(axes: Any, model: HierarchicalVAE, values: list[float]) -> list[range]:
+    """Draw a bar per latent group, colored by its level. Returns the indices of each level's groups."""
+    from matplotlib import colormaps
+
+    names, levels, first = group_names(model), [], 0
+    for i, level in enumerate(model.levels):
+        levels.append(range(first, first + level.groups))
+        first += level.groups
+        color = colormaps["viridis"]((i + 0.5) / len(model.levels))
+        axes.bar(levels[-1], [values[index] for index in levels[-1]], color=color)
+    ticks = range(0, len(names), max(1, len(names) // MAX_TICKS))
+    axes.set_xticks(ticks, [names[i] if len(names) <= MAX_NAMES else str(i + 1) for i in ticks])
+    axes.set_xlabel("latent group, top first")
+    axes.grid(axis="y", alpha=0.3)
+    return levels
 
 
 def draw_kl_chart(evaluation: Evaluation, model: HierarchicalVAE, path: Path, metadata: dict[str, str]) -> None:
-    """Write a PNG file: a bar per latent group with the height of its KL, colored by its resolution."""
-    from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Write a PNG file: a bar per latent group with the height of its KL."""
     from matplotlib.figure import Figure
 
-    groups = len(model.groups)
     active, units = evaluation.active_units_per_group, evaluation.units_per_group
-    figure = Figure(figsize=(max(7.0, 2.5 + 0.32 * groups), 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="latent group, top first", ylabel="KL, nats per image")
-    first = 0
-    for i, level in enumerate(model.levels):
-        indices = range(first, first + level.groups)
-        first += level.groups
-        kls = [evaluation.kl_per_group[index] for index in indices]
-        label = f"{level.name + ' ' if level.name else ''}{level.resolution} x {level.resolution}: {sum(kls):.1f} nats"
+    figure = Figure(figsize=(max(7.0, 2.5 + 0.32 * len(model.groups)), 4.5), layout="constrained")
+    axes = figure.add_subplot(ylabel="KL, nats per image")
+    levels, labels = draw_bars(axes, model, evaluation.kl_per_group), []
+    for indices in levels:
+        label = f"{level_name(model.groups[indices[0]])}: {sum(evaluation.kl_per_group[i] for i in indices):.1f} nats"
         if active is not None:
-            label += f", {sum(active[n] for n in indices):,} of {sum(units[n] for n in indices):,} units active"
-        color = colormaps["viridis"]((i + 0.5) / len(model.levels))
-        axes.bar([index + 1 for index in indices], kls, color=color, label=label)
-    axes.set_xticks(range(1, groups + 1, max(1, groups // MAX_TICKS)))
-    axes.grid(axis="y", alpha=0.3)
-    axes.margins(y=0.1 + 0.07 * len(model.levels))  # room for the legend above the bars
-    axes.legend(fontsize="small", loc="upper right")
+            label += f", {sum(active[i] for i in indices):,} of {sum(units[i] for i in indices):,} units active"
+        labels.append(label)
+    axes.margins(y=0.1 + 0.07 * len(levels))  # room for the legend above the bars
+    axes.legend(axes.containers, labels, fontsize="small", loc="upper right")
     figure.suptitle(_title(evaluation), fontsize="medium")
     figure.savefig(path, dpi=110, format="png", metadata=metadata)
 

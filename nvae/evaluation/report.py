@@ -10,6 +10,7 @@ from typing import Any
 from nvae.data.pictures.metadata import as_texts
 from nvae.evaluation.kl_chart import draw_kl_chart
 from nvae.evaluation.likelihood import Estimate, Evaluation
+from nvae.models.group_names import group_names
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.summary import table
 from nvae.system.files import atomic_write, unused_path
@@ -47,12 +48,10 @@ def _group_rows(evaluation: Evaluation, model: HierarchicalVAE) -> list[tuple[st
             return "not counted"
         return f"{sum(active[i] for i in indices):,} of {sum(units[i] for i in indices):,}"
 
-    rows = [("latent group, top first", "resolution", "KL in nats", "active units")]
-    for index, group in enumerate(model.groups):
-        kl, side = f"{evaluation.kl_per_group[index]:.2f}", group.level.resolution
-        name = f"{index + 1}, the {group.level.name}" if group.level.name else str(index + 1)
-        rows.append((name, f"{side} x {side}", kl, active_of([index])))
-    rows.append(("all", "", f"{sum(evaluation.kl_per_group):.2f}", active_of(list(range(len(units))))))
+    rows = [("latent group, top first", "KL in nats", "active units")]
+    for index, name in enumerate(group_names(model)):
+        rows.append((name, f"{evaluation.kl_per_group[index]:.2f}", active_of([index])))
+    rows.append(("all", f"{sum(evaluation.kl_per_group):.2f}", active_of(list(range(len(units))))))
     return rows
 
 
@@ -69,37 +68,29 @@ def report_name(model_name: str, dataset: str, part: str, images: int, samples: 
 def report_stem(folder: Path, name: str, metadata: dict[str, Any]) -> Path:
     """Return <folder>/<name>, or the first of <name>_2, <name>_3, ... that has no report with other metadata."""
 
-    def is_free(path: Path) -> bool:
-        return not path.exists() or is_saved(_stem(path), metadata)
+    def stem(path: Path) -> Path:
+        return path.with_name(path.name.removesuffix(".json"))
 
-    return _stem(unused_path(folder, name, ".json", is_free))
+    return stem(unused_path(folder, name, ".json", lambda path: not path.exists() or is_saved(stem(path), metadata)))
 
 
 def is_saved(stem: Path, metadata: dict[str, Any]) -> bool:
     """Return whether <stem>.json and <stem>.png exist, and the JSON file has this metadata."""
     try:
-        content = json.loads(_json_path(stem).read_text())
+        content = json.loads(_file(stem, ".json").read_text())
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(content, dict) and metadata.items() <= content.items() and _chart_path(stem).exists()
+    return isinstance(content, dict) and metadata.items() <= content.items() and _file(stem, ".png").exists()
 
 
 def save_report(evaluation: Evaluation, model: HierarchicalVAE, stem: Path, metadata: dict[str, Any]) -> None:
     """Write <stem>.png and <stem>.json, both with the metadata. Raises WriteError."""
-    with atomic_write(_chart_path(stem)) as path:  # first: a JSON file alone would count as a complete report
+    with atomic_write(_file(stem, ".png")) as path:  # first: a JSON file alone would count as a complete report
         draw_kl_chart(evaluation, model, path, as_texts(metadata))
     content = json.dumps(metadata | evaluation.to_dict(), indent=2, allow_nan=False) + "\n"
-    with atomic_write(_json_path(stem)) as path:
+    with atomic_write(_file(stem, ".json")) as path:
         path.write_text(content, encoding="utf-8")
 
 
-def _json_path(stem: Path) -> Path:
-    return stem.with_name(f"{stem.name}.json")  # with_suffix would cut a name with dots
-
-
-def _chart_path(stem: Path) -> Path:
-    return stem.with_name(f"{stem.name}.png")
-
-
-def _stem(json_path: Path) -> Path:
-    return json_path.with_name(json_path.name.removesuffix(".json"))
+def _file(stem: Path, ending: str) -> Path:
+    return stem.with_name(f"{stem.name}{ending}")  # with_suffix would cut a name with dots

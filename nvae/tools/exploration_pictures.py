@@ -7,10 +7,10 @@ from PIL import Image
 from torch import Tensor
 
 from nvae.inference.exploration import BasePoint, PositionEffects, mean_change
+from nvae.models.group_names import group_names, position_name
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.summary import group_name, table
+from nvae.summary import table
 from nvae.tools.grids import color_bar, enlarged, filled, grid, heat_maps, near_square, stacked
-from nvae.tools.group_names import position_name
 
 CELL = 128
 MAX_CELLS_IN_ONE_ROW = 5
@@ -35,7 +35,7 @@ def overview(
     jammed context, drawn after its images. One jam per group without heat maps is drawn as a square, anything else as
     a row per group.
     """
-    names = [group_name(model, group) for group in range(len(images))]
+    names = group_names(model)
     references = [view.image] * len(images)
     if new_contexts is not None:
         names.insert(1, NEW_CONTEXT)
@@ -121,14 +121,10 @@ def change_table(
     model: HierarchicalVAE, view: BasePoint, images: list[Tensor], kl_per_group: list[float] | None
 ) -> str:
     """Return a table: how much each group changes the image, and its KL on data if the model file knows it."""
-    rows = [("latent group, top first", "resolution", "mean change", "KL on data, nats")]
-    for group, group_images in enumerate(images):
-        level = model.groups[group].level
+    rows = [("latent group, top first", "mean change", "KL on data, nats")]
+    for group, (name, group_images) in enumerate(zip(group_names(model), images, strict=True)):
         kl = "not measured" if kl_per_group is None else f"{kl_per_group[group]:.2f}"
-        name = f"{group + 1}, the {level.name}" if level.name else str(group + 1)
-        rows.append(
-            (name, f"{level.resolution} x {level.resolution}", f"{mean_change(group_images, view.image):.4f}", kl)
-        )
+        rows.append((name, f"{mean_change(group_images, view.image):.4f}", kl))
     return "\n".join(table(rows))
 
 

@@ -9,13 +9,14 @@ from PIL import Image
 from torch import Tensor
 
 from nvae.data.images import to_float
+from nvae.evaluation.kl_chart import draw_bars
+from nvae.evaluation.likelihood import Estimate
 from nvae.evaluation.quality.copies import THRESHOLD
 from nvae.evaluation.quality.measure import Quality, Reference, Row, temperature_text
 from nvae.evaluation.quality.report import MOST_ALIKE, REAL, numbers, row_name
 from nvae.inference.sampling import Sampler
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.schema.choices import Pixels
-from nvae.summary import group_name
 from nvae.tools.grids import filled, grid
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 CELL = 64
 COLUMNS = 10
-MAX_TICKS = 20
-MAX_NAMES = 8  # of groups with their resolution below the bars
 
 
 def draw_quality(quality: Quality, model: HierarchicalVAE, kl_per_group: list[float] | None) -> Figure | None:
@@ -33,24 +32,20 @@ def draw_quality(quality: Quality, model: HierarchicalVAE, kl_per_group: list[fl
     A row of charts per extractor with the metrics over the temperatures, the values of other real images as dotted
     lines; and, with path lengths, the movement per latent group beside the KL per latent group.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = [facts["name"] for facts in quality.extractors]
-    charts = [_panels(quality, name) for name in names] if len(quality.rows) > 1 else []
-    charts = [panels for panels in charts if panels]
+    names = [facts["name"] for facts in quality.extractors] if len(quality.rows) > 1 else []
+    charts = [(name, panels) for name in names if (panels := _panels(quality, name))]
     with_movement = quality.movement is not None
     rows = len(charts) + with_movement
     if rows == 0:
         return None
-    columns = max([len(panels) for panels in charts] + [2 if with_movement else 1])
+    columns = max([len(panels) for _, panels in charts] + [2 if with_movement else 1])
     figure = Figure(figsize=(max(7.0, 3.8 * columns), 3.6 * rows), layout="constrained", dpi=110)
-    FigureCanvasAgg(figure)
     parts = figure.subfigures(rows, 1, squeeze=False)[:, 0]
-    for part, panels in zip(parts, charts, strict=False):  # the last part may be for the movement
-        for axes, (title, lines) in zip(part.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-            axes.set(title=title, xlabel="temperature")
-            _curves(axes, quality, lines)
+    for part, (name, panels) in zip(parts, charts, strict=False):  # the last part may be for the movement
+        for axes, labels in zip(part.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            _curves(axes, quality, name, labels)
     if with_movement:
         _bars(parts[-1], model, quality.movement, kl_per_group, row_name(quality.rows[-1]))
     title = f"{quality.samples:,} samples, {quality.reference_images:,} {quality.part} images"
@@ -59,41 +54,39 @@ def draw_quality(quality: Quality, model: HierarchicalVAE, kl_per_group: list[fl
     return figure
 
 
-def _panels(quality: Quality, extractor: str) -> dict[str, dict[str, str]]:
-    """Return the lines of every chart, with the smallest number of neighbors.
-
-    A line is the key of `numbers` by the label of the line, by the title of the chart.
-    """
+def _panels(quality: Quality, extractor: str) -> list[tuple[str, ...]]:
+    """Return the names of the numbers in every chart, with the smallest number of neighbors."""
     k = min(quality.settings.neighbors)
-    keys = numbers(quality.rows[0], extractor)
-    panels = {f"{key}, lower is better": {key: key} for key in keys if key.startswith(("FID", "KID"))}
-    for pair in (("precision", "recall"), ("density", "coverage")):
-        lines = {f"{name} k={k}": f"{name} k={k} ({extractor})" for name in pair}
-        if set(lines.values()) <= keys.keys():
-            panels[f"{' and '.join(pair)} ({extractor})"] = lines
-    return panels
+    panels = [(f"FID({extractor})",), (f"KID({extractor})",)]
+    panels += [tuple(f"{name} k={k}" for name in pair) for pair in (("precision", "recall"), ("density", "coverage"))]
+    return [panel for panel in panels if set(panel) <= numbers(quality.rows[0], extractor).keys()]
 
 
-def _curves(axes: Any, quality: Quality, lines: dict[str, str]) -> None:
+def _curves(axes: Any, quality: Quality, extractor: str, labels: tuple[str, ...]) -> None:
     texts = [temperature_text(row.temperature).removeprefix("temperature ") for row in quality.rows]
     values_of_x = range(len(texts))
     if all(isinstance(row.temperature, int | float) or len(row.temperature) == 1 for row in quality.rows):
         values_of_x = [float(text) for text in texts]
-    for color, (label, key) in enumerate(lines.items()):
-        extractor = key.rpartition("(")[2].rstrip(")")
-        values = [numbers(row, extractor)[key] for row in quality.rows]
-        axes.plot(values_of_x, values, marker="o", label=label, color=f"C{color}")
+
+    def value(row: Row, label: str) -> float:
+        number = numbers(row, extractor)[label]
+        return number.mean if isinstance(number, Estimate) else number
+
+    for color, label in enumerate(labels):
+        axes.plot(values_of_x, [value(row, label) for row in quality.rows], "o-", label=label, color=f"C{color}")
         if quality.real is not None:
-            real = numbers(quality.real, extractor)[key]
-            axes.axhline(real, color=f"C{color}", linestyle=":", label=REAL if len(lines) == 1 else None)
+            axes.axhline(value(quality.real, label), color=f"C{color}", linestyle=":")
+    if quality.real is not None:
+        axes.plot([], [], color="gray", linestyle=":", label=REAL)
     axes.set_xticks(list(values_of_x), texts)
+    axes.set_xlabel("temperature")
     axes.grid(alpha=0.3)
-    if len(lines) == 1:
+    if len(labels) == 1:
+        axes.set_title(f"{labels[0]}, lower is better")
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     else:
+        axes.set_title(f"{' and '.join(label.partition(' ')[0] for label in labels)} ({extractor})")
         axes.set_ylim(0, max(1.05, axes.get_ylim()[1]))
-        if quality.real is not None:
-            axes.plot([], [], color="gray", linestyle=":", label=REAL)
     axes.legend(fontsize="x-small")
 
 
@@ -101,19 +94,12 @@ def _bars(
     part: Any, model: HierarchicalVAE, movement: list[float], kl_per_group: list[float] | None, name: str
 ) -> None:
     """Draw the movement, and the KL if it is known, of every latent group as bars."""
-    groups = len(movement)
     charts = [(f"change of a subpixel per unit of noise,\n{name}", movement)]
-    if kl_per_group is not None and len(kl_per_group) == groups:
+    if kl_per_group is not None and len(kl_per_group) == len(movement):
         charts.append(("KL, nats per image", kl_per_group))
-    every = max(1, groups // MAX_TICKS)
-    names = [group_name(model, group) if groups <= MAX_NAMES else str(group + 1) for group in range(0, groups, every)]
-    all_axes = part.subplots(1, len(charts), squeeze=False)[0]
-    for color, (axes, (label, values)) in enumerate(zip(all_axes, charts, strict=True)):
-        axes.bar(range(groups), values, width=min(0.8, 0.15 * groups), color=f"C{color}")
-        axes.set_xlim(-0.6, groups - 0.4)
-        axes.set_xticks(range(0, groups, every), names)
-        axes.set(xlabel="latent group, top first", ylabel=label)
-        axes.grid(axis="y", alpha=0.3)
+    for axes, (label, values) in zip(part.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
+        draw_bars(axes, model, values)
+        axes.set_ylabel(label)
 
 
 def draw_samples_beside_real(

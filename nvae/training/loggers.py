@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -23,8 +24,8 @@ EVENTS_FILE = "events.jsonl"
 WANDB_ID_FILE = "wandb_id.txt"
 
 
-class Logger(Protocol):
-    """Records a run in one format."""
+class Logger:
+    """Records a run in one format. A logger overrides what it records."""
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Record a line of metrics: numbers and lists of numbers, with its `step`."""
@@ -36,24 +37,17 @@ class Logger(Protocol):
         """Finish writing."""
 
 
-class JSONLines:
+class JSONLines(Logger):
     """metrics.jsonl: a JSON object per line of metrics. Pictures are files of their own, see `previews.py`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, config: ModelConfig, step: int) -> None:
         self._file = folder / METRICS_FILE
 
     def log(self, metrics: dict[str, Any]) -> None:
-        with open(self._file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
-
-    def log_images(self, tag: str, image: Image.Image, step: int) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+        _append(self._file, metrics)
 
 
-class TensorBoard:
+class TensorBoard(Logger):
     """Event files of TensorBoard, with scalars and pictures. Needs the extra `tensorboard`."""
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -74,7 +68,7 @@ class TensorBoard:
         self._writer.close()
 
 
-class WandB:
+class WandB(Logger):
     """A run of Weights & Biases in the project `nvae`, with scalars and pictures. Needs the extra `wandb`.
 
     A resumed run has the id of the earlier one, which is kept in the run's folder.
@@ -119,11 +113,6 @@ def _scalars(metrics: dict[str, Any]) -> dict[str, float]:
     return scalars
 
 
-def open_json_lines(folder: Path, config: ModelConfig, step: int) -> Logger:
-    """Open metrics.jsonl."""
-    return JSONLines(folder)
-
-
 def open_tensorboard(folder: Path, config: ModelConfig, step: int) -> Logger | None:
     """Open TensorBoard if its package is installed."""
     try:
@@ -139,7 +128,7 @@ def open_wandb(folder: Path, config: ModelConfig, step: int) -> Logger | None:
 
 # By name: functions of the run's folder, the config and the step to continue from, which open a logger or return None.
 LOGGERS: dict[str, Callable[[Path, ModelConfig, int], Logger | None]] = {
-    METRICS_FILE: open_json_lines,
+    METRICS_FILE: JSONLines,
     "TensorBoard": open_tensorboard,
     "Weights & Biases": open_wandb,
 }
@@ -158,11 +147,13 @@ class RunLogger:
         self.folder, self._warn = folder, warn
         self.metrics: list[dict[str, Any]] = []
         self._loggers: dict[str, Logger] = {}
-        self._try(lambda: self._open(config, step, groups), "the folder of the run")
+        with self._attempt("the folder of the run"):
+            self._open(config, step, groups)
         for name, open_logger in LOGGERS.items():
-            self._try(
-                lambda name=name, open_logger=open_logger: self._add(name, open_logger(folder, config, step)), name
-            )
+            with self._attempt(name):
+                logger = open_logger(folder, config, step)
+                if logger is not None:
+                    self._loggers[name] = logger
 
     def _open(self, config: ModelConfig, step: int, groups: int) -> None:
         lines, damaged = read_metrics(self.folder / METRICS_FILE, groups)
@@ -173,10 +164,6 @@ class RunLogger:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in self.metrics), encoding="utf-8")
         with atomic_write(self.folder / "config.yaml") as temporary:
             temporary.write_text(config_to_yaml(config), encoding="utf-8")
-
-    def _add(self, name: str, logger: Logger | None) -> None:
-        if logger is not None:
-            self._loggers[name] = logger
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Record a line of metrics with every logger."""
@@ -190,7 +177,7 @@ class RunLogger:
         """
         file = self.folder / EVENTS_FILE
         try:
-            _append_line(file, json.dumps(event))
+            _append(file, event)
         except OSError as error:
             self._warn(f"{file} cannot be written, so this event is missing there: {event['text']}: {error}")
 
@@ -204,16 +191,16 @@ class RunLogger:
 
     def _for_all(self, action: Callable[[Logger], object]) -> None:
         for name, logger in list(self._loggers.items()):
-            if not self._try(lambda logger=logger: action(logger), name):
-                del self._loggers[name]
+            with self._attempt(name):
+                action(logger)
 
-    def _try(self, action: Callable[[], object], name: str) -> bool:
+    @contextmanager
+    def _attempt(self, name: str) -> Iterator[None]:
         try:
-            action()
+            yield
         except Exception as error:
+            self._loggers.pop(name, None)
             self._warn(f"{self.folder}: {name} cannot be written and is left out from here on: {error}")
-            return False
-        return True
 
 
 def read_metrics(file: Path, groups: int | None) -> tuple[list[dict[str, Any]], int]:
@@ -221,19 +208,15 @@ def read_metrics(file: Path, groups: int | None) -> tuple[list[dict[str, Any]], 
 
     groups: number of latent groups; None if unknown, then that of the first line with a kl_per_group.
     """
-    raw = file.read_bytes().splitlines() if file.exists() else []
     if groups is None:
-        lists = (line.get("kl_per_group") for line in map(_parse, raw) if isinstance(line, dict))
+        lists = (line.get("kl_per_group") for line in _parsed(file) if isinstance(line, dict))
         groups = next((len(kl) for kl in lists if isinstance(kl, list)), 0)
-    lines = [line for line in map(_parse, raw) if line is not None and _is_valid(line, groups)]
-    return lines, len(raw) - len(lines)
+    return _valid(file, lambda line: _is_line(line, groups))
 
 
 def read_events(file: Path) -> tuple[list[dict[str, Any]], int]:
     """Return the events of an events.jsonl, in the order in which they happened, and the number of damaged lines."""
-    raw = file.read_bytes().splitlines() if file.exists() else []
-    events = [event for event in map(_parse, raw) if is_event(event)]
-    return events, len(raw) - len(events)
+    return _valid(file, is_event)
 
 
 def new_event(kind: str, text: str, step: int, epoch: float) -> dict[str, Any]:
@@ -243,13 +226,17 @@ def new_event(kind: str, text: str, step: int, epoch: float) -> dict[str, Any]:
 
 def is_event(value: Any) -> bool:
     """Return whether a value from a file is an event as `RunLogger.log_event` takes it."""
-    if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("kind", "text")):
-        return False
-    return isinstance(value.get("step"), int) and all(_is_number(value.get(key)) for key in ("step", "epoch"))
+    return _has_position(value) and all(isinstance(value.get(key), str) for key in ("kind", "text"))
 
 
-def _append_line(file: Path, line: str) -> None:
-    """Append a line to a text file; a last line that was cut off stays a line of its own."""
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number from -1e200 to 1e200, not NaN, so that drawing cannot overflow."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e200
+
+
+def _append(file: Path, content: dict[str, Any]) -> None:
+    """Append a line with a JSON object to a file; a last line that was cut off stays a line of its own."""
+    line = json.dumps(content)
     with open(file, "ab+") as stream:
         if stream.tell():
             stream.seek(-1, os.SEEK_END)
@@ -257,23 +244,34 @@ def _append_line(file: Path, line: str) -> None:
         stream.write(f"{line}\n".encode())
 
 
-def _parse(raw: bytes) -> Any:
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):  # ValueError: no JSON, no UTF-8, or a number of too many digits
-        return None
+def _parsed(file: Path) -> list[Any]:
+    """Return the content of every line of a file, None for a damaged one; nothing without the file."""
+    content = []
+    for raw in file.read_bytes().splitlines() if file.exists() else []:
+        try:
+            content.append(json.loads(raw))
+        except (ValueError, RecursionError):  # ValueError: no JSON, no UTF-8, or a number of too many digits
+            content.append(None)
+    return content
 
 
-def _is_valid(line: Any, groups: int) -> bool:
-    if not isinstance(line, dict) or not isinstance(line.get("step"), int) or not _is_number(line.get("epoch")):
+def _valid(file: Path, is_valid: Callable[[Any], bool]) -> tuple[list[dict[str, Any]], int]:
+    parsed = _parsed(file)
+    lines = [line for line in parsed if is_valid(line)]
+    return lines, len(parsed) - len(lines)
+
+
+def _has_position(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("step"), int):
         return False
-    for key, value in line.items():
-        fits = len(value) == groups and all(map(_is_number, value)) if isinstance(value, list) else _is_number(value)
-        if not fits or isinstance(value, list) != key.endswith("_per_group"):
-            return False
-    return True
+    return is_number(value["step"]) and is_number(value.get("epoch"))
 
 
-def _is_number(value: Any) -> bool:
-    """Return whether a value is a number from -1e300 to 1e300, not NaN, so that drawing cannot overflow."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e300
+def _is_line(line: Any, groups: int) -> bool:
+    """Return whether a value has a position, numbers, and a list of numbers under names for every latent group."""
+    if not _has_position(line):
+        return False
+    lists = [value for key, value in line.items() if key.endswith("_per_group")]
+    numbers = [value for key, value in line.items() if not key.endswith("_per_group")]
+    fits = all(isinstance(values, list) and len(values) == groups for values in lists)
+    return fits and all(map(is_number, [*numbers, *(value for values in lists for value in values)]))

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from nvae.data.images import Data, to_float
 from nvae.data.pictures.image_files import open_image
-from nvae.data.pictures.metadata import as_texts, save_picture
+from nvae.data.pictures.metadata import save_picture
 from nvae.inference.reconstruction import reconstruct
 from nvae.inference.sampling import Sampler
 from nvae.models.hierarchy import HierarchicalVAE
@@ -22,6 +22,7 @@ from nvae.schema import ModelConfig
 from nvae.tools.animation import save_animation
 from nvae.tools.data_sheet import data_sheet
 from nvae.tools.grids import grid, single
+from nvae.training.report.charts import BITS, curves_of, kl_over_time, save_png
 
 TEMPERATURES = (0.4, 0.6, 0.8, 1.0)
 COLUMNS = 8
@@ -94,42 +95,12 @@ def draw_reconstructions(model: HierarchicalVAE, data: Data, folder: Path, step:
 
 def draw_curves(metrics: list[dict[str, Any]], groups: list[str], folder: Path) -> None:
     """Draw bits_per_dimension.png and kl_per_group.png from lines of metrics; `groups` names the groups, top first."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    metadata = as_texts(_metadata(folder, metrics[-1]["step"]))
-
-    def figure(title: str, ylabel: str) -> tuple[Figure, Any]:
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot(title=title, xlabel="epoch", ylabel=ylabel)
-        axes.grid(alpha=0.3)
-        return figure, axes
-
-    def columns(*keys: str) -> list[tuple[Any, ...]]:
-        rows = [[line[key] for key in ("epoch", *keys)] for line in metrics if all(key in line for key in keys)]
-        return list(zip(*rows, strict=True)) or [()] * (1 + len(keys))
-
-    bits, axes = figure("Bits per dimension (upper bound)", "bits per dimension")
-    axes.plot(*columns("bits_per_dimension"), label="training")
-    axes.plot(*columns("validation_bits_per_dimension"), "o-", label="validation")
-    axes.legend()
-    bits.savefig(folder / "bits_per_dimension.png", dpi=110, metadata=metadata)
-
-    kls, axes = figure("KL of each latent group, the top one first", "nats per image")
-    epochs, kl_per_group = columns("kl_per_group")
-    if epochs:
-        axes.stackplot(epochs, *zip(*kl_per_group, strict=True), labels=groups, colors=_colors(len(groups)))
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", ncols=-(-len(groups) // 20))
-    kls.savefig(folder / "kl_per_group.png", dpi=110, metadata=metadata)
+    charts = {"bits_per_dimension": curves_of(metrics).get(BITS), "kl_per_group": kl_over_time(metrics, groups)}
+    for name, chart in charts.items():
+        if chart is not None:
+            save_png(chart, folder / f"{name}.png", _metadata(folder, metrics[-1]["step"]))
 
 
 def _metadata(folder: Path, step: int) -> dict[str, object]:
     """Name the run, as the commands take it for MODEL, and the step."""
     return {"model": folder.name, "step": step}
-
-
-def _colors(count: int) -> list[Any]:
-    from matplotlib import colormaps
-
-    return [colormaps["viridis"](i / max(count - 1, 1)) for i in range(count)]

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from nvae.models.families import clone
+from nvae.models.group_names import group_names
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.schema import ModelConfig
-from nvae.summary import group_name, num_parameters, training_bytes
+from nvae.summary import num_parameters, training_bytes
 from nvae.system.devices import available_bytes
 from nvae.system.errors import Remedy, UserError, is_out_of_memory
 from nvae.system.files import WriteError, atomic_write
@@ -196,5 +197,4 @@ class RunOutput:
         if trainer.schedule.write_reconstruction:
             picture = draw_reconstructions(model, trainer.data, self.folder, step)
             self.logger.log_images("reconstructions", picture, step)
-        names = [group_name(model, index) for index in range(len(model.groups))]
-        draw_curves(self.logger.metrics, names, self.folder)
+        draw_curves(self.logger.metrics, group_names(model), self.folder)

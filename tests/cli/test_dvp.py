@@ -150,7 +150,7 @@ def test_context_temperature_of_pictures_is_refused(dvp, command):
 def test_explore_draws_the_pseudo_inputs_of_the_context(dvp, command, files):
     code, out, _ = command(EXPLORE, "dvp", "0.7", "0", "--seed", "3", "--context-temperature", "0.9")
     assert code == 0
-    rows = [line for line in out.splitlines() if " x " in line]
+    rows = [line for line in out.splitlines() if line[:2] in ("1:", "2:", "3:", "4:")]
     assert ["context" in row for row in rows] == [True, False, False, False]
     sampler = Sampler(dvp, [0.9, 0.7, 0.7], iterations=0)
     noise = sampler.noise([3])

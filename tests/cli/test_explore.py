@@ -1,3 +1,4 @@
+import re
 import shutil
 
 import numpy as np
@@ -14,8 +15,8 @@ NAME = "exploration_tiny_temperature0.7_seed5"
 
 def table_rows(out):
     """Number, mean change, and KL of every latent group."""
-    lines = [line.split() for line in out.splitlines() if " x " in line and line.strip()[0].isdecimal()]
-    return [(int(line[0]), float(line[4]), " ".join(line[5:])) for line in lines]
+    rows = re.findall(r"^(\d+): \d+x\d+ +([\d.]+)  +(.+)$", out, re.MULTILINE)
+    return [(int(number), float(change), kl) for number, change, kl in rows]
 
 
 @pytest.fixture

@@ -29,7 +29,6 @@ class Described(NamedTuple):
 
     values: dict[str, Tensor]  # (N, ...) by the name of a function
     seconds: float  # for making the images, without the functions
-    start: int  # images whose values were on the disk
 
 
 def describe(
@@ -57,26 +56,25 @@ def describe(
         if first not in finished
         for start in range(first, end, step)
     ]
-    parts: dict[int, list[dict[str, Tensor]]] = {}
-    durations: dict[int, float] = {}
+    done: list[dict[str, Tensor]] = []  # of the unfinished part
+    seconds = 0.0
     for images_of_step in track(slices, description, progress) if slices else ():
-        first = images_of_step.start // PART * PART
         before = time.perf_counter()
         images = make(images_of_step)
-        durations[first] = durations.get(first, 0.0) + time.perf_counter() - before
-        parts.setdefault(first, []).append({name: function(images) for name, function in functions.items()})
-        if images_of_step.stop == min(first + PART, count):
-            done = parts.pop(first)
+        seconds += time.perf_counter() - before
+        done.append({name: function(images) for name, function in functions.items()})
+        first, end = images_of_step.start // PART * PART, images_of_step.stop
+        if end == min(first + PART, count):
             values = {name: torch.cat([part[name] for part in done]) for name in functions}
-            finished[first] = {"values": values, "seconds": durations[first]}
+            finished[first] = {"values": values, "seconds": seconds}
+            done, seconds = [], 0.0
             if keep:
                 with suppress(CheckpointError):
-                    write_whole(finished[first], _part_path(folder, first, images_of_step.stop), keep_previous=False)
+                    write_whole(finished[first], _part_path(folder, first, end), keep_previous=False)
     if keep:
         _remove_old(folder)
-    computed = sum(part.stop - part.start for part in slices)
     seconds = sum(part["seconds"] for part in finished.values())
-    return Described(_joined(finished, count), seconds, count - computed)
+    return Described(_joined(finished, count), seconds)
 
 
 def _joined(parts: dict[int, dict[str, Any]], count: int) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import InitVar, dataclass
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -20,7 +21,6 @@ from nvae.evaluation.quality.manifolds import Manifold, manifolds
 from nvae.evaluation.quality.path_length import (
     EPSILON,
     NamedDistance,
-    PathLength,
     movement_per_group,
     moving_groups,
     path_lengths,
@@ -57,11 +57,8 @@ class Settings(NamedTuple):
 
     def check(self, model: HierarchicalVAE) -> None:
         """Raise InvalidValueError for a wrong value."""
-        for metric in self.metrics:
-            if metric not in METRICS:
-                raise InvalidValueError("metrics", metric, f"some of {', '.join(METRICS)}")
-        if not self.metrics:
-            raise InvalidValueError("metrics", "none", f"some of {', '.join(METRICS)}")
+        if not self.metrics or not set(self.metrics) <= set(METRICS):
+            raise InvalidValueError("metrics", ", ".join(self.metrics) or "none", f"some of {', '.join(METRICS)}")
         for k in self.neighbors:
             check_count("neighbors", k)
         check_count("images", self.images, max([20, *(k + 1 for k in self.neighbors)]))
@@ -113,10 +110,9 @@ class Row(NamedTuple):
 
     temperature: Factors | None  # None: real images
     features: dict[str, FeatureQuality]  # by the extractor's name
-    path_lengths: dict[str, PathLength]  # by the distance's name
+    path_lengths: dict[str, Estimate]  # by the distance's name
     copies: Copies | None = None
     seconds_per_image: float | None = None  # of sampling, without the extractors
-    continued: int = 0  # samples whose features an interrupted call had computed
 
 
 class Quality(NamedTuple):
@@ -180,7 +176,7 @@ def measure_quality(
     if settings.needs_features and len(reference.own) < least:
         raise InvalidValueError(f"{part} images", len(reference.own), f"at least {least}")
     measurement = _Measurement(
-        model, data, extractors, settings, reference, statistics or {}, lpips, progress, keep_features
+        model, data, extractors, settings, reference, dict(statistics or {}), lpips, progress, keep_features
     )
     real = measurement.of_other_images()
     rows = [measurement.of_samples(sampler) for sampler in samplers]
@@ -194,30 +190,27 @@ def measure_quality(
     return Quality(settings, settings.images, len(reference.own), part, facts, rows, real, movement, held_out)
 
 
+@dataclass
 class _Measurement:
     """What stays the same for all rows of a `Quality`."""
 
-    def __init__(
-        self,
-        model: HierarchicalVAE,
-        data: Data,
-        extractors: Sequence[Extractor],
-        settings: Settings,
-        reference: Reference,
-        statistics: dict[str, FeatureStatistics],
-        lpips: NamedDistance | None,
-        progress: Progress,
-        keep_features: bool,
-    ) -> None:
-        self.model, self.data, self.settings, self.reference = model, data, settings, reference
-        self.progress, self.keep_features = progress, keep_features
-        self.weights = weights_digest(model)
-        self.extractors = {extractor.key: extractor for extractor in extractors} if settings.needs_features else {}
-        self.distances = [NamedDistance(e.name, e.key, squared_distance(e)) for e in extractors if e.is_continuous]
+    model: HierarchicalVAE
+    data: Data
+    all_extractors: InitVar[Sequence[Extractor]]
+    settings: Settings
+    reference: Reference
+    statistics: dict[str, FeatureStatistics]
+    lpips: InitVar[NamedDistance | None]
+    progress: Progress
+    keep_features: bool
+
+    def __post_init__(self, all_extractors: Sequence[Extractor], lpips: NamedDistance | None) -> None:
+        self.weights = weights_digest(self.model)
+        self.extractors = {e.key: e for e in all_extractors} if self.settings.needs_features else {}
+        self.distances = [NamedDistance(e.name, e.key, squared_distance(e)) for e in all_extractors if e.is_continuous]
         self.distances += [] if lpips is None else [lpips]
-        self.real = describe_images(reference, self.extractors, progress) if self.extractors else {}
-        self.statistics = dict(statistics)
-        if "fid" in settings.metrics:
+        self.real = describe_images(self.reference, self.extractors, self.progress) if self.extractors else {}
+        if "fid" in self.settings.metrics:
             own = {e.name: FeatureStatistics.of(self.real[key]) for key, e in self.extractors.items()}
             self.statistics = own | self.statistics
 
@@ -238,24 +231,21 @@ class _Measurement:
         else:
             described = self._described(sampler, functions, settings.pixels)
             shown = self._described(sampler, for_copies, settings.shown)
-        lengths: dict[str, PathLength] = {}
-        if "ppl" in settings.metrics and self.distances:
-            groups = moving_groups(len(self.model.groups), settings.ppl_groups)
-            distances = {distance.key: distance.function for distance in self.distances}
-            key = self._key(sampler) if self.keep_features else None
-            by_key = path_lengths(
-                sampler, distances, settings.pairs, groups, settings.epsilon, settings.shown, settings.seed, key
-            )
-            lengths = {distance.name: by_key[distance.key] for distance in self.distances}
+        lengths = self._path_lengths(sampler) if "ppl" in settings.metrics and self.distances else {}
+        copies = self.copies(shown.values[THUMBNAILS]) if for_copies else None
         seconds = described.seconds or shown.seconds
-        return Row(
-            sampler.temperature,
-            self._compared(described.values),
-            lengths,
-            self.copies(shown.values[THUMBNAILS]) if for_copies else None,
-            seconds / settings.images if seconds else None,
-            described.start or shown.start,
+        per_image = seconds / settings.images if seconds else None
+        return Row(sampler.temperature, self._compared(described.values), lengths, copies, per_image)
+
+    def _path_lengths(self, sampler: Sampler) -> dict[str, Estimate]:
+        settings = self.settings
+        groups = moving_groups(len(self.model.groups), settings.ppl_groups)
+        distances = {distance.key: distance.function for distance in self.distances}
+        key = self._key(sampler) if self.keep_features else None
+        by_key = path_lengths(
+            sampler, distances, settings.pairs, groups, settings.epsilon, settings.shown, settings.seed, key
         )
+        return {distance.name: by_key[distance.key] for distance in self.distances}
 
     def copies(self, thumbnails_u8: Tensor) -> Copies:
         """Compare thumbnails of images with all training images."""
@@ -278,7 +268,7 @@ class _Measurement:
         self, sampler: Sampler, functions: dict[str, Callable[[Tensor], Tensor]], pixels: Pixels
     ) -> Described:
         if not functions:
-            return Described({}, 0.0, 0)
+            return Described({}, 0.0)
         settings, step = self.settings, min(STEP, sampler.batch_size)
         quiet = Sampler(self.model, sampler.temperature, sampler.iterations, sampler.cache, step)
         quiet.statistics = sampler.statistics  # measured here, with progress, and not in the time of sampling
@@ -295,9 +285,7 @@ class _Measurement:
         metrics, result = self.settings.metrics, {}
         for key, extractor in self.extractors.items():
             features, real, name = values[key], self.real[key], extractor.name
-            fid = None
-            if "fid" in metrics:
-                fid = frechet_distance(FeatureStatistics.of(features), self.statistics[name])
+            fid = frechet_distance(FeatureStatistics.of(features), self.statistics[name]) if "fid" in metrics else None
             kid = kernel_distance(real, features) if "kid" in metrics else None
             overlap = manifolds(real, features, self.settings.neighbors) if "precision-recall" in metrics else None
             result[name] = FeatureQuality(fid, kid, overlap)

@@ -35,13 +35,6 @@ class NamedDistance(NamedTuple):
     function: Distance
 
 
-class PathLength(NamedTuple):
-    """The mean squared distance of two images that are `epsilon` apart on a path, over epsilon squared."""
-
-    length: Estimate  # of the pairs between the percentiles 1 and 99
-    pairs: int
-
-
 def moving_groups(groups: int, which: str | int) -> list[int]:
     """Return the latent groups that move: `which` is "top", the first group; "all"; or the number of one, from 1."""
     if which == "all":
@@ -69,7 +62,7 @@ def path_lengths(
     pixels: Pixels = "mean",
     seed: int = 0,
     key: Mapping[str, Any] | None = None,
-) -> dict[str, PathLength]:
+) -> dict[str, Estimate]:
     """Measure path lengths in the noise (Karras et al. 2019, section 4.1), for each of the distances.
 
     A path of `groups` goes from one draw a of noise to another b: cos(t pi / 2) a + sin(t pi / 2) b, which has the law
@@ -97,7 +90,7 @@ def path_lengths(
     step, keep = max(1, sampler.batch_size // 2), key is not None
     all_of_key = {**(key or {}), "path of groups": list(groups), "epsilon": epsilon, "pixels": pixels, "seed": seed}
     values = describe(pairs, make, functions, all_of_key, "path lengths", sampler.progress, keep, step).values
-    return {name: PathLength(trimmed_mean(values[name]), pairs) for name in distances}
+    return {name: trimmed_mean(values[name]) for name in distances}
 
 
 def trimmed_mean(values: Tensor) -> Estimate:

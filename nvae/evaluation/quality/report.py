@@ -7,8 +7,9 @@ from typing import Any
 
 from nvae.evaluation.likelihood import Estimate
 from nvae.evaluation.quality.measure import FeatureQuality, Quality, Row, temperature_text
+from nvae.models.group_names import group_names
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.summary import group_name, table
+from nvae.summary import table
 
 MOST_ALIKE = 8  # samples that are named and drawn beside their nearest training images
 REAL = "other real images"
@@ -20,18 +21,13 @@ def row_name(row: Row) -> str:
     return REAL if row.temperature is None else temperature_text(row.temperature)
 
 
-def numbers(row: Row, extractor: str) -> dict[str, float]:
-    """Return the numbers of a row for one extractor by name, such as "FID(self)" and "precision k=3 (self)"."""
+def numbers(row: Row, extractor: str) -> dict[str, float | Estimate]:
+    """Return the numbers of a row for one extractor by name, such as "FID(self)" and "precision k=3"."""
     quality = row.features.get(extractor, FeatureQuality())
-    result = {}
-    if quality.fid is not None:
-        result[f"FID({extractor})"] = quality.fid
-    if quality.kid is not None:
-        result[f"KID({extractor})"] = quality.kid.mean
+    result = {f"FID({extractor})": quality.fid, f"KID({extractor})": quality.kid}
     for k, manifold in (quality.manifolds or {}).items():
-        for name, value in manifold._asdict().items():
-            result[f"{name} k={k} ({extractor})"] = value
-    return result
+        result |= {f"{name} k={k}": value for name, value in manifold._asdict().items()}
+    return {name: value for name, value in result.items() if value is not None}
 
 
 def report(quality: Quality, model: HierarchicalVAE, dataset: str) -> str:
@@ -57,9 +53,9 @@ def report(quality: Quality, model: HierarchicalVAE, dataset: str) -> str:
     elif "ppl" in quality.settings.metrics:
         lines += ["", "path lengths: not measured, because the extractors take 8-bit images. Add the extractor self."]
     if quality.movement is not None:
-        names = [group_name(model, index) for index in range(len(quality.movement))]
         header = ("latent group", f"change of a subpixel per unit of noise, {row_name(quality.rows[-1])}")
-        lines += ["", *table([header, *((n, f"{m:.4f}") for n, m in zip(names, quality.movement, strict=True))])]
+        values = [f"{value:.4f}" for value in quality.movement]
+        lines += ["", *table([header, *zip(group_names(model), values, strict=True)])]
     lines += _copies_lines(quality, dataset)
     for row in quality.rows:
         if row.seconds_per_image is not None:
@@ -68,22 +64,15 @@ def report(quality: Quality, model: HierarchicalVAE, dataset: str) -> str:
 
 
 def _feature_rows(rows: list[Row], extractor: str) -> list[tuple[str, ...]]:
-    first = next(row.features[extractor] for row in rows if extractor in row.features)
-    header = [f"with {extractor}"]
-    header += [f"FID({extractor})"] if first.fid is not None else []
-    header += [f"KID({extractor}) x 1000"] if first.kid is not None else []
-    for k in first.manifolds or {}:
-        header += [f"precision k={k}", f"recall k={k}", f"density k={k}", f"coverage k={k}"]
-    result = [tuple(header)]
-    for row in rows:
-        quality = row.features[extractor]
-        cells = [row_name(row)]
-        cells += [_fixed(quality.fid)] if quality.fid is not None else []
-        cells += [_with_error(quality.kid, 1000)] if quality.kid is not None else []
-        for manifold in (quality.manifolds or {}).values():
-            cells += [f"{value:.3f}" for value in manifold]
-        result.append(tuple(cells))
-    return result
+    columns = numbers(rows[0], extractor).items()
+    header = (f"with {extractor}", *(f"{n} x 1000" if isinstance(v, Estimate) else n for n, v in columns))
+    return [header, *((row_name(row), *map(_cell, numbers(row, extractor).values())) for row in rows)]
+
+
+def _cell(value: float | Estimate) -> str:
+    if isinstance(value, Estimate):
+        return _with_error(value, 1000)
+    return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.4g}"
 
 
 def _length_rows(quality: Quality) -> list[tuple[str, ...]]:
@@ -94,7 +83,7 @@ def _length_rows(quality: Quality) -> list[tuple[str, ...]]:
     moving = {"all": "all groups move", "top": "the top group moves"}.get(str(groups), f"group {groups} moves")
     moving += _if_others(quality)
     header = (f"path length, {moving}", *(f"PPL({name})" for name in names))
-    rows = [(row_name(row), *(_with_error(row.path_lengths[n].length) for n in names)) for row in quality.rows]
+    rows = [(row_name(row), *(_with_error(row.path_lengths[n]) for n in names)) for row in quality.rows]
     return [header, *rows]
 
 
@@ -117,10 +106,6 @@ def _if_others(quality: Quality) -> str:
     """Return which pixels are compared, where these are not those of the other metrics."""
     shown = quality.settings.shown
     return "" if shown == quality.settings.pixels else f"; {PIXELS[shown]}"
-
-
-def _fixed(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.4g}"
 
 
 def _with_error(estimate: Estimate, factor: float = 1.0) -> str:
@@ -152,7 +137,7 @@ def _row_dict(row: Row, quality: Quality) -> dict[str, Any]:
         result[f"kid_{name}"] = _plain(features.kid)
         for k, manifold in (features.manifolds or {}).items():
             result |= {f"{key}_k{k}_{name}": value for key, value in manifold._asdict().items()}
-    result |= {f"ppl_{name}": _plain(length.length) for name, length in row.path_lengths.items()}
+    result |= {f"ppl_{name}": _plain(length) for name, length in row.path_lengths.items()}
     if row.copies is not None:
         result["copies"] = row.copies.count
         result["most_alike"] = [

@@ -1,171 +1,223 @@
-"""Curves and heat maps of a run as numbers in the coordinates of an SVG drawing; page.html draws them."""
+"""The charts of a run, drawn by matplotlib: for report.html as SVG, and as PNG files."""
 
 from __future__ import annotations
 
-import base64
 import io
-import math
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from nvae.training.report.facts import number
+from nvae.data.pictures.metadata import as_texts
+from nvae.system.files import atomic_write
 
-WIDTH, HEIGHT = 440, 220
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 10, 24  # margins of a chart
-FRAME = {"left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM, "width": WIDTH, "height": HEIGHT}
 MAX_BUCKETS = 150  # of a curve; each keeps its smallest and its largest value
-MAX_COLUMNS = 120  # of a heat map
+MAX_DOTS = 40  # of a curve whose points are drawn as dots
+COLUMNS = 160  # of a heat map
 MAX_LABELS = 24  # beside a heat map
 LOG_RATIO = 30  # a logarithmic axis from this ratio of the largest and the smallest value on
+WIDTH, RIGHT, TOP, BOTTOM = 440, 14, 10, 25  # points of a chart on the page, and its margins
+# The page replaces each color by its variable of page.css, so that a chart is readable on a dark background, too.
+COLORS = {"line0": "#2f6fd6", "line1": "#d9730d", "muted": "#626d7c", "border": "#dde1e7", "warn": "#a15c00"}
+TEXTS = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")
+STYLE: dict[str, Any] = dict.fromkeys(TEXTS, COLORS["muted"]) | {"grid.color": COLORS["border"], "font.size": 11}
+STYLE |= {"svg.fonttype": "none", "text.parse_math": False, "xtick.major.pad": 7}  # texts stay texts
+BITS = "Bits per dimension"
+# Title and unit of every chart, and its curves by name.
+CHARTS: tuple[tuple[str, str, dict[str, str]], ...] = (
+    (BITS, "upper bound, bits", {"training": "bits_per_dimension", "validation": "validation_bits_per_dimension"}),
+    ("ELBO", "nats per image", {"training": "elbo", "validation": "validation_elbo"}),
+    ("FID(self) of samples", "lower is better", {"FID(self)": "fid_self"}),
+    ("Precision and recall of samples", "self", {"precision": "precision_self", "recall": "recall_self"}),
+    ("Loss", "", {"training": "loss"}),
+    ("KL", "nats per image", {"training": "kl"}),
+    ("Gradient norm", "", {"mean": "gradient_norm", "maximum": "gradient_norm_max"}),
+    ("Learning rate", "", {"learning rate": "learning_rate"}),
+    ("KL weight", "", {"KL weight": "kl_coefficient"}),
+    ("Speed", "images per second", {"training steps": "images_per_second"}),
+    ("Skipped steps", "since the start", {"skipped": "skipped_steps"}),
+)
+LOGARITHMIC = ("Gradient norm",)
 Curve = Sequence[tuple[float, float]]  # epochs and values
 
 
-class Tick(NamedTuple):
-    at: float
-    label: str
-
-
-class Line(NamedTuple):
-    """A curve: points are (x, y, epoch, value), the last two as texts."""
-
-    name: str
-    points: list[tuple[float, float, str, str]]
-
-    @property
-    def path(self) -> str:
-        return " ".join(f"{x},{y}" for x, y, _, _ in self.points)
-
-
-class Chart(NamedTuple):
-    """Curves with two axes. cut: whether extreme values are outside of the frame."""
+class Curves(NamedTuple):
+    """Curves by name, from epoch 0 to `end`. marks: the epochs of events. log: whether the axis may be logarithmic."""
 
     title: str
     unit: str
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
-    lines: list[Line]
-    marks: list[Tick]  # events
-    cut: bool
+    end: float
+    curves: dict[str, Curve]
+    marks: Sequence[float] = ()
+    log: bool = False
+
+    height, left = 220, 52  # points; the margin is for numbers
+
+    def draw(self, axes: Any) -> None:
+        """Draw into the axes of matplotlib."""
+        from matplotlib.ticker import LogLocator, MaxNLocator
+
+        for index, (name, curve) in enumerate(self.curves.items()):
+            dots = "o" if len(curve) <= MAX_DOTS else None
+            axes.plot(*zip(*curve, strict=True), color=COLORS[f"line{index}"], label=name, marker=dots, markersize=3.5)
+        for mark in self.marks:
+            axes.axvline(mark, color=COLORS["warn"], linewidth=1, linestyle="--")
+        values = np.array([value for curve in self.curves.values() for _, value in curve])
+        low, high = values.min(), values.max()
+        if self.log and low > 0 and high > LOG_RATIO * low:
+            axes.set_yscale("log", subs=[])
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+            axes.set_ylim(low / 1.3, high * 1.3)
+        else:
+            low, high = self._usual(low, high, axes)
+            margin = 0.06 * (high - low) or 0.05 * abs(high) or 1
+            axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+            axes.set_ylim(low - margin, high + margin)
+        axes.yaxis.set_major_formatter(_format)
+        axes.grid(axis="y")
+
+    def _usual(self, low: float, high: float, axes: Any) -> tuple[float, float]:
+        """Return the range of the values without a few, often the first ones, that are far away from the others."""
+        late = [value for curve in self.curves.values() for _, value in curve[len(curve) // 10 :]]
+        usual_low, usual_high = np.quantile(late, (0.02, 0.98))
+        if not high - low > 3 * (usual_high - usual_low) > 0:
+            return low, high
+        axes.text(1, 1, "extreme values are cut off", transform=axes.transAxes, ha="right", va="bottom", fontsize=9)
+        return usual_low, usual_high
+
+    def readout(self) -> dict[str, Any]:
+        """Return the points of every curve, for page.js."""
+        curves = [{"name": name, "values": [[x, number(y)] for x, y in curve]} for name, curve in self.curves.items()]
+        return {"end": self.end, "curves": curves}
 
 
 class HeatMap(NamedTuple):
-    """The KL of every group over time, as a picture with one pixel per value."""
+    """The KL of every group, top first, from epoch 0 to `end`."""
 
-    src: str
-    height: int
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
-    epochs: list[str]
+    title: str
+    unit: str
+    end: float
     groups: list[str]
-    values: list[list[str]]  # by group
-    largest: str  # the value of the brightest color
-    scale: str  # the colors
+    epochs: list[float]  # of the columns
+    values: np.ndarray[Any, Any]  # (groups, columns)
+
+    left = 92  # points, for names of groups
+
+    @property
+    def height(self) -> int:
+        return min(max(16 * len(self.groups), 110), 320) + TOP + BOTTOM
+
+    def draw(self, axes: Any) -> None:
+        """Draw into the axes of matplotlib, with a color bar beside them."""
+        count, largest = len(self.groups), float(np.quantile(self.values, 0.98)) or 1
+        extent = (0, self.end, count, 0)
+        image = axes.imshow(self.values, vmin=0, vmax=largest, extent=extent, aspect="auto", interpolation="none")
+        labeled = range(0, count, -(-count // MAX_LABELS))
+        axes.set_yticks([i + 0.5 for i in labeled], [self.groups[i] for i in labeled])
+        bar = axes.figure.colorbar(image, ax=axes, pad=0.02, extend="max", format=_format)
+        bar.outline.set_visible(False)
+
+    def readout(self) -> dict[str, Any]:
+        """Return names, epochs and values, for page.js."""
+        values = [[number(value) for value in row] for row in self.values.tolist()]
+        return {"groups": self.groups, "epochs": self.epochs, "values": values}
 
 
-def chart(
-    title: str, unit: str, curves: dict[str, Curve], end: float, marks: Sequence[Tick], log: bool = False
-) -> Chart | None:
-    """Return a Chart of curves by name, from epoch 0 to `end`; None without a value. marks: events at epochs."""
-    curves = {name: thinned(curve) for name, curve in curves.items() if curve}
-    values = [value for curve in curves.values() for _, value in curve]
-    if not values:
-        return None
-    positive = [value for value in values if value > 0]
-    log = log and len(positive) == len(values) and max(values) > LOG_RATIO * min(values)
-    early = max((len(curve) for curve in curves.values()), default=0) // 10
-    late = [value for curve in curves.values() for _, value in curve[early:]] or values
-    low, high = min(values), max(values)
-    usual_low, usual_high = (float(bound) for bound in np.quantile(np.array(late) / 2, (0.02, 0.98)) * 2)
-    cut = not log and high / 2 - low / 2 > 3 * (usual_high / 2 - usual_low / 2) > 0
-    if cut:
-        low, high = usual_low, usual_high
-    if log:
-        low, high = math.log10(low), math.log10(high)
-    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    low, high, end = low - margin, high + margin, end or 1.0
+def curves_of(metrics: list[dict[str, Any]], marks: Sequence[float] = ()) -> dict[str, Curves]:
+    """Return the charts of lines of metrics by title, without those of zeros only. marks: the epochs of events."""
+    end, charts = _end(metrics), {}
+    for title, unit, keys in CHARTS:
+        points = {name: [(x["epoch"], float(x[key])) for x in metrics if key in x] for name, key in keys.items()}
+        curves = {name: thinned(curve) for name, curve in points.items() if curve}
+        if any(value for curve in curves.values() for _, value in curve):
+            charts[title] = Curves(title, unit, end, curves, marks, title in LOGARITHMIC)
+    return charts
 
-    def x_of(epoch: float) -> float:
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * min(max(epoch / end, 0.0), 1.0), 1)
 
-    def y_of(value: float) -> float:
-        value = math.log10(value) if log else value
-        share = (value / 2 - low / 2) / (high / 2 - low / 2)  # halves: differences of huge numbers overflow
-        return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - min(max(share, -1.0), 2.0)), 1)
+def kl_over_time(metrics: list[dict[str, Any]], groups: list[str]) -> HeatMap | None:
+    """Return the KL per group of the validations, or of the training where there is none; None without any."""
+    for key in ("validation_kl_per_group", "kl_per_group"):
+        lines = [line for line in metrics if key in line]
+        if lines and groups:
+            end, epochs = _end(lines), [line["epoch"] for line in lines]
+            # Each column has the next validation; columns have equal widths, as the axis has.
+            which = np.searchsorted(epochs, (np.arange(COLUMNS) + 0.5) / COLUMNS * end).clip(max=len(lines) - 1)
+            values = np.array([lines[i][key] for i in which], dtype=np.float64).T
+            unit = "nats per image, the top group first"
+            return HeatMap("KL per latent group", unit, end, groups, [epochs[i] for i in which], values)
+    return None
 
-    ticks = _log_ticks(low, high) if log else _ticks(low, high)
-    lines = [
-        Line(name, [(x_of(epoch), y_of(value), number(epoch), number(value)) for epoch, value in curve])
-        for name, curve in curves.items()
-    ]
-    return Chart(
-        title,
-        unit,
-        [Tick(x_of(epoch), number(epoch)) for epoch in _ticks(0, end)],
-        [Tick(y_of(value), number(value)) for value in ticks],
-        lines,
-        [Tick(x_of(mark.at), mark.label) for mark in marks],
-        cut,
-    )
+
+def _end(metrics: list[dict[str, Any]]) -> float:
+    return float(max((line["epoch"] for line in metrics), default=0)) or 1.0
 
 
 def thinned(curve: Curve) -> Curve:
     """Return a curve with at most two points per bucket, its smallest and its largest value, in order."""
     if len(curve) <= 2 * MAX_BUCKETS:
         return curve
-    bounds = np.linspace(0, len(curve), MAX_BUCKETS + 1).astype(int)
-    kept = set()
-    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
-        bucket = range(first, last)
+    kept = {len(curve) - 1}
+    for bucket in np.array_split(np.arange(len(curve)), MAX_BUCKETS):
         kept |= {min(bucket, key=lambda i: curve[i][1]), max(bucket, key=lambda i: curve[i][1])}
-    return [curve[i] for i in sorted(kept | {len(curve) - 1})]
+    return [curve[i] for i in sorted(kept)]
 
 
-def heat_map(groups: list[str], epochs: Sequence[float], kl_per_group: Sequence[Sequence[float]]) -> HeatMap | None:
-    """Return the heat map of the KL of groups, top first, at several epochs: `kl_per_group` has a list for each."""
-    from matplotlib import colormaps
+class Drawing(NamedTuple):
+    """A chart as an SVG element, whose texts matplotlib has escaped; readout: its values and its area for page.js."""
 
-    if not groups or not kl_per_group:
-        return None
-    columns = sorted({round(i) for i in np.linspace(0, len(epochs) - 1, min(len(epochs), MAX_COLUMNS))})
-    values = np.array([kl_per_group[i] for i in columns], dtype=np.float64).T  # (groups, columns)
-    largest = float(np.quantile(values, 0.98)) or 1.0
-    colors = colormaps["viridis"]
-    height = min(max(16 * len(groups), 110), 320)
-    cell, step = height / len(groups), -(-len(groups) // MAX_LABELS)
-    width = (WIDTH - LEFT - RIGHT) / len(columns)
-    stride = -(-len(columns) // 6)
-    return HeatMap(
-        _png(colors(np.clip(values / largest, 0, 1))[..., :3]),
-        round(height),
-        [Tick(round(LEFT + width * (i + 0.5), 1), number(epochs[columns[i]])) for i in range(0, len(columns), stride)],
-        [Tick(round(TOP + cell * (i + 0.5), 1), groups[i].partition(":")[0]) for i in range(0, len(groups), step)],
-        [number(epochs[i]) for i in columns],
-        groups,
-        [[f"{value:.4g}" for value in row] for row in values],
-        f"{largest:.3g}",
-        _png(colors(np.linspace(0, 1, 64))[None, :, :3]),
-    )
+    title: str
+    unit: str
+    svg: str
+    readout: dict[str, Any]
 
 
-def _png(colors: np.ndarray[Any, Any]) -> str:
-    """Return colors (H, W, 3) in [0, 1] as the data URI of a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray((255 * colors).round().astype(np.uint8)).save(file, "png")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+def drawing(chart: Curves | HeatMap) -> Drawing:
+    """Draw a chart for the page."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    width, height, file = WIDTH - chart.left - RIGHT, chart.height - TOP - BOTTOM, io.StringIO()
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH / 72, chart.height / 72))
+        area = (chart.left / WIDTH, BOTTOM / chart.height, width / WIDTH, height / chart.height)
+        axes = _draw(chart, figure.add_axes(area))
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"|^.*?(?=<svg)', "", file.getvalue(), flags=re.DOTALL)
+    for name, color in COLORS.items():
+        text = text.replace(color, f"var(--{name})")
+    return Drawing(chart.title, chart.unit, text, chart.readout() | {"area": axes.get_position().bounds})
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    from matplotlib.ticker import MaxNLocator
+def save_png(chart: Curves | HeatMap, path: Path, metadata: dict[str, object]) -> None:
+    """Write a chart as a PNG file with a title, a legend and metadata. Raises WriteError."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-    return [float(tick) for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high]
+    with rc_context(STYLE), atomic_write(path) as temporary:
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = _draw(chart, figure.add_subplot(xlabel="epoch", ylabel=chart.unit))
+        axes.set_title(chart.title, loc="left")
+        if isinstance(chart, Curves):
+            axes.legend()
+        figure.savefig(temporary, format="png", dpi=110, metadata=as_texts(metadata))
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Return round values between powers of ten."""
-    exponents = range(max(math.floor(low), -300), min(math.ceil(high), 300) + 1)
-    steps = (1, 2, 5) if high - low < 2 else (1,)
-    ticks = [s * 10.0**e for e in exponents for s in steps if low <= e + math.log10(s) <= high]
-    return ticks[:: -(-len(ticks) // 6) or 1]
+def _draw(chart: Curves | HeatMap, axes: Any) -> Any:
+    chart.draw(axes)
+    axes.set_xlim(0, chart.end)
+    axes.xaxis.set_major_formatter(_format)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return axes
+
+
+def _format(value: float, position: int | None = None) -> str:
+    return number(value)
+
+
+def number(value: float) -> str:
+    """Return a number as a short text: three to five significant digits."""
+    return f"{value:.5g}" if abs(value) < 1e5 else f"{value:.3g}"

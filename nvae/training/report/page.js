@@ -1,39 +1,31 @@
 "use strict";
-const position = (event, svg) => {
-  const box = svg.getBoundingClientRect(), view = svg.viewBox.baseVal;
-  return [(event.clientX - box.left) * view.width / box.width, (event.clientY - box.top) * view.height / box.height];
-};
-const nearest = (points, x) => points.reduce((a, b) => Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a);
+const nearest = (points, epoch) => points.reduce((a, b) => Math.abs(b[0] - epoch) < Math.abs(a[0] - epoch) ? b : a);
 
 for (const figure of document.querySelectorAll(".chart")) {
-  const lines = JSON.parse(figure.dataset.lines).map(line => line[1]);
+  const {area: [left, bottom, width, height], end, curves, groups, epochs, values} = JSON.parse(figure.dataset.readout);
   const outputs = figure.querySelectorAll("output"), at = figure.querySelector(".at");
-  const svg = figure.querySelector("svg"), cursor = figure.querySelector(".cursor");
-  const show = (x, inside) => {
-    const points = lines.map(line => inside ? nearest(line, x) : line[line.length - 1]);
-    points.forEach((point, i) => { outputs[i].textContent = point[3]; });
-    at.textContent = inside ? "epoch " + points[0][2] : "";
-    const to = inside ? points[0][0] : -9;
-    cursor.setAttribute("x1", to);
-    cursor.setAttribute("x2", to);
-  };
-  svg.addEventListener("pointermove", event => show(position(event, svg)[0], true));
-  svg.addEventListener("pointerleave", () => show(0, false));
-}
-
-for (const figure of document.querySelectorAll(".heat")) {
-  const map = JSON.parse(figure.dataset.map), at = figure.querySelector(".at"), svg = figure.querySelector("svg");
-  const area = figure.querySelector("image");
-  const cell = (value, axis, size, count) => {
-    const index = Math.floor((value - area[axis].baseVal.value) * count / area[size].baseVal.value);
-    return Math.min(Math.max(index, 0), count - 1);
-  };
-  svg.addEventListener("pointermove", event => {
-    const [x, y] = position(event, svg);
-    const group = cell(y, "y", "height", map.groups.length), column = cell(x, "x", "width", map.epochs.length);
-    at.textContent = `group ${map.groups[group]}, epoch ${map.epochs[column]}: ${map.values[group][column]} nats`;
+  const plot = figure.querySelector(".plot"), cursor = figure.querySelector(".cursor");
+  const cell = (share, count) => Math.min(Math.max(Math.floor(share * count), 0), count - 1);
+  plot.addEventListener("pointermove", event => {
+    const box = plot.getBoundingClientRect();
+    const x = ((event.clientX - box.left) / box.width - left) / width;
+    const y = ((event.clientY - box.top) / box.height - (1 - bottom - height)) / height;
+    if (groups) {
+      const group = cell(y, groups.length), column = cell(x, epochs.length);
+      at.textContent = `group ${groups[group]}, epoch ${epochs[column]}: ${values[group][column]} nats`;
+      return;
+    }
+    const points = curves.map(curve => nearest(curve.values, x * end));
+    points.forEach((point, i) => { outputs[i].textContent = point[1]; });
+    at.textContent = "epoch " + points[0][0];
+    cursor.style.left = `${100 * (left + width * points[0][0] / end)}%`;
+    cursor.hidden = false;
   });
-  svg.addEventListener("pointerleave", () => { at.textContent = ""; });
+  plot.addEventListener("pointerleave", () => {
+    at.textContent = "";
+    cursor.hidden = true;
+    outputs.forEach((output, i) => { output.textContent = curves[i].values[curves[i].values.length - 1][1]; });
+  });
 }
 
 const film = document.getElementById("film"), slider = film && film.querySelector("input");

@@ -16,7 +16,7 @@ from nvae.config import config_to_yaml
 from nvae.data.pictures.image_files import open_image
 from nvae.system.files import atomic_write
 from nvae.training.report import facts
-from nvae.training.report.charts import FRAME, Chart, HeatMap, Tick, chart, heat_map
+from nvae.training.report.charts import curves_of, drawing, kl_over_time
 from nvae.training.report.record import CONTINUED, EARLY_STOPPING, FINISHED, STARTED, STOPPED, RunRecord
 
 PAGE_FILE = "report.html"
@@ -26,25 +26,6 @@ LOSSLESS_SIDE = 160  # up to this side, pictures are embedded without loss
 MAX_LINES = 100  # of the table of numbers
 MAX_EVENTS = 200
 MAX_MARKS = 20
-# Title and unit of every chart, its curves by name, and whether its axis may be logarithmic.
-CHARTS: tuple[tuple[str, str, dict[str, str], bool], ...] = (
-    (
-        "Bits per dimension",
-        "upper bound, bits",
-        {"training": "bits_per_dimension", "validation": "validation_bits_per_dimension"},
-        False,
-    ),
-    ("ELBO", "nats per image", {"training": "elbo", "validation": "validation_elbo"}, False),
-    ("FID(self) of samples", "lower is better", {"FID(self)": "fid_self"}, False),
-    ("Precision and recall of samples", "self", {"precision": "precision_self", "recall": "recall_self"}, False),
-    ("Loss", "", {"training": "loss"}, False),
-    ("KL", "nats per image", {"training": "kl"}, False),
-    ("Gradient norm", "", {"mean": "gradient_norm", "maximum": "gradient_norm_max"}, True),
-    ("Learning rate", "", {"learning rate": "learning_rate"}, False),
-    ("KL weight", "", {"KL weight": "kl_coefficient"}, False),
-    ("Speed", "images per second", {"training steps": "images_per_second"}, False),
-    ("Skipped steps", "since the start", {"skipped": "skipped_steps"}, False),
-)
 
 
 class Picture(NamedTuple):
@@ -54,14 +35,6 @@ class Picture(NamedTuple):
     width: int
     height: int
     caption: str
-
-
-class Bar(NamedTuple):
-    """The KL of a latent group. share: of the largest, in percent."""
-
-    name: str
-    kl: str
-    share: float
 
 
 def write_page(record: RunRecord, path: Path | None = None) -> Path:
@@ -84,24 +57,21 @@ def render_page(record: RunRecord) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    heat, bars = _kl_per_group(record)
+    routine = (STARTED, CONTINUED, STOPPED, FINISHED, EARLY_STOPPING)
+    marks = [event["epoch"] for event in record.events if event["kind"] not in routine][-MAX_MARKS:]
+    heat_map = kl_over_time(record.metrics, record.groups)
     return environment.get_template("page.html").render(
         record=record,
         state_text=facts.state_text(record),
-        config_line=facts.config_line(record),
-        data_line=facts.data_line(record),
-        facts=facts.key_facts(record),
-        frame=FRAME,
-        charts=_charts(record),
-        heat_map=heat,
-        bars=bars,
+        facts=facts.facts_of(record),
+        charts=[drawing(chart) for chart in curves_of(record.metrics, marks).values()],
+        marks=marks,
+        heat_map=None if heat_map is None else drawing(heat_map),
         frames=_frames(record.folder / "samples"),
         samples=_picture(record.folder / "samples.png", "", PICTURE_SIDE),
         reconstructions=_picture(record.folder / "reconstructions.png", "", PICTURE_SIDE),
         data=_picture(record.folder / "data.png", "", PICTURE_SIDE),
         events=record.events[-MAX_EVENTS:][::-1],
-        evaluation=facts.evaluation_facts(record.evaluation),
-        evaluation_images=facts.evaluation_images(record.evaluation),
         commands=facts.commands(record),
         config=config_to_yaml(record.config) if record.config else "",
         table=_table(record),
@@ -112,36 +82,6 @@ def render_page(record: RunRecord) -> str:
 def utc_time() -> str:
     """Return the time, such as "2026-07-01 09:30 UTC"."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _charts(record: RunRecord) -> list[Chart]:
-    end = max((float(line["epoch"]) for line in record.metrics), default=0.0)
-    routine = (STARTED, CONTINUED, STOPPED, FINISHED, EARLY_STOPPING)
-    marks = [Tick(event["epoch"], event["text"]) for event in record.events if event["kind"] not in routine]
-    charts = []
-    for title, unit, names, log in CHARTS:
-        curves = {
-            name: [(float(line["epoch"]), float(line[key])) for line in record.metrics if key in line]
-            for name, key in names.items()
-        }
-        if title == "Skipped steps" and not any(value for _, value in curves["skipped"]):
-            continue
-        charts.append(chart(title, unit, curves, end, marks[-MAX_MARKS:], log))
-    return [drawn for drawn in charts if drawn is not None]
-
-
-def _kl_per_group(record: RunRecord) -> tuple[HeatMap | None, list[Bar]]:
-    key = "validation_kl_per_group" if record.validations and record.metrics else "kl_per_group"
-    lines = [line for line in record.metrics if key in line]
-    heat = heat_map(record.groups, [line["epoch"] for line in lines], [line[key] for line in lines])
-    if not record.kl_per_group:  # before the first line of metrics
-        return heat, []
-    largest = max(*record.kl_per_group, 1e-9)
-    bars = [
-        Bar(name, f"{kl:.2f}", round(100 * max(kl, 0.0) / largest, 1))
-        for name, kl in zip(record.groups, record.kl_per_group, strict=True)
-    ]
-    return heat, bars
 
 
 def _table(record: RunRecord) -> tuple[list[str], list[list[str]]]:

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from pydantic import BaseModel, FiniteFloat, ValidationError
 
 from nvae.checkpoint import FOLDER as CHECKPOINTS
 from nvae.checkpoint import CheckpointError, checkpoint_path, load, model_path, plain_name
 from nvae.config import load_config
 from nvae.models.families import build_model
-from nvae.models.hierarchy import HierarchicalVAE
+from nvae.models.group_names import group_names
 from nvae.schema import ModelConfig
-from nvae.summary import group_name
 from nvae.system.errors import UserError
 from nvae.system.files import previous_path
-from nvae.training.loggers import EVENTS_FILE, METRICS_FILE, is_event, read_events, read_metrics
+from nvae.training.loggers import EVENTS_FILE, METRICS_FILE, is_event, is_number, read_events, read_metrics
 from nvae.training.loggers import FOLDER as RUNS
 from nvae.training.metrics import COLLAPSED_KL
 from nvae.training.position import COUNTS, whole_number
-
-if TYPE_CHECKING:
-    from nvae.training.trainer import Trainer
+from nvae.training.trainer import Trainer
 
 # Kinds of events that the training loop logs.
 STARTED, CONTINUED, STOPPED, FINISHED, EARLY_STOPPING = "started", "continued", "stopped", "finished", "early stopping"
@@ -50,17 +47,24 @@ class Validation(NamedTuple):
     bits_per_dimension: float | None
 
 
-class Saved(NamedTuple):
-    """What a checkpoint, a model file or a trainer knows of a run.
+class SavedEstimate(BaseModel):
+    """A mean and its standard error in evaluation.json; None for the error of a single image."""
 
-    position: None in a model file. groups: names of the latent groups, of a trainer only.
-    """
+    mean: FiniteFloat
+    standard_error: FiniteFloat | None
 
-    config: ModelConfig
-    metadata: dict[str, Any]
-    position: Position | None = None
-    validations: tuple[Validation, ...] = ()
-    groups: tuple[str, ...] = ()
+
+class SavedEvaluation(BaseModel):
+    """What is shown of evaluation.json: bounds in nats, and in bits per dimension."""
+
+    images: int
+    part: str = "evaluation"  # earlier versions had neither this key nor the next
+    is_bound: bool = True
+    samples: int
+    elbo: SavedEstimate
+    elbo_bits: SavedEstimate
+    log_likelihood: SavedEstimate
+    log_likelihood_bits: SavedEstimate
 
 
 @dataclass
@@ -76,7 +80,7 @@ class RunRecord:
     kl_per_group: list[float] = field(default_factory=list)  # of the last validation
     groups: list[str] = field(default_factory=list)  # names, top first
     events: list[dict[str, Any]] = field(default_factory=list)
-    evaluation: dict[str, Any] = field(default_factory=dict)
+    evaluation: SavedEvaluation | None = None
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -88,6 +92,12 @@ class RunRecord:
     def lock(self) -> Path:
         """The lock that a training of this run holds."""
         return self.root / CHECKPOINTS / f"{self.name}.lock"
+
+    @property
+    def saved_files(self) -> list[Path]:
+        """The paths of the checkpoint, of the checkpoint saved before, and of the model file."""
+        checkpoint = checkpoint_path(self.name, self.root)
+        return [checkpoint, previous_path(checkpoint), model_path(self.name, self.root)]
 
     @property
     def is_empty(self) -> bool:
@@ -135,33 +145,30 @@ def find_run(what: str) -> RunRecord | None:
 
     Raises UserError for a folder or a file of which nothing is known.
     """
-    path, saved, problems = Path(what), None, []
-    if _is(Path.is_file, path):
-        name, root = run_name(path), _root_of(path, CHECKPOINTS)
-        try:
-            saved, problems = saved_in(path)
-        except CheckpointError:
-            if not _is(Path.is_dir, root / RUNS / name):
-                raise
-    elif _is(Path.is_dir, path):
-        name, root = path.resolve().name, _root_of(path, RUNS)
+    path = Path(what)
+    if os.path.isfile(path):  # unlike the method of Path, without an error for a name that is too long
+        record = RunRecord(plain_name(path).removeprefix("final_result_"), _root_of(path, CHECKPOINTS))
+    elif os.path.isdir(path):
+        record = RunRecord(path.resolve().name, _root_of(path, RUNS))
     else:
-        name, root = what, Path(".")
-        files = (root / RUNS / name, checkpoint_path(name), previous_path(checkpoint_path(name)), model_path(name))
-        if not any(_is(Path.exists, file) for file in files):
+        record = RunRecord(what, Path("."))
+        if not any(map(os.path.exists, (record.folder, *record.saved_files))):
             return None
-    record = read_run(name, root, saved)
-    record.problems = problems + record.problems
+    files = ([path] if os.path.isfile(path) else []) + record.saved_files
+    metadata = _read_saved(record, list(dict.fromkeys(filter(Path.exists, files))))
+    _read_folder(record, metadata)
     if record.config is None and record.is_empty:
-        raise UserError(f"nothing is known of the run '{name}': {' '.join(record.problems)}")
+        raise UserError(f"nothing is known of the run '{record.name}': {' '.join(record.problems)}")
     return record
 
 
-def _is(test: Callable[[Path], bool], path: Path) -> bool:
-    try:
-        return test(path)
-    except (OSError, ValueError):  # a name that is too long, or has a zero character
-        return False
+def record_of(trainer: Trainer, name: str, root: Path) -> RunRecord:
+    """Return the record of a training in progress. root: the folder with runs/."""
+    now = trainer.position
+    position = Position(now.step, now.in_epochs, now.images_seen, now.skipped_steps)
+    record = RunRecord(name, root, trainer.config, position, groups=group_names(trainer.model))
+    _read_folder(record, trainer.metadata)
+    return record
 
 
 def _root_of(path: Path, folder: Path) -> Path:
@@ -170,121 +177,108 @@ def _root_of(path: Path, folder: Path) -> Path:
     return Path(os.path.relpath(parent.parent if parent.name == folder.name else parent))
 
 
-def read_run(name: str, root: Path = Path("."), saved: Saved | None = None) -> RunRecord:
-    """Return the record of the run NAME below a folder; `saved`: read already, or else from the run's files."""
-    record = RunRecord(name, root)
-    if saved is None:
-        saved = _saved_of(record)
-    if saved is not None:
-        record.config, record.position = saved.config, saved.position
-    elif (record.folder / "config.yaml").exists():
+def _read_saved(record: RunRecord, files: list[Path]) -> dict[str, Any]:
+    """Read config, position and validations of the first file that is whole, and return its metadata."""
+    checkpoint, previous, _ = record.saved_files
+    if not files:
+        record.problems.append(f"there is no checkpoint {checkpoint}.")
+    for path in files:
         try:
-            record.config = load_config(record.folder / "config.yaml")
-        except UserError as error:
-            record.problems.append(str(error))
-    record.groups = list(saved.groups) if saved and saved.groups else _group_names(record.config)
-    if not record.folder.is_dir():
-        record.problems.append(f"there is no folder {record.folder} with the metrics of the run.")
-    _read_metrics(record, saved)
-    _read_events(record, saved.metadata if saved else {})
-    _complete_position(record)
-    record.evaluation = _read_evaluation(record)
-    return record
-
-
-def record_of(trainer: Trainer, name: str, root: Path) -> RunRecord:
-    """Return the record of a training in progress. root: the folder with runs/."""
-    now = trainer.position
-    position = Position(now.step, now.in_epochs, now.images_seen, now.skipped_steps)
-    return read_run(name, root, Saved(trainer.config, trainer.metadata, position, groups=group_names(trainer.model)))
-
-
-def run_name(path: Path) -> str:
-    """Return the name of the run whose checkpoint or model file is at a path."""
-    return plain_name(path).removeprefix("final_result_")
-
-
-def saved_in(path: Path) -> tuple[Saved, list[str]]:
-    """Return what a checkpoint or model file knows, and sentences about its damaged parts. Raises CheckpointError."""
-    content = load(path)
-    metadata, training = content["metadata"], content.get("training")
-    if training is None:
-        return Saved(content["config"], metadata), []
-    progress = training.get("progress")
-    try:
-        for count in COUNTS:
-            whole_number(progress, count)
-    except (ValueError, TypeError, KeyError):
-        return Saved(content["config"], metadata), [f"{path} has a damaged training state: its position is not known."]
-    epoch, image = progress["epoch"], progress["image"]
-    if epoch and progress["images_seen"] > image:  # all complete epochs so far have the same number of images
-        epoch = epoch + image * epoch / (progress["images_seen"] - image)
-    position = Position(progress["step"], epoch, progress["images_seen"], progress["skipped_steps"])
-    history = training.get("history")
-    pairs = history.get("validations") if isinstance(history, dict) else None
-    pairs = pairs if isinstance(pairs, list) else []
-    validations = tuple(Validation(*pair, None) for pair in pairs if _are_numbers(pair, 2))
-    return Saved(content["config"], metadata, position, validations), []
-
-
-def _saved_of(record: RunRecord) -> Saved | None:
-    """Return what the run's checkpoint knows, or else the checkpoint saved before, or the model file."""
-    checkpoint = checkpoint_path(record.name, record.root)
-    paths = [checkpoint, previous_path(checkpoint), model_path(record.name, record.root)]
-    for path in filter(Path.exists, paths):
-        try:
-            saved, problems = saved_in(path)
+            content = load(path)
         except CheckpointError as error:
             record.problems.append(str(error))
-        else:
-            if path == paths[1]:
-                missing = [] if checkpoint.exists() else [f"there is no checkpoint {checkpoint}."]
-                record.problems += [*missing, f"the position is that of {path}, the checkpoint saved before."]
-            record.problems += problems
-            return saved
-    if not any(map(Path.exists, paths)):
-        record.problems.append(f"there is no checkpoint {paths[0]}.")
-    return None
+            continue
+        if path == previous:
+            missing = [] if checkpoint.exists() else [f"there is no checkpoint {checkpoint}."]
+            record.problems += [*missing, f"the position is that of {path}, the checkpoint saved before."]
+        record.config = content["config"]
+        if (training := content.get("training")) is not None:
+            record.position = _position(training.get("progress"))
+            record.validations = _validations(training.get("history"))
+            if record.position is None:
+                record.problems.append(f"{path} has a damaged training state: its position is not known.")
+        return content["metadata"]
+    return {}
 
 
-def _read_metrics(record: RunRecord, saved: Saved | None) -> None:
-    file = record.folder / METRICS_FILE
-    metrics = _read(record, lambda: read_metrics(file, len(record.groups) or None), file)
+def _position(progress: Any) -> Position | None:
+    try:
+        counts = {name: whole_number(progress, name) for name in COUNTS}
+    except (TypeError, KeyError, ValueError):
+        return None
+    epoch, image, images_seen = counts["epoch"], counts["image"], counts["images_seen"]
+    if epoch and images_seen > image:  # all complete epochs so far have the same number of images
+        epoch = epoch + image * epoch / (images_seen - image)
+    return Position(counts["step"], epoch, images_seen, counts["skipped_steps"])
+
+
+def _validations(history: Any) -> list[Validation]:
+    pairs = history.get("validations") if isinstance(history, dict) else None
+    pairs = pairs if isinstance(pairs, list) else []
+    pairs = [pair for pair in pairs if isinstance(pair, list | tuple) and len(pair) == 2 and all(map(is_number, pair))]
+    return [Validation(*pair, None) for pair in pairs]
+
+
+def _read_folder(record: RunRecord, metadata: dict[str, Any]) -> None:
+    """Read the files in runs/NAME/. metadata: of the checkpoint or model, for what is not there."""
+    config_file = record.folder / "config.yaml"
+    if record.config is None and config_file.exists():
+        try:
+            record.config = load_config(config_file)
+        except UserError as error:
+            record.problems.append(str(error))
+    if record.config is not None and not record.groups:
+        with torch.device("meta"):
+            record.groups = group_names(build_model(record.config))
+    if not record.folder.is_dir():
+        record.problems.append(f"there is no folder {record.folder} with the metrics of the run.")
+    _read_metrics(record, metadata.get("kl_per_group"))
+    _read_events(record, metadata.get("events"))
+    if record.position is None and record.metrics:
+        line = record.metrics[-1]
+        record.position = Position(line["step"], line["epoch"], line.get("images"), line.get("skipped_steps"))
+    elif record.position is not None:  # a line has a more exact epoch
+        same = [entry for entry in [*record.metrics, *record.events] if entry["step"] == record.position.step]
+        record.position = record.position._replace(epoch=same[-1]["epoch"] if same else record.position.epoch)
+    if (file := record.folder / "evaluation.json").exists():
+        try:
+            record.evaluation = SavedEvaluation.model_validate_json(file.read_bytes())
+        except (OSError, ValidationError):
+            record.problems.append(f"{file} is damaged.")
+
+
+def _read_metrics(record: RunRecord, kl: Any) -> None:
+    """Read the metrics, and with them the validations and the KL per group. kl: that of the checkpoint, if any."""
+    groups = len(record.groups) or None
+    metrics = _read(record, METRICS_FILE, lambda file: read_metrics(file, groups))
     record.metrics = sorted(metrics, key=lambda line: line["step"])
-    if not record.groups:
-        lists = (line["kl_per_group"] for line in record.metrics if "kl_per_group" in line)
-        record.groups = [str(i + 1) for i in range(len(next(lists, [])))]
+    lists = [line.get("validation_kl_per_group", line.get("kl_per_group")) for line in record.metrics]
+    lists = [values for values in lists if values is not None]
+    record.groups = record.groups or [str(i + 1) for i in range(len(lists[0]) if lists else 0)]
+    known = isinstance(kl, list) and len(kl) == len(record.groups) and all(map(is_number, kl))
+    record.kl_per_group = kl if known else lists[-1] if lists else []
     validated = [line for line in record.metrics if "validation_elbo" in line]
     record.validations = [
         Validation(line["epoch"], line["validation_elbo"], line.get("validation_bits_per_dimension"))
         for line in validated
-    ] or list(saved.validations if saved else ())
-    kl = saved.metadata.get("kl_per_group") if saved else None
-    if not _are_numbers(kl, len(record.groups)):
-        lists = (line.get("validation_kl_per_group", line.get("kl_per_group")) for line in reversed(record.metrics))
-        kl = next(filter(None, lists), [])
-    record.kl_per_group = kl
+    ] or record.validations
 
 
-def _are_numbers(values: Any, count: int) -> bool:
-    """Return whether a value of a file is a list of `count` finite numbers."""
-    is_list = isinstance(values, list | tuple) and len(values) == count
-    return is_list and all(isinstance(value, float) and math.isfinite(value) for value in values)
-
-
-def _read_events(record: RunRecord, metadata: dict[str, Any]) -> None:
-    """Read events.jsonl; events of the checkpoint that are missing there come first."""
-    file = record.folder / EVENTS_FILE
-    events = _read(record, lambda: read_events(file), file) if file.exists() else []  # older runs have none
-    kept = metadata.get("events")
+def _read_events(record: RunRecord, kept: Any) -> None:
+    """Read the events; those that the checkpoint has kept and the file does not have come first."""
+    exists = (record.folder / EVENTS_FILE).exists()  # older runs have none
+    events = _read(record, EVENTS_FILE, read_events) if exists else []
     kept = [event for event in kept if is_event(event)] if isinstance(kept, list) else []
     record.events = [event for event in kept if event not in events] + events
 
 
-def _read(record: RunRecord, read: Callable[[], tuple[list[dict[str, Any]], int]], file: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file, and note damaged ones."""
+def _read(
+    record: RunRecord, name: str, read: Callable[[Path], tuple[list[dict[str, Any]], int]]
+) -> list[dict[str, Any]]:
+    """Return the lines of a file in the folder, and note damaged ones."""
+    file = record.folder / name
     try:
-        lines, damaged = read()
+        lines, damaged = read(file)
     except OSError as error:
         record.problems.append(f"{file} cannot be read: {error.strerror}.")
         return []
@@ -293,41 +287,3 @@ def _read(record: RunRecord, read: Callable[[], tuple[list[dict[str, Any]], int]
     elif not lines and record.folder.is_dir():
         record.problems.append(f"{file} is {'empty' if file.exists() else 'missing'}.")
     return lines
-
-
-def _complete_position(record: RunRecord) -> None:
-    """Take the position from the last line of metrics where no checkpoint has one, and a more exact epoch."""
-    known = [*record.metrics, *record.events]
-    if record.position is None and record.metrics:
-        line = record.metrics[-1]
-        record.position = Position(line["step"], line["epoch"], line.get("images"), line.get("skipped_steps"))
-    elif record.position is not None:
-        epochs = [entry["epoch"] for entry in known if entry["step"] == record.position.step]
-        record.position = record.position._replace(epoch=epochs[-1] if epochs else record.position.epoch)
-
-
-def _read_evaluation(record: RunRecord) -> dict[str, Any]:
-    """Return the content of evaluation.json; empty if there is none."""
-    file = record.folder / "evaluation.json"
-    if not file.exists():
-        return {}
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        content = None
-    if isinstance(content, dict) and isinstance(content.get("elbo"), dict):
-        return content
-    record.problems.append(f"{file} is damaged.")
-    return {}
-
-
-def _group_names(config: ModelConfig | None) -> list[str]:
-    if config is None:
-        return []
-    with torch.device("meta"):
-        return list(group_names(build_model(config)))
-
-
-def group_names(model: HierarchicalVAE) -> tuple[str, ...]:
-    """Return the names of the latent groups of a model, top first."""
-    return tuple(group_name(model, index) for index in range(len(model.groups)))

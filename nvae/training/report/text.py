@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from typing import Any
 
 from nvae.system.locks import holder_of
-from nvae.training.report.facts import (
-    config_line,
-    continuation,
-    data_line,
-    evaluation_facts,
-    evaluation_images,
-    in_folder,
-    key_facts,
-    state_text,
-)
+from nvae.training.report.facts import continuation, facts_of, state_text
 from nvae.training.report.record import RunRecord
 
 BAR = 40  # characters of the longest bar
@@ -28,18 +21,17 @@ def run_text(record: RunRecord) -> str:
     rows = [("run", f"{record.name}: {state_text(record)}")]
     if holder := holder_of(record.lock):
         rows.append(("now", f"trained by {holder}"))
-    rows += [("config", config_line(record)), ("data", data_line(record))]
-    rows += [(fact.name, f"{fact.value}{f' ({fact.remark})' if fact.remark else ''}") for fact in key_facts(record)]
-    if facts := evaluation_facts(record.evaluation):
-        texts = [f"{fact.name} {fact.value}, {fact.remark}" for fact in facts]
-        rows.append(("evaluation", f"{'; '.join(texts)}; {evaluation_images(record.evaluation)}"))
+    rows += [(fact.name, f"{fact.value}{f' ({fact.remark})' if fact.remark else ''}") for fact in facts_of(record)]
     if (record.folder / "report.html").exists():
         rows.append(("page", str(record.folder / "report.html")))
-    lines = [f"{name:<17}{text}" for name, text in rows if text]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {text}" for name, text in rows]
     lines += _kl_bars(record) + _events(record.events)
     lines += [f"note: {problem}" for problem in record.problems]
     if command := continuation(record):
-        lines += ["", f"to {command.purpose}:", f"  {in_folder(record, command.line)}"]
+        here = os.path.realpath(record.root) == os.path.realpath(".")
+        folder = "" if here else f"cd {shlex.quote(str(record.root))} && "
+        lines += ["", f"to {command.purpose}:", f"  {folder}{command.line}"]
     else:
         lines += ["", "to continue, run the command that started the run"]
     return "\n".join(map(printable, lines))

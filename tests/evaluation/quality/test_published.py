@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import torch
 
-from nvae.evaluation.quality.extractors import mobilenet, published, weights
+from nvae.evaluation.quality.extractors import base, mobilenet, published, weights
 from nvae.evaluation.quality.extractors.mobilenet import load_mobilenet
 from nvae.evaluation.quality.extractors.registry import LOADERS, load_extractor
 from nvae.system.errors import UserError
@@ -42,7 +42,7 @@ def test_mobilenet_computes_the_features_of_torchvision(mobilenet_file):
     file, body = mobilenet_file
     extractor = load_mobilenet(file=file)
     resized = torch.nn.functional.interpolate(IMAGES, (224, 224), mode="bilinear", antialias=True)
-    mean, std = torch.tensor(mobilenet.MEAN)[:, None, None], torch.tensor(mobilenet.STD)[:, None, None]
+    mean, std = torch.tensor(base.MEAN)[:, None, None], torch.tensor(base.STD)[:, None, None]
     with torch.no_grad():
         expected = body((resized - mean) / std).mean((2, 3))
     torch.testing.assert_close(extractor(IMAGES), expected, rtol=1e-4, atol=1e-5)

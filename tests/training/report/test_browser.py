@@ -26,17 +26,17 @@ addEventListener("load", () => {
   slider.value = 0;
   slider.dispatchEvent(new Event("input"));
   seen.oldest = shown();
-  const point = (svg, x, y) => {
-    const box = svg.getBoundingClientRect();
+  const point = (plot, x, y) => {
+    const box = plot.getBoundingClientRect();
     const at = {clientX: box.left + x * box.width, clientY: box.top + y * box.height};
-    svg.dispatchEvent(new PointerEvent("pointermove", at));
+    plot.dispatchEvent(new PointerEvent("pointermove", at));
   };
-  const chart = document.querySelector(".chart"), heat = document.querySelector(".heat");
+  const charts = document.querySelectorAll(".chart"), chart = charts[0], heat = charts[charts.length - 1];
   const outputs = () => [...chart.querySelectorAll("output")].map(output => output.textContent);
   seen.latest = outputs();
-  point(chart.querySelector("svg"), 0.3, 0.5);
+  point(chart.querySelector(".plot"), 0.3, 0.5);
   seen.pointed = outputs();
-  point(heat.querySelector("svg"), 0.9, 0.45);
+  point(heat.querySelector(".plot"), 0.7, 0.4);
   seen.heat = heat.querySelector(".at").textContent;
   seen.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   seen.background = getComputedStyle(document.body).backgroundColor;
@@ -72,7 +72,7 @@ def visit(browser, folder, *options):
 def test_page_in_a_browser(browser, run_folder, tmp_path):
     seen = visit(browser, tmp_path, "--window-size=1280,900")
     assert seen["errors"] == []
-    assert len(seen["pictures"]) == 8 and all(seen["pictures"])  # four frames, three pictures, the color scale
+    assert len(seen["pictures"]) == 7 and all(seen["pictures"])  # four frames, three pictures
     assert (seen["newest"], seen["oldest"]) == ([3], [0])
     assert (seen["latest"], seen["pointed"]) == (["2.5", "2.1"], ["2.5", "2.2"])
     assert seen["heat"] == "group 2: 2x2, epoch 4: 0.5 nats"

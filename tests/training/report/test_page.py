@@ -14,7 +14,7 @@ from nvae.training.report.record import find_run
 from .conftest import NAME
 
 VOID = {"meta", "img", "input", "br", "hr", "link"}
-SECTIONS = {"figures", "samples", "curves", "kl", "pictures", "evaluation", "events", "commands", "numbers", "config"}
+SECTIONS = {"figures", "samples", "curves", "kl", "pictures", "events", "commands", "numbers", "config"}
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 
 
@@ -50,10 +50,14 @@ def test_page_has_all_parts(run_folder):
     parsed = Page(write_page(find_run(NAME)).read_text("utf-8"))
     assert {attributes["id"] for _, attributes in parsed.elements if attributes.get("id") in SECTIONS} == SECTIONS
     charts = [attributes for _, attributes in parsed.elements if attributes.get("class") == "chart"]
-    assert len(charts) == 9
-    validation = next(line for line in json.loads(charts[0]["data-lines"]) if line[0] == "validation")
-    assert [point[2:] for point in validation[1]] == [["1", "2.2"], ["2", "2.1"], ["3", "2"], ["4", "2.1"]]
-    assert len(parsed.all("line", **{"class": "mark"})) == 9  # the recovery, in every chart
+    assert len(charts) == 10  # the last one is the heat map
+    readouts = [json.loads(chart["data-readout"]) for chart in charts]
+    validation = next(curve for curve in readouts[0]["curves"] if curve["name"] == "validation")
+    assert validation["values"] == [[1, "2.2"], [2, "2.1"], [3, "2"], [4, "2.1"]]
+    assert len(parsed.all("svg")) == 10
+    marks = [path for path in parsed.all("path") if "var(--warn)" in path.get("style", "")]
+    assert len(marks) == 9  # the recovery, in every chart but the heat map
+    assert readouts[-1]["groups"] == find_run(NAME).groups
     (slider,) = parsed.all("input", type="range")
     assert (slider["max"], slider["value"]) == ("3", "3")
     for text in ("step 400", "back to step 200", "channel_towers", "python3 -m nvae train", "-310.25 ± 1.50 nats"):
@@ -64,8 +68,8 @@ def test_page_refers_to_nothing_outside(run_folder):
     text = render_page(find_run(NAME))
     for tag, attributes in Page(text).elements:
         assert tag not in ("link", "iframe", "object", "embed", "base")
-        for name in ("src", "href", "srcset", "data", "action", "poster"):
-            assert attributes.get(name, "data:").startswith("data:")
+        for name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster"):
+            assert attributes.get(name, "data:").startswith(("data:", "#"))
     assert not re.search(r"url\((?!#)|@import|https?:|fetch\(|XMLHttp|WebSocket", text)
     (policy,) = [a["content"] for a in Page(text).all("meta") if "http-equiv" in a]
     assert policy.startswith("default-src 'none'")
@@ -78,7 +82,7 @@ def test_page_escapes_everything_from_files(run_folder, make_config):
     (run_folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     record = find_run(NAME)
     record.name, record.problems, record.groups = EVIL, [EVIL], [EVIL] * 4
-    record.evaluation["part"] = EVIL
+    record.evaluation.part = EVIL
     record.config = make_config(dataset={"name": "folder", "path": EVIL})
     parsed, plain = Page(render_page(record)), Page(render_page(find_run(NAME)))
     assert len(parsed.all("script")) == len(plain.all("script")) == 1

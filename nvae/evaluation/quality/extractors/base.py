@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 BATCH_SIZE = 50
 DIGEST_LENGTH = 12
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
 @dataclass(frozen=True)
@@ -48,3 +50,17 @@ class Extractor:
 def in_color(images: Tensor) -> Tensor:
     """Return images (B, 3, S, S) from (B, 1 or 3, S, S): gray becomes three equal channels."""
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+
+class Normalized(nn.Module):
+    """Resizes images (B, 1 or 3, S, S) in [0, 1], bilinear, normalizes them as ImageNet, and applies a network."""
+
+    def __init__(self, body: nn.Module, side: int) -> None:
+        super().__init__()
+        self.body, self.side = body, side
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
+        self.register_buffer("std", torch.tensor(STD)[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        resized = functional.interpolate(in_color(images), (self.side, self.side), mode="bilinear", antialias=True)
+        return self.body((resized - self.mean) / self.std)

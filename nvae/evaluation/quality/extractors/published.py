@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from nvae.evaluation.quality.extractors.base import DIGEST_LENGTH, Extractor, in_color
-from nvae.evaluation.quality.extractors.mobilenet import MEAN, STD
+from nvae.evaluation.quality.extractors.base import DIGEST_LENGTH, Extractor, Normalized, in_color
 from nvae.evaluation.quality.extractors.weights import (
     PublishedFile,
     file_digest,
@@ -49,26 +48,53 @@ LPIPS = PublishedFile(
 DINOV2_SIDE = 224
 
 
-def load_inception(device: torch.device | str, file: Path | None, progress: bool) -> Extractor:
-    """Return the Inception network of the published FID: the layer pool3, 2048 features, through torch-fidelity."""
-    return _from_fidelity("inception", "inception-v3-compat", "2048", 2048, INCEPTION, device, file, progress)
+class FidelityNetwork(NamedTuple):
+    """A network of torch-fidelity: its name there, the layer of the features, their number, and the weights."""
+
+    name: str
+    layer: str
+    dimensions: int
+    published: PublishedFile
 
 
-def load_vgg16(device: torch.device | str, file: Path | None, progress: bool) -> Extractor:
-    """Return VGG16: the second fully connected layer after its ReLU, 4096 features, through torch-fidelity."""
-    return _from_fidelity("vgg16", "vgg16", "fc2_relu", 4096, VGG16, device, file, progress)
+FIDELITY = {
+    "inception": FidelityNetwork("inception-v3-compat", "2048", 2048, INCEPTION),  # of the published FID: pool3
+    "vgg16": FidelityNetwork("vgg16", "fc2_relu", 4096, VGG16),  # second fully connected layer after its ReLU
+    "clip": FidelityNetwork("clip-vit-b-32", "clip", 512, CLIP),  # image embedding
+}
 
 
-def load_clip(device: torch.device | str, file: Path | None, progress: bool) -> Extractor:
-    """Return CLIP ViT-B/32: the image embedding, 512 features, through torch-fidelity.
+def load_fidelity(name: str, device: torch.device | str, file: Path | None, progress: bool) -> Extractor:
+    """Return inception, vgg16 or clip, through torch-fidelity, which takes 8-bit images. Raises UserError.
 
-    Its file is a program, not only tensors: any file but the published one is refused.
+    The file of clip is a program, not only tensors: any file but the published one is refused.
     """
-    _extra("torch_fidelity", "the extractor clip")
-    path = obtain("the extractor clip", CLIP, file, progress)
-    if file_digest(path) != CLIP.sha256:
-        raise UserError(f"'{path}' is not the published file of CLIP. Download {CLIP.url}.")
-    return _from_fidelity("clip", "clip-vit-b-32", "clip", 512, CLIP, device, path, progress)
+    network = FIDELITY[name]
+    published = network.published
+    utils = _extra("torch_fidelity.utils", f"the extractor {name}")
+    path = obtain(f"the extractor {name}", published, file, progress)
+    digest = file_digest(path)
+    is_published = bool(published.sha256) and digest.startswith(published.sha256)
+    if name != "clip":
+        read_state_dict(path)  # torch-fidelity itself would run code from the file
+    elif not is_published:
+        raise UserError(f"'{path}' is not the published file of CLIP. Download {published.url}.")
+    try:
+        with _quiet():
+            body = utils.create_feature_extractor(
+                network.name, [network.layer], cuda=False, feature_extractor_weights_path=str(path), verbose=False
+            )
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"'{path}' has other tensors than the network {name}. Download {published.url}.") from error
+    body.to(device)
+
+    def features(images: Tensor) -> Tensor:
+        images_u8 = in_color(images).mul(255).round().clamp(0, 255).byte()
+        return body(images_u8.contiguous())[0]
+
+    source = f"{path.name} through torch-fidelity{'' if is_published else ', not the published weights'}"
+    dimensions, device = network.dimensions, torch.device(device)
+    return Extractor(name, digest[:DIGEST_LENGTH], dimensions, source, features, device, is_continuous=False)
 
 
 def load_dinov2(device: torch.device | str, file: Path | None, progress: bool) -> Extractor:
@@ -85,7 +111,7 @@ def load_dinov2(device: torch.device | str, file: Path | None, progress: bool) -
         body.load_state_dict(timm.models.vision_transformer.checkpoint_filter_fn(weights, body))
     except (RuntimeError, KeyError, ValueError) as error:
         raise UserError(f"'{path}' has other tensors than DINOv2 ViT-S/14. Download {DINOV2.url}.") from error
-    network = _Normalized(body, DINOV2_SIDE).to(device).eval().requires_grad_(False)
+    network = Normalized(body, DINOV2_SIDE).to(device).eval().requires_grad_(False)
     source = f"DINOv2 ViT-S/14 through timm, {path.name}"
     return Extractor("dinov2", short_digest(path), 384, source, network, torch.device(device))
 
@@ -115,53 +141,6 @@ def lpips_is_here() -> bool:
     """Return whether the files that LPIPS needs are on the disk, and torch-fidelity is installed."""
     files = all((weights_folder() / published.name).is_file() for published in (LPIPS, VGG16))
     return files and importlib.util.find_spec("torch_fidelity") is not None
-
-
-def _from_fidelity(
-    name: str,
-    registered: str,
-    layer: str,
-    dimensions: int,
-    published: PublishedFile,
-    device: torch.device | str,
-    file: Path | None,
-    progress: bool,
-) -> Extractor:
-    utils = _extra("torch_fidelity.utils", f"the extractor {name}")
-    path = obtain(f"the extractor {name}", published, file, progress)
-    if published is not CLIP:
-        read_state_dict(path)  # torch-fidelity itself would run code from the file
-    try:
-        with _quiet():
-            network = utils.create_feature_extractor(
-                registered, [layer], cuda=False, feature_extractor_weights_path=str(path), verbose=False
-            )
-    except (RuntimeError, KeyError) as error:
-        raise UserError(f"'{path}' has other tensors than the network {name}. Download {published.url}.") from error
-    network.to(device)
-
-    def features(images: Tensor) -> Tensor:
-        images_u8 = in_color(images).mul(255).round().clamp(0, 255).byte()
-        return network(images_u8.contiguous())[0]
-
-    digest = file_digest(path)
-    is_published = digest.startswith(published.sha256)
-    source = f"{path.name} through torch-fidelity{'' if is_published else ', not the published weights'}"
-    return Extractor(name, digest[:DIGEST_LENGTH], dimensions, source, features, torch.device(device), False)
-
-
-class _Normalized(nn.Module):
-    """Resizes images (B, 1 or 3, S, S) in [0, 1] to a side, normalizes them as ImageNet, and applies a network."""
-
-    def __init__(self, body: nn.Module, side: int) -> None:
-        super().__init__()
-        self.body, self.side = body, side
-        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
-        self.register_buffer("std", torch.tensor(STD)[:, None, None])
-
-    def forward(self, images: Tensor) -> Tensor:
-        resized = functional.interpolate(in_color(images), (self.side, self.side), mode="bilinear", antialias=True)
-        return self.body((resized - self.mean) / self.std)
 
 
 def _extra(module: str, what: str, instead: str = "use the extractor self, which needs nothing") -> ModuleType:

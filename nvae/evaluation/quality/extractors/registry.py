@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nvae.evaluation.quality.extractors.base import Extractor
 from nvae.evaluation.quality.extractors.mobilenet import load_mobilenet
-from nvae.evaluation.quality.extractors.published import load_clip, load_dinov2, load_inception, load_vgg16
+from nvae.evaluation.quality.extractors.published import load_dinov2, load_fidelity
 from nvae.evaluation.quality.extractors.transformations import load_self
 from nvae.inference.arguments import check_choice
 from nvae.schema.choices import ExtractorName
@@ -37,9 +37,9 @@ class Request(NamedTuple):
 LOADERS: dict[ExtractorName, Callable[[Request], Extractor]] = {
     "self": lambda r: load_self(r.training_u8, r.bits, r.device, r.progress, r.file),
     "mobilenet": lambda r: load_mobilenet(r.device, r.file),
-    "inception": lambda r: load_inception(r.device, r.file, r.shows_bars),
-    "vgg16": lambda r: load_vgg16(r.device, r.file, r.shows_bars),
-    "clip": lambda r: load_clip(r.device, r.file, r.shows_bars),
+    "inception": lambda r: load_fidelity("inception", r.device, r.file, r.shows_bars),
+    "vgg16": lambda r: load_fidelity("vgg16", r.device, r.file, r.shows_bars),
+    "clip": lambda r: load_fidelity("clip", r.device, r.file, r.shows_bars),
     "dinov2": lambda r: load_dinov2(r.device, r.file, r.shows_bars),
 }
 

@@ -8,8 +8,8 @@ of an untouched image before its answers. Some noise and blur in training keep w
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 from torch import Tensor, nn
@@ -92,15 +92,12 @@ def load_self(
     channels, size = images_u8.shape[1:3]
     path = file or weights_path(images_u8, bits)
     owner = {"version": VERSION, "channels": channels, "size": size, "bits": bits}
-    weights = _saved_weights(path, owner, required=file is not None)
-    if weights is None:
-        _check_folder(path.parent)
-        trained = train(images_u8, bits, device, progress)
-        weights = {name: tensor.cpu() for name, tensor in trained.state_dict().items()}
-        try:
-            write_whole({"extractor": "self", **owner, "weights": weights}, path, keep_previous=False)
-        except CheckpointError as error:
-            raise UserError(f"{error} {OTHER_CACHE}", *error.remedies) from error
+    try:
+        weights = _read_weights(path, owner)
+    except UserError:
+        if file is not None:
+            raise
+        weights = _train_and_save(images_u8, bits, device, progress, path, owner)
     with torch.device("meta"):  # draws no random numbers
         network = TransformationNetwork(channels, size)
     try:
@@ -117,36 +114,38 @@ def weights_path(images_u8: Tensor, bits: int = 8) -> Path:
     return cache_folder() / "extractors" / f"self_{images_digest(images_u8)}_{bits}bits_{VERSION}.weights"
 
 
-def _check_folder(folder: Path) -> None:
-    """Raise UserError where no file can be written: before the training, not after."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise UserError(f"'{folder}' cannot be written. {OTHER_CACHE}")
-
-
-def _saved_weights(path: Path, owner: dict[str, int], required: bool) -> dict[str, Tensor] | None:
+def _read_weights(path: Path, owner: dict[str, int]) -> dict[str, Tensor]:
+    """Return the weights of a file for images as the owner's. Raises UserError."""
     try:
         content = read_whole(path)
     except CheckpointError as error:
-        if required:
-            raise UserError(
-                f"{path} cannot be used as weights of the extractor self: {error} Give a file self_*.weights from "
-                "the folder 'extractors' of a cache folder."
-            ) from error
-        return None
+        raise UserError(
+            f"{path} cannot be used as weights of the extractor self: {error} Give a file self_*.weights from "
+            "the folder 'extractors' of a cache folder."
+        ) from error
     made_for = {key: content.get(key) for key in owner}
     if content.get("extractor") != "self" or made_for != owner or not isinstance(content.get("weights"), dict):
-        if required:
-            raise UserError(
-                f"{path} has no weights for these images: got {made_for}, expected {owner}. "
-                "Use the file of this data set."
-            )
-        return None
+        raise UserError(
+            f"{path} has no weights for these images: got {made_for}, expected {owner}. Use the file of this data set."
+        )
     return content["weights"]
+
+
+def _train_and_save(
+    images_u8: Tensor, bits: int, device: torch.device | str, progress: Progress, path: Path, owner: dict[str, int]
+) -> dict[str, Tensor]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=path.parent).close()  # fails before the training, not after
+    except OSError as error:
+        raise UserError(f"'{path.parent}' cannot be written. {OTHER_CACHE}") from error
+    trained = train(images_u8, bits, device, progress)
+    weights = {name: tensor.cpu() for name, tensor in trained.state_dict().items()}
+    try:
+        write_whole({"extractor": "self", **owner, "weights": weights}, path, keep_previous=False)
+    except CheckpointError as error:
+        raise UserError(f"{error} {OTHER_CACHE}", *error.remedies) from error
+    return weights
 
 
 def train(

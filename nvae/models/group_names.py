@@ -1,8 +1,24 @@
-"""Names of latent groups in pictures and tables."""
+"""Names of latent groups and of positions in them, for texts, tables and charts."""
 
 from __future__ import annotations
 
 from nvae.models.hierarchy import HierarchicalVAE, LatentGroup
+
+
+def level_name(group: LatentGroup) -> str:
+    """Return the name of a group's level, such as "7x7" or "context 7x7"."""
+    level = group.level
+    return f"{level.name + ' ' if level.name else ''}{level.resolution}x{level.resolution}"
+
+
+def group_name(model: HierarchicalVAE, index: int) -> str:
+    """Return a group's number, counted from 1, and its level, such as "2: 7x7" or "1: context 7x7"."""
+    return f"{index + 1}: {level_name(model.groups[index])}"
+
+
+def group_names(model: HierarchicalVAE) -> list[str]:
+    """Return the names of all latent groups, top first."""
+    return [group_name(model, index) for index in range(len(model.groups))]
 
 
 def first_groups_name(model: HierarchicalVAE, count: int) -> str:
