@@ -33,6 +33,7 @@ def ladder(folder, ladder_once):
     return shutil.copytree(ladder_once, folder, dirs_exist_ok=True)
 
 
+@pytest.mark.slow
 def test_ladder_resumed_training_equals_one_run(ladder, command):
     two_runs = load("saved_weights/ladder.checkpoint")
     assert command("train.py", "ladder.yaml", "--name", "whole").code == 0
@@ -42,6 +43,7 @@ def test_ladder_resumed_training_equals_one_run(ladder, command):
     assert len(whole["metadata"]["kl_per_group"]) == 3
 
 
+@pytest.mark.slow
 def test_ladder_works_with_every_tool(ladder, command, typed):
     Image.new("RGB", (8, 8), "red").save("a.png")
     Image.new("RGB", (8, 8), "blue").save("b.png")

@@ -47,6 +47,7 @@ def test_train_writes_checkpoint_model_metrics_and_pictures(command, configs, fi
     assert metrics(configs)[-1] == last
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_again_ends_where_one_run_ends(command, configs, monkeypatch):
     command("train.py", "little", *sets(epochs=1))
@@ -59,6 +60,7 @@ def test_train_again_ends_where_one_run_ends(command, configs, monkeypatch):
     assert metrics(configs / "whole")[-1] == two_metrics
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_name_is_a_second_run_of_one_config(command, configs):
     command("train.py", "little", *sets(epochs=1))
@@ -71,6 +73,7 @@ def test_train_name_is_a_second_run_of_one_config(command, configs):
     command("train.py", "little", "--name", "../x").assert_refused("--name")
 
 
+@pytest.mark.slow
 def test_train_fresh_keeps_the_earlier_files(command, configs):
     command("train.py", "little")
     earlier = (configs / CHECKPOINT).read_bytes()
@@ -137,6 +140,7 @@ def test_train_killed_resumes_from_the_last_checkpoint(start_training, assert_eq
     assert_equals_one_run(position["step"], *often)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_that_diverges_ends_with_exit_code_3(command, configs, monkeypatch):
     monkeypatch.setattr(recovery, "MAX_EXCESS_SKIPS", 4)
@@ -165,6 +169,7 @@ def test_train_ends_well_when_its_output_goes_away(configs, root, output):
     assert (configs / "runs" / "little" / "kl_per_group.png").is_file()
 
 
+@pytest.mark.slow
 def test_train_dry_run_writes_nothing(command, configs, files):
     before = files.all(configs)
     for changes in ("spectral_normalization=True", "style=nvlabs", "weight_normalization=exponential"):
@@ -179,6 +184,7 @@ def test_train_dry_run_writes_nothing(command, configs, files):
 FACES = ("--set", "dataset.training_images=8", "--set", "dataset.validation_images=4")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_options_are_short_for_keys_of_the_config(command, configs):
     options = "--epochs 1 --batch-size 4 --learning-rate 2e-3 --latent-size 3 --sample-every 5 --workers 2 --no-wandb"
@@ -189,6 +195,7 @@ def test_train_options_are_short_for_keys_of_the_config(command, configs):
     assert (config.latent_size, schedule.epochs_per_checkpoint, schedule.wandb) == (3, 5, None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_dataset_option_names_the_run_by_the_data_set(command, configs, files):
     assert command("train.py", "hvae", "--dataset", "toy_faces", *FACES, "--epochs", "1").code == 0
@@ -215,6 +222,7 @@ def test_train_data_option_alone_is_a_folder_of_pictures(command, configs):
     assert (dataset.name, dataset.path) == ("folder", name)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_data_option_keeps_a_data_set_with_files(command, configs):
     pictures(configs / "mine")
@@ -229,6 +237,7 @@ def test_train_data_option_keeps_a_data_set_with_files(command, configs):
 TINY_FOLDER = "{}dataset: {{name: folder, validation_fraction: 0.3}}\ntraining_parameters: {{batch_size: 2}}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_checkpoint_option_continues_a_file_or_a_run(command, configs):
     command("train.py", "little", *sets(evaluation_samples=0))
@@ -281,6 +290,7 @@ def test_train_changed_config_names_the_key_and_keeps_the_checkpoint(command, co
     assert (configs / CHECKPOINT).read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("images", [24, 8])  # of 8: one step between two checkpoints
 def test_train_diverged_weights_are_never_saved(command, configs, images):
@@ -302,6 +312,7 @@ def test_train_configs_with_a_dot_are_two_models(command, configs, files):
     assert {"saved_weights/v1.5.checkpoint", "saved_weights/v1.6.checkpoint"} < set(files.all(configs))
 
 
+@pytest.mark.slow
 def test_train_continues_when_pictures_fail(command, configs):
     (configs / "runs" / "little" / "samples.png").mkdir(parents=True)
     assert command("train.py", "little").code == 0
@@ -352,6 +363,7 @@ def test_train_of_a_run_that_is_trained_is_refused_with_the_process(command, con
         assert command("train.py", "little", "--dry-run").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_and_sample_find_the_best_and_the_previous_checkpoint(command, configs, files):
     assert command("train.py", "little", *sets(keep_every=1, evaluation_samples=0)).code == 0

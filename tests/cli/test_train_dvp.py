@@ -40,6 +40,7 @@ def dvp(folder, dvp_once):
     return shutil.copytree(dvp_once, folder, dirs_exist_ok=True)
 
 
+@pytest.mark.slow
 def test_dvp_resumed_training_equals_one_run(dvp, command):
     two_runs = load("saved_weights/dvp.checkpoint")
     assert command("train.py", "dvp.yaml", "--name", "whole").code == 0

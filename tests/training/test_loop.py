@@ -44,6 +44,7 @@ def metrics_of(folder):
     return lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "due"),
     [  # three steps of four images an epoch, three epochs
@@ -86,6 +87,7 @@ def test_train_records_metrics_and_validation(run, data, tmp_path, capfd):
     assert metadata == load_model_and_metadata(path)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_with_gray_input_validates_on_binary_targets(run, data, tmp_path):
     dataset = {"name": "toy_faces", "binarize": True, "encoder_input": "gray"}
@@ -115,6 +117,7 @@ def test_train_evaluates_the_result_on_the_test_images(run, data, tmp_path, monk
     assert validation == pytest.approx(evaluate(model, data.validation, 4).elbo.mean, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_line_has_means_and_maximum_of_its_steps(run, make_trainer, tmp_path):
     run()
@@ -128,6 +131,7 @@ def test_train_line_has_means_and_maximum_of_its_steps(run, make_trainer, tmp_pa
         assert line["learning_rate"] == steps[-1]["learning_rate"]
 
 
+@pytest.mark.slow
 def test_train_draws_samples_numbered_and_a_film(run, tmp_path):
     run()
     folder = tmp_path / "runs" / "small"
@@ -142,6 +146,7 @@ def test_train_draws_samples_numbered_and_a_film(run, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_train_pictures_name_the_run_and_the_step(run, tmp_path):
     run()
     folder = tmp_path / "runs" / "small"
@@ -153,6 +158,7 @@ def test_train_pictures_name_the_run_and_the_step(run, tmp_path):
         assert metadata.get("step") == (None if path.suffix == ".webp" else "9")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_continues_to_more_epochs_and_names_a_number_that_works(run, tmp_path):
     run()
@@ -185,6 +191,7 @@ def test_train_writes_the_report_of_the_data(run, tmp_path, data, monkeypatch):
     assert not file.exists()
 
 
+@pytest.mark.slow
 def test_train_draws_the_data_once_in_a_run(run, tmp_path):
     run(epochs=1)
     file = tmp_path / "runs" / "small" / "data.png"
@@ -196,6 +203,7 @@ def test_train_draws_the_data_once_in_a_run(run, tmp_path):
     assert file.read_bytes() != b"kept"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_from_a_checkpoint_continues_another_run_exactly(run, tmp_path):
     run(epochs=3)
@@ -212,6 +220,7 @@ def test_train_from_a_checkpoint_continues_another_run_exactly(run, tmp_path):
     assert (tmp_path / "runs" / "second" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_from_a_checkpoint_prefers_the_runs_own(run, tmp_path):
     run(epochs=1)
@@ -224,6 +233,7 @@ def test_train_from_a_checkpoint_prefers_the_runs_own(run, tmp_path):
     assert [line["step"] for line in metrics_of(tmp_path)] == [9]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_from_a_checkpoint_that_does_not_fit_changes_nothing(run, tmp_path):
     run(epochs=1)
@@ -239,6 +249,7 @@ def test_train_from_a_checkpoint_that_does_not_fit_changes_nothing(run, tmp_path
     assert sorted((path, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()) == before
 
 
+@pytest.mark.slow
 def test_train_stopped_by_a_signal_continues_as_one_run(run, tmp_path, monkeypatch):
     run()
     whole, lines = load(tmp_path / "saved_weights" / "small.checkpoint")["weights"], metrics_of(tmp_path)
@@ -289,6 +300,7 @@ def test_train_of_a_finished_run_adds_no_event(run, tmp_path):
     assert kinds_of(tmp_path) == before == [("started", 0), ("finished", 3)]
 
 
+@pytest.mark.slow
 def test_train_writes_the_page_at_every_checkpoint_and_at_the_end(run, tmp_path, monkeypatch):
     steps = []
 
@@ -315,6 +327,7 @@ def test_train_calibrates_a_new_model_once(run, data, monkeypatch):
 # ------------------------------------------------------------------------------------------------- what goes wrong
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_stops_after_skipped_steps_and_keeps_the_checkpoint(run, tmp_path):
     run(epochs=1)
@@ -342,6 +355,7 @@ def test_train_warns_of_a_diverged_model(run):
     assert sum("divergence" in warning for warning in warnings_of(events)) == 2  # at a validation and at the end
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_warns_of_a_collapsed_kl(run, monkeypatch):
     monkeypatch.setattr(validation, "evaluate", lambda *a, **k: evaluate(*a, **k)._replace(kl_per_group=[0.009] * 4))
@@ -358,6 +372,7 @@ def test_train_line_counts_skipped_steps(run, make_trainer, tmp_path):
     assert line["skipped_steps"] == progress["skipped_steps"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", ["draw_samples", "draw_curves", "draw_film", "save_report", "write_page"])
 def test_train_survives_errors_while_drawing(run, monkeypatch, failing):
     def fail(*_):
@@ -370,6 +385,7 @@ def test_train_survives_errors_while_drawing(run, monkeypatch, failing):
     assert "no such backend" in warnings_of(events)[0]
 
 
+@pytest.mark.slow
 def test_train_survives_a_failing_receiver_of_events(run):
     def gone(event):
         raise BrokenPipeError
@@ -431,6 +447,7 @@ def test_train_informs_about_batch_norms_of_parts(run):
     assert not any("batch norm" in event.text for event in events)
 
 
+@pytest.mark.slow
 def test_train_validates_draws_and_writes_the_ema(run, data, tmp_path, monkeypatch):
     drawn = []
     draw = run_output.draw_samples

@@ -136,6 +136,7 @@ def break_training(monkeypatch, sensitive):
 # ------------------------------------------------------------------------------------------------------ recoveries
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", BREAKS)
 def test_train_recovers_and_reaches_its_end(train_small, break_training, checkpoint, tmp_path, how):
     steps = break_training(how)
@@ -189,6 +190,7 @@ def test_train_broken_before_the_first_checkpoint_goes_back_to_the_initial_state
     assert load(checkpoint)["metadata"]["events"][0]["step"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [NVLABS | {"spectral_normalization": True}, LADDER], ids=["nvlabs", "ladder"])
 def test_train_recovers_with_all_features(run, break_training, checkpoint, model):
     break_training(batch_of_nan)
@@ -209,6 +211,7 @@ def test_train_tries_with_more_change_every_time(train_small, break_training, ch
     assert (state["count"], state["tries"], state["halvings"], state["doublings"]) == (3, 3, 6, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [batch_of_nan, exploding_weight, moment_not_finite])
 def test_train_that_cannot_recover_ends_with_its_checkpoint_intact(
     train_small, break_training, checkpoint, tmp_path, how
@@ -259,6 +262,7 @@ def test_train_that_skips_to_its_end_is_no_success(train_small, break_training, 
 # ------------------------------------------------------------------------------------------------------ interruptions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["before the save", "after the save"])
 def test_train_interrupted_within_a_recovery_resumes_exactly(
     train_small, break_training, checkpoint, monkeypatch, where
@@ -291,6 +295,7 @@ def test_train_interrupted_within_a_recovery_resumes_exactly(
     assert all(torch.equal(whole["weights"][name], tensor) for name, tensor in content["weights"].items())
 
 
+@pytest.mark.slow
 def test_train_stopped_in_doubt_keeps_the_last_good_checkpoint(train_small, break_training, checkpoint, monkeypatch):
     def nan_and_signal(trainer, patch):
         batch_of_nan(trainer, patch)
@@ -386,6 +391,7 @@ def test_step_far_above_the_last_losses_changes_only_the_counts(make_trainer, se
     assert differences(before, everything(trainer)) <= counts | {".recovery.excess_skips"}
 
 
+@pytest.mark.slow
 def test_resume_restores_the_window(make_trainer, sensitive, tmp_path):
     whole, first, second = (make_trainer(epochs=9, warmup_epochs=6.0) for _ in range(3))
     advance(whole, 12)

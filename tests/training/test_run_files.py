@@ -73,6 +73,7 @@ def contents(folder):
 # ------------------------------------------------------------------------------------------------ damaged or missing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["damaged", "empty", "missing"])
 def test_train_continues_from_the_previous_checkpoint_as_if_nothing_had_happened(run, files, fault):
     run(epochs=3)
