@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from nvae import summary
 from nvae.config import config_from_dict
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
@@ -162,6 +163,33 @@ def make_dvp() -> Callable[..., HierarchicalVAE]:
         return model.eval()
 
     return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cost_of_an_architecture_is_counted_once() -> Iterator[None]:
+    """Each start of a training counts the cost of its network, which takes longer than some steps."""
+    count, costs = summary.cost_per_image, {}
+
+    def count_once(config: ModelConfig) -> summary.Cost:
+        network = config.model_dump_json(exclude={"dataset", "training_parameters"})
+        key = network, config.training_parameters.use_tensor_checkpoints
+        if key not in costs:
+            costs[key] = count(config)
+        return costs[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(summary, "cost_per_image", count_once)
+        yield
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training draws no pictures, which take more time than its steps; `training/test_loop.py` tests them."""
+    from nvae.training import run_output
+
+    for name in ("pictures", "film", "page"):
+        monkeypatch.setattr(run_output.RunOutput, name, lambda *arguments: None)
+    monkeypatch.setattr(run_output, "draw_data", lambda *arguments: None)
 
 
 @pytest.fixture

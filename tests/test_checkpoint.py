@@ -334,6 +334,7 @@ def test_version1_file_samples_the_same_images(root, style, kind):
         torch.testing.assert_close(images, expected[name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nvae", "seed", "ladder", "dvp"])
 @pytest.mark.parametrize("kind", ["model", "checkpoint"])
 def test_version2_file_of_the_first_layout_samples_the_same_images(root, name, kind):

@@ -82,6 +82,7 @@ CHECKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", CHECKS)
 def test_recipe_works_as_written(root, tmp_path, title):
     recipes = dict(RECIPE.findall((root / "docs" / "extending.md").read_text(encoding="utf-8")))

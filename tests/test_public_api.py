@@ -1,3 +1,4 @@
+import inspect
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,66 @@ import nvae
 def test_public_name_is_importable(name):
     assert getattr(nvae, name).__name__ == name
     assert name in dir(nvae)
+
+
+# A change of a name, its order, its kind or its default breaks the programs of other people.
+SIGNATURES = {
+    "HierarchicalVAE": "(config, levels, likelihood)",
+    "HierarchicalVAE.bottom_up": "(images)",
+    "HierarchicalVAE.calibrate": "(images_u8)",
+    "HierarchicalVAE.decode": "(state, channels=None)",
+    "HierarchicalVAE.draw_noise": "(batch_size, generator=None, *, posterior=False)",
+    "HierarchicalVAE.forward": "(images, noise)",
+    "HierarchicalVAE.initial_state": "(batch_size)",
+    "HierarchicalVAE.no_noise": "(batch_size, *, posterior=False)",
+    "HierarchicalVAE.recompute_activations": "(recompute)",
+    "HierarchicalVAE.regularization_terms": "()",
+    "HierarchicalVAE.top_down": "(source, batch_size=None, *, start=None, return_states=False, mean_only=False)",
+    "ModelConfig": "(**data)",
+    "Sampler": "(model, temperature=1.0, iterations=20, cache=None, batch_size=32, progress=False)",
+    "Sampler.decode": "(noise, pixels='mean', seeds=0)",
+    "Sampler.noise": "(seeds, scale=1.0)",
+    "Sampler.pseudo_inputs": "(noise)",
+    "Sampler.sample": "(seeds, pixels='mean', noise_scale=1.0)",
+    "Sampler.top_down": "(noise, pixels='mean', seeds=None, start=None, return_states=False)",
+    "UserError": "(message, *remedies)",
+    "base_point": "(sampler, noise, pixels='mean', pixel_seed=0)",
+    "build_model": "(config)",
+    "encode": "(model, images, batch_size=32, progress=False)",
+    "evaluate": "(model, images_u8, batch_size=64, samples=1, seed=0, "
+    "targets_u8=None, count_active=True, progress=False, estimator='importance_weighted', outer_samples=1, ranks=None)",
+    "explore": "(sampler, base, draws=1, strength=1.0, seed=0)",
+    "interpolate": "(sampler, a, b, times, pixels='mean', pixel_seed=0)",
+    "load_config": "(name, overrides=())",
+    "load_model": "(path, device='cpu')",
+    "open_sampler": "(path, temperature=1.0, iterations=20, device=None, progress=False)",
+    "reconstruct": "(model, images, keep_groups=None, temperature=0.0, "
+    "seed=0, pixels='mean', batch_size=32, progress=False)",
+    "save": "(model, path, training=None, metadata=None, run=None)",
+    "train": "(config, name=None, device=None, fresh=False, folder='.', "
+    "on_event=None, progress=True, checkpoint=None, init_from=None, continue_with_changed_data=False)",
+}
+
+
+def signature(function):
+    """The parameters of a function without their types, and without `self`."""
+    parameters = inspect.signature(function).parameters.values()
+    plain = [p.replace(annotation=inspect.Parameter.empty) for p in parameters if p.name != "self"]
+    return str(inspect.Signature(plain))
+
+
+def public_functions():
+    """The functions, constructors and methods that `nvae.__all__` names, with their names."""
+    for name in nvae.__all__:
+        value = getattr(nvae, name)
+        yield name, value.__init__ if inspect.isclass(value) else value
+        for method, function in vars(value).items() if inspect.isclass(value) else ():
+            if inspect.isfunction(function) and not method.startswith("_"):
+                yield f"{name}.{method}", function
+
+
+def test_public_signatures_are_the_recorded_ones():
+    assert {name: signature(function) for name, function in public_functions()} == SIGNATURES
 
 
 def test_unknown_name_is_an_attribute_error():

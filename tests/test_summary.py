@@ -14,17 +14,20 @@ def test_summary_has_levels_parts_and_costs():
     assert "GFLOP per image" in page
 
 
+@pytest.mark.slow
 def test_operations_of_a_published_config():
     """6.65 GFLOP in the original's order of layers; ours upsamples later, which saves a few percent."""
     operations = cost_per_image(load_config("big_logistic_mixture20latentnoflows")).operations / 1e9
     assert 6.0 < operations < 6.65
 
 
+@pytest.mark.slow
 def test_operations_grow_with_the_number_of_pixels(make_config):
     small, large = (cost_per_image(make_config(input_dimension=size)).operations for size in (16, 32))
     assert large / small == pytest.approx(4, rel=0.01)
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_keeps_less(make_config):
     parameters = {"use_tensor_checkpoints": True}
     plain, recomputing = cost_per_image(make_config()), cost_per_image(make_config(training_parameters=parameters))
@@ -46,6 +49,7 @@ def test_summary_has_the_kl_warmup_of_the_config(make_config, changes, expected)
     assert expected in summary(make_config(training_parameters=changes))
 
 
+@pytest.mark.slow
 def test_summary_of_a_padded_network(make_config):
     page = summary(load_config("nvae_mnist_small"))
     assert "padded by 2" in page
@@ -53,11 +57,13 @@ def test_summary_of_a_padded_network(make_config):
     assert "padded" not in summary(make_config())
 
 
+@pytest.mark.slow
 def test_cost_includes_the_padding(make_config):
     padded = cost_per_image(make_config(input_dimension=12, padding=2))
     assert padded.operations == cost_per_image(make_config(input_dimension=16)).operations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_training_bytes_are_activations_weights_gradients_and_moments(make_config, optimizer):
     config = make_config(training_parameters={"optimizer": optimizer})

@@ -72,6 +72,20 @@ def configs(folder):
 
 
 @pytest.fixture(scope="session")
+def train_in_two_runs(tmp_path_factory):
+    """A function: a new folder with a config, and the model that was trained from it, interrupted after an epoch."""
+
+    def train_in_two_runs(name, text):
+        folder = tmp_path_factory.mktemp(name)
+        (folder / f"{name}.yaml").write_text(text)
+        for changes in (["training_parameters.epochs=1"], []):
+            train(load_config(folder / f"{name}.yaml", changes), name, "cpu", folder=folder, progress=False)
+        return folder
+
+    return train_in_two_runs
+
+
+@pytest.fixture(scope="session")
 def trained_once(tmp_path_factory):
     """A folder with one tiny config, and the model that was trained from it for an epoch."""
     folder = tmp_path_factory.mktemp("trained")

@@ -45,6 +45,7 @@ def answers(monkeypatch, *lines):
     monkeypatch.setattr("builtins.input", read)
 
 
+@pytest.mark.slow
 def test_cherry_saves_picks_in_their_order(command, typed, files):
     typed("3", "x", "8 0", "u", "u", "0", "1 2", "2", "nonsense", "5 6", "0", "3 1", "")
     code, out, _ = command("cherry.py", "tiny", "0.7,0.9", "2", "--seed", "50", "--winners", "4")
@@ -173,6 +174,7 @@ def test_cherry_second_hangup_does_not_stop_the_drawing(command, monkeypatch, fi
     assert outer == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["json", "png"])
 def test_redo_is_the_same_to_the_byte(picked, tools, files, ending):
     before = files.all(tools / "images")
@@ -185,6 +187,7 @@ def test_redo_is_the_same_to_the_byte(picked, tools, files, ending):
     assert f"{NAME}_redo_2.png" in files.names()
 
 
+@pytest.mark.slow
 def test_redo_with_a_change_is_another_picture_that_says_so(picked, tools, files, all_differ):
     before, pictures = files.all(tools / "images"), [files.pixels(f"images/{NAME}.png")]
     for changes, key, value in (
@@ -258,6 +261,7 @@ def terminal(root, tools):
         child.close(force=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
 def test_cherry_plays_in_a_terminal(terminal, files):
     child = terminal("--winners", "3")
@@ -279,6 +283,7 @@ def test_cherry_plays_in_a_terminal(terminal, files):
     assert files.seeds(RESULT) == [67, 53, 59]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
 def test_cherry_closed_terminal_leaves_picks_and_picture(terminal, files):
     child = terminal()

@@ -94,6 +94,7 @@ def test_sweep_keeps_the_temperature_of_the_context(dvp, command, files):
     np.testing.assert_allclose(first_row, enlarged(sampler.sample([5]), 160)[0], atol=1)
 
 
+@pytest.mark.slow
 def test_picks_record_the_temperature_of_the_context(dvp, command, typed, files):
     typed("1 2", "", "")
     arguments = ("0.7", "0", "--context-temperature", "0.2", "--winners", "2", "--seed", "1", "--out", "picks.png")
@@ -119,6 +120,7 @@ def test_picks_record_the_temperature_of_the_context(dvp, command, typed, files)
     assert json.loads(files.texts("i.png")["temperature"]) == [0.2, 0.7, 0.7]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -158,6 +160,7 @@ def test_explore_draws_the_pseudo_inputs_of_the_context(dvp, command, files):
     assert_shows([first, second], torch.cat([sampler.decode(noise), sampler.pseudo_inputs(noise[0])]), 160)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -65,6 +65,7 @@ def test_interpolate_between_samples_ends_at_these_samples(command, typed, files
     assert np.abs(picked[4:164, 4:164] - picked[4:164, 168:328]).mean() > 6
 
 
+@pytest.mark.slow
 def test_interpolate_seeds_are_samples(command, files):
     for end in ("seed:5", "seed:6"):
         assert (

@@ -1,6 +1,7 @@
 """Every tool works on a family without batch norms, whose state is a tuple: the Ladder VAE."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -21,15 +22,18 @@ training_parameters: {batch_size: 8, epochs: 2, epochs_per_checkpoint: 1, evalua
 """
 
 
+@pytest.fixture(scope="module")
+def ladder_once(train_in_two_runs):
+    return train_in_two_runs("ladder", LADDER_YAML)
+
+
 @pytest.fixture
-def ladder(folder, command):
+def ladder(folder, ladder_once):
     """A working directory with a Ladder VAE, trained in two runs."""
-    (folder / "ladder.yaml").write_text(LADDER_YAML)
-    assert command("train.py", "ladder.yaml", "--set", "training_parameters.epochs=1").code == 0
-    assert command("train.py", "ladder.yaml").code == 0
-    return folder
+    return shutil.copytree(ladder_once, folder, dirs_exist_ok=True)
 
 
+@pytest.mark.slow
 def test_ladder_resumed_training_equals_one_run(ladder, command):
     two_runs = load("saved_weights/ladder.checkpoint")
     assert command("train.py", "ladder.yaml", "--name", "whole").code == 0
@@ -39,6 +43,7 @@ def test_ladder_resumed_training_equals_one_run(ladder, command):
     assert len(whole["metadata"]["kl_per_group"]) == 3
 
 
+@pytest.mark.slow
 def test_ladder_works_with_every_tool(ladder, command, typed):
     Image.new("RGB", (8, 8), "red").save("a.png")
     Image.new("RGB", (8, 8), "blue").save("b.png")

@@ -48,6 +48,7 @@ def test_help_has_a_description_and_imports_no_torch(root, command):
         assert " ".join(COMMANDS[command].__doc__.split())[:40] in " ".join(result.stdout.split())
 
 
+@pytest.mark.slow
 def test_training_on_built_in_images_imports_no_torchvision(root):
     program = "import sys, nvae.training.loop, nvae.data.registry; assert 'torchvision' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", program], cwd=root).returncode == 0
@@ -230,6 +231,7 @@ def test_safe_stream_survives_its_loss(error, monkeypatch):
     assert sys.stdout is stream
 
 
+@pytest.mark.slow
 def test_run_ignores_an_unknown_plotting_backend(root, tmp_path):
     program = "import sys\nfrom nvae.cli.errors import run\n"
     program += "def main():\n  from matplotlib.figure import Figure\n  Figure().savefig('a.png')\nrun(main)"

@@ -67,6 +67,7 @@ def test_summary_of_a_config_and_of_its_model_agree(command, trained):
     assert by_name.out.splitlines()[:10] == by_file.out.splitlines()[:10]
 
 
+@pytest.mark.slow
 def test_summary_takes_the_name_of_a_run(command, configs):
     changes = ("--set", "training_parameters.epochs=1", "--set", "latent_size=3")
     assert command("train.py", "little", "--name", "second", *changes).code == 0

@@ -36,6 +36,7 @@ def test_quality_writes_numbers_and_pictures(command, trained, files):
         assert files.texts(trained / "here" / f"{stem}{picture}.png")["model"] == content["model"]
 
 
+@pytest.mark.slow
 def test_results_are_never_overwritten(command, trained, files):
     for _ in range(2):
         assert quality(command, "--metrics", "fid").code == 0

@@ -130,6 +130,7 @@ def test_sample_pictures_of_other_settings_are_kept(command, files):
     assert [files.texts(f"images/{each}")["images"] for each in files.names()] == ["3", "6"]
 
 
+@pytest.mark.slow
 def test_sample_statistics_are_measured_once(command, tools, files, monkeypatch):
     assert command("sample.py", "tiny", "0.7", "2", "--seed", "5", "--out", "first").code == 0
 
@@ -170,6 +171,7 @@ def test_sample_mistakes_are_one_line_and_write_nothing(command, tools, files, a
     assert files.all(tools) == before
 
 
+@pytest.mark.slow
 def test_sample_long_results_get_a_short_name(command, files):
     temperatures = ",".join(f"0.{n}" for n in range(100, 180))
     assert command("sample.py", "tiny", "--sweep", temperatures, "0", "--columns", "1").code == 0

@@ -47,6 +47,8 @@ def test_train_writes_checkpoint_model_metrics_and_pictures(command, configs, fi
     assert metrics(configs)[-1] == last
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_train_again_ends_where_one_run_ends(command, configs, monkeypatch):
     command("train.py", "little", *sets(epochs=1))
     command("train.py", "little")
@@ -58,6 +60,8 @@ def test_train_again_ends_where_one_run_ends(command, configs, monkeypatch):
     assert metrics(configs / "whole")[-1] == two_metrics
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_train_name_is_a_second_run_of_one_config(command, configs):
     command("train.py", "little", *sets(epochs=1))
     before = (configs / CHECKPOINT).read_bytes()
@@ -69,6 +73,7 @@ def test_train_name_is_a_second_run_of_one_config(command, configs):
     command("train.py", "little", "--name", "../x").assert_refused("--name")
 
 
+@pytest.mark.slow
 def test_train_fresh_keeps_the_earlier_files(command, configs):
     command("train.py", "little")
     earlier = (configs / CHECKPOINT).read_bytes()
@@ -135,6 +140,8 @@ def test_train_killed_resumes_from_the_last_checkpoint(start_training, assert_eq
     assert_equals_one_run(position["step"], *often)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_train_that_diverges_ends_with_exit_code_3(command, configs, monkeypatch):
     monkeypatch.setattr(recovery, "MAX_EXCESS_SKIPS", 4)
     monkeypatch.setattr(recovery, "DOUBTFUL_SKIPS", 2)
@@ -162,6 +169,7 @@ def test_train_ends_well_when_its_output_goes_away(configs, root, output):
     assert (configs / "runs" / "little" / "kl_per_group.png").is_file()
 
 
+@pytest.mark.slow
 def test_train_dry_run_writes_nothing(command, configs, files):
     before = files.all(configs)
     for changes in ("spectral_normalization=True", "style=nvlabs", "weight_normalization=exponential"):
@@ -176,6 +184,8 @@ def test_train_dry_run_writes_nothing(command, configs, files):
 FACES = ("--set", "dataset.training_images=8", "--set", "dataset.validation_images=4")
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_train_options_are_short_for_keys_of_the_config(command, configs):
     options = "--epochs 1 --batch-size 4 --learning-rate 2e-3 --latent-size 3 --sample-every 5 --workers 2 --no-wandb"
     assert command("train.py", "little", *sets(evaluation_samples=0, wandb="offline"), *options.split()).code == 0
@@ -185,6 +195,8 @@ def test_train_options_are_short_for_keys_of_the_config(command, configs):
     assert (config.latent_size, schedule.epochs_per_checkpoint, schedule.wandb) == (3, 5, None)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_train_dataset_option_names_the_run_by_the_data_set(command, configs, files):
     assert command("train.py", "hvae", "--dataset", "toy_faces", *FACES, "--epochs", "1").code == 0
     assert "saved_weights/hvae_toy_faces.checkpoint" in files.all(configs)
@@ -201,6 +213,7 @@ def pictures(folder):
         Image.new("L", (9, 9), 40 * i).save(folder / f"{i}.png")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_train_data_option_alone_is_a_folder_of_pictures(command, configs):
     name = "my pictures: 'old' # \u00e9"  # characters with a meaning in YAML
     pictures(configs / name)
@@ -209,6 +222,8 @@ def test_train_data_option_alone_is_a_folder_of_pictures(command, configs):
     assert (dataset.name, dataset.path) == ("folder", name)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_train_data_option_keeps_a_data_set_with_files(command, configs):
     pictures(configs / "mine")
     _, out, _ = command("train.py", "nvae_mnist_small", "--data", "elsewhere", "--dry-run")
@@ -222,6 +237,8 @@ def test_train_data_option_keeps_a_data_set_with_files(command, configs):
 TINY_FOLDER = "{}dataset: {{name: folder, validation_fraction: 0.3}}\ntraining_parameters: {{batch_size: 2}}\n"
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_train_checkpoint_option_continues_a_file_or_a_run(command, configs):
     command("train.py", "little", *sets(evaluation_samples=0))
     whole = load(CHECKPOINT)
@@ -265,6 +282,7 @@ def test_train_mistakes_are_one_line_and_write_nothing(command, configs, files, 
     assert files.all(configs) == before
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_train_changed_config_names_the_key_and_keeps_the_checkpoint(command, configs):
     command("train.py", "little", *sets(epochs=1))
     before = (configs / CHECKPOINT).read_bytes()
@@ -272,6 +290,8 @@ def test_train_changed_config_names_the_key_and_keeps_the_checkpoint(command, co
     assert (configs / CHECKPOINT).read_bytes() == before
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("images", [24, 8])  # of 8: one step between two checkpoints
 def test_train_diverged_weights_are_never_saved(command, configs, images):
     options = ["--set", f"dataset.training_images={images}"]
@@ -282,6 +302,7 @@ def test_train_diverged_weights_are_never_saved(command, configs, images):
     assert command("train.py", "little", *options).code == 0
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_train_configs_with_a_dot_are_two_models(command, configs, files):
     for name in ("v1.5", "v1.6"):
         (configs / "model_configs" / f"{name}.yaml").write_bytes(
@@ -291,6 +312,7 @@ def test_train_configs_with_a_dot_are_two_models(command, configs, files):
     assert {"saved_weights/v1.5.checkpoint", "saved_weights/v1.6.checkpoint"} < set(files.all(configs))
 
 
+@pytest.mark.slow
 def test_train_continues_when_pictures_fail(command, configs):
     (configs / "runs" / "little" / "samples.png").mkdir(parents=True)
     assert command("train.py", "little").code == 0
@@ -303,6 +325,7 @@ def test_train_without_write_reconstruction_draws_samples_only(command, files):
     assert not {"reconstructions.png", "evaluation.json"} & set(names)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_train_names_a_broken_picture_and_leaves_it_out(command, configs):
     (configs / "dataset").mkdir()
     for i in range(9):
@@ -316,6 +339,7 @@ def test_train_names_a_broken_picture_and_leaves_it_out(command, configs):
     assert "1 of 10" in out
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_train_evaluates_the_result_once(command, configs):
     file = configs / "runs" / "little" / "evaluation.json"
     command("train.py", "little", *sets(evaluation_samples=3))
@@ -339,6 +363,8 @@ def test_train_of_a_run_that_is_trained_is_refused_with_the_process(command, con
         assert command("train.py", "little", "--dry-run").code == 0
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_train_and_sample_find_the_best_and_the_previous_checkpoint(command, configs, files):
     assert command("train.py", "little", *sets(keep_every=1, evaluation_samples=0)).code == 0
     for name in ("little.best", "little.epoch_0001", f"{CHECKPOINT}.previous"):
@@ -353,6 +379,7 @@ def test_train_and_sample_find_the_best_and_the_previous_checkpoint(command, con
     assert_same_weights(load(CHECKPOINT), torch.load(io.BytesIO(whole), weights_only=True))
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_train_with_both_checkpoints_damaged_says_how_to_go_on(command, configs):
     command("train.py", "little", *sets(epochs=3, keep_every=1, evaluation_samples=0))
     for path in (CHECKPOINT, f"{CHECKPOINT}.previous", "saved_weights/little.best.checkpoint"):

@@ -1,6 +1,7 @@
 """Training and evaluating a DVP-VAE from the command line: calibration, EMA, resuming, the options of its bound."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -28,15 +29,18 @@ training_parameters:
 """
 
 
+@pytest.fixture(scope="module")
+def dvp_once(train_in_two_runs):
+    return train_in_two_runs("dvp", DVP_YAML)
+
+
 @pytest.fixture
-def dvp(folder, command):
+def dvp(folder, dvp_once):
     """A working directory with a DVP-VAE, trained in two runs."""
-    (folder / "dvp.yaml").write_text(DVP_YAML)
-    assert command("train.py", "dvp.yaml", "--set", "training_parameters.epochs=1").code == 0
-    assert command("train.py", "dvp.yaml").code == 0
-    return folder
+    return shutil.copytree(dvp_once, folder, dirs_exist_ok=True)
 
 
+@pytest.mark.slow
 def test_dvp_resumed_training_equals_one_run(dvp, command):
     two_runs = load("saved_weights/dvp.checkpoint")
     assert command("train.py", "dvp.yaml", "--name", "whole").code == 0

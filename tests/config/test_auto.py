@@ -118,6 +118,7 @@ def test_padding_auto_of_an_odd_size_that_must_be_even_is_refused():
 # ---------------------------------------------------------------------------------------------------------- hvae
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DATASETS)
 def test_hvae_fits_every_data_set(name):
     config = load_config("hvae", [f"dataset.name={name}"])
@@ -130,6 +131,7 @@ def test_hvae_fits_every_data_set(name):
 LIKELIHOODS = [(1, "bernoulli"), (1, "logistic_mixture"), (3, "bernoulli"), (3, "logistic_mixture")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("channels", "likelihood"), [*LIKELIHOODS, (3, "coupled_logistic_mixture")])
 @pytest.mark.parametrize("size", [28, 32, 64, 96, 128])
 def test_hvae_of_every_size_gives_images_of_that_size(size, channels, likelihood):

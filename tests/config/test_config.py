@@ -465,6 +465,7 @@ def test_working_directory_comes_before_the_package(tmp_path, monkeypatch):
     assert load_config("penguin").latent_size == 20
 
 
+@pytest.mark.slow
 def test_configs_travel_in_the_package(root, tmp_path):
     """What setuptools puts into a wheel, used in an empty folder; torch stays unloaded."""
     pytest.importorskip("setuptools")

@@ -112,6 +112,7 @@ def test_malformed_yaml_is_refused_with_its_line(extra, line):
     assert (error.kind, error.file, error.line) == ("invalid_yaml", "my.yaml", line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "value",
     ["!!float", "!!bool maybe", "2020-13-45", "1:" * 5000 + "1", "\x07", "[1, 2", "[" * 2000],
@@ -477,6 +478,7 @@ SCALARS += ["!!float", "!!binary aGk=", "!!set {a}", "9" * 21, str(2**128), "[1,
 SCALARS += ['"a\\nb"', '"\\x07"', '"\\ud800"', '"\\0"', "folder", "mnist", "toy_faces", "nvlabs", "adam", "True"]
 
 
+@pytest.mark.slow
 def test_random_files_load_or_are_refused_in_one_line():
     """Keys of every section with random values and some random damage, from a fixed seed."""
     draw = random.Random(0)

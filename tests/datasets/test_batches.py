@@ -156,6 +156,7 @@ for number, batch in enumerate(batches):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "code"), [("exit", 3), ("interrupt", -2)])
 def test_batches_never_hold_the_end_of_the_process(root, how, code):
     environment = os.environ | {"NVAE_MEMORY_LIMIT": "1e-6", "PYTHONPATH": str(root)}

@@ -170,6 +170,7 @@ print(load_data(config).fingerprint)
 """
 
 
+@pytest.mark.slow
 def test_two_programs_decode_the_same_pictures_at_once(cache, pictures, root):
     programs = [
         subprocess.Popen(

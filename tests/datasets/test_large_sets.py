@@ -34,6 +34,8 @@ def tree(folder):
 # ---------------------------------------------------------------------------------------------------- a training run
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_training_from_the_cache_equals_training_from_memory(cache, picture_config, pictures, tmp_path, monkeypatch):
     """The same weights; and the pictures stay as they are, also in a folder without write access."""
     weights = {}
@@ -91,6 +93,7 @@ PASSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
 @pytest.mark.parametrize("name", PASSES)
 def test_passes_over_a_large_set_need_little_memory(large, dct, name):
@@ -114,6 +117,7 @@ def test_batches_and_evaluation_release_pages_after_every_batch(picture_config, 
     assert len(calls) == 10
 
 
+@pytest.mark.slow
 def test_decoding_to_the_cache_needs_little_memory(cache, make_config, tmp_path, resident, monkeypatch):
     """The file is as large as all images together, and most of it is not in memory at any time."""
     folder, memory = tmp_path / "many", []

@@ -254,6 +254,7 @@ def log_integral(log_values: torch.Tensor) -> torch.Tensor:
     return log_values.logsumexp(-1) + math.log((GRID[1] - GRID[0]).item())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_importance_weighted_bound_of_a_tiny_dvp_model_converges_to_the_integrated_value():
     """E_q(u | x) [log p(x | u) + bound of log p(u) - log q(u | x)]; p(x | u) and all expectations by quadrature."""

@@ -190,6 +190,7 @@ def test_cache_does_not_keep_statistics_that_are_not_finite(make_model, tmp_path
     assert not cache.path.exists()
 
 
+@pytest.mark.slow
 def test_cache_keeps_the_newest_entries(model, cache):
     kept = made_up(model)
     cache.keep([0.0], 2, kept)

@@ -57,6 +57,7 @@ def assert_same(actual, expected):
 EIGHT_CHANNELS = {"num_channels_enc": 8, "num_channels_dec": 8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -82,6 +83,7 @@ def test_import_restores_every_weight(checkpoint, file, changes):
     assert imported.warnings == []
 
 
+@pytest.mark.slow
 def test_original_names_count_cells_and_combiners_together(checkpoint):
     """Names written by hand for groups 3, 1 (finest first); top-down 0 | 1 2 3."""
     _, model = checkpoint(**LARGER)
@@ -132,6 +134,7 @@ def test_import_prefers_the_given_config(checkpoint, file, make_config):
         assert error.value.remedies == (Remedy.MODEL_CONFIG,)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["nvlabs_bernoulli", "mgp123_logistic_mixture"])
 def test_imported_models_survive_saving(imported, recording, tmp_path, name):
@@ -239,6 +242,7 @@ def test_weights_that_are_no_dense_real_tensors_are_refused(checkpoint, file, te
         import_checkpoint(file(content))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "refused"),
     [

@@ -54,6 +54,7 @@ def test_load_with_key_map_converts_precision(weights, config):
         assert torch.equal(model.state_dict()[ours], halves[theirs].to(weights[theirs].dtype))
 
 
+@pytest.mark.slow
 def test_load_with_key_map_refuses_configs_that_the_project_cannot_have(weights, make_config):
     config = make_config(spectral_normalization=True)
     with pytest.raises(InteropError, match=r"spectral|left|right|original") as error:

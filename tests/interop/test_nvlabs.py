@@ -51,6 +51,7 @@ def test_passes_match_recordings(passes, recording, assert_close, name, dtype, t
         assert_close(sample[key], recorded["prior"][key], tolerance)
 
 
+@pytest.mark.slow
 @EVERY_RECORDING
 @PRECISIONS
 @torch.no_grad()
@@ -86,6 +87,7 @@ def test_running_statistics_match_recordings(passes, recording, assert_close, na
         assert not torch.equal(after[our_name], before[our_name])
 
 
+@pytest.mark.slow
 @EVERY_RECORDING
 @torch.no_grad()
 def test_regularization_matches_recordings(imported, recording, name):
@@ -120,6 +122,7 @@ def zero_in_exact_arithmetic(model) -> set[str]:
     return names
 
 
+@pytest.mark.slow
 @EVERY_RECORDING
 @pytest.mark.parametrize(("dtype", "floor"), [(torch.float64, 1e-8), (torch.float32, 1e-6)], ids=str)
 def test_gradient_norms_match_recordings(passes, recording, name, dtype, floor):

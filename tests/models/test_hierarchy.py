@@ -276,6 +276,7 @@ def test_autocast_densities_are_float32(model, images):
     torch.testing.assert_close(rough.kl, exact.kl, rtol=0.1, atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{"num_flows": 1}, NVLABS, {"spectral_normalization": True}, NVLABS | {"spectral_normalization": True}],

@@ -3,8 +3,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -16,9 +14,11 @@ from nvae.system.files import WriteError
 from nvae.system.locks import RunLockedError, holder_path, run_lock
 
 HOLD = """
-import sys, time
+import socket, sys
 from pathlib import Path
 from nvae.system.locks import RunLockedError, run_lock
+if len(sys.argv) > 2:
+    socket.gethostname = lambda: sys.argv[2]
 try:
     with run_lock(Path(sys.argv[1]), "little", print):
         print("held", flush=True)
@@ -34,20 +34,9 @@ def lock(tmp_path):
 
 
 @pytest.fixture
-def hold(root, lock):
-    """A function: start a process that holds the lock until its input ends, or says why not."""
-    processes = []
-
-    def hold():
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        environment = os.environ | {"PYTHONPATH": str(root)}
-        processes.append(subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], env=environment, **pipes))
-        return processes[-1]
-
-    yield hold
-    for process in processes:
-        process.kill()
-        process.communicate()
+def hold(start_process, lock):
+    """A function: start a process that holds the lock until its input ends, or says why not, on a host of this name."""
+    return lambda *host: start_process("-c", HOLD, lock, *host)
 
 
 def fail(warning):
@@ -101,6 +90,27 @@ def test_lock_of_a_killed_process_stops_nobody(lock, hold):
     assert holder_path(lock).exists()  # nobody removed the file
     with run_lock(lock, "little", fail):
         assert json.loads(holder_path(lock).read_text())["process"] == os.getpid()
+
+
+def test_lock_of_a_folder_that_two_hosts_share(hold, lock):
+    """A process id means nothing on another host: who holds the lock is asked of the file system alone."""
+    first = hold("first.example.org")
+    assert first.stdout.readline() == "held\n"
+    assert json.loads(holder_path(lock).read_text())["host"] == "first.example.org"
+    second = hold("second.example.org")
+    refused = second.stdout.readline()
+    assert str(first.pid) in refused and "first.example.org" in refused
+    with pytest.raises(RunLockedError, match=r"first\.example\.org"), run_lock(lock, "little", fail):
+        pytest.fail("the lock is held")
+    first.kill()
+    first.wait()
+    third = hold("second.example.org")
+    assert third.stdout.readline() == "held\n"
+    assert json.loads(holder_path(lock).read_text()) | {"started": ""} == {
+        "process": third.pid,
+        "host": "second.example.org",
+        "started": "",
+    }
 
 
 def test_one_of_racing_processes_gets_the_lock(hold):

@@ -103,6 +103,7 @@ def test_read_whole_notices_records_marked_as_folders(path, old_path, has_digest
     refusals_of(path, flips(whole, [8 * (header + 38) + 4 for header in headers]))
 
 
+@pytest.mark.slow
 def test_read_whole_notices_flipped_bits_anywhere(path):
     whole = path.read_bytes()
     refusals_of(path, flips(whole, random.Random(1).sample(range(8 * len(whole)), FLIPS)))

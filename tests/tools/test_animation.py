@@ -81,6 +81,7 @@ def test_animation_metadata_is_read_back(tmp_path, file_format):
     assert (texts["temperature"], texts["model"]) == ("0.7", METADATA["model"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "expected"), [(8, 256), (96, 288), (300, 300)])
 def test_animation_frames_have_256_pixels_or_more(tmp_path, side, expected):
     with Image.open(save_animation([torch.rand(2, 3, side, side)], tmp_path, "a", "gif", METADATA)) as animation:

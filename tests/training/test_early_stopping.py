@@ -64,6 +64,7 @@ def run(make_config, schedule, data, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema_decay", [None, 0.5])
 def test_train_stops_early_and_keeps_the_best_weights(run, tmp_path, monkeypatch, ema_decay):
     saved = {}
@@ -91,6 +92,8 @@ def test_train_stops_early_and_keeps_the_best_weights(run, tmp_path, monkeypatch
     assert torch.equal(seen["evaluation"], model.constant)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_train_stopped_early_stays_stopped_and_continues_with_more_patience(run, tmp_path):
     checkpoint = tmp_path / "saved_weights" / "small.checkpoint"
     path, _ = run(early_stopping_patience=3)
@@ -111,6 +114,8 @@ def test_train_stopped_early_stays_stopped_and_continues_with_more_patience(run,
     assert all(torch.equal(content["weights"][name], tensor) for name, tensor in load(path)["weights"].items())
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_train_with_early_stopping_turned_on_again_counts_from_then_on(run, tmp_path):
     """The best weights of before are gone, so the validations of before neither stop the run nor are the result."""
     run(early_stopping_patience=3)  # stops in epoch 5, best in epoch 2
@@ -121,6 +126,8 @@ def test_train_with_early_stopping_turned_on_again_counts_from_then_on(run, tmp_
     assert training["best"]["validation"] == (8.0, -720.0)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_checkpoint_opens_with_the_best_weights(run, tmp_path):
     path, _ = run(early_stopping_patience=3)
     from_checkpoint = load_model_and_metadata(tmp_path / "saved_weights" / "small.checkpoint")
@@ -130,6 +137,8 @@ def test_checkpoint_opens_with_the_best_weights(run, tmp_path):
     assert all(torch.equal(weights[name], tensor) for name, tensor in from_checkpoint[0].state_dict().items())
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_train_with_early_stopping_turned_on_keeps_the_best_weights_from_then_on(run, tmp_path):
     run(epochs=3)
     run(early_stopping_patience=100, epochs=5)
@@ -166,6 +175,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "change"), [(key, change) for key in DAMAGES for change in DAMAGES[key]])
 def test_resume_refuses_a_damaged_history_and_changes_nothing(make_trainer, tmp_path, key, change):
     path = tmp_path / "a.checkpoint"

@@ -106,6 +106,7 @@ def test_resume_with_an_ema_equals_an_uninterrupted_run_bit_for_bit(make_trainer
     assert not differences(everything(whole), everything(second))
 
 
+@pytest.mark.slow
 def test_resume_with_the_ema_turned_on_starts_from_the_weights(make_trainer, path):
     plain, averaged = make_trainer(), make_trainer(ema_decay=DECAY)
     advance(plain, 2)
@@ -119,6 +120,7 @@ def test_resume_with_the_ema_turned_on_starts_from_the_weights(make_trainer, pat
     torch.testing.assert_close(averaged.eval_model.constant, expected)
 
 
+@pytest.mark.slow
 def test_resume_with_the_ema_turned_off_continues_the_weights_of_the_optimizer(make_trainer, path):
     averaged, plain, whole = make_trainer(ema_decay=DECAY), make_trainer(), make_trainer()
     advance(averaged, 2)
@@ -133,6 +135,7 @@ def test_resume_with_the_ema_turned_off_continues_the_weights_of_the_optimizer(m
     assert same_weights(load(path)["weights"], copied(plain.model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema_decay", [None, DECAY])
 @pytest.mark.parametrize("damage", ["kind", "missing", "shape", "nan"])
 def test_resume_refuses_damaged_weights_and_changes_nothing(make_trainer, path, damage, ema_decay):

@@ -72,6 +72,7 @@ FAKES = {  # writer, channels, size
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAKES)
 def test_hvae_takes_steps_on_a_named_data_set(name, tmp_path):
     write, channels, size = FAKES[name]

@@ -185,6 +185,7 @@ def read_with(pattern, file):
     return file.read_bytes()
 
 
+@pytest.mark.slow
 def test_wandb_offline_records_scalars_pictures_and_one_id(offline, tmp_path, capfd):
     pytest.importorskip("wandb")
     folder = tmp_path / "small"

@@ -44,6 +44,7 @@ def metrics_of(folder):
     return lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "due"),
     [  # three steps of four images an epoch, three epochs
@@ -86,6 +87,8 @@ def test_train_records_metrics_and_validation(run, data, tmp_path, capfd):
     assert metadata == load_model_and_metadata(path)[1]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_train_with_gray_input_validates_on_binary_targets(run, data, tmp_path):
     dataset = {"name": "toy_faces", "binarize": True, "encoder_input": "gray"}
     path, _ = run({"dataset": dataset, "sampling_method": "bernoulli"}, evaluation_samples=3)
@@ -99,6 +102,7 @@ def test_train_with_gray_input_validates_on_binary_targets(run, data, tmp_path):
     assert result["log_likelihood"]["mean"] == pytest.approx(evaluation.log_likelihood.mean, rel=1e-5)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_train_evaluates_the_result_on_the_test_images(run, data, tmp_path, monkeypatch):
     with_test = replace(data, test=data.training[:5].flip(2))
     monkeypatch.setattr(loop, "load_data", lambda config, progress: with_test)
@@ -113,6 +117,8 @@ def test_train_evaluates_the_result_on_the_test_images(run, data, tmp_path, monk
     assert validation == pytest.approx(evaluate(model, data.validation, 4).elbo.mean, rel=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_train_line_has_means_and_maximum_of_its_steps(run, make_trainer, tmp_path):
     run()
     trainer = make_trainer()
@@ -125,6 +131,7 @@ def test_train_line_has_means_and_maximum_of_its_steps(run, make_trainer, tmp_pa
         assert line["learning_rate"] == steps[-1]["learning_rate"]
 
 
+@pytest.mark.slow
 def test_train_draws_samples_numbered_and_a_film(run, tmp_path):
     run()
     folder = tmp_path / "runs" / "small"
@@ -139,6 +146,7 @@ def test_train_draws_samples_numbered_and_a_film(run, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_train_pictures_name_the_run_and_the_step(run, tmp_path):
     run()
     folder = tmp_path / "runs" / "small"
@@ -150,6 +158,8 @@ def test_train_pictures_name_the_run_and_the_step(run, tmp_path):
         assert metadata.get("step") == (None if path.suffix == ".webp" else "9")
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_train_continues_to_more_epochs_and_names_a_number_that_works(run, tmp_path):
     run()
     _, events = run(epochs=2)
@@ -159,6 +169,7 @@ def test_train_continues_to_more_epochs_and_names_a_number_that_works(run, tmp_p
     assert [line["step"] for line in metrics_of(tmp_path)] == [3, 6, 9, 12]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_train_fresh_keeps_the_earlier_files(run, tmp_path):
     run(epochs=1)
     before = (tmp_path / "saved_weights" / "small.checkpoint").read_bytes()
@@ -168,6 +179,7 @@ def test_train_fresh_keeps_the_earlier_files(run, tmp_path):
     assert (tmp_path / "runs" / "small.1" / "metrics.jsonl").exists()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_train_writes_the_report_of_the_data(run, tmp_path, data, monkeypatch):
     file, report = tmp_path / "runs" / "small" / "data_report.txt", "broken:\n  \N{SNOWMAN}.png\n"
     monkeypatch.setattr(loop, "load_data", lambda config, progress: replace(data, report=report))
@@ -179,6 +191,7 @@ def test_train_writes_the_report_of_the_data(run, tmp_path, data, monkeypatch):
     assert not file.exists()
 
 
+@pytest.mark.slow
 def test_train_draws_the_data_once_in_a_run(run, tmp_path):
     run(epochs=1)
     file = tmp_path / "runs" / "small" / "data.png"
@@ -190,6 +203,8 @@ def test_train_draws_the_data_once_in_a_run(run, tmp_path):
     assert file.read_bytes() != b"kept"
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_train_from_a_checkpoint_continues_another_run_exactly(run, tmp_path):
     run(epochs=3)
     whole = load(tmp_path / "saved_weights" / "small.checkpoint")
@@ -205,6 +220,8 @@ def test_train_from_a_checkpoint_continues_another_run_exactly(run, tmp_path):
     assert (tmp_path / "runs" / "second" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_train_from_a_checkpoint_prefers_the_runs_own(run, tmp_path):
     run(epochs=1)
     run(epochs=2, name="other")
@@ -216,6 +233,8 @@ def test_train_from_a_checkpoint_prefers_the_runs_own(run, tmp_path):
     assert [line["step"] for line in metrics_of(tmp_path)] == [9]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_train_from_a_checkpoint_that_does_not_fit_changes_nothing(run, tmp_path):
     run(epochs=1)
     first = tmp_path / "saved_weights" / "small.checkpoint"
@@ -230,6 +249,7 @@ def test_train_from_a_checkpoint_that_does_not_fit_changes_nothing(run, tmp_path
     assert sorted((path, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()) == before
 
 
+@pytest.mark.slow
 def test_train_stopped_by_a_signal_continues_as_one_run(run, tmp_path, monkeypatch):
     run()
     whole, lines = load(tmp_path / "saved_weights" / "small.checkpoint")["weights"], metrics_of(tmp_path)
@@ -272,6 +292,7 @@ def test_train_stopped_before_the_first_line_of_metrics_has_a_page(run, tmp_path
     assert "stopped, epoch 0.3333 of 3" in (tmp_path / "runs" / "small" / "report.html").read_text("utf-8")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_train_of_a_finished_run_adds_no_event(run, tmp_path):
     run(epochs=1)
     before = kinds_of(tmp_path)
@@ -279,6 +300,7 @@ def test_train_of_a_finished_run_adds_no_event(run, tmp_path):
     assert kinds_of(tmp_path) == before == [("started", 0), ("finished", 3)]
 
 
+@pytest.mark.slow
 def test_train_writes_the_page_at_every_checkpoint_and_at_the_end(run, tmp_path, monkeypatch):
     steps = []
 
@@ -290,6 +312,7 @@ def test_train_writes_the_page_at_every_checkpoint_and_at_the_end(run, tmp_path,
     assert steps == [(6, 2, "unfinished", False), (9, 3, "finished", False), (9, 3, "finished", True)]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_train_calibrates_a_new_model_once(run, data, monkeypatch):
     from nvae.models.nvae.network import NVAE
 
@@ -304,6 +327,8 @@ def test_train_calibrates_a_new_model_once(run, data, monkeypatch):
 # ------------------------------------------------------------------------------------------------- what goes wrong
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_train_stops_after_skipped_steps_and_keeps_the_checkpoint(run, tmp_path):
     run(epochs=1)
     path = tmp_path / "saved_weights" / "small.checkpoint"
@@ -313,6 +338,7 @@ def test_train_stops_after_skipped_steps_and_keeps_the_checkpoint(run, tmp_path)
     assert all(torch.equal(weights[name], tensor) for name, tensor in load(path)["weights"].items())
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_train_refuses_a_validation_that_is_not_finite(run, tmp_path, monkeypatch):
     run(epochs=1)
     before = (tmp_path / "saved_weights" / "small.checkpoint").read_bytes()
@@ -323,17 +349,21 @@ def test_train_refuses_a_validation_that_is_not_finite(run, tmp_path, monkeypatc
     assert (tmp_path / "saved_weights" / "small.checkpoint").read_bytes() == before
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_train_warns_of_a_diverged_model(run):
     _, events = run(learning_rate=3.0)
     assert sum("divergence" in warning for warning in warnings_of(events)) == 2  # at a validation and at the end
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_train_warns_of_a_collapsed_kl(run, monkeypatch):
     monkeypatch.setattr(validation, "evaluate", lambda *a, **k: evaluate(*a, **k)._replace(kl_per_group=[0.009] * 4))
     _, events = run(epochs_per_checkpoint=1)
     assert sum("collapse" in warning for warning in warnings_of(events)) == 2
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_train_line_counts_skipped_steps(run, make_trainer, tmp_path):
     norms = [metrics["gradient_norm"].item() for metrics in advance(make_trainer(), 1)]
     run(epochs=1, gradient_skip_threshold=0.99 * norms[0], evaluation_samples=0)
@@ -342,6 +372,7 @@ def test_train_line_counts_skipped_steps(run, make_trainer, tmp_path):
     assert line["skipped_steps"] == progress["skipped_steps"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", ["draw_samples", "draw_curves", "draw_film", "save_report", "write_page"])
 def test_train_survives_errors_while_drawing(run, monkeypatch, failing):
     def fail(*_):
@@ -354,6 +385,7 @@ def test_train_survives_errors_while_drawing(run, monkeypatch, failing):
     assert "no such backend" in warnings_of(events)[0]
 
 
+@pytest.mark.slow
 def test_train_survives_a_failing_receiver_of_events(run):
     def gone(event):
         raise BrokenPipeError
@@ -370,6 +402,7 @@ def test_train_survives_a_run_folder_that_cannot_be_written(run, tmp_path):
     assert warnings_of(events)
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
 def test_train_explains_out_of_memory(run, monkeypatch, error):
     def fail(*_):
@@ -380,6 +413,7 @@ def test_train_explains_out_of_memory(run, monkeypatch, error):
         run()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_train_warns_of_too_little_memory(run, monkeypatch):
     monkeypatch.setattr(run_output, "available_bytes", lambda device: 2**20)
     _, events = run(epochs=1)
@@ -405,6 +439,7 @@ def test_reconstructions_are_below_their_images(make_model, data, tmp_path):
 # ---------------------------------------------------------------------------------------- EMA, gradient accumulation
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_train_informs_about_batch_norms_of_parts(run):
     _, events = run(epochs=1, gradient_accumulation=2, evaluation_samples=0)
     assert any("batch norm" in event.text for event in events if event.kind == "info")
@@ -412,6 +447,7 @@ def test_train_informs_about_batch_norms_of_parts(run):
     assert not any("batch norm" in event.text for event in events)
 
 
+@pytest.mark.slow
 def test_train_validates_draws_and_writes_the_ema(run, data, tmp_path, monkeypatch):
     drawn = []
     draw = run_output.draw_samples

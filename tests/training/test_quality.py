@@ -12,11 +12,11 @@ from nvae.evaluation.quality.extractors import transformations
 from nvae.system.signals import StopRequest
 from nvae.training import validation
 from nvae.training.run_files import RunFiles
-from nvae.training.run_output import RunOutput
 from nvae.training.validation import FID, quality_due, sample_quality
 
 from .helpers import differences, everything
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 KEYS = {"fid_self", "kid_self", "precision_self", "recall_self"}
 
 
@@ -24,8 +24,6 @@ KEYS = {"fid_self", "kid_self", "precision_self", "recall_self"}
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("NVAE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(transformations, "STEPS", 2)
-    monkeypatch.setattr(RunOutput, "pictures", lambda *arguments: None)  # pictures are tested elsewhere
-    monkeypatch.setattr(RunOutput, "film", lambda *arguments: None)
 
 
 @pytest.fixture
@@ -40,6 +38,7 @@ def files(tmp_path):
     return RunFiles("small", tmp_path)
 
 
+@pytest.mark.slow
 def test_metrics_have_the_quality_at_the_chosen_epochs(run, lines):
     _, events = run(epochs=5, evaluate_quality_every=2, epochs_per_checkpoint=None)
     by_epoch = {line["epoch"]: line for line in lines()}
@@ -50,6 +49,7 @@ def test_metrics_have_the_quality_at_the_chosen_epochs(run, lines):
     assert f"FID(self) {by_epoch[2][FID]:.2f}" in texts
 
 
+@pytest.mark.slow
 def test_weights_are_those_of_a_training_without_measurements(run):
     path, _ = run(epochs=2, evaluate_quality_every=1)
     with_quality = load_model(path).state_dict()
@@ -58,6 +58,7 @@ def test_weights_are_those_of_a_training_without_measurements(run):
     assert all(torch.equal(with_quality[name], tensor) for name, tensor in without.items())
 
 
+@pytest.mark.slow
 def test_checkpoint_of_the_best_samples_is_kept(run, files, monkeypatch):
     values = iter([3.0, 1.0, 2.0, 1.0])
     result = dict.fromkeys(KEYS, 0.5)

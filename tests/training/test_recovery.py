@@ -12,7 +12,7 @@ from nvae.checkpoint import load
 from nvae.evaluation.likelihood import Estimate, evaluate
 from nvae.objective import Loss, weighted_negative_elbo
 from nvae.system.errors import DivergenceError
-from nvae.training import loop, recovery, resuming, run_output, validation
+from nvae.training import loop, recovery, resuming, validation
 from nvae.training import trainer as trainer_module
 from nvae.training.loggers import read_metrics
 from nvae.training.loop import Stopped
@@ -24,6 +24,7 @@ from nvae.training.validation import check_validation
 
 from .helpers import LADDER, NVLABS, advance, at, differences, everything
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 SMALL = {"number_of_scales": 1, "initial_splits_per_scale": 1}
 # Three steps an epoch, checkpoints at the steps 6, 12 and 18.
 LENGTH = {"epochs": 6, "epochs_per_checkpoint": 2, "warmup_epochs": 1.0, "evaluation_samples": 0}
@@ -36,12 +37,6 @@ def sensitive(monkeypatch):
     monkeypatch.setattr(recovery, "WINDOW", 5)
     monkeypatch.setattr(recovery, "MAX_EXCESS_SKIPS", 4)
     monkeypatch.setattr(recovery, "DOUBTFUL_SKIPS", 2)
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Drawing takes more time than training here."""
-    monkeypatch.setattr(run_output.RunOutput, "try_to_draw", lambda self, draw: None)
 
 
 @pytest.fixture
@@ -141,6 +136,7 @@ def break_training(monkeypatch, sensitive):
 # ------------------------------------------------------------------------------------------------------ recoveries
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", BREAKS)
 def test_train_recovers_and_reaches_its_end(train_small, break_training, checkpoint, tmp_path, how):
     steps = break_training(how)
@@ -194,6 +190,7 @@ def test_train_broken_before_the_first_checkpoint_goes_back_to_the_initial_state
     assert load(checkpoint)["metadata"]["events"][0]["step"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [NVLABS | {"spectral_normalization": True}, LADDER], ids=["nvlabs", "ladder"])
 def test_train_recovers_with_all_features(run, break_training, checkpoint, model):
     break_training(batch_of_nan)
@@ -214,6 +211,7 @@ def test_train_tries_with_more_change_every_time(train_small, break_training, ch
     assert (state["count"], state["tries"], state["halvings"], state["doublings"]) == (3, 3, 6, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [batch_of_nan, exploding_weight, moment_not_finite])
 def test_train_that_cannot_recover_ends_with_its_checkpoint_intact(
     train_small, break_training, checkpoint, tmp_path, how
@@ -264,6 +262,7 @@ def test_train_that_skips_to_its_end_is_no_success(train_small, break_training, 
 # ------------------------------------------------------------------------------------------------------ interruptions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["before the save", "after the save"])
 def test_train_interrupted_within_a_recovery_resumes_exactly(
     train_small, break_training, checkpoint, monkeypatch, where
@@ -296,6 +295,7 @@ def test_train_interrupted_within_a_recovery_resumes_exactly(
     assert all(torch.equal(whole["weights"][name], tensor) for name, tensor in content["weights"].items())
 
 
+@pytest.mark.slow
 def test_train_stopped_in_doubt_keeps_the_last_good_checkpoint(train_small, break_training, checkpoint, monkeypatch):
     def nan_and_signal(trainer, patch):
         batch_of_nan(trainer, patch)
@@ -391,6 +391,7 @@ def test_step_far_above_the_last_losses_changes_only_the_counts(make_trainer, se
     assert differences(before, everything(trainer)) <= counts | {".recovery.excess_skips"}
 
 
+@pytest.mark.slow
 def test_resume_restores_the_window(make_trainer, sensitive, tmp_path):
     whole, first, second = (make_trainer(epochs=9, warmup_epochs=6.0) for _ in range(3))
     advance(whole, 12)

@@ -57,6 +57,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_resume_of_every_variant_equals_an_uninterrupted_run_bit_for_bit(make_trainer, path, variant):
     model, schedule = VARIANTS[variant]
@@ -151,6 +152,7 @@ def advance_and_validate(trainer, steps):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rates", SCHEDULES)
 @pytest.mark.parametrize("family", ["nvae", "ladder", "dvp"])
 @pytest.mark.parametrize("interrupted_after", [1, 5])  # in the middle of an epoch of three steps
@@ -174,6 +176,7 @@ def test_resume_with_all_features_equals_an_uninterrupted_run_bit_for_bit(
     assert any(not torch.equal(tensor, best[name]) for name, tensor in second.eval_model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_resume_of_a_checkpoint_without_the_newer_keys_and_states(make_trainer, path):
     """A file of version 2 from before the EMA, the history and the newer schedules."""
     whole, first, second = make_trainer(), make_trainer(), make_trainer()
@@ -193,6 +196,7 @@ def test_resume_of_a_checkpoint_without_the_newer_keys_and_states(make_trainer, 
     assert differences(everything(whole), everything(second)) == {".recovery.losses"}  # of the last three steps
 
 
+@pytest.mark.slow
 def test_resume_restores_the_loss_scale(make_trainer, path):
     trainer, other = make_trainer(), make_trainer()
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
@@ -319,6 +323,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("part", "change"), [(part, change) for part in DAMAGES for change in DAMAGES[part]])
 def test_resume_refuses_a_state_of_other_kinds_and_changes_nothing(make_trainer, path, part, change):
     trainer, again = make_trainer(), make_trainer()
@@ -376,6 +381,7 @@ def test_resume_that_fails_in_the_middle_of_a_run_changes_nothing(make_trainer, 
     assert not differences(everything(trainer), everything(later))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["seed_style", "nvlabs_style"])
 def test_resume_of_version1(root, style):
     """A checkpoint at step 4 of the code before version 2, and the weights that this code had at step 8."""

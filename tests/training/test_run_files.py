@@ -12,7 +12,7 @@ from nvae.system.errors import Remedy, UserError
 from nvae.system.files import previous_path
 from nvae.system.locks import RunLockedError, run_lock
 from nvae.system.torch_files import CheckpointError
-from nvae.training import loop, run_output
+from nvae.training import loop
 from nvae.training.loop import Stopped, train
 from nvae.training.resuming import save_training
 from nvae.training.run_files import RunFiles
@@ -20,6 +20,7 @@ from nvae.training.validation import record_validation
 
 from .helpers import advance
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 SMALL = {"initial_splits_per_scale": 1, "number_of_scales": 1}
 
 
@@ -27,10 +28,6 @@ SMALL = {"initial_splits_per_scale": 1, "number_of_scales": 1}
 def run(make_config, schedule, data, tmp_path, monkeypatch):
     """A function: train a tiny model in tmp_path, some parameters changed; returns its events."""
     monkeypatch.setattr(loop, "load_data", lambda config, progress: data)
-    monkeypatch.setattr(run_output.RunOutput, "_draw", lambda *arguments: None)  # pictures are tested elsewhere
-    monkeypatch.setattr(run_output, "draw_data", lambda *arguments: None)
-    monkeypatch.setattr(run_output, "draw_film", lambda *arguments: None)
-    monkeypatch.setattr(run_output, "memory_warning", lambda *arguments: None)
 
     def run(name="small", fresh=False, checkpoint=None, **changes):
         parameters = schedule | {"epochs_per_checkpoint": 1, "evaluation_samples": 0} | changes
@@ -76,6 +73,7 @@ def contents(folder):
 # ------------------------------------------------------------------------------------------------ damaged or missing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["damaged", "empty", "missing"])
 def test_train_continues_from_the_previous_checkpoint_as_if_nothing_had_happened(run, files, fault):
     run(epochs=3)

@@ -84,6 +84,7 @@ def test_step_above_the_threshold_is_skipped(make_trainer, clipping):
     assert not differences(everything(below), everything(plain))
 
 
+@pytest.mark.slow
 def test_step_refuses_100_skips_in_a_row(make_trainer):
     trainer = make_trainer(gradient_skip_threshold=1e-9, epochs=200)
     weights = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
@@ -94,6 +95,7 @@ def test_step_refuses_100_skips_in_a_row(make_trainer):
     assert all(torch.equal(weights[name], tensor) for name, tensor in trainer.model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("skips", "allowed"), [(1, True), (2, False)])
 def test_step_refuses_more_skipped_than_accepted_steps(make_trainer, monkeypatch, skips, allowed):
     monkeypatch.setattr(recovery, "MAX_EXCESS_SKIPS", 3)
@@ -108,6 +110,7 @@ def test_step_refuses_more_skipped_than_accepted_steps(make_trainer, monkeypatch
     assert trainer.recovery.excess_skips == (0 if allowed else 3)
 
 
+@pytest.mark.slow
 def test_resume_keeps_the_skip_counters(make_trainer, tmp_path):
     trainer = make_trainer(gradient_skip_threshold=1e-9)
     advance(trainer, 2)

@@ -187,6 +187,7 @@ def test_learning_rate_follows_the_fraction_of_the_epoch(make_trainer):
     assert [values["learning_rate"] for values in metrics] == pytest.approx([0.01 * 1e-3, 0.01 / 3, 0.02 / 3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [{}, NVLABS, {"spectral_normalization": True}], ids=["mgp123", "nvlabs", "spectral"])
 def test_activation_checkpointing_changes_no_number(make_trainer, model):
     plain, recomputing = make_trainer(model), make_trainer(model, use_tensor_checkpoints=True)
@@ -195,6 +196,7 @@ def test_activation_checkpointing_changes_no_number(make_trainer, model):
     assert not differences(everything(plain), everything(recomputing))
 
 
+@pytest.mark.slow
 def test_training_raises_the_elbo(make_trainer):
     trainer = make_trainer(learning_rate=0.003, epochs=100)
     before = sum(metrics["loss"].item() for metrics in advance(trainer, 10)) / 10
@@ -318,6 +320,7 @@ def assert_takes_a_step(config):
 PUBLISHED = sorted(name for name in available_configs() if name.startswith("nvae_"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(available_configs()) - {"quickstart", *PUBLISHED}))
 def test_step_of_every_config(name):
     assert_takes_a_step(

@@ -60,6 +60,7 @@ def test_draw_faces_does_not_depend_on_the_order():
     assert not np.array_equal(forward[0], forward[1])
 
 
+@pytest.mark.slow
 def test_draw_faces_is_the_same_in_another_process(root):
     program = (
         "import hashlib; from nvae.data.loaders.toy_faces import draw_faces;"

@@ -74,6 +74,7 @@ class Evil:
         return (print, ("executed",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet", "inception", "vgg16", "dinov2"])
 @pytest.mark.parametrize("content", [Evil(), {"a": 1}, [torch.zeros(2)], None])
 def test_files_that_are_no_weights_are_refused_and_run_nothing(name, content, tmp_path, capsys):
@@ -118,6 +119,7 @@ def test_unknown_extractor_is_refused():
     assert list(LOADERS) == ["self", "mobilenet", "inception", "vgg16", "clip", "dinov2"]
 
 
+@pytest.mark.slow
 def test_inception_is_that_of_torch_fidelity(hub, monkeypatch):
     """With the weights where torch keeps them: the same features as torch-fidelity's own network."""
     fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
@@ -142,6 +144,7 @@ def test_clip_file_that_is_not_the_published_one_is_refused(tmp_path):
         load_extractor("clip", IMAGES_U8, file=tmp_path / "clip.pt")
 
 
+@pytest.mark.slow
 def test_dinov2_file_of_the_original_names_is_read(tmp_path):
     """The original has position embeddings for 37 x 37 patches and a mask token."""
     timm = pytest.importorskip("timm")
@@ -156,6 +159,7 @@ def test_dinov2_file_of_the_original_names_is_read(tmp_path):
     assert torch.equal(extractor.network.body.blocks[3].mlp.fc1.weight, body.blocks[3].mlp.fc1.weight)
 
 
+@pytest.mark.slow
 def test_lpips_is_zero_for_equal_images_only(hub, monkeypatch):
     module = pytest.importorskip("torch_fidelity.sample_similarity_lpips")
     from torchvision.models import vgg16

@@ -141,6 +141,7 @@ def test_labels_are_answers_of_the_network(generator, faces):
     assert TransformationNetwork(3, 16).loss(images, labels).isfinite()
 
 
+@pytest.mark.slow
 def test_training_learns(faces, monkeypatch, generator):
     monkeypatch.setattr(module, "STEPS", 80)
     monkeypatch.setattr(module, "TRAINING_BATCH", 64)
@@ -154,6 +155,7 @@ def test_training_learns(faces, monkeypatch, generator):
     assert right > 0.4  # of four answers
 
 
+@pytest.mark.slow
 def test_worse_images_are_farther_away(faces, monkeypatch, generator):
     """As a person ranks them: other images, stronger and stronger noise, blends of two images, noise alone."""
     monkeypatch.setattr(module, "STEPS", 80)

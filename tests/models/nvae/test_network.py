@@ -44,6 +44,7 @@ def test_seed_configs_have_the_seed_projects_parameter_counts(name):
     assert (sum(p.numel() for p in model.parameters()), len(model.groups)) == SEED_CONFIGS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configs_have_the_published_parameter_counts(name):
     config = load_config(name)
@@ -208,6 +209,7 @@ def test_nvae_samples_without_the_encoder(make_model):
     assert model.constant.grad.abs().max() > 0
 
 
+@pytest.mark.slow
 def test_constant_starts_standard_normal(make_config):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -69,6 +69,7 @@ def visit(browser, folder, *options):
     return json.loads(title.replace("&quot;", '"').replace("&amp;", "&"))
 
 
+@pytest.mark.slow
 def test_page_in_a_browser(browser, run_folder, tmp_path):
     seen = visit(browser, tmp_path, "--window-size=1280,900")
     assert seen["errors"] == []

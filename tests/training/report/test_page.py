@@ -75,6 +75,7 @@ def test_page_refers_to_nothing_outside(run_folder):
     assert policy.startswith("default-src 'none'")
 
 
+@pytest.mark.slow
 def test_page_escapes_everything_from_files(run_folder, make_config):
     events = [{"step": 1, "epoch": 1.0, "kind": EVIL, "text": EVIL}]
     (run_folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
@@ -98,6 +99,7 @@ def test_page_of_a_name_that_is_not_utf8(run_folder, tmp_path):
     assert b"\\udcff" in write_page(record, tmp_path / "page.html").read_bytes()
 
 
+@pytest.mark.slow
 def test_page_limits_frames_and_their_size(run_folder):
     for step in range(500, 3500, 100):
         Image.effect_noise((900, 900), 90).save(run_folder / "samples" / f"step_{step:08d}.png", compress_level=0)
@@ -119,6 +121,7 @@ def test_page_without_pictures_and_events(run_folder):
     assert found & SECTIONS == {"figures", "curves", "kl", "commands", "numbers", "config"}
 
 
+@pytest.mark.slow
 def test_page_is_written_whole_or_not_at_all(run_folder, monkeypatch):
     path = write_page(find_run(NAME))
     before = path.read_bytes()

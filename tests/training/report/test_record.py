@@ -46,6 +46,7 @@ def test_run_is_found_by_name_folder_checkpoint_and_model(run_folder, make_model
     assert find_run("\0") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["checkpoint", "metrics.jsonl", "config.yaml", "events.jsonl", "everything else"])
 def test_what_is_left_is_shown(run_folder, missing):
     if missing == "checkpoint":
@@ -100,6 +101,7 @@ def test_nothing_is_an_error(run_folder):
 DAMAGE = [b"", b"\x00\xff\xfe", b"null\n", b"[1]\n", b"{" * 100_000, b'{"step": 1e400, "epoch": 1}\n', b'{"step": 1\n']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: str(damage[:20]))
 @pytest.mark.parametrize(
     "name", ["metrics.jsonl", "events.jsonl", "config.yaml", "evaluation.json", "samples.png", "checkpoint"]
@@ -114,6 +116,7 @@ def test_damaged_file_is_left_out(run_folder, name, damage):
     assert len(record.problems) == (0 if unused else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["progress", "history", "metadata"])
 @pytest.mark.parametrize("value", [{}, {"step": -1}, {"validations": [(1.0,), ("a", "b")]}, {"events": 3}], ids=str)
 def test_damaged_part_of_a_checkpoint_is_left_out(run_folder, make_model, part, value):
@@ -126,6 +129,7 @@ def test_damaged_part_of_a_checkpoint_is_left_out(run_folder, make_model, part, 
     assert run_text(record) and render_page(record)
 
 
+@pytest.mark.slow
 def test_extreme_numbers_are_drawn(run_folder):
     lines = (run_folder / "metrics.jsonl").read_text().splitlines()
     keys = [key for key, value in json.loads(lines[0]).items() if not isinstance(value, list)]
