@@ -13,7 +13,7 @@ TOY_FACES = NamedDataset("cartoon faces", 3, 32, 0, 0, 0, "", "")
 OWN_IMAGES = NamedDataset("images of a folder or file", 3, 64, 0, 0, 0, "", "")
 
 
-def resolve_auto(data: dict[str, Any], places: Mapping[str, Place], source: str) -> dict[str, Any]:
+def resolve_auto(data: dict[str, Any], places: Mapping[str, Place]) -> dict[str, Any]:
     """Return a config's dictionary with values in place of `auto`, in the keys of `schema.AUTO_KEYS`.
 
     The likelihood is bernoulli where the images are binarized, by `auto` or by the user, and else logistic_mixture.
@@ -26,7 +26,7 @@ def resolve_auto(data: dict[str, Any], places: Mapping[str, Place], source: str)
     facts = facts_of(name)
     binarize = facts.binarize if section.get("binarize") == AUTO else section.get("binarize", False)
     if section.get("binarize") == AUTO and binarize and method not in (AUTO, "bernoulli"):
-        place = place_of("dataset.binarize", places, source)
+        place = place_of("dataset.binarize", places)
         allowed = f"False with sampling_method {method}, because {AUTO} is True for {name}"
         raise ConfigError("invalid_value", key="dataset.binarize", place=place, got=AUTO, allowed=allowed)
     values = {
