@@ -93,19 +93,17 @@ def _acquire(file_lock: FileLock, timeout: float) -> bool:
 
     timeout: seconds; -1 waits as long as another process holds the lock.
     """
-    path = Path(file_lock.lock_file)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         file_lock.acquire(timeout=timeout)
+        return True
     except Timeout:
         raise
     except OSError as error:
         if isinstance(error, FileNotFoundError) and timeout < 0:  # the holder removed the folder, as it was empty
             return _acquire(file_lock, timeout)
-        if error.errno not in NO_LOCKS:
-            raise WriteError(path, error) from error
-        return False
-    return True
+        if error.errno in NO_LOCKS:
+            return False
+        raise WriteError(file_lock.lock_file, error) from error
 
 
 def _release(file_lock: FileLock, *files: Path) -> None:

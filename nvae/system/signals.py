@@ -18,14 +18,6 @@ class StopRequest:
     signal: int | None = None
 
 
-class Interrupted(KeyboardInterrupt):
-    """SIGTERM or SIGHUP, by its number, at a place where nothing can be finished first."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
     """Record the first SIGINT, SIGTERM or SIGHUP in the StopRequest; raise KeyboardInterrupt for a later SIGINT.
@@ -38,10 +30,10 @@ def stop_requests() -> Iterator[StopRequest]:
     def record(number: int, frame: FrameType | None) -> None:
         if request.signal is None:
             request.signal = number
-            _print_error(
-                "\nFinishing this step and saving. Press Ctrl-C again to quit now (loses the progress since the last "
-                "checkpoint)."
-            )
+            text = "Finishing this step and saving. Press Ctrl-C again to quit now (loses the progress since the last "
+            # The standard error may be closed, gone, or in use by the code that the signal interrupted.
+            with suppress(OSError, ValueError, RuntimeError):
+                print(f"\n{text}checkpoint).", file=sys.stderr, flush=True)
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
 
@@ -51,11 +43,11 @@ def stop_requests() -> Iterator[StopRequest]:
 
 @contextmanager
 def hangups(interrupt: bool) -> Iterator[None]:
-    """Make SIGTERM and SIGHUP (a closed terminal) raise Interrupted, a KeyboardInterrupt, or ignore them."""
+    """Make SIGTERM and SIGHUP (a closed terminal) raise KeyboardInterrupt with their number, or ignore them."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         if interrupt:
-            raise Interrupted(number)
+            raise KeyboardInterrupt(number)
 
     with _handled_by(handle, *HANGUPS):
         yield
@@ -69,12 +61,6 @@ def ending_at_once() -> Iterator[None]:
         return
     with _handled_by(signal.SIG_DFL, signal.SIGINT, *HANGUPS):
         yield
-
-
-def _print_error(message: str) -> None:
-    """Print to the standard error, which may be closed, gone, or in use by the code that the signal interrupted."""
-    with suppress(OSError, ValueError, RuntimeError):
-        print(message, file=sys.stderr, flush=True)
 
 
 @contextmanager
