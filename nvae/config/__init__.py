@@ -114,7 +114,7 @@ def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _validated(data: dict[str, Any], places: Mapping[str, Place]) -> ModelConfig:
-    data = resolve_auto(migrate_config(data), places)
+    data = resolve_auto(migrate_config(data))
     if resolved := data.get(RESOLVED) is True:
         del data[RESOLVED]
     model = _class_of(data, places)

@@ -56,17 +56,13 @@ class ConfigError(UserError):
         self.file: str | None = place.file if place else None
         self.line: int | None = place.line if place else None
         self.suggestion, self.others = suggestion, others
-        super().__init__(render(self))
-
-
-def render(error: ConfigError) -> str:
-    """Return the message of an error: file and line, what is wrong, what to do. Text from a file is escaped."""
-    place = "" if error.file is None else printable(error.file) + (f", line {error.line}: " if error.line else ": ")
-    more = f" ({error.others} more after this one)" if error.others else ""
-    return f"{place}{_sentence(error)}{more}"
+        where = printable(self.file) + (f", line {self.line}: " if self.line else ": ") if self.file else ""
+        more = f" ({others} more after this one)" if others else ""
+        super().__init__(f"{where}{_sentence(self)}{more}")
 
 
 def _sentence(error: ConfigError) -> str:
+    """Return what is wrong and what to do. Text from a file is escaped."""
     key, got = printable(error.key or ""), error.got
     suggestion = f"Did you mean {error.suggestion}?" if error.suggestion else ""
     match error.kind:

@@ -125,7 +125,6 @@ def _write_holder(path: Path) -> None:
 def _holder(path: Path) -> str:
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
-        text = "process {process} on host {host} since {started}".format(**holder)
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):  # just starting, or damaged
+        return "process {process} on host {host} since {started}".format(**holder)
+    except (OSError, ValueError, TypeError, LookupError):  # just starting, or damaged
         return "another process"
-    return text if text.isprintable() and len(text) < 200 else "another process"
