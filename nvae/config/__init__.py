@@ -16,11 +16,11 @@ from pydantic import ValidationError
 
 from nvae.config.auto import resolve_auto
 from nvae.config.errors import ConfigError, Place, config_error, nearest, place_of
-from nvae.config.fields import choices
-from nvae.config.migrations import migrate_config, migrate_key, migrate_keys
+from nvae.config.fields import SECTION, choices
+from nvae.config.migrations import RENAMED_KEYS, migrate_config, migrate_keys
 from nvae.config.yaml_file import read_value, read_yaml
 from nvae.models.families import FAMILIES, config_class
-from nvae.schema import SECTION, SELECTING_KEYS, ModelConfig
+from nvae.schema import SELECTING_KEYS, ModelConfig
 from nvae.system.errors import InvalidValueError
 
 CONFIG_FOLDER = "model_configs"
@@ -144,7 +144,7 @@ def _parse_override(override: str) -> tuple[str, Any, Place]:
     if not equals or not key.strip():
         allowed = "key=value, such as training_parameters.epochs=3"
         raise ConfigError("invalid_override", got=override, allowed=allowed)
-    place, key = Place(f"override {override}"), migrate_key(key.strip())
+    place, key = Place(f"override {override}"), RENAMED_KEYS.get(key.strip(), key.strip())
     try:
         return key, read_value(text), place
     except ValueError:

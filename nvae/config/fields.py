@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from nvae.schema import AUTO, AUTO_KEYS, Section
 
 Schema = dict[str, Any]
+SECTION = "a section of 'key: value' lines"
 TYPES = {
     "boolean": "True or False",
     "string": "a text",
@@ -104,8 +105,10 @@ def allowed_for(key: str, schema: Schema) -> str:
 def allowed_values(schema: Schema) -> str:
     """Return the allowed values of a schema, such as 'a whole number from 1 to 8'; '' for an unknown type."""
     match schema:
-        case {"allowed": str(phrase)} | {"oneOf": [{"allowed": str(phrase)}, *_]}:  # sections
+        case {"allowed": str(phrase)}:  # a section with a short form
             return phrase
+        case {"properties": _} | {"oneOf": _}:
+            return SECTION
         case {"const": value}:
             return choices([value])
         case {"enum": values}:

@@ -32,17 +32,12 @@ OLD_DATASET_KEYS = set().union(*OLD_DATASETS.values())
 RENAMED_MODULES = {"gate": "se", "spread": "depthwise"}  # parts of the name of a weight
 
 
-def migrate_key(key: str) -> str:
-    """Return the present name of a key."""
-    return RENAMED_KEYS.get(key, key)
-
-
 def migrate_keys(data: Mapping[Any, Any]) -> dict[Any, Any]:
     """Return a dictionary by keys of a config with their present names.
 
     An old key beside its new name stays, so that validation reports an unknown key.
     """
-    return {key if migrate_key(key) in data else migrate_key(key): value for key, value in data.items()}
+    return {key if RENAMED_KEYS.get(key) in data else RENAMED_KEYS.get(key, key): value for key, value in data.items()}
 
 
 def migrate_config(data: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -25,20 +25,13 @@ Rate = Annotated[float, Field(ge=0, le=MAX_RATE)]
 PositiveRate = Annotated[float, Field(gt=0, le=MAX_RATE)]
 Portion = Annotated[float, Field(ge=0, le=1)]
 AUTO = "auto"  # in a file: the value that suits the data set
-SECTION = "a section of 'key: value' lines"
 PathText = Annotated[str, Field(pattern=r"^[^\x00]+$")]  # no file name holds a zero character
 
 
 class Section(BaseModel):
     """Strict: no unknown keys, no silent conversions, no NaN or infinity, no changes after validation."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        frozen=True,
-        allow_inf_nan=False,
-        json_schema_extra={"allowed": SECTION},  # how messages call the value of a section
-    )
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     def refuse(self, key: str, expected: str) -> NoReturn:
         """Raise InvalidValueError for the value of a dotted key."""

@@ -22,6 +22,8 @@ class StopRequest:
 def stop_requests() -> Iterator[StopRequest]:
     """Record the first SIGINT, SIGTERM or SIGHUP in the StopRequest; raise KeyboardInterrupt for a later SIGINT.
 
+    Outside of the main thread, no signal is recorded.
+
     A closed terminal sends SIGHUP twice, and a launcher sends SIGTERM after Ctrl-C, so that only a second Ctrl-C asks
     to quit at once. The earlier handlers are restored on exit.
     """
@@ -56,21 +58,21 @@ def hangups(interrupt: bool) -> Iterator[None]:
 @contextmanager
 def ending_at_once() -> Iterator[None]:
     """Let SIGINT, SIGTERM and SIGHUP end the process at once, for a wait in which Python cannot handle them."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
-        yield
-        return
     with _handled_by(signal.SIG_DFL, signal.SIGINT, *HANGUPS):
         yield
 
 
 @contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], None] | signal.Handlers, *signals: int) -> Iterator[None]:
-    """Handle signals, but for a SIGHUP that the caller of the program ignores, as nohup does."""
-    before = {
-        number: signal.signal(number, handler)
-        for number in signals
-        if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) is not signal.SIG_IGN
-    }
+    """Handle signals, but for a SIGHUP that the caller of the program ignores, as nohup does.
+
+    Outside of the main thread, which alone can handle signals, do nothing.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in signals:
+            if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handler)
     try:
         yield
     finally:
