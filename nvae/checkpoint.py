@@ -11,7 +11,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from nvae.config import ConfigError, config_from_dict
 from nvae.config.migrations import migrate_content, version1_weight_name
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.schema import ModelConfig
 from nvae.system.files import previous_path
 from nvae.system.torch_files import (
     EXPECTED,
@@ -34,23 +33,8 @@ from nvae.system.torch_files import (
 FORMAT = "deep hierarchical VAE"
 VERSION = 2
 FOLDER = Path("saved_weights")
-
-
-class _NeededParts(TypedDict):
-    version: int  # of the program that wrote the file
-    config: ModelConfig
-    weights: dict[str, Tensor]  # a state dictionary; `restore` checks names and shapes
-    metadata: dict[str, Any]  # plain values; kl_per_group if a run has measured it
-
-
-class SavedFile(_NeededParts, total=False):
-    """The content of a checkpoint or model file, with its tensors on the CPU."""
-
-    training: dict[str, Any]  # of a checkpoint: the state of the run
-    run: str  # the name of the run that wrote the file, where it is known
-
-
-KINDS = {"version": int, "config": dict, "weights": dict, "metadata": dict, "training": dict, "run": str}
+# The parts of a file and their types. `metadata` is of version 2, `training` of checkpoints, `run` of trained models.
+PARTS = {"version": int, "config": dict, "weights": dict, "metadata": dict, "training": dict, "run": str}
 OPTIONAL = ("metadata", "training", "run")
 
 
@@ -88,11 +72,8 @@ def save(
         "weights": {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
         "metadata": metadata or {},
     }
-    if training is not None:
-        content["training"] = training
-    if run is not None:
-        content["run"] = run
-    write_whole(content, Path(path))
+    optional = {"training": training, "run": run}
+    write_whole(content | {key: part for key, part in optional.items() if part is not None}, Path(path))
 
 
 def weights_digest(model: HierarchicalVAE) -> str:
@@ -122,9 +103,15 @@ def load_model_and_metadata(
     return model.to(device).eval().requires_grad_(False), content["metadata"]
 
 
-def load(path: str | Path) -> SavedFile:
-    """Return the content of a checkpoint or model file. Raises CheckpointError; DamagedFileError for a damaged file."""
-    content: Any = migrate_content(_read(Path(path)))
+def load(path: str | Path) -> dict[str, Any]:
+    """Return the content of a checkpoint or model file, with its tensors on the CPU.
+
+    version: of the program that wrote the file. config: a ModelConfig. weights: a state dictionary, whose names and
+    shapes `restore` checks. metadata: plain values; kl_per_group if a run has measured it. training: of a checkpoint,
+    the state of the run. run: the name of the run that wrote the file, where it is known.
+    Raises CheckpointError; DamagedFileError for a damaged file.
+    """
+    content = migrate_content(_read(Path(path)))
     try:
         content["config"] = config_from_dict(content["config"], str(path), resolved=True)
     except ConfigError as error:
@@ -145,8 +132,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise DamagedFileError(f"{error} {advice}") from error
     if content.get("format") != FORMAT:
         raise CheckpointError(f"{path} was written by another program: {EXPECTED}.")
-    needed = [key for key in KINDS if key in content or key not in OPTIONAL]
-    if wrong := [key for key in needed if not isinstance(content.get(key), KINDS[key])]:
+    needed = [key for key in PARTS if key in content or key not in OPTIONAL]
+    if wrong := [key for key in needed if not isinstance(content.get(key), PARTS[key])]:
         raise CheckpointError(f"{path} lacks {' and '.join(wrong)}, or has another kind of value there: {EXPECTED}.")
     if not 1 <= content["version"] <= VERSION:
         raise CheckpointError(
@@ -170,7 +157,7 @@ def is_whole(path: str | Path) -> bool:
         return False
 
 
-def with_best_weights(content: SavedFile) -> SavedFile:
+def with_best_weights(content: dict[str, Any]) -> dict[str, Any]:
     """Return `load`'s content with the best weights of a run with early stopping instead of the last ones."""
     best = content.get("training", {}).get("best")
     if not isinstance(best, dict) or not isinstance(best.get("weights"), dict):
@@ -179,7 +166,7 @@ def with_best_weights(content: SavedFile) -> SavedFile:
     return {**content, "weights": best["weights"], "metadata": content["metadata"] | kl}
 
 
-def restore(model: HierarchicalVAE, content: SavedFile, source: str | Path) -> None:
+def restore(model: HierarchicalVAE, content: dict[str, Any], source: str | Path) -> None:
     """Load the weights of `load`'s content into a model of the same config.
 
     source: the file, for messages. Raises CheckpointError for weights of another network and invalid metadata.

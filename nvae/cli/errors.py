@@ -128,7 +128,7 @@ def _exit_code(main: Callable[[], int | None], command: str) -> int:
         problem = " ".join([str(error), *(hints[remedy] for remedy in error.remedies if remedy in hints)])
         code = error.exit_code
     except KeyboardInterrupt as error:
-        number = getattr(error, "number", signal.SIGINT)
+        number = error.args[0] if error.args else signal.SIGINT
         by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
         print(f"interrupted{by}.", file=sys.stderr)
         return 128 + number

@@ -15,12 +15,12 @@ import yaml
 from pydantic import ValidationError
 
 from nvae.config.auto import resolve_auto
-from nvae.config.errors import ConfigError, Place, config_error, invalid_choice, nearest, place_of
-from nvae.config.fields import annotation_of, sections_of
-from nvae.config.migrations import NEW_KEYS, migrate_config, migrate_key, migrate_keys
+from nvae.config.errors import ConfigError, Place, config_error, nearest, place_of
+from nvae.config.fields import SECTION, choices
+from nvae.config.migrations import RENAMED_KEYS, migrate_config, migrate_keys
 from nvae.config.yaml_file import read_value, read_yaml
 from nvae.models.families import FAMILIES, config_class
-from nvae.schema import SELECTING_KEYS, ModelConfig, Section, dataset_class
+from nvae.schema import SELECTING_KEYS, ModelConfig
 from nvae.system.errors import InvalidValueError
 
 CONFIG_FOLDER = "model_configs"
@@ -82,20 +82,19 @@ def parse_config(text: str, overrides: Sequence[str] = (), source: str = "the co
     data, places = map(migrate_keys, read_yaml(text, source))
     parsed = [_parse_override(override) for override in overrides]
     for key, value, place in sorted(parsed, key=lambda override: override[0] not in SELECTING_KEYS):
-        _override(data, key, value, place, places, source)
-        places = {k: p for k, p in places.items() if not _within(k, key)} | {key: place}
-        for parent in _parents(key):
-            places.setdefault(parent, place)
-    return _validated(data, places, source)
+        kept = {k: p for k, p in places.items() if not f"{k}.".startswith(f"{key}.")}
+        places = {key.partition(".")[0]: place} | kept | {key: place}  # of the section too, where the file has none
+        _override(data, key, value, places)
+    return _validated(data, places)
 
 
 def config_from_dict(data: Mapping[str, Any], source: str, resolved: bool = False) -> ModelConfig:
     """Return the config of a plain dictionary; `source` names the dictionary in messages. Raises ConfigError.
 
     resolved: the dictionary is the whole config of an existing model, as in a checkpoint. Keys that are newer than the
-    dictionary then keep the earlier behavior (`migrations.NEW_KEYS`) instead of the defaults of a style.
+    dictionary then take their defaults, the behavior of before the key, and not those of a style.
     """
-    return _validated({**data, **({RESOLVED: True} if resolved else {})}, {}, source)
+    return _validated(dict(data) | ({RESOLVED: True} if resolved else {}), {"": Place(source)})
 
 
 def config_to_yaml(config: ModelConfig) -> str:
@@ -114,41 +113,29 @@ def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------- validation
 
 
-def _validated(data: dict[str, Any], places: Mapping[str, Place], source: str) -> ModelConfig:
-    data = resolve_auto(migrate_config(data), places, source)
-    model = _class_of(data, places, source)
-    if data.get(RESOLVED) is True:
+def _validated(data: dict[str, Any], places: Mapping[str, Place]) -> ModelConfig:
+    data = resolve_auto(migrate_config(data))
+    if resolved := data.get(RESOLVED) is True:
         del data[RESOLVED]
-        data = _completed(data, model)
+    model = _class_of(data, places)
     try:
-        return model.model_validate(data)
+        return model.model_validate(data, context={"resolved": resolved})
     except ValidationError as error:
-        raise config_error(error, model, places, source) from None
+        raise config_error(error, model, places) from None
 
 
-def _class_of(data: Mapping[str, Any], places: Mapping[str, Place], source: str) -> type[ModelConfig]:
+def _class_of(data: Mapping[str, Any], places: Mapping[str, Place]) -> type[ModelConfig]:
     try:
         return config_class(data)
     except InvalidValueError as error:
-        fields = invalid_choice(error.name, error.got, FAMILIES)
-        raise ConfigError(**fields, place=place_of(error.name, places, source)) from None
-
-
-def _completed(data: dict[str, Any], section: type[Section], prefix: str = "") -> dict[str, Any]:
-    """Return a resolved config with all newer keys, so that no style sets them.
-
-    The value of a newer key is the behavior before the key existed (`NEW_KEYS`), or else the default of the class.
-    """
-    result = dict(data)
-    for key, field in section.model_fields.items():
-        value = data.get(key)
-        if isinstance(value, dict):
-            below = dataset_class(value) if key == "dataset" else next(iter(sections_of(annotation_of(field))), None)
-            result[key] = _completed(value, below, f"{prefix}{key}.") if below else value
-        elif key not in data and (prefix + key in NEW_KEYS or not field.is_required()):
-            default = NEW_KEYS.get(prefix + key, field.get_default())
-            result[key] = default.model_dump() if isinstance(default, Section) else default
-    return result
+        raise ConfigError(
+            "invalid_value",
+            key=error.name,
+            place=place_of(error.name, places),
+            got=error.got,
+            allowed=choices(FAMILIES),
+            suggestion=nearest(error.got, FAMILIES),
+        ) from None
 
 
 def _parse_override(override: str) -> tuple[str, Any, Place]:
@@ -157,35 +144,24 @@ def _parse_override(override: str) -> tuple[str, Any, Place]:
     if not equals or not key.strip():
         allowed = "key=value, such as training_parameters.epochs=3"
         raise ConfigError("invalid_override", got=override, allowed=allowed)
-    place, key = Place(f"override {override}"), migrate_key(key.strip())
+    place, key = Place(f"override {override}"), RENAMED_KEYS.get(key.strip(), key.strip())
     try:
         return key, read_value(text), place
     except ValueError:
         raise ConfigError("invalid_value", place=place, key=key, got=text, allowed="a value in YAML") from None
 
 
-def _override(
-    data: dict[str, Any], key: str, value: Any, place: Place, places: Mapping[str, Place], source: str
-) -> None:
+def _override(data: dict[str, Any], key: str, value: Any, places: Mapping[str, Place]) -> None:
+    """Set a dotted key in the dictionary of a file."""
     if key != "family":
-        _class_of(data, places, source).prepare_override(data, key, value)
+        _class_of(data, places).prepare_override(data, key, value)
     *parents, last = key.split(".")
     section = data
-    for depth, parent in enumerate(parents):
+    for depth, parent in enumerate(parents, 1):
         below = section.get(parent)
         if below is not None and not isinstance(below, dict):
-            path = ".".join(parents[: depth + 1])
-            raise ConfigError("invalid_value", place=place, key=path, got=below, allowed=Section.ALLOWED)
+            path = ".".join(parents[:depth])
+            raise ConfigError("invalid_value", place=places[key], key=path, got=below, allowed=SECTION)
         section[parent] = dict(below or {})  # a copy: aliases may share the section
         section = section[parent]
     section[last] = value
-
-
-def _within(key: str, section: str) -> bool:
-    return key == section or key.startswith(f"{section}.")
-
-
-def _parents(key: str) -> list[str]:
-    """Return the sections above a key: `a.b` and `a` for `a.b.c`."""
-    parts = key.split(".")
-    return [".".join(parts[:depth]) for depth in range(len(parts) - 1, 0, -1)]

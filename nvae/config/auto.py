@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nvae.config.errors import ConfigError, Place, place_of
 from nvae.schema import AUTO, NAMED_DATASETS, NamedDataset
 
 # What `auto` stands for with data sets that have no facts: faces drawn at any size, and images of the user.
@@ -13,22 +12,16 @@ TOY_FACES = NamedDataset("cartoon faces", 3, 32)
 OWN_IMAGES = NamedDataset("images of a folder or file", 3, 64)
 
 
-def resolve_auto(data: dict[str, Any], places: Mapping[str, Place], source: str) -> dict[str, Any]:
+def resolve_auto(data: dict[str, Any]) -> dict[str, Any]:
     """Return a config's dictionary with values in place of `auto`, in the keys of `schema.AUTO_KEYS`.
 
     The likelihood is bernoulli where the images are binarized, by `auto` or by the user, and else logistic_mixture.
-    An unknown data set gets values too: validation reports its name. Raises ConfigError where a likelihood that the
-    user has chosen does not suit the data set's binarization.
+    An unknown data set gets values too: validation reports its name.
     """
     dataset = data.get("dataset")
     section = dataset if isinstance(dataset, dict) else {}
-    name, method = section.get("name", "folder"), data.get("sampling_method", AUTO)
-    facts = facts_of(name)
+    facts = facts_of(section.get("name", "folder"))
     binarize = facts.binarize if section.get("binarize") == AUTO else section.get("binarize", False)
-    if section.get("binarize") == AUTO and binarize and method not in (AUTO, "bernoulli"):
-        place = place_of("dataset.binarize", places, source)
-        allowed = f"False with sampling_method {method}, because {AUTO} is True for {name}"
-        raise ConfigError("invalid_value", key="dataset.binarize", place=place, got=AUTO, allowed=allowed)
     values = {
         "input_dimension": facts.size,
         "image_channels": facts.channels,
@@ -46,6 +39,4 @@ def resolve_auto(data: dict[str, Any], places: Mapping[str, Place], source: str)
 
 def facts_of(name: Any) -> NamedDataset:
     """Return the facts that `auto` stands for with a data set of this name."""
-    if name == "toy_faces":
-        return TOY_FACES
-    return NAMED_DATASETS.get(name, OWN_IMAGES) if isinstance(name, str) else OWN_IMAGES
+    return TOY_FACES if name == "toy_faces" else NAMED_DATASETS.get(str(name), OWN_IMAGES)

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from nvae.config.fields import Located, choices, join, locate
+from nvae.config.fields import Located, allowed_for, choices, join, locate, schema_of, words_of
 from nvae.schema import DATASETS, ModelConfig
 from nvae.system.errors import InvalidValueError, UserError
 
@@ -23,7 +23,6 @@ ErrorKind = Literal[
     "invalid_override",  # got: the text
 ]
 MAX_SHOWN = 80  # characters of a value
-MAX_BITS = 256  # of a whole number that is shown; Python refuses to print very large ones
 MAX_SHOWN_TEXT = 400  # characters of a key, a file name or a problem
 
 
@@ -54,19 +53,16 @@ class ConfigError(UserError):
         others: int = 0,
     ) -> None:
         self.kind, self.key, self.got, self.allowed = kind, key, got, allowed
-        self.file, self.line = place or (None, None)
+        self.file: str | None = place.file if place else None
+        self.line: int | None = place.line if place else None
         self.suggestion, self.others = suggestion, others
-        super().__init__(render(self))
-
-
-def render(error: ConfigError) -> str:
-    """Return the message of an error: file and line, what is wrong, what to do. Text from a file is escaped."""
-    place = "" if error.file is None else printable(error.file) + (f", line {error.line}: " if error.line else ": ")
-    more = f" ({error.others} more after this one)" if error.others else ""
-    return f"{place}{_sentence(error)}{more}"
+        where = printable(self.file) + (f", line {self.line}: " if self.line else ": ") if self.file else ""
+        more = f" ({others} more after this one)" if others else ""
+        super().__init__(f"{where}{_sentence(self)}{more}")
 
 
 def _sentence(error: ConfigError) -> str:
+    """Return what is wrong and what to do. Text from a file is escaped."""
     key, got = printable(error.key or ""), error.got
     suggestion = f"Did you mean {error.suggestion}?" if error.suggestion else ""
     match error.kind:
@@ -94,8 +90,6 @@ def show(value: Any) -> str:
         return "a section"
     if isinstance(value, list | tuple | set):
         return "a list"
-    if isinstance(value, int) and value.bit_length() > MAX_BITS:
-        return f"a whole number of {value.bit_length()} bits"
     return _shortened(printable(repr(value)), MAX_SHOWN)
 
 
@@ -118,22 +112,21 @@ def nearest(word: Any, words: Iterable[str]) -> str | None:
 # ---------------------------------------------------------------------------------------- from pydantic's errors
 
 
-def config_error(
-    error: ValidationError, model: type[ModelConfig], places: Mapping[str, Place], source: str
-) -> ConfigError:
+def config_error(error: ValidationError, model: type[ModelConfig], places: Mapping[str, Place]) -> ConfigError:
     """Return the first of a config's problems as ConfigError; unknown keys come before all others.
 
     An unknown key similar to a missing key is probably a typing error, so the missing key is not counted.
     """
     problems = error.errors(include_url=False)
-    located = [locate(model, problem["loc"]) for problem in problems]
+    schema = schema_of(model)
+    located = [locate(schema, problem["loc"]) for problem in problems]
     missing = [where.key for problem, where in zip(problems, located, strict=True) if problem["type"] == "missing"]
     unknown = [problem["type"] in ("extra_forbidden", "invalid_key") for problem in problems]
     first = unknown.index(True) if any(unknown) else 0
     fields = _fields_of(problems[first], located[first], missing)
     explained = fields["kind"] == "unknown_key" and join(located[first].parent, fields["suggestion"]) in missing
     others = len(problems) - 1 - explained
-    return ConfigError(**fields, place=place_of(fields["key"], places, source), others=others)
+    return ConfigError(**fields, place=place_of(fields["key"], places), others=others)
 
 
 def _fields_of(problem: Mapping[str, Any], where: Located, missing: list[str]) -> dict[str, Any]:
@@ -141,34 +134,24 @@ def _fields_of(problem: Mapping[str, Any], where: Located, missing: list[str]) -
     if kind == "missing":
         return {"kind": "missing_key", "key": key}
     if kind in ("extra_forbidden", "invalid_key"):
-        keys, parent, name = list(where.section.model_fields), where.parent, where.name
+        keys, parent, name = list(where.section["properties"]), where.parent, where.name
         suggestion = nearest(name, [k for k in keys if join(parent, k) in missing]) or nearest(name, keys)
         if parent == "dataset" and any(name in dataset.model_fields for dataset in DATASETS.values()):
             suggestion = None  # no typing error, but a key of another data set
         return {"kind": "unknown_key", "key": key, "got": got, "allowed": ", ".join(keys), "suggestion": suggestion}
-    fields = {"kind": "invalid_value", "key": key, "got": got, "allowed": where.allowed or problem["msg"]}
+    allowed = allowed_for(key, where.schema) or problem["msg"]
+    fields = {"kind": "invalid_value", "key": key, "got": got, "allowed": allowed}
     if kind == "value_error" and isinstance(cause := problem["ctx"]["error"], InvalidValueError):
         return fields | {"key": join(key, cause.name), "got": cause.got, "allowed": cause.expected}
     if kind == "union_tag_invalid":  # the name of a data set
         name = got["name"]
-        return fields | invalid_choice(f"{key}.name", name, DATASETS)
-    return fields | {"suggestion": nearest(got, where.words)}
+        allowed, suggestion = choices(DATASETS), nearest(name, DATASETS)
+        return fields | {"key": f"{key}.name", "got": name, "allowed": allowed, "suggestion": suggestion}
+    return fields | {"suggestion": nearest(got, words_of(where.schema))}
 
 
-def invalid_choice(key: str, got: Any, words: Iterable[str]) -> dict[str, Any]:
-    """Return the fields of an error for a value that is none of the words."""
-    words = list(words)
-    return {
-        "kind": "invalid_value",
-        "key": key,
-        "got": got,
-        "allowed": choices(words),
-        "suggestion": nearest(got, words),
-    }
-
-
-def place_of(key: str, places: Mapping[str, Place], source: str) -> Place:
-    """Return the place of a dotted key, or else of the section that holds the key, or else of the file."""
-    while key and key not in places:
+def place_of(key: str, places: Mapping[str, Place]) -> Place:
+    """Return the place of a dotted key, or else of the section that holds the key, or else of the file, places[""]."""
+    while key not in places:
         key = key.rpartition(".")[0]
-    return places.get(key, Place(source))
+    return places[key]

@@ -1,28 +1,41 @@
-"""The fields of the schema as text: for error messages, `nvae config` and docs/config.md."""
+"""The fields of the schema as text: for error messages, `nvae config` and docs/config.md.
+
+Pydantic describes a section as a JSON schema. `schema_of` replaces the references in it, so that each key's description
+stands at its place.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
-
-from annotated_types import Ge, Gt, Le, Lt, MultipleOf
-from pydantic.fields import FieldInfo
+from typing import Any, NamedTuple
 
 from nvae.schema import AUTO, AUTO_KEYS, Section
 
+Schema = dict[str, Any]
+SECTION = "a section of 'key: value' lines"
+TYPES = {
+    "boolean": "True or False",
+    "string": "a text",
+    "integer": "a whole number",
+    "number": "a number",
+    "null": "null",
+}
+BOUNDS = {
+    "minimum": " from",
+    "exclusiveMinimum": " above",
+    "maximum": " to",
+    "exclusiveMaximum": " to below",
+    "multipleOf": ", a multiple of",
+}
+
 
 class Located(NamedTuple):
-    """A place in a config: the names of the section and of the key, and the schema's field at this place.
-
-    allowed: the allowed values as a noun phrase, '' for an unknown key. words: those that are listed texts.
-    """
+    """A place in a config: the names of the section and of the key, and their schemas ({} for an unknown key)."""
 
     parent: str
     name: str
-    section: type[Section]
-    allowed: str
-    words: list[str]
+    section: Schema
+    schema: Schema
 
     @property
     def key(self) -> str:
@@ -30,28 +43,39 @@ class Located(NamedTuple):
         return join(self.parent, self.name)
 
 
-def locate(model: type[Section], loc: Sequence[str | int]) -> Located:
-    """Follow the location that pydantic gives for a problem in a config of class `model`."""
+def schema_of(section: type[Section]) -> Schema:
+    """Return the JSON schema of a section, with all sections in it."""
+    schema = section.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def expanded(part: Any) -> Any:
+        if isinstance(part, list):
+            return [expanded(item) for item in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            part = definitions[part["$ref"].rpartition("/")[2]] | {k: v for k, v in part.items() if k != "$ref"}
+        return {key: expanded(value) for key, value in part.items()}
+
+    return expanded(schema)
+
+
+def locate(model: Schema, loc: Sequence[str | int]) -> Located:
+    """Follow the location that pydantic gives for a problem in a config of the schema `model`."""
     keys: list[str] = []
-    section: type[Section] = model
-    annotation: Any = model
+    section = schema = model
     for part in loc:
-        annotation = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-        options = sections_of(annotation)
-        if len(options) > 1:  # pydantic names the chosen member of a union, which is no key
-            annotation = section = next(o for o in options if part in get_args(o.model_fields["name"].annotation))
+        if "oneOf" in schema:  # pydantic names the chosen member of a union, which is no key
+            schema = section = next(s for s in schema["oneOf"] if part in words_of(s["properties"]["name"]))
             continue
         keys.append(str(part))
-        if options:
-            section = options[0]
-            field = section.model_fields.get(part) if isinstance(part, str) else None
-            annotation = Any if field is None else annotation_of(field)
-        elif get_origin(annotation) is tuple and isinstance(part, int):
-            annotation = get_args(annotation)[part]
+        if "properties" in schema:
+            section, schema = schema, schema["properties"].get(part, {})
+        elif "prefixItems" in schema and isinstance(part, int):
+            schema = schema["prefixItems"][part]
         else:
-            annotation = Any
-    parent, name = ".".join(keys[:-1]), keys[-1] if keys else ""
-    return Located(parent, name, section, allowed_for(join(parent, name), annotation), words_of(annotation))
+            schema = schema.get("items", {})
+    return Located(".".join(keys[:-1]), keys[-1] if keys else "", section, schema)
 
 
 def join(section: str, key: str | None) -> str:
@@ -59,25 +83,11 @@ def join(section: str, key: str | None) -> str:
     return ".".join(part for part in (section, key) if part)
 
 
-def annotation_of(field: FieldInfo) -> Any:
-    """Return the field's type together with its bounds, which pydantic stores separately."""
-    return Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
-
-
-def sections_of(annotation: Any) -> list[type[Section]]:
-    """Return the section classes that an annotation allows: none, one, or the members of a union."""
-    if get_origin(annotation) is Annotated:
-        return sections_of(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        return [section for part in get_args(annotation) for section in sections_of(part)]
-    return [annotation] if isinstance(annotation, type) and issubclass(annotation, Section) else []
-
-
-def words_of(annotation: Any) -> list[str]:
-    """Return the texts that an annotation lists as allowed."""
-    if get_origin(annotation) is Literal:
-        return [word for word in get_args(annotation) if isinstance(word, str)]
-    return [word for part in get_args(annotation) for word in words_of(part)]
+def words_of(schema: Schema) -> list[str]:
+    """Return the texts that the schema of a key lists as allowed."""
+    listed = [schema["const"]] if "const" in schema else schema.get("enum", [])
+    texts = [word for word in listed if isinstance(word, str)]
+    return texts + [word for part in schema.get("anyOf", []) for word in words_of(part)]
 
 
 def choices(values: Iterable[Any]) -> str:
@@ -86,49 +96,31 @@ def choices(values: Iterable[Any]) -> str:
     return f"{', '.join(rest)} or {last}" if rest else last
 
 
-def allowed_for(key: str, annotation: Any) -> str:
-    """Return the allowed values of a key with this type, `auto` included."""
-    allowed = allowed_values(annotation)
+def allowed_for(key: str, schema: Schema) -> str:
+    """Return the allowed values of a key with this schema, `auto` included."""
+    allowed = allowed_values(schema)
     return f"{allowed}, or {AUTO}" if key in AUTO_KEYS else allowed
 
 
-def allowed_values(annotation: Any) -> str:
-    """Return the allowed values of a type, such as 'a whole number from 1 to 8'; '' for an unknown type."""
-    bounds: list[Any] = []
-    if get_origin(annotation) is Annotated:
-        annotation, *metadata = get_args(annotation)
-        bounds = [b for m in metadata for b in (m.metadata if isinstance(m, FieldInfo) else [m])]
-    origin, parts = get_origin(annotation), get_args(annotation)
-    if sections := sections_of(annotation):
-        return sections[0].ALLOWED
-    if origin is Literal:
-        return choices(parts)
-    if origin in (Union, UnionType):
-        phrases = [allowed_values(part) for part in parts if part is not NoneType]
-        return ", or ".join([*phrases, "null"] if NoneType in parts else phrases)
-    if origin is tuple:
-        if parts[-1] is Ellipsis:  # of any length
-            return f"a list, each {allowed_values(parts[0])}"
-        return f"a list: {', '.join(map(allowed_values, parts))}"
-    names = {bool: "True or False", str: "a text", int: "a whole number", float: "a number"}
-    return " ".join([names.get(annotation, ""), _range(bounds)]).strip()
-
-
-def _range(bounds: Iterable[Any]) -> str:
-    low = high = multiple = ""
-    for bound in bounds:
-        match bound:
-            case Ge(ge=value):
-                low = f"from {_number(value)}"
-            case Gt(gt=value):
-                low = f"above {_number(value)}"
-            case Le(le=value):
-                high = f"to {_number(value)}"
-            case Lt(lt=value):
-                high = f"to below {_number(value)}"
-            case MultipleOf(multiple_of=value):
-                multiple = f", a multiple of {_number(value)}"
-    return f"{low} {high}{multiple}".strip()
+def allowed_values(schema: Schema) -> str:
+    """Return the allowed values of a schema, such as 'a whole number from 1 to 8'; '' for an unknown type."""
+    match schema:
+        case {"allowed": str(phrase)}:  # a section with a short form
+            return phrase
+        case {"properties": _} | {"oneOf": _}:
+            return SECTION
+        case {"const": value}:
+            return choices([value])
+        case {"enum": values}:
+            return choices(values)
+        case {"anyOf": parts}:
+            return ", or ".join(map(allowed_values, parts))
+        case {"prefixItems": parts}:
+            return f"a list: {', '.join(map(allowed_values, parts))}"
+        case {"items": part}:
+            return f"a list, each {allowed_values(part)}"
+    bounds = [f"{words} {_number(schema[bound])}" for bound, words in BOUNDS.items() if bound in schema]
+    return "".join([TYPES.get(schema.get("type", ""), ""), *bounds])
 
 
 def _number(value: float) -> str:

@@ -1,7 +1,8 @@
-"""Translate files that earlier versions wrote: renamed config keys and values, new keys, renamed weights.
+"""Translate files that earlier versions wrote: renamed config keys and values, renamed weights.
 
 A renamed key stays readable in all later versions, in YAML files and in checkpoints, for every family.
-`checkpoint.VERSION` counts the changes.
+`checkpoint.VERSION` counts the changes. The default of a new key is the behavior of before the key existed, so that a
+resolved config without the key keeps its meaning.
 """
 
 from __future__ import annotations
@@ -18,39 +19,6 @@ RENAMED_KEYS = {
     "postprocess_doubling": "postprocess_upsample",
     "temperature_on_floor": "temperature_scales_min_sigma",
 }
-RENAMED_VALUES = {("pixel_range", "centred"): "centered"}
-# Keys added after version 1, and the earlier behavior: the value of the key in a resolved config without the key.
-NEW_KEYS: dict[str, Any] = {
-    "dataset.encoder_input": "binary",
-    "dataset.split_seed": 0,  # validation_images of a downloaded data set is null by default; toy_faces has another
-    "dataset.max_image_pixels": 64_000_000,  # earlier versions had no limit; the default lets their runs resume
-    "dataset.random_crop": 0,
-    "dataset.dequantize": False,
-    "dataset.fit": "crop",
-    "dataset.background": "white",
-    "dataset.percentiles": None,
-    "dataset.min_image_size": 1,
-    "training_parameters.deterministic": False,
-    "training_parameters.optimizer": "adamax",
-    "training_parameters.optimizer_epsilon": 1e-3,
-    "training_parameters.optimizer_betas": [0.9, 0.999],
-    "training_parameters.gradient_skip_threshold": None,
-    "training_parameters.ema_decay": None,
-    "training_parameters.workers": None,
-    "training_parameters.wandb": None,
-    "training_parameters.learning_rate_schedule": "cosine",
-    "training_parameters.learning_rate_update": "step",
-    "training_parameters.plateau_patience": 10,
-    "training_parameters.plateau_factor": 0.5,
-    "training_parameters.early_stopping_patience": None,
-    "training_parameters.gradient_accumulation": 1,
-    "training_parameters.loss_scale": "nats",
-    "training_parameters.max_recoveries": 3,  # of no effect on a model
-    "training_parameters.sync_batch_norm": True,
-    "training_parameters.keep_every": None,
-    "training_parameters.evaluate_quality_every": None,
-    "training_parameters.keep_best": True,  # as the default: no number of a training depends on the key
-}
 # The keys of version 1's data sets. Its section `dataset` had all of these keys, whatever the name; only such a section
 # does. A key may belong to more data sets today, with another meaning.
 OLD_DATASETS = {
@@ -64,30 +32,22 @@ OLD_DATASET_KEYS = set().union(*OLD_DATASETS.values())
 RENAMED_MODULES = {"gate": "se", "spread": "depthwise"}  # parts of the name of a weight
 
 
-def migrate_key(key: str) -> str:
-    """Return the present name of a key."""
-    return RENAMED_KEYS.get(key, key)
-
-
 def migrate_keys(data: Mapping[Any, Any]) -> dict[Any, Any]:
     """Return a dictionary by keys of a config with their present names.
 
     An old key beside its new name stays, so that validation reports an unknown key.
     """
-    return {key if migrate_key(key) in data else migrate_key(key): value for key, value in data.items()}
+    return {key if RENAMED_KEYS.get(key) in data else RENAMED_KEYS.get(key, key): value for key, value in data.items()}
 
 
 def migrate_config(data: Mapping[Any, Any]) -> dict[Any, Any]:
     """Return a config's dictionary with the present keys and values; keys of other data sets are removed."""
     migrated = migrate_keys(data)
-    for (key, old), new in RENAMED_VALUES.items():
-        if migrated.get(key) == old:
-            migrated[key] = new
+    if migrated.get("pixel_range") == "centred":
+        migrated["pixel_range"] = "centered"
     dataset = migrated.get("dataset")
     if isinstance(dataset, dict) and dataset.keys() >= OLD_DATASET_KEYS:
-        name = dataset.get("name", "folder")
-        own = OLD_DATASETS.get(name, OLD_DATASET_KEYS) if isinstance(name, str) else OLD_DATASET_KEYS
-        others = OLD_DATASET_KEYS - own
+        others = OLD_DATASET_KEYS - OLD_DATASETS.get(str(dataset.get("name", "folder")), OLD_DATASET_KEYS)
         migrated["dataset"] = {key: value for key, value in dataset.items() if key not in others}
     return migrated
 

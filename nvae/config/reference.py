@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from nvae.config import flat
-from nvae.config.fields import allowed_for, annotation_of, sections_of, words_of
+from nvae.config.fields import Schema, allowed_for, schema_of
 from nvae.models.families import FAMILIES, config_class
-from nvae.schema import DATASETS, DatasetConfig, ModelConfig, Section, TrainingParameters
+from nvae.schema import DATASETS, DatasetConfig, ModelConfig, TrainingParameters
 
 INTRODUCTION = """\
 One YAML file defines a model completely. A file holds `key: value` lines; the keys of the data set are indented below
@@ -46,27 +46,27 @@ def reference(families: Sequence[str] = tuple(FAMILIES)) -> list[Table]:
 
     A family's table holds its own keys, and keys whose default the family or one of its presets changes.
     """
-    models = {name: config_class({"family": name}) for name in families}
-    general = Table("Every family", [row for row in _rows(ModelConfig) if row.key != "family"])
-    schedule = Table("Training schedule", _rows(TrainingParameters, "training_parameters."))
+    general = Table("Every family", [row for row in _rows(schema_of(ModelConfig)) if row.key != "family"])
+    schedule = Table("Training schedule", _rows(schema_of(TrainingParameters), "training_parameters."))
     own, own_schedules = [], []
-    for name, model in models.items():
+    for name in families:
+        model = config_class({"family": name})
         presets = {preset: flat(values) for sets in model.PRESETS.values() for preset, values in sets.items()}
-        section = sections_of(model.model_fields["training_parameters"].annotation)[0]
-        own.append(_differing(f"Family {name}", _rows(model, "", presets), general))
-        rows = _rows(section, "training_parameters.", presets)
+        schema = schema_of(model)
+        own.append(_differing(f"Family {name}", _rows(schema, "", presets), general))
+        rows = _rows(schema["properties"]["training_parameters"], "training_parameters.", presets)
         own_schedules.append(_differing(f"Training schedule of family {name}", rows, schedule))
-    shared = Table("Every data set", _rows(DatasetConfig, "dataset."))
-    datasets = [
-        _differing(f"Data set {_names(dataset)}", _rows(dataset, "dataset."), shared)
-        for dataset in dict.fromkeys(DATASETS.values())
-    ]
+    shared = Table("Every data set", _rows(schema_of(DatasetConfig), "dataset."))
+    datasets = []
+    for dataset in dict.fromkeys(DATASETS.values()):
+        names = ", ".join(name for name in DATASETS if DATASETS[name] is dataset)
+        datasets.append(_differing(f"Data set {names}", _rows(schema_of(dataset), "dataset."), shared))
     return [general, *own, shared, *datasets, schedule, *(table for table in own_schedules if table.rows)]
 
 
 def dataset_keys(name: str) -> Table:
     """Return the table of all keys of one data set."""
-    return Table(f"Data set {name}", _rows(DATASETS[name], "dataset."))
+    return Table(f"Data set {name}", _rows(schema_of(DATASETS[name]), "dataset."))
 
 
 def as_markdown(tables: Sequence[Table]) -> str:
@@ -93,27 +93,21 @@ def as_text(tables: Sequence[Table]) -> str:
     return "\n".join(lines).rstrip()
 
 
-def _names(dataset: type[DatasetConfig]) -> str:
-    return ", ".join(words_of(dataset.model_fields["name"].annotation))
-
-
 def _differing(title: str, rows: list[Row], general: Table) -> Table:
     return Table(title, [row for row in rows if row not in general.rows])
 
 
-def _rows(
-    section: type[Section], prefix: str = "", presets: Mapping[str, Mapping[str, Any]] | None = None
-) -> list[Row]:
+def _rows(schema: Schema, prefix: str = "", presets: Mapping[str, Mapping[str, Any]] | None = None) -> list[Row]:
     """Return the keys of a section, without `dataset` and `training_parameters`, which have their own tables."""
     rows = []
-    for name, field in section.model_fields.items():
+    for name, field in schema["properties"].items():
         if name in ("dataset", "training_parameters"):
             continue
         key = prefix + name
-        default = "" if field.is_required() else _text(field.get_default())
+        default = "" if name in schema.get("required", []) else _text(field["default"])
         special = [f"{preset}: {_text(values[key])}" for preset, values in (presets or {}).items() if key in values]
         default += f" ({', '.join(special)})" if special else ""
-        rows.append(Row(key, allowed_for(key, annotation_of(field)), default, field.description or ""))
+        rows.append(Row(key, allowed_for(key, field), default, field["description"]))
     return rows
 
 
@@ -121,8 +115,8 @@ def _text(value: Any) -> str:
     """Return a default as written in a YAML file."""
     if value is None:
         return "null"
-    if isinstance(value, Section):
-        return "{" + ", ".join(f"{key}: {_text(part)}" for key, part in value) + "}"
-    if isinstance(value, tuple):
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_text(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list):
         return f"[{', '.join(map(_text, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -44,49 +44,48 @@ def _problem(text: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
 
 
 def read_yaml(text: str, source: str) -> tuple[dict[str, Any], dict[str, Place]]:
-    """Return the dictionary of a YAML text, and the place of every dotted key. Raises ConfigError."""
+    """Return the dictionary of a YAML text, and the place of every dotted key and, as `""`, of the text.
+
+    Raises ConfigError.
+    """
     if len(text) > MAX_CHARACTERS:
         raise ConfigError("invalid_yaml", place=Place(source), got=f"more than {MAX_CHARACTERS:,} characters")
+    places: dict[str, Place] = {}
+    visited: set[int] = set()  # sections: aliases may repeat them
+
+    def add_places(node: yaml.Node | None, prefix: str = "") -> None:
+        if not isinstance(node, yaml.MappingNode) or id(node) in visited:
+            return
+        visited.add(id(node))
+        for key_node, value_node in node.value:
+            key, place = f"{prefix}{key_node.value}", Place(source, key_node.start_mark.line + 1)
+            if key in places:
+                raise ConfigError("duplicate_key", key=key, place=place, got=places[key].line)
+            places[key] = place
+            add_places(value_node, f"{key}.")
+
+    problem, line = "a section contains itself, or sections are nested too deeply", None
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        places: dict[str, Place] = {}
-        _add_places(node, source, "", places, set())
+        add_places(node)
         data = loader.construct_document(node) if node is not None else {}
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise ConfigError("invalid_yaml", place=Place(source, line), got=error.reason) from None
+        problem, line = error.reason, text.count("\n", 0, error.position) + 1
     except yaml.MarkedYAMLError as error:
-        place = Place(source, error.problem_mark.line + 1 if error.problem_mark else None)
-        raise ConfigError("invalid_yaml", place=place, got=error.problem) from None
+        problem, line = str(error.problem), error.problem_mark.line + 1 if error.problem_mark else None
     except RecursionError:
-        raise ConfigError(
-            "invalid_yaml", place=Place(source), got="a section contains itself, or sections are nested too deeply"
-        ) from None
-    if not isinstance(data, dict):
-        raise ConfigError("invalid_value", place=Place(source), got=data, allowed="a file of 'key: value' lines")
-    return data, places
+        pass
+    else:
+        if not isinstance(data, dict):
+            raise ConfigError("invalid_value", place=Place(source), got=data, allowed="a file of 'key: value' lines")
+        return data, places | {"": Place(source)}
+    raise ConfigError("invalid_yaml", place=Place(source, line), got=problem)
 
 
 def read_value(text: str) -> Any:
     """Return the value of a YAML text, such as the value of an override. Raises ValueError."""
-    if len(text) > MAX_CHARACTERS:
-        raise ValueError(text)
     try:
         return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
     except (yaml.YAMLError, RecursionError):
         raise ValueError(text) from None
-
-
-def _add_places(node: yaml.Node | None, source: str, prefix: str, places: dict[str, Place], visited: set[int]) -> None:
-    """Record the line of every key; visit a section only once, even if aliases repeat the section."""
-    if not isinstance(node, yaml.MappingNode) or id(node) in visited:
-        return
-    visited.add(id(node))
-    for key_node, value_node in node.value:
-        key, line = f"{prefix}{key_node.value}", key_node.start_mark.line + 1
-        if key in places:
-            first = places[key].line
-            raise ConfigError("duplicate_key", key=key, place=Place(source, line), got=first)
-        places[key] = Place(source, line)
-        _add_places(value_node, source, f"{key}.", places, visited)

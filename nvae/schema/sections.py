@@ -7,7 +7,7 @@ model is built.
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import Annotated, ClassVar, NoReturn
+from typing import Annotated, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -32,7 +32,6 @@ class Section(BaseModel):
     """Strict: no unknown keys, no silent conversions, no NaN or infinity, no changes after validation."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-    ALLOWED: ClassVar[str] = "a section of 'key: value' lines"  # how messages and the reference call its values
 
     def refuse(self, key: str, expected: str) -> NoReturn:
         """Raise InvalidValueError for the value of a dotted key."""

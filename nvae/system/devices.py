@@ -16,27 +16,15 @@ def choose_device(name: str | None = None, index: int = 0) -> torch.device:
 
     index: of the CUDA device, where the name has none.
     """
-    available = available_devices()
-    if name is None or name == "cuda":
-        wanted = f"cuda:{index}"
-        if "cuda:0" in available and wanted not in available:
-            raise UserError(
-                f"this machine has no device '{wanted}': got {index + 1} processes, expected at most one for each GPU. "
-                "Use fewer processes on this machine, or the device cpu."
-            )
-        if wanted in available:
-            return torch.device(wanted)
-    if name is None:
-        return torch.device(available[0])
-    if name not in available:
-        raise UserError(f"this machine has no device '{name}'; expected {' or '.join(available)}.")
-    return torch.device(name)
-
-
-def available_devices() -> list[str]:
-    """Return the names of this machine's devices, the fastest type first."""
     cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return [*cuda, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+    available = [*cuda, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+    if cuda and name in (None, "cuda"):
+        name = f"cuda:{index}"
+    name = available[0] if name is None else name
+    if name not in available:
+        advice = " Use at most one process for each GPU of this machine." if index else ""
+        raise UserError(f"this machine has no device '{name}': expected {' or '.join(available)}.{advice}")
+    return torch.device(name)
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -66,7 +54,8 @@ def set_deterministic(deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first matrix product on a GPU
     torch.backends.cudnn.benchmark = not deterministic  # all batches have the same shape, so that a search pays off
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # no number depends on this memory
+    # No number depends on this memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # set by the module's class
 
 
 def set_fast_defaults() -> None:
@@ -78,11 +67,8 @@ def set_fast_defaults() -> None:
     Results change only by rounding.
     """
     torch.backends.cudnn.benchmark = True
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    if mallopt is None:  # another C library
         return
     trim_threshold, top_pad, mmap_max = -1, -2, -4  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX of malloc.h
     mallopt(mmap_max, 0)

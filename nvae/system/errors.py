@@ -35,13 +35,7 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the error with its fields, whatever arguments its class has: ranks tell each other their errors."""
-        return _unpickled, (type(self), self.args, self.__dict__)
-
-
-def _unpickled(cls: type[UserError], args: tuple[Any, ...], fields: dict[str, Any]) -> UserError:
-    error = cls.__new__(cls, *args)
-    error.__dict__.update(fields)
-    return error
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
 class InvalidValueError(UserError, ValueError):

@@ -69,10 +69,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     The temporary folder is removed on errors. Raises UserError as `check_new_folder` does, and WriteError for an
     OSError, including one raised while the caller writes.
     """
-    check_new_folder(path)
     target = Path(path).resolve()
     temporary = temporary_path(target)
     try:
+        check_new_folder(path)
         temporary.mkdir(parents=True)
         try:
             yield temporary
@@ -88,11 +88,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 def check_new_folder(path: str | Path) -> None:
     """Raise UserError if something other than an empty folder exists at `path`."""
     path = Path(path)
-    try:
-        is_new = not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir()))
-    except OSError as error:
-        raise WriteError(path, error) from error
-    if not is_new:
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"'{path}' exists and is not an empty folder. Name another folder, or delete this one.")
 
 
@@ -102,9 +98,8 @@ def unused_path(folder: str | Path, stem: str, suffix: str, is_free: Callable[[P
     is_free: decides whether a path is free (default: nothing exists there). To reserve the path, let `is_free` create
     the file and return whether that succeeded.
     """
-    is_free = is_free or (lambda path: not os.path.lexists(path))
-    numbered = (Path(folder, f"{stem}_{number}{suffix}") for number in itertools.count(2))
-    return next(filter(is_free, itertools.chain([Path(folder, stem + suffix)], numbered)))
+    paths = (Path(folder, f"{stem}{'' if number == 1 else f'_{number}'}{suffix}") for number in itertools.count(1))
+    return next(filter(is_free or (lambda path: not os.path.lexists(path)), paths))
 
 
 def link_or_copy(path: str | Path, target: str | Path) -> None:

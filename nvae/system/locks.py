@@ -93,19 +93,17 @@ def _acquire(file_lock: FileLock, timeout: float) -> bool:
 
     timeout: seconds; -1 waits as long as another process holds the lock.
     """
-    path = Path(file_lock.lock_file)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         file_lock.acquire(timeout=timeout)
+        return True
     except Timeout:
         raise
     except OSError as error:
         if isinstance(error, FileNotFoundError) and timeout < 0:  # the holder removed the folder, as it was empty
             return _acquire(file_lock, timeout)
-        if error.errno not in NO_LOCKS:
-            raise WriteError(path, error) from error
-        return False
-    return True
+        if error.errno in NO_LOCKS:
+            return False
+        raise WriteError(file_lock.lock_file, error) from error
 
 
 def _release(file_lock: FileLock, *files: Path) -> None:
@@ -127,7 +125,6 @@ def _write_holder(path: Path) -> None:
 def _holder(path: Path) -> str:
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
-        text = "process {process} on host {host} since {started}".format(**holder)
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):  # just starting, or damaged
+        return "process {process} on host {host} since {started}".format(**holder)
+    except (OSError, ValueError, TypeError, LookupError):  # just starting, or damaged
         return "another process"
-    return text if text.isprintable() and len(text) < 200 else "another process"

@@ -18,6 +18,7 @@ from nvae.system.signals import ending_at_once
 
 # The other ranks wait while the first one saves and draws. A process that ends is noticed without a timeout.
 TIMEOUT = timedelta(hours=1)
+CONNECTION_WORDS = ("connection", "gloo", "nccl", "socket", "timed out")
 BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "cpu": "gloo"}  # NCCL for the tensors of GPUs, gloo for all others
 
 _Value = TypeVar("_Value")
@@ -73,14 +74,13 @@ class Ranks:
         result: list[Any] = [None]
         if self.is_first:
             try:
-                result = [(function(), None)]
+                result = [function()]
             except UserError as error:
-                result = [(None, error)]
+                result = [error]
         dist.broadcast_object_list(result, device=torch.device("cpu"))
-        value, error = result[0]
-        if error is not None:
-            raise error
-        return value
+        if isinstance(result[0], UserError):
+            raise result[0]
+        return result[0]
 
     def any_number(self, number: int | None) -> int | None:
         """Return the largest number that a rank gives, or None."""
@@ -149,28 +149,18 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
         raise UserError(f"got several processes on the device '{device}', expected cuda or cpu. Use one process.")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    with explained_connection():
+    try:
         with ending_at_once():  # waits for the other processes, of which one may have failed; nothing is open yet
             dist.init_process_group(BACKENDS[device.type], timeout=TIMEOUT)
         try:
             yield Ranks(dist.get_rank(), dist.get_world_size(), local_index())
         finally:
             dist.destroy_process_group()
-
-
-CONNECTION_WORDS = ("connection", "gloo", "nccl", "socket", "timed out")
-
-
-@contextmanager
-def explained_connection() -> Iterator[None]:
-    """Turn the errors of a lost connection into a UserError."""
-    try:
-        yield
     except RuntimeError as error:  # dist.DistError is one; gloo raises plain RuntimeErrors
-        text = str(error).lower()
-        if not isinstance(error, dist.DistError) and not any(word in text for word in CONNECTION_WORDS):
+        text = str(error)
+        if not isinstance(error, dist.DistError) and not any(word in text.lower() for word in CONNECTION_WORDS):
             raise
         raise UserError(
             "the connection to another process of this training was lost, so that all end. The last checkpoint is "
-            f"intact; the message of the process that ended first says why ({str(error).splitlines()[0][:200]})."
+            f"intact; the message of the process that ended first says why ({text.splitlines()[0][:200]})."
         ) from error

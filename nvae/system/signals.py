@@ -18,17 +18,11 @@ class StopRequest:
     signal: int | None = None
 
 
-class Interrupted(KeyboardInterrupt):
-    """SIGTERM or SIGHUP, by its number, at a place where nothing can be finished first."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
     """Record the first SIGINT, SIGTERM or SIGHUP in the StopRequest; raise KeyboardInterrupt for a later SIGINT.
+
+    Outside of the main thread, no signal is recorded.
 
     A closed terminal sends SIGHUP twice, and a launcher sends SIGTERM after Ctrl-C, so that only a second Ctrl-C asks
     to quit at once. The earlier handlers are restored on exit.
@@ -38,10 +32,10 @@ def stop_requests() -> Iterator[StopRequest]:
     def record(number: int, frame: FrameType | None) -> None:
         if request.signal is None:
             request.signal = number
-            _print_error(
-                "\nFinishing this step and saving. Press Ctrl-C again to quit now (loses the progress since the last "
-                "checkpoint)."
-            )
+            text = "Finishing this step and saving. Press Ctrl-C again to quit now (loses the progress since the last "
+            # The standard error may be closed, gone, or in use by the code that the signal interrupted.
+            with suppress(OSError, ValueError, RuntimeError):
+                print(f"\n{text}checkpoint).", file=sys.stderr, flush=True)
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
 
@@ -51,11 +45,11 @@ def stop_requests() -> Iterator[StopRequest]:
 
 @contextmanager
 def hangups(interrupt: bool) -> Iterator[None]:
-    """Make SIGTERM and SIGHUP (a closed terminal) raise Interrupted, a KeyboardInterrupt, or ignore them."""
+    """Make SIGTERM and SIGHUP (a closed terminal) raise KeyboardInterrupt with their number, or ignore them."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         if interrupt:
-            raise Interrupted(number)
+            raise KeyboardInterrupt(number)
 
     with _handled_by(handle, *HANGUPS):
         yield
@@ -64,27 +58,21 @@ def hangups(interrupt: bool) -> Iterator[None]:
 @contextmanager
 def ending_at_once() -> Iterator[None]:
     """Let SIGINT, SIGTERM and SIGHUP end the process at once, for a wait in which Python cannot handle them."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
-        yield
-        return
     with _handled_by(signal.SIG_DFL, signal.SIGINT, *HANGUPS):
         yield
 
 
-def _print_error(message: str) -> None:
-    """Print to the standard error, which may be closed, gone, or in use by the code that the signal interrupted."""
-    with suppress(OSError, ValueError, RuntimeError):
-        print(message, file=sys.stderr, flush=True)
-
-
 @contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], None] | signal.Handlers, *signals: int) -> Iterator[None]:
-    """Handle signals, but for a SIGHUP that the caller of the program ignores, as nohup does."""
-    before = {
-        number: signal.signal(number, handler)
-        for number in signals
-        if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) is not signal.SIG_IGN
-    }
+    """Handle signals, but for a SIGHUP that the caller of the program ignores, as nohup does.
+
+    Outside of the main thread, which alone can handle signals, do nothing.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in signals:
+            if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handler)
     try:
         yield
     finally:

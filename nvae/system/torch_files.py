@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import hashlib
 import pickle
@@ -12,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,9 +93,8 @@ def explained_reading(path: Path, expected: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:  # damaged files make zipfile and torch raise almost anything
-        is_of_system = (
-            isinstance(error, OSError) and error.errno != errno.EINVAL
-        )  # EINVAL: the file names a wrong place
+        # EINVAL: the file names a wrong place in itself.
+        is_of_system = isinstance(error, OSError) and error.errno != errno.EINVAL
         if is_of_system or "unable to mmap" in str(error):
             reason = getattr(error, "strerror", None) or str(error)
             raise CheckpointError(
@@ -130,41 +129,33 @@ def _check_records(path: Path, expected: str) -> None:
 
 
 def in_memory(value: Any, max_size: int) -> Any:
-    """Return nested containers with plain values and copies of their tensors, which may be in a mapped file.
+    """Return a deep copy of nested containers with plain values and tensors, which may be in a mapped file.
+
+    Tensors that share a storage share one in the copy too.
 
     max_size: the size of the file. Its values and storages together cannot be more, unless a hostile file repeats them.
     Raises ValueError for more, and for anything that is no dense, real tensor with a whole storage.
     """
-    storages: dict[tuple[int, int], torch.UntypedStorage] = {}
-    left = max_size
-
-    def use(size: int) -> None:
-        nonlocal left
-        left -= size
+    left, parts, storages = max_size, [value], set()
+    while parts:
+        part = parts.pop()
+        left -= 1
+        if isinstance(part, dict):
+            parts += [*part, *part.values()]
+        elif type(part) in (list, tuple):
+            parts += part
+        elif isinstance(part, Tensor) and part.device.type == "cpu" and not part.is_complex():
+            storage = part.untyped_storage()  # not of a sparse tensor
+            if part.numel() * part.itemsize > storage.nbytes():  # expanded, by strides of zero
+                raise ValueError("a tensor is larger than its storage")
+            if (place := (storage.data_ptr(), storage.nbytes())) not in storages:
+                storages.add(place)
+                left -= storage.nbytes()
+        elif type(part) not in PLAIN:
+            raise ValueError(f"got {type(part).__name__}, expected tensors and plain values")
         if left < 0:
             raise ValueError("the content is larger than the file")
-
-    def copied(value: Any) -> Any:
-        use(1)
-        if isinstance(value, dict):
-            return {copied(key): copied(part) for key, part in value.items()}
-        if type(value) in (list, tuple):
-            return type(value)(map(copied, value))
-        if type(value) in PLAIN:
-            return value
-        if not isinstance(value, Tensor) or value.is_complex():
-            raise ValueError(f"got {type(value).__name__}, expected tensors and plain values")
-        storage = value.untyped_storage()  # not of a sparse tensor
-        if value.numel() * value.itemsize > storage.nbytes():  # expanded, by strides of zero
-            raise ValueError("a tensor is larger than its storage")
-        place = storage.data_ptr(), storage.nbytes()
-        if place not in storages:
-            use(storage.nbytes())
-            storages[place] = storage.clone()
-        copy = torch.empty(0, dtype=value.dtype)
-        return copy.set_(storages[place], value.storage_offset(), value.shape, value.stride())
-
-    return copied(value)
+    return copy.deepcopy(value)
 
 
 def content_digest(content: dict[str, Any]) -> str:
@@ -197,6 +188,6 @@ def content_digest(content: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def tensor_bytes(tensor: Tensor) -> np.ndarray:
-    """Return a tensor's numbers as bytes (N,), uint8, in the order of its indices."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """Return a tensor's numbers as bytes, in the order of its indices."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import signal
-import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -145,9 +144,7 @@ class _Training:
 
     def _train_and_recover(self) -> None:
         """Train to the end; a training that diverges goes back to the last checkpoint and continues from there."""
-        # Python handles signals in the main thread only.
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        with stop_requests() if in_main_thread else nullcontext(StopRequest()) as stop:
+        with stop_requests() as stop:
             self.stop = stop
             while True:
                 try:

@@ -387,25 +387,51 @@ def test_resolved_config_loads_as_the_same_config(style, overrides):
     assert set(yaml.safe_load(text)) == {"resolved", *type(config).model_fields}
 
 
-@pytest.mark.parametrize("before", ["left", "right"])
-def test_key_newer_than_a_resolved_config_takes_the_behavior_of_before(monkeypatch, before):
-    """A file of a version that did not know `flow_columns`: neither the style nor a later default decides."""
-    config = parse_config(SMALL, ["style=nvlabs"])
-    old = {key: value for key, value in config.model_dump().items() if key != "flow_columns"}
-    monkeypatch.setitem(migrations.NEW_KEYS, "flow_columns", before)
-    monkeypatch.setitem(STYLES["nvlabs"], "flow_columns", {"left": "right", "right": "left"}[before])
-    expected = config.model_copy(update={"flow_columns": before})
-    assert config_from_dict(old, "a checkpoint", resolved=True) == expected
-    assert parse_config(yaml.safe_dump({"resolved": True} | old)) == expected
-    assert config_from_dict(old, "a new file").flow_columns != before
+# Keys added after version 1, and the earlier behavior: the value of the key in a resolved config without the key. The
+# defaults are these values. Who changes a default has to migrate the files without the key.
+NEW_KEYS = {
+    "dataset.encoder_input": "binary",
+    "dataset.split_seed": 0,  # validation_images of a downloaded data set is null by default; toy_faces has another
+    "dataset.max_image_pixels": 64_000_000,  # earlier versions had no limit; the default lets their runs resume
+    "dataset.random_crop": 0,
+    "dataset.dequantize": False,
+    "dataset.fit": "crop",
+    "dataset.background": "white",
+    "dataset.percentiles": None,
+    "dataset.min_image_size": 1,
+    "training_parameters.deterministic": False,
+    "training_parameters.optimizer": "adamax",
+    "training_parameters.optimizer_epsilon": 1e-3,
+    "training_parameters.optimizer_betas": [0.9, 0.999],
+    "training_parameters.gradient_skip_threshold": None,
+    "training_parameters.ema_decay": None,
+    "training_parameters.workers": None,
+    "training_parameters.wandb": None,
+    "training_parameters.learning_rate_schedule": "cosine",
+    "training_parameters.learning_rate_update": "step",
+    "training_parameters.plateau_patience": 10,
+    "training_parameters.plateau_factor": 0.5,
+    "training_parameters.early_stopping_patience": None,
+    "training_parameters.gradient_accumulation": 1,
+    "training_parameters.loss_scale": "nats",
+    "training_parameters.max_recoveries": 3,  # of no effect on a model
+    "training_parameters.sync_batch_norm": True,
+    "training_parameters.keep_every": None,
+    "training_parameters.evaluate_quality_every": None,
+    "training_parameters.keep_best": True,  # as the default: no number of a training depends on the key
+}
 
 
 def test_key_newer_than_a_resolved_config_does_not_take_the_styles_default():
-    """Without an entry in NEW_KEYS; in a section too."""
+    """A file of a version that did not know two of the style's keys, one of them in a section."""
     old = parse_config(SMALL, ["style=nvlabs"]).model_dump()
     del old["flow_columns"], old["training_parameters"]["spectral_exponent"]
-    config = config_from_dict(old, "a checkpoint", resolved=True)
-    assert (config.flow_columns, config.training_parameters.spectral_exponent) == ("right", 2)
+    for config in (
+        config_from_dict(old, "a checkpoint", resolved=True),
+        parse_config(yaml.safe_dump({"resolved": True} | old)),
+    ):
+        assert (config.flow_columns, config.training_parameters.spectral_exponent) == ("right", 2)
+    assert config_from_dict(old, "a new file").flow_columns == "left"
 
 
 @pytest.mark.parametrize("style", ["seed", "nvlabs"])
@@ -416,7 +442,7 @@ def test_config_of_a_version_1_checkpoint_keeps_its_meaning(root, style, ending)
     old = flat(migrations.migrate_config(torch.load(path, weights_only=True)["config"]))
     config = flat(load(path)["config"].model_dump())
     assert {key: config[key] for key in old} == old
-    newer = {key: value for key, value in migrations.NEW_KEYS.items() if key in config}
+    newer = {key: value for key, value in NEW_KEYS.items() if key in config}
     assert config.keys() - old.keys() == newer.keys()
     for key, value in newer.items():
         assert config[key] == (tuple(value) if isinstance(value, list) else value)

@@ -25,6 +25,16 @@ def test_choose_device_prefers_the_fastest(monkeypatch, gpus, mps, name, expecte
     assert choose_device(name) == torch.device(expected)
 
 
+def test_choose_device_gives_each_process_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [choose_device(name, 1) for name in (None, "cuda", "cuda:0")] == [
+        torch.device(name) for name in ("cuda:1", "cuda:1", "cuda:0")
+    ]
+    with pytest.raises(UserError, match="'cuda:2'.*cuda:0.*process"):
+        choose_device(None, 2)
+
+
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cpu:3"])
 def test_choose_device_refuses_a_missing_device(name):
     with pytest.raises(UserError, match=f"'{name}'.*cpu"):
@@ -32,10 +42,7 @@ def test_choose_device_refuses_a_missing_device(name):
 
 
 def test_set_fast_defaults_works_without_glibc(monkeypatch):
-    def missing(name):
-        raise OSError("no C library")
-
-    monkeypatch.setattr(ctypes, "CDLL", missing)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     set_fast_defaults()
     assert torch.backends.cudnn.benchmark

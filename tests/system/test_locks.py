@@ -141,7 +141,7 @@ def test_threads_take_turns_one_at_a_time(lock, monkeypatch):
     assert (len(turns), max(most)) == (80, 1)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"process": "x"}', '{"process": 1, "host": "a\\nb", "started": "x"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"process": "x"}'])
 def test_lock_with_a_damaged_name_of_its_holder_is_held_all_the_same(lock, text, monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.01)
     with run_lock(lock, "little", fail):

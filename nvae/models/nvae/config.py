@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from nvae.schema import AUTO, MAX_SIZE, WARMUPS, Channels, ModelConfig, Rate, Section, TrainingParameters
 
@@ -65,7 +65,9 @@ STYLES: dict[str, dict[str, Any]] = {
 class Towers(Section):
     """A number for the bottom-up (encoder) and one for the top-down (decoder) network."""
 
-    ALLOWED: ClassVar[str] = "a whole number for both towers, or a section with encoder and decoder"
+    model_config = ConfigDict(
+        json_schema_extra={"allowed": "a whole number for both towers, or a section with encoder and decoder"}
+    )
 
     encoder: Channels = Field(description="The number in the bottom-up network.")
     decoder: Channels = Field(description="The number in the top-down network.")
@@ -187,9 +189,10 @@ class NVAEConfig(ModelConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _style_defaults(cls, data: Any) -> Any:
-        """Use the style's values for the keys that the file leaves out."""
-        if not isinstance(data, dict) or not isinstance(data.get("style", "mgp123"), str):
+    def _style_defaults(cls, data: Any, info: ValidationInfo) -> Any:
+        """Use the style's values for the keys that the file leaves out, unless the file is a resolved config."""
+        resolved = isinstance(info.context, dict) and info.context["resolved"]
+        if resolved or not isinstance(data, dict) or not isinstance(data.get("style", "mgp123"), str):
             return data
         style = STYLES.get(data.get("style", "mgp123"), {})
         if style:  # the original has no other model of a single group
