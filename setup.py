@@ -5,5 +5,9 @@ from setuptools import find_namespace_packages, setup
 setup(
     packages=[*find_namespace_packages(include=["nvae", "nvae.*"]), "nvae.model_configs"],
     package_dir={"nvae.model_configs": "model_configs"},
-    package_data={"nvae.model_configs": ["*.yaml"], "nvae.training.report": ["page.*"]},
+    package_data={
+        "nvae.model_configs": ["*.yaml"],
+        "nvae.evaluation.quality.extractors": ["*.yaml"],
+        "nvae.training.report": ["page.*"],
+    },
 )

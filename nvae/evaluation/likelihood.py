@@ -58,7 +58,7 @@ class Evaluation(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a JSON file, with None for numbers that are not finite."""
-        return {key: _plain(value) for key, value in self._asdict().items()} | {"is_bound": self.is_bound}
+        return {key: plain(value) for key, value in self._asdict().items()} | {"is_bound": self.is_bound}
 
 
 class Plan(NamedTuple):
@@ -70,11 +70,12 @@ class Plan(NamedTuple):
     outer_samples: int  # draws of the top groups per image
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return an estimate, a list, or a number as plain values for a JSON file, with None for what is not finite."""
     if isinstance(value, Estimate):
-        return {key: _plain(part) for key, part in value._asdict().items()}
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
+        return {key: plain(part) for key, part in value._asdict().items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ CHUNK = 500  # training images compared at once
 SAMPLES = 1000  # samples compared at once
 
 
-class Copies(NamedTuple):
+@dataclass(frozen=True)
+class Copies:
     """The nearest training image of every sample.
 
     ratio: the distance to the nearest training image, over the mean distance to the nearest 50 (Carlini et al. 2023,

@@ -78,8 +78,9 @@ def path_lengths(
     def make(part: slice) -> Tensor:
         """Return both images of each pair, (B, 2, C, S, S)."""
         numbers = range(part.start, part.stop)
-        before, after = _steps(sampler, numbers, groups, epsilon, seed)
-        noise = [torch.cat([a, b]) for a, b in zip(before, after, strict=True)]
+        steps = [_step(sampler.model.noise_shapes, number, groups, epsilon, seed) for number in numbers]
+        # All noise at t, then all at t + epsilon.
+        noise = [torch.stack(group, 1).flatten(0, 1).to(sampler.model.device) for group in zip(*steps, strict=True)]
         images = sampler.top_down(noise, pixels, 2 * list(numbers))[0]
         return torch.stack(images.chunk(2), 1)
 
@@ -100,21 +101,17 @@ def trimmed_mean(values: Tensor) -> Estimate:
     return Estimate.of(values[(values >= low) & (values <= high)])
 
 
-def _steps(sampler: Sampler, numbers: range, groups: Sequence[int], epsilon: float, seed: int) -> tuple[Noise, Noise]:
-    """Return the noise at t and at t + epsilon of pairs with these numbers; each pair depends on its number alone."""
-    model = sampler.model
-    before: list[list[Tensor]] = [[] for _ in model.noise_shapes]
-    after: list[list[Tensor]] = [[] for _ in model.noise_shapes]
-    for number in numbers:
-        generator = seeded(seed, "path length", number)
-        t = torch.rand((), generator=generator, dtype=torch.float64).item() * (1 - epsilon)
-        for index, shape in enumerate(model.noise_shapes):
-            a = torch.randn(shape, generator=generator)
-            b = torch.randn(shape, generator=generator)
-            moves = index in groups
-            before[index].append(_on_arc(a, b, t * math.pi / 2) if moves else a)
-            after[index].append(_on_arc(a, b, (t + epsilon) * math.pi / 2) if moves else a)
-    return [torch.stack(n).to(model.device) for n in before], [torch.stack(n).to(model.device) for n in after]
+def _step(shapes: Sequence[tuple[int, ...]], number: int, groups: Sequence[int], epsilon: float, seed: int) -> Noise:
+    """Return the noise of pair `number` at t and at t + epsilon, (2, *shape) for each shape of a group's noise."""
+    generator = seeded(seed, "path length", number)
+    t = torch.rand((), generator=generator, dtype=torch.float64).item() * (1 - epsilon)
+    angles = (t * math.pi / 2, (t + epsilon) * math.pi / 2)
+    noise = []
+    for index, shape in enumerate(shapes):
+        a = torch.randn(shape, generator=generator)
+        b = torch.randn(shape, generator=generator)
+        noise.append(torch.stack([_on_arc(a, b, angle) if index in groups else a for angle in angles]))
+    return noise
 
 
 def _on_arc(a: Tensor, b: Tensor, angle: float) -> Tensor:

@@ -46,7 +46,8 @@ def read_statistics(path: Path, extractor: Extractor) -> tuple[FeatureStatistics
             if any(array.dtype.kind not in "fiu" for array in arrays):
                 raise UserError(f"'{path}' has arrays that are not of real numbers. Use another file.")
             mean, covariance = (torch.from_numpy(array.astype(np.float64)) for array in arrays)
-            facts = json.loads(str(content[FACTS]), parse_constant=_refuse) if FACTS in content.files else {}
+            facts = json.loads(str(content[FACTS])) if FACTS in content.files else {}
+            json.dumps(facts, allow_nan=False)  # refuses NaN and Infinity, which are not JSON
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -74,8 +75,3 @@ def read_statistics(path: Path, extractor: Extractor) -> tuple[FeatureStatistics
             f"{extractor.name}, digest {extractor.digest}. Use the same extractor and the same weights."
         )
     return FeatureStatistics(mean, covariance), facts
-
-
-def _refuse(constant: str) -> None:
-    """Refuse NaN and Infinity, which are not JSON."""
-    raise ValueError(constant)
