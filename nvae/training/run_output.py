@@ -20,8 +20,8 @@ from nvae.system.files import WriteError, atomic_write
 from nvae.training.events import Reporter
 from nvae.training.loggers import RunLogger, new_event
 from nvae.training.metrics import metrics_text
-from nvae.training.previews import draw_curves, draw_data, draw_film, draw_reconstructions, draw_samples
 from nvae.training.report.page import write_page
+from nvae.training.report.previews import draw_curves, draw_data, draw_film, draw_reconstructions, draw_samples
 from nvae.training.report.record import record_of
 from nvae.training.run_files import RunFiles
 from nvae.training.trainer import Trainer
@@ -150,8 +150,8 @@ class RunOutput:
         """Keep copies of the checkpoint that are due. best_quality: its samples are the best so far."""
         try:
             self.files.keep_copies(self.trainer, best_quality)
-        except WriteError as error:  # the checkpoint itself is saved
-            self.reporter.warn(str(error), once=f"copy: {error}")
+        except OSError as error:  # the checkpoint itself is saved
+            self.reporter.warn(f"a copy of the checkpoint could not be kept: {error}", once=f"copy: {error}")
 
     def data(self) -> None:
         """Draw the first training images, and write which pictures are left out or changed: data_report.txt."""

@@ -13,7 +13,7 @@ from nvae.system.signals import StopRequest
 from nvae.training import validation
 from nvae.training.run_files import RunFiles
 from nvae.training.run_output import RunOutput
-from nvae.training.validation import FID, quality_due, sample_quality
+from nvae.training.validation import FID, sample_quality
 
 from .helpers import differences, everything
 
@@ -112,10 +112,9 @@ def test_measurement_changes_no_number_of_the_trainer(make_trainer):
 
 
 def test_quality_is_due_at_whole_multiples(make_trainer):
-    trainer = make_trainer(evaluate_quality_every=2)
+    position = make_trainer().position
     due = []
-    for epoch, image in ((0, 0), (1, 0), (2, 0), (2, 4), (3, 0), (4, 0)):
-        trainer.position.epoch, trainer.position.image = epoch, image
-        due.append(quality_due(trainer))
+    for position.epoch, position.image in ((0, 0), (1, 0), (2, 0), (2, 4), (3, 0), (4, 0)):
+        due.append(position.completes(2))
     assert due == [False, False, True, False, False, True]
-    assert not quality_due(make_trainer())
+    assert not position.completes(None)
