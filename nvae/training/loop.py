@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def train(
     Ctrl-C or SIGTERM, with the state saved.
     """
     if isinstance(config, str):
-        config, name = load_config(config), name or config_path(config).stem
+        name = name or config_path(config).stem
+        config = load_config(config)
     name = name or f"{config.family}_{config.dataset.name}"
     files = RunFiles(name, Path(folder))
     set_deterministic(config.training_parameters.deterministic)
@@ -180,7 +182,7 @@ class _Training:
                     metrics = trainer.step(images_u8)
                     self.clock.step(len(images_u8))
                     number = position.image // position.batch_size or position.steps_per_epoch
-                    self.bars.step(number, lambda metrics=metrics: self._bar_numbers(metrics))
+                    self.bars.step(number, partial(self._bar_numbers, metrics))
                     due = checkpoint_due(trainer)
                     if due or position.epoch > epoch:
                         self._report(metrics, due)

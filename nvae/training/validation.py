@@ -15,6 +15,7 @@ from nvae.evaluation.report import is_saved, report, save_report
 from nvae.inference.sampling import Sampler
 from nvae.models.families import clone
 from nvae.models.hierarchy import HierarchicalVAE
+from nvae.schema.choices import Part
 from nvae.system.errors import DivergenceError
 from nvae.system.signals import StopRequest
 from nvae.training.metrics import COLLAPSED_KL
@@ -67,12 +68,12 @@ def evaluate_result(trainer: Trainer, output: RunOutput, model: HierarchicalVAE,
     Every rank calls this; the first one writes.
     """
     schedule, ranks, reporter = trainer.schedule, trainer.ranks, output.reporter
-    samples, stem = schedule.evaluation_samples, output.folder / "evaluation"
+    samples, path = schedule.evaluation_samples, output.folder / "evaluation.json"
     metadata = {"model": output.files.name, "step": trainer.position.step, "seed": schedule.seed}
     metadata |= {"weights": weights_digest(model)}
-    if samples == 0 or ranks.from_first(lambda: is_saved(stem, metadata | {"samples": samples})):
+    if samples == 0 or ranks.from_first(lambda: is_saved(path, metadata | {"samples": samples})):
         return
-    part = "validation" if trainer.data.test is None else "test"
+    part: Part = "validation" if trainer.data.test is None else "test"
     images, targets = evaluation_images(trainer.data, part, trainer.config)
     reporter.info(f"evaluating on {len(images):,} {part} images with {samples} importance samples per image")
     evaluation = evaluate(
@@ -82,7 +83,7 @@ def evaluate_result(trainer: Trainer, output: RunOutput, model: HierarchicalVAE,
         return
     reporter.info(report(evaluation, model, f"{part} images"))
     check_health(trainer, output, evaluation, "at the end")
-    output.try_to_draw(lambda: save_report(evaluation, model, stem, metadata | {"part": part}))
+    output.attempt("the evaluation", lambda: save_report(evaluation, model, path, metadata | {"part": part}))
 
 
 def check_health(trainer: Trainer, output: RunOutput, evaluation: Evaluation, when: str) -> None:
@@ -179,6 +180,7 @@ def sample_quality(trainer: Trainer, stop: StopRequest) -> dict[str, Any]:
     except _StopMeasurementError:
         return {}
     features = quality.rows[0].features["self"]
+    assert features.manifolds is not None and features.kid is not None
     manifold = features.manifolds[3]
     return {
         FID: features.fid,

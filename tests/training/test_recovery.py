@@ -41,7 +41,7 @@ def sensitive(monkeypatch):
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Drawing takes more time than training here."""
-    monkeypatch.setattr(run_output.RunOutput, "try_to_draw", lambda self, draw: None)
+    monkeypatch.setattr(run_output.RunOutput, "pictures", lambda *arguments: None)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from nvae.data.images import to_float
-from nvae.system.errors import InvalidValueError
 from nvae.system.memory_maps import chunks
 from nvae.system.progress import Progress, track
 
@@ -63,12 +62,9 @@ def find_copies(
 ) -> Copies:
     """Compare thumbnails of samples, uint8 (N, C, s, s), with all training images, uint8 (M, C, S, S).
 
-    bits: of the model's images. The distance is Euclidean, in pixels. Raises InvalidValueError for fewer than 2
-    training images.
+    bits: of the model's images. The distance is Euclidean, in pixels.
     """
     count = len(training_u8)
-    if count < 2:
-        raise InvalidValueError("training images", count, "at least 2")
     kept = min(NEIGHBORS, count)
     samples = (samples_u8.float().div(255).flatten(1) - 0.5).to(device)
     squares = samples.square().sum(1)

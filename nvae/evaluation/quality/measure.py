@@ -237,12 +237,10 @@ class _Measurement:
         return Row(sampler.temperature, self._compared(described.values), lengths, copies, per_image)
 
     def _path_lengths(self, sampler: Sampler) -> dict[str, Estimate]:
-        settings = self.settings
+        settings, key = self.settings, self._key(sampler)
         groups = moving_groups(len(self.model.groups), settings.ppl_groups)
-        distances = {distance.key: distance.function for distance in self.distances}
-        key, pixels = self._key(sampler), settings.shown
-        by_key = path_lengths(sampler, distances, settings.pairs, groups, settings.epsilon, pixels, settings.seed, key)
-        return {distance.name: by_key[distance.key] for distance in self.distances}
+        pairs, epsilon, pixels = settings.pairs, settings.epsilon, settings.shown
+        return path_lengths(sampler, self.distances, pairs, groups, epsilon, pixels, settings.seed, key)
 
     def copies(self, thumbnails_u8: Tensor) -> Copies:
         """Compare thumbnails of images with all training images."""

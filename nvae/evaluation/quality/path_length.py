@@ -55,7 +55,7 @@ def squared_distance(features: Callable[[Tensor], Tensor]) -> Distance:
 
 def path_lengths(
     sampler: Sampler,
-    distances: dict[str, Distance],
+    distances: Sequence[NamedDistance],
     pairs: int,
     groups: Sequence[int],
     epsilon: float = EPSILON,
@@ -69,7 +69,7 @@ def path_lengths(
     of a draw for every t. t is uniform. The noise of all other groups is one more draw, and stays. The length is
     E d(x(t), x(t + epsilon)) / epsilon^2 of squared distances d, without the pairs below percentile 1 or above 99.
     epsilon: from 0.001 to 0.1. Smaller steps vanish in the rounding of float32. key: identifies the sampler; with
-    it, finished lengths are kept on the disk (`describe`), and the names of distances must identify their weights.
+    it, finished lengths are kept on the disk (`describe`). Returns the lengths by the names of the distances.
     """
     check_count("pairs", pairs, 2)
     if not 1e-3 <= epsilon <= 0.1:
@@ -87,11 +87,11 @@ def path_lengths(
     def squared_speed(distance: Distance) -> Callable[[Tensor], Tensor]:
         return lambda images: distance(images[:, 0], images[:, 1]).double() / epsilon**2
 
-    functions = {name: squared_speed(distance) for name, distance in distances.items()}
+    functions = {distance.key: squared_speed(distance.function) for distance in distances}
     step, keep = max(1, sampler.batch_size // 2), key is not None
     all_of_key = {**(key or {}), "path of groups": list(groups), "epsilon": epsilon, "pixels": pixels, "seed": seed}
     values = describe(pairs, make, functions, all_of_key, "path lengths", sampler.progress, keep, step).values
-    return {name: trimmed_mean(values[name]) for name in distances}
+    return {distance.name: trimmed_mean(values[distance.key]) for distance in distances}
 
 
 def trimmed_mean(values: Tensor) -> Estimate:

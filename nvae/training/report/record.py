@@ -245,8 +245,8 @@ def _read_metrics(record: RunRecord, kl: Any) -> None:
     groups = len(record.groups) or None
     metrics = _read(record, METRICS_FILE, lambda file: read_metrics(file, groups))
     record.metrics = sorted(metrics, key=lambda line: line["step"])
-    lists = [line.get("validation_kl_per_group", line.get("kl_per_group")) for line in record.metrics]
-    lists = [values for values in lists if values is not None]
+    both = [line.get("validation_kl_per_group", line.get("kl_per_group")) for line in record.metrics]
+    lists = [values for values in both if values is not None]
     record.groups = record.groups or [str(i + 1) for i in range(len(lists[0]) if lists else 0)]
     known = isinstance(kl, list) and len(kl) == len(record.groups) and all(map(is_number, kl))
     record.kl_per_group = kl if known else lists[-1] if lists else []

@@ -8,8 +8,9 @@ of an untouched image before its answers. Some noise and blur in training keep w
 from __future__ import annotations
 
 import math
+from contextlib import suppress
+from functools import reduce
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -76,7 +77,8 @@ class TransformationNetwork(nn.Module):
     def loss(self, images: Tensor, labels: dict[str, Tensor]) -> Tensor:
         """Return the sum of the cross entropies of all questions."""
         pooled = self.pooled(images)
-        return sum(functional.cross_entropy(layer(pooled), labels[name]) for name, layer in self.answers.items())
+        losses = [functional.cross_entropy(layer(pooled), labels[name]) for name, layer in self.answers.items()]
+        return reduce(torch.add, losses)
 
 
 def load_self(
@@ -100,7 +102,10 @@ def load_self(
     except UserError:
         if file is not None:
             raise
-        weights = _train_and_save(images_u8, bits, device, progress, path, owner)
+        trained = train(images_u8, bits, device, progress)
+        weights = {name: tensor.cpu() for name, tensor in trained.state_dict().items()}
+        with suppress(CheckpointError):  # a folder that cannot be written
+            write_whole({**owner, "weights": weights}, path, keep_previous=False)
     with torch.device("meta"):  # draws no random numbers
         network = TransformationNetwork(channels, size)
     try:
@@ -131,23 +136,7 @@ def _read_weights(path: Path, owner: dict[str, Any]) -> dict[str, Tensor]:
         raise UserError(
             f"{path} has no weights for these images: got {made_for}, expected {owner}. Use the file of this data set."
         )
-    return content.get("weights")
-
-
-def _train_and_save(
-    images_u8: Tensor, bits: int, device: torch.device | str, progress: Progress, path: Path, owner: dict[str, Any]
-) -> dict[str, Tensor]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=path.parent).close()  # fails before the training, not after
-    except OSError as error:
-        raise UserError(
-            f"'{path.parent}' cannot be written. Set the environment variable NVAE_CACHE to another folder."
-        ) from error
-    trained = train(images_u8, bits, device, progress)
-    weights = {name: tensor.cpu() for name, tensor in trained.state_dict().items()}
-    write_whole({**owner, "weights": weights}, path, keep_previous=False)
-    return weights
+    return content["weights"]
 
 
 def train(
