@@ -9,6 +9,7 @@ setup(
         "nvae.model_configs": ["*.yaml"],
         "nvae.data.loaders": ["*.yaml"],
         "nvae.schema": ["*.yaml"],
+        "nvae.evaluation.quality.extractors": ["*.yaml"],
         "nvae.training.report": ["page.*"],
     },
 )

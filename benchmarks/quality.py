@@ -23,7 +23,7 @@ from nvae.evaluation.quality.distances import FeatureStatistics, frechet_distanc
 from nvae.evaluation.quality.extractors.transformations import load_self
 from nvae.evaluation.quality.manifolds import manifolds
 from nvae.evaluation.quality.measure import reference_images
-from nvae.evaluation.quality.path_length import movement_per_group, path_lengths, squared_distance
+from nvae.evaluation.quality.path_length import NamedDistance, movement_per_group, path_lengths, squared_distance
 from nvae.inference.sampling import Sampler
 from nvae.models.families import build_model
 from nvae.system.devices import choose_device, set_fast_defaults
@@ -91,7 +91,8 @@ def measure(options, device):
     steps("precision, recall, density, coverage", lambda: manifolds(real, own, (3, 5)))
     steps(f"copies of {len(data.training):,} images", lambda: find_copies(small, data.training, device=device))
     groups = list(range(len(model.groups)))
-    steps("500 path lengths", lambda: path_lengths(sampler, {"self": squared_distance(extractor)}, 500, groups))
+    distance = NamedDistance("self", extractor.key, squared_distance(extractor))
+    steps("500 path lengths", lambda: path_lengths(sampler, [distance], 500, groups))
     steps("movement per group", lambda: movement_per_group(sampler))
     return steps.rows
 

@@ -40,7 +40,8 @@ class Muon(torch.optim.AdamW):
     """
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], **options: Any) -> None:
-        matrices, others = [], []
+        matrices: list[tuple[str, nn.Parameter]] = []
+        others: list[tuple[str, nn.Parameter]] = []
         for name, parameter in named:
             is_matrix = parameter.dim() > 1 and 1 < parameter.shape[0] < parameter.numel()
             (matrices if is_matrix else others).append((name, parameter))
@@ -48,7 +49,7 @@ class Muon(torch.optim.AdamW):
         super().__init__([group for group in groups if group["params"]], **options)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Any = None) -> Any:
         groups = self.param_groups
         self.param_groups = [group for group in groups if not group["is_muon"]]
         try:
@@ -58,16 +59,16 @@ class Muon(torch.optim.AdamW):
         for group in groups:
             for parameter in group["params"] if group["is_muon"] else ():
                 if parameter.grad is not None:
-                    self._step_muon(parameter, group)
+                    self._step_muon(parameter, parameter.grad, group)
         return loss
 
-    def _step_muon(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+    def _step_muon(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
         state, beta, rate = self.state[parameter], group["betas"][0], group["lr"]
         if not state:
             state |= {"step": torch.tensor(0.0), "momentum": torch.zeros_like(parameter)}  # AdamW expects `step`
         state["step"] += 1
-        state["momentum"].lerp_(parameter.grad, 1 - beta)
-        update = parameter.grad.lerp(state["momentum"], beta).flatten(1)
+        state["momentum"].lerp_(gradient, 1 - beta)
+        update = gradient.lerp(state["momentum"], beta).flatten(1)
         scale = 0.2 * math.sqrt(max(update.shape))
         parameter.mul_(1 - rate * group["weight_decay"])
         parameter.add_(orthogonalized(update).view(parameter.shape), alpha=-rate * scale)

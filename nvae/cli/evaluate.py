@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
     from nvae.checkpoint import plain_name
     from nvae.data.registry import evaluation_images, load_data
     from nvae.evaluation.likelihood import evaluate
-    from nvae.evaluation.report import report, report_name, report_stem, save_report
+    from nvae.evaluation.report import report, report_name, report_path, save_report
     from nvae.system.devices import set_fast_defaults
 
     set_fast_defaults()
@@ -120,9 +120,9 @@ def run(options: argparse.Namespace) -> None:
     }
     parts = [f"{key.replace('_', '-')}{value}" for key, value in settings.items()]
     name = report_name(plain_name(options.model), config.dataset.name, options.part, evaluation.images, samples, *parts)
-    stem = report_stem(options.out, name, metadata)
-    save_report(evaluation, model, stem, metadata)
-    print(f"saved as {stem}.json and {stem}.png")
+    path = report_path(options.out, name, metadata)
+    save_report(evaluation, model, path, metadata)
+    print(f"saved as {path} and {path.with_suffix('.png')}")
 
 
 def _settings(options: argparse.Namespace, model: HierarchicalVAE) -> dict[str, str | int]:

@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     extractors = open_extractors(options, data.training, config.pixel_bits, device)
     images = reference_images(data, options.part, config, None, "sample" if options.binary else "mean")
     functions = {extractor.key: extractor for extractor in extractors}
-    values = describe_images(images, functions, progress_bar)
+    values = describe_images(images, images.own, functions, progress_bar)
     for extractor in extractors:
         facts = {
             "extractor": extractor.facts(),

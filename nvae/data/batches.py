@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing
 
 import torch
@@ -35,7 +35,7 @@ class BatchSource:
         self.is_resident = fits(images_u8, device)
         self._images_u8 = _copied(images_u8, device) if self.is_resident else images_u8
 
-    def batches(self, indices: Iterable[Tensor]) -> Iterator[Tensor]:
+    def batches(self, indices: Iterable[Tensor]) -> Generator[Tensor, None, None]:
         """Yield uint8 (B, C, S, S) on the device for each of the index tensors, int64 (B,) on the CPU.
 
         More index tensors may be taken than batches are used. Closing the iterator ends its threads. An error while

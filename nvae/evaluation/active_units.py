@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nvae.models.hierarchy import FromPosterior, HierarchicalVAE
 from nvae.system.ranks import Ranks
@@ -24,8 +24,8 @@ class ActiveUnits:
     def __init__(self, model: HierarchicalVAE) -> None:
         self.model = model
         self.images = 0
-        self.sums: list[Tensor | float] = [0.0] * len(model.groups)
-        self.squares: list[Tensor | float] = [0.0] * len(model.groups)
+        self.sums = [torch.zeros((), dtype=torch.float64)] * len(model.groups)
+        self.squares = list(self.sums)
 
     def add(self, features: list[Any], count: int) -> None:
         """Add `count` images by their bottom-up features."""
@@ -37,6 +37,7 @@ class ActiveUnits:
             if self.model.groups[index].noise_shape == self.model.groups[index].level.latent_shape:
                 units = group.prior.to_noise(group.z)
             else:
+                assert group.posterior is not None
                 sigma = group.posterior.sample(torch.ones_like(zeros[index])) - group.z
                 units = group.z / sigma
             units = units.cpu().double()  # (count, *latent_shape)
@@ -47,8 +48,8 @@ class ActiveUnits:
         """Include the images of the other ranks."""
         images, sums, squares = zip(*ranks.gather((self.images, self.sums, self.squares)), strict=True)
         self.images = sum(images)
-        self.sums = [sum(parts) for parts in zip(*sums, strict=True)]
-        self.squares = [sum(parts) for parts in zip(*squares, strict=True)]
+        self.sums = [reduce(torch.add, parts) for parts in zip(*sums, strict=True)]
+        self.squares = [reduce(torch.add, parts) for parts in zip(*squares, strict=True)]
 
     def counts(self) -> list[int]:
         """Return the number of active units of every group."""

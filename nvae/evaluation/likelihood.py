@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
+from operator import itemgetter
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -12,7 +14,7 @@ from nvae.data.images import dequantize, to_float
 from nvae.evaluation.active_units import ActiveUnits
 from nvae.inference.arguments import check_choice, check_count, check_images_u8, check_seeds
 from nvae.models.distributions import Noise, map_tensors
-from nvae.models.hierarchy import DecoderState, FromPosterior, HierarchicalVAE, TopDownOutput
+from nvae.models.hierarchy import DecoderState, FromPosterior, GroupOutput, HierarchicalVAE, TopDownOutput
 from nvae.models.modes import eval_mode
 from nvae.objective import elbo_terms
 from nvae.schema.choices import Estimator
@@ -58,7 +60,7 @@ class Evaluation(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a JSON file, with None for numbers that are not finite."""
-        return {key: _plain(value) for key, value in self._asdict().items()} | {"is_bound": self.is_bound}
+        return {key: plain(value) for key, value in self._asdict().items()} | {"is_bound": self.is_bound}
 
 
 class Plan(NamedTuple):
@@ -70,11 +72,12 @@ class Plan(NamedTuple):
     outer_samples: int  # draws of the top groups per image
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return an estimate, a list, or a number as plain values for a JSON file, with None for what is not finite."""
     if isinstance(value, Estimate):
-        return {key: _plain(part) for key, part in value._asdict().items()}
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
+        return {key: plain(part) for key, part in value._asdict().items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -147,7 +150,7 @@ def evaluate(
                 generator = seeded(seed, "validation", batch.start, model.device)
                 if active_units is not None:
                     active_units.add(features, len(images))
-            part_features = [map_tensors(group, lambda x, part=part: x[part]) for group in features]
+            part_features = [map_tensors(group, itemgetter(part)) for group in features]
             bounds.append(_bounds(model, part_features, targets[part], sampling, generator))
     if active_units is not None:
         active_units.merge(ranks)
@@ -155,7 +158,9 @@ def evaluate(
     elbo, log_likelihood, reconstruction, kl = (torch.cat(values) for values in zip(*bounds, strict=True))
 
     def in_bits(nats: Tensor) -> Estimate:
-        return Estimate.of(model.likelihood.bits_per_dimension(-nats, targets_u8[0].numel()))
+        bits = model.likelihood.bits_per_dimension(-nats, targets_u8[0].numel())
+        assert isinstance(bits, Tensor)
+        return Estimate.of(bits)
 
     return Evaluation(
         images=len(images_u8),
@@ -183,8 +188,13 @@ class Bounds(NamedTuple):
 
 def log_importance_weight(output: TopDownOutput, log_likelihood: Tensor) -> Tensor:
     """Return log p(x, z) - log q(z | x) of a posterior pass, (B,), from its log p(x | z), (B,). Float64, on the CPU."""
-    ratios = [group.log_p.cpu().double() - group.log_q.cpu().double() for group in output.groups.values()]
-    return log_likelihood.cpu().double() + sum(ratios)
+    return log_likelihood.cpu().double() + sum(map(_log_ratio, output.groups.values()))
+
+
+def _log_ratio(group: GroupOutput) -> Tensor:
+    """Return log p(z) - log q(z | x) of a group in a posterior pass, (B,). Float64, on the CPU."""
+    assert group.log_p is not None and group.log_q is not None
+    return group.log_p.cpu().double() - group.log_q.cpu().double()
 
 
 def groups_above_bounds(model: HierarchicalVAE) -> int:
@@ -212,21 +222,22 @@ def _one_bound(
         samples = 1  # nothing is left to draw more often
     if samples == 1:
         outer = 0  # inside and outside of the logarithm are the same
-    start, outer_weight, outer_kl = None, 0.0, torch.zeros(len(targets), 0, dtype=torch.float64)
+    start, outer_weight = None, torch.zeros(len(targets), dtype=torch.float64)
+    outer_kl = torch.zeros(len(targets), 0, dtype=torch.float64)
     if outer:
         noise = model.draw_noise(len(targets), generator, posterior=True)
         output = model.top_down(FromPosterior(features, noise), len(targets), return_states=True)
         start = output.states[outer]
-        top = [output.groups[index] for index in range(outer)]
-        outer_weight = sum(group.log_p.cpu().double() - group.log_q.cpu().double() for group in top)  # (n,)
-        outer_kl = torch.stack([group.kl.cpu().double() for group in top], dim=1)  # (n, outer)
+        for index in range(outer):
+            outer_weight = outer_weight + _log_ratio(output.groups[index])
+        outer_kl = output.kl[:, :outer].cpu().double()
     draws = []
     for part in batches(samples, plan.samples_per_pass):
         noise = model.draw_noise((part.stop - part.start) * len(targets), generator, posterior=True)
         draws.append(importance_draw(model, features, targets, noise, plan.estimator, start))
     log_weights = torch.cat([draw.log_weight for draw in draws], dim=1)  # (n, K)
-    kl = torch.cat([outer_kl, sum(draw.kl for draw in draws) / samples], dim=1)  # (n, G)
-    reconstruction = sum(draw.reconstruction for draw in draws) / samples  # (n,)
+    kl = torch.cat([outer_kl, reduce(torch.add, [draw.kl for draw in draws]) / samples], dim=1)  # (n, G)
+    reconstruction = reduce(torch.add, [draw.reconstruction for draw in draws]) / samples  # (n,)
     log_likelihood = outer_weight + torch.logsumexp(log_weights, 1) - math.log(samples)
     return Bounds(reconstruction - kl.sum(1), log_likelihood, reconstruction, kl)
 
@@ -278,8 +289,8 @@ def log_analytic_weight(model: HierarchicalVAE, output: TopDownOutput, log_likel
     not vary with z as log q(z | x) - log p(z) does. Float64, on the CPU.
     """
     weight = log_likelihood.cpu().double()
-    for index, group in output.groups.items():
-        kl = group.kl
+    for position, (index, group) in enumerate(output.groups.items()):
+        kl = output.kl[:, position]
         if bound := model.groups[index].info.bound:
             kl = group.log_q - bound.published_log_prob(group.z, noise[index])
         weight = weight - kl.cpu().double()

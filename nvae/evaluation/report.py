@@ -48,7 +48,7 @@ def _group_rows(evaluation: Evaluation, model: HierarchicalVAE) -> list[tuple[st
             return "not counted"
         return f"{sum(active[i] for i in indices):,} of {sum(units[i] for i in indices):,}"
 
-    rows = [("latent group, top first", "KL in nats", "active units")]
+    rows: list[tuple[str, ...]] = [("latent group, top first", "KL in nats", "active units")]
     for index, name in enumerate(group_names(model)):
         rows.append((name, f"{evaluation.kl_per_group[index]:.2f}", active_of([index])))
     rows.append(("all", f"{sum(evaluation.kl_per_group):.2f}", active_of(list(range(len(units))))))
@@ -65,32 +65,24 @@ def report_name(model_name: str, dataset: str, part: str, images: int, samples: 
     return "_".join(["evaluation", model_name, dataset, part, f"{images}images", f"{samples}samples", *settings])
 
 
-def report_stem(folder: Path, name: str, metadata: dict[str, Any]) -> Path:
-    """Return <folder>/<name>, or the first of <name>_2, <name>_3, ... that has no report with other metadata."""
-
-    def stem(path: Path) -> Path:
-        return path.with_name(path.name.removesuffix(".json"))
-
-    return stem(unused_path(folder, name, ".json", lambda path: not path.exists() or is_saved(stem(path), metadata)))
+def report_path(folder: Path, name: str, metadata: dict[str, Any]) -> Path:
+    """Return <folder>/<name>.json, or the first of <name>_2, <name>_3, ... that has no report with other metadata."""
+    return unused_path(folder, name, ".json", lambda path: not path.exists() or is_saved(path, metadata))
 
 
-def is_saved(stem: Path, metadata: dict[str, Any]) -> bool:
-    """Return whether <stem>.json and <stem>.png exist, and the JSON file has this metadata."""
+def is_saved(path: Path, metadata: dict[str, Any]) -> bool:
+    """Return whether the JSON file and the PNG file of a report exist, and the JSON file has this metadata."""
     try:
-        content = json.loads(_file(stem, ".json").read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(content, dict) and metadata.items() <= content.items() and _file(stem, ".png").exists()
+    return isinstance(content, dict) and metadata.items() <= content.items() and path.with_suffix(".png").exists()
 
 
-def save_report(evaluation: Evaluation, model: HierarchicalVAE, stem: Path, metadata: dict[str, Any]) -> None:
-    """Write <stem>.png and <stem>.json, both with the metadata. Raises WriteError."""
-    with atomic_write(_file(stem, ".png")) as path:  # first: a JSON file alone would count as a complete report
-        draw_kl_chart(evaluation, model, path, as_texts(metadata))
+def save_report(evaluation: Evaluation, model: HierarchicalVAE, path: Path, metadata: dict[str, Any]) -> None:
+    """Write the JSON file at `path`, and beside it a PNG file, both with the metadata. Raises WriteError."""
+    with atomic_write(path.with_suffix(".png")) as chart:  # first: a JSON file alone would count as a complete report
+        draw_kl_chart(evaluation, model, chart, as_texts(metadata))
     content = json.dumps(metadata | evaluation.to_dict(), indent=2, allow_nan=False) + "\n"
-    with atomic_write(_file(stem, ".json")) as path:
-        path.write_text(content, encoding="utf-8")
-
-
-def _file(stem: Path, ending: str) -> Path:
-    return stem.with_name(f"{stem.name}{ending}")  # with_suffix would cut a name with dots
+    with atomic_write(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")

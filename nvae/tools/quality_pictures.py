@@ -12,8 +12,9 @@ from nvae.data.images import to_float
 from nvae.evaluation.kl_chart import draw_bars
 from nvae.evaluation.likelihood import Estimate
 from nvae.evaluation.quality.copies import THRESHOLD
-from nvae.evaluation.quality.measure import Quality, Reference, Row, temperature_text
+from nvae.evaluation.quality.measure import Quality, Reference, Row
 from nvae.evaluation.quality.report import MOST_ALIKE, REAL, numbers, row_name
+from nvae.inference.arguments import format_values
 from nvae.inference.sampling import Sampler
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.schema.choices import Pixels
@@ -63,7 +64,7 @@ def _panels(quality: Quality, extractor: str) -> list[tuple[str, ...]]:
 
 
 def _curves(axes: Any, quality: Quality, extractor: str, labels: tuple[str, ...]) -> None:
-    texts = [temperature_text(row.temperature).removeprefix("temperature ") for row in quality.rows]
+    texts = [format_values(row.temperature) for row in quality.rows]
     values_of_x = range(len(texts))
     if all(isinstance(row.temperature, int | float) or len(row.temperature) == 1 for row in quality.rows):
         values_of_x = [float(text) for text in texts]
@@ -109,7 +110,7 @@ def draw_samples_beside_real(
     seeds = range(quality.settings.seed, quality.settings.seed + COLUMNS)
     rows = [sampler.sample(seeds, pixels).cpu() for sampler in samplers]
     real = filled(reference.get(reference.own[:COLUMNS]), COLUMNS)
-    labels = [temperature_text(sampler.temperature).removeprefix("temperature ") for sampler in samplers]
+    labels = [format_values(sampler.temperature) for sampler in samplers]
     return grid(torch.cat([*rows, real]), COLUMNS, CELL, labels=[*labels, "real"])
 
 

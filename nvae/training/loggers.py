@@ -107,7 +107,7 @@ class WandB(Logger):
 
 def _scalars(metrics: dict[str, Any]) -> dict[str, float]:
     """Return metrics with a name for every number of a list: kl_per_group/0, kl_per_group/1, ..."""
-    scalars = {}
+    scalars: dict[str, float] = {}
     for key, value in metrics.items():
         scalars |= {f"{key}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {key: value}
     return scalars

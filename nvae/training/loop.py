@@ -6,6 +6,7 @@ import math
 import signal
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,16 @@ from nvae.system.errors import DivergenceError, UserError
 from nvae.system.locks import run_lock
 from nvae.system.progress import ProgressBars
 from nvae.system.ranks import joined_ranks, local_index, started_by_torchrun
-from nvae.system.signals import StopRequest, stop_requests
+from nvae.system.signals import stop_requests
 from nvae.training.events import Event, Reporter
 from nvae.training.metrics import Clock, metrics_line, with_bound
 from nvae.training.report.page import utc_time
 from nvae.training.report.record import CONTINUED, EARLY_STOPPING, FINISHED, STARTED, STOPPED
 from nvae.training.resuming import calibrate, check_good, recover, resume_training, save_training, start_from
-from nvae.training.run_files import RunFiles, keep_every_due
+from nvae.training.run_files import RunFiles
 from nvae.training.run_output import RunOutput, explained_out_of_memory
 from nvae.training.trainer import Trainer
-from nvae.training.validation import FID, evaluate_result, quality_due, result, try_to_measure, validate
+from nvae.training.validation import FID, evaluate_result, result, try_to_measure, validate
 
 
 class Stopped(SystemExit):
@@ -64,7 +65,8 @@ def train(
     Ctrl-C or SIGTERM, with the state saved.
     """
     if isinstance(config, str):
-        config, name = load_config(config), name or config_path(config).stem
+        name = name or config_path(config).stem
+        config = load_config(config)
     name = name or f"{config.family}_{config.dataset.name}"
     files = RunFiles(name, Path(folder))
     set_deterministic(config.training_parameters.deterministic)
@@ -110,10 +112,8 @@ class _Training:
             if init_from:
                 start_from(trainer, Path(init_from))
                 info(f"starting from the weights of {init_from}")
-        if not own:
-            save_training(
-                trainer, files.checkpoint, files.name
-            )  # before the first step, so that a folder without write access fails early
+        if not own:  # before the first step, so that a folder without write access fails early
+            save_training(trainer, files.checkpoint, files.name)
         step = trainer.position.step
         if not self.ranks.is_first:
             self._train_and_recover()
@@ -128,13 +128,15 @@ class _Training:
             output.data()
             self._train_and_recover()
             output.introduce_result()
+            patience = trainer.schedule.early_stopping_patience
             model, metadata = result(trainer)
             save(model, files.model, metadata=metadata, run=files.name)
             if trainer.position.step > step:
                 if model is not trainer.eval_model:
                     output.pictures(model)
                 output.film()
-                self._log_end()
+                end = f"no better validation for {patience} epochs" if trainer.stopped_early else "all epochs are done"
+                output.event(EARLY_STOPPING if trainer.stopped_early else FINISHED, f"{end}, {utc_time()}")
             evaluate_result(trainer, output, model, self.progress)
             output.page()
         finally:
@@ -144,15 +146,13 @@ class _Training:
 
     def _train_and_recover(self) -> None:
         """Train to the end; a training that diverges goes back to the last checkpoint and continues from there."""
-        with stop_requests() as stop:
-            self.stop = stop
+        with stop_requests() as self.stop:
             while True:
                 try:
-                    return self._train(stop)
+                    return self._train()
                 except DivergenceError as divergence:
                     self._recover(divergence)
-                if (signal_number := self.ranks.any_number(stop.signal)) is not None:
-                    self._stop(signal_number)
+                self._stop_if_asked()
 
     def _recover(self, divergence: DivergenceError) -> None:
         try:
@@ -166,7 +166,7 @@ class _Training:
             self.output.logger.log_event(event)
             self.output.reporter.warn(event["text"])
 
-    def _train(self, stop: StopRequest) -> None:
+    def _train(self) -> None:
         trainer = self.trainer
         epochs, position = trainer.schedule.epochs, trainer.position
         finished = trainer.is_finished
@@ -179,16 +179,13 @@ class _Training:
                     metrics = trainer.step(images_u8)
                     self.clock.step(len(images_u8))
                     number = position.image // position.batch_size or position.steps_per_epoch
-                    self.bars.step(number, lambda metrics=metrics: self._bar_numbers(metrics))
+                    self.bars.step(number, partial(self._bar_numbers, metrics))
                     due = checkpoint_due(trainer)
                     if due or position.epoch > epoch:
-                        self.clock.stop()
                         self._report(metrics, due)
-                        self.clock.start()
+                        self.clock.reset()
                     finished = trainer.is_finished
-                    signal_number = self.ranks.any_number(stop.signal)
-                    if signal_number is not None:
-                        self._stop(signal_number)
+                    self._stop_if_asked()
                     if finished:
                         break
                 self.bars.epoch(position.epoch)
@@ -203,13 +200,12 @@ class _Training:
             self.bars.activity("validating")
             line |= validate(trainer, self.output)
         trainer.running_mean.clear()
-        self.clock.reset()
         if checkpoint:
             check_good(trainer)  # on every rank, so that all go back together
         if not self.ranks.is_first:
             return
         best_quality = False
-        if checkpoint and quality_due(trainer):
+        if checkpoint and trainer.position.completes(trainer.schedule.evaluate_quality_every):
             self.bars.activity("measuring samples")
             earlier = [before[FID] for before in self.output.logger.metrics if FID in before]
             line |= try_to_measure(trainer, self.stop, self.output.reporter.warn)
@@ -224,15 +220,11 @@ class _Training:
             self.output.page()
         self.bars.activity("")
 
-    def _log_end(self) -> None:
-        trainer, patience = self.trainer, self.trainer.schedule.early_stopping_patience
-        if trainer.stopped_early:
-            self.output.event(EARLY_STOPPING, f"no better validation for {patience} epochs, {utc_time()}")
-        else:
-            self.output.event(FINISHED, f"all epochs are done, {utc_time()}")
-
-    def _stop(self, signal_number: int) -> None:
-        trainer = self.trainer
+    def _stop_if_asked(self) -> None:
+        """Save and end all processes if one of them got a signal to stop."""
+        signal_number, trainer = self.ranks.any_number(self.stop.signal), self.trainer
+        if signal_number is None:
+            return
         try:
             save_training(trainer, self.files.checkpoint, self.files.name)
             saved = f"saved {self.files.checkpoint}"
@@ -272,9 +264,8 @@ def checkpoint_due(trainer: Trainer) -> bool:
     schedule, position = trainer.schedule, trainer.position
     if trainer.recovery.in_doubt and not trainer.is_finished:
         return False
-    if position.completes(schedule.epochs) or position.completes(schedule.epochs_per_checkpoint):
-        return True
-    if keep_every_due(trainer) or quality_due(trainer):
+    every_epochs = (schedule.epochs_per_checkpoint, schedule.keep_every, schedule.evaluate_quality_every)
+    if any(map(position.completes, (schedule.epochs, *every_epochs))):
         return True
     every, seen = schedule.images_per_checkpoint, position.images_seen
     return every is not None and seen // every > (seen - position.batch_size) // every

@@ -7,11 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from nvae.schema import ModelConfig
 from nvae.training.trainer import Trainer
 
 COLLAPSED_KL = 0.01  # nats per image
-DIVERGED_BITS = 4  # bits per dimension above the uniform distribution
 
 
 def with_bound(values: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
@@ -60,56 +58,23 @@ def metrics_text(line: dict[str, Any], epochs: int) -> str:
     return text
 
 
-def health_warnings(
-    kl_per_group: list[float], bits_per_dimension: float, config: ModelConfig, warmed_up: bool
-) -> dict[str, str]:
-    """Return warnings, by name, about validation results that are finite but show a useless model.
-
-    warmed_up: whether the KL warm-up is over; before, a small KL is no failure.
-    """
-    warnings = {}
-    if warmed_up and max(kl_per_group) < COLLAPSED_KL:
-        warnings["collapse"] = (
-            f"KL collapse: the KL of every latent group is below {COLLAPSED_KL} nats, so the latents say nothing "
-            "about the images. Start over with a longer KL warm-up (training_parameters.warmup_epochs), kl_balancing, "
-            "or a kl_constant below 1."
-        )
-    limit = config.pixel_bits + DIVERGED_BITS
-    if bits_per_dimension > limit:
-        warnings["divergence"] = (
-            f"divergence: got {bits_per_dimension:.1f} bits/dim on the validation images, where a uniform distribution "
-            f"has {config.pixel_bits}. Start over with a lower training_parameters.learning_rate, a longer "
-            "learning_rate_warmup_epochs, or gradient_clipping."
-        )
-    return warnings
-
-
 class Clock:
-    """Measures images per second of the training steps, without validation and pictures."""
+    """Measures images per second since the last reset."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         """Set the time and the images to zero."""
-        self._images, self._seconds, self._since = 0, 0.0, time.perf_counter()
+        self._images, self._start = 0, time.perf_counter()
 
     def step(self, images: int) -> None:
         """Count the images of a step."""
         self._images += images
 
-    def stop(self) -> None:
-        """Stop the time."""
-        self._seconds += time.perf_counter() - self._since
-
-    def start(self) -> None:
-        """Continue the time after `stop`."""
-        self._since = time.perf_counter()
-
     def images_per_second(self) -> float:
         """Return the mean rate since the last reset."""
-        seconds = self._seconds or time.perf_counter() - self._since
-        return self._images / max(seconds, 1e-9)
+        return self._images / max(time.perf_counter() - self._start, 1e-9)
 
     def time_left(self, images: int) -> str:
         """Return the time of a number of images as a text."""

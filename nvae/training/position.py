@@ -78,7 +78,7 @@ class Position:
 
     def completes(self, epochs: int | None) -> bool:
         """Return whether the last step completed an epoch that is a multiple of `epochs`; None for never."""
-        return bool(epochs) and self.image == 0 and self.epoch > 0 and self.epoch % epochs == 0
+        return epochs is not None and self.image == 0 and self.epoch > 0 and self.epoch % epochs == 0
 
     def advance(self, images: int, skipped: bool) -> None:
         """Go on by one step."""

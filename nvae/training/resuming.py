@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from nvae.checkpoint import CheckpointError, load, restore, save, with_best_weights
+from nvae.checkpoint import CheckpointError, SavedFile, load, restore, save, with_best_weights
 from nvae.config import flat
 from nvae.models.families import clone
 from nvae.optim import load_optimizer
@@ -87,7 +88,7 @@ def resume_training(trainer: Trainer, path: Path, run: str | None = None, change
                 Remedy.CHANGED_DATA,
             )
         warnings.append(f"{changed}; it continues with {len(trainer.data.training):,} training images")
-    if content["version"] == 1 and _shapes(saved.get("regularizers")) != _shapes(trainer.regularizers.state_dict()):
+    if content["version"] == 1 and _shapes(saved["regularizers"]) != _shapes(trainer.regularizers.state_dict()):
         saved = saved | {"regularizers": trainer.regularizers.state_dict()}
         warnings.append(
             f"{path} was written by version 1, which regularized other parts of the network: the state of the "
@@ -108,9 +109,7 @@ def resume_training(trainer: Trainer, path: Path, run: str | None = None, change
     return warnings
 
 
-def _loads(
-    trainer: Trainer, content: dict[str, Any], saved: dict[str, Any], path: Path
-) -> dict[str, Callable[[], object]]:
+def _loads(trainer: Trainer, content: SavedFile, saved: dict[str, Any], path: Path) -> dict[str, Callable[[], object]]:
     """Return functions that load the parts of a checkpoint; each raises any exception for a state that does not fit."""
     # Checkpoints without these parts are from before the state had them.
     states = {"history": {"validations": []}, "best": {}, "recovery": Recovery().state_dict()} | saved
@@ -144,11 +143,8 @@ def _load_best(trainer: Trainer, state: dict[str, Any]) -> None:
             raise ValueError(f"kl_per_group: got {len(best.kl_per_group)} numbers, expected one per latent group")
 
 
-def _shapes(state: Any) -> dict[str, Any] | None:
-    """Return the shapes of the tensors of a saved state; None for anything else."""
-    if not isinstance(state, dict):
-        return None
-    return {name: value.shape if isinstance(value, Tensor) else None for name, value in state.items()}
+def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
 
 
 def _refuse_changes(config: ModelConfig, saved: ModelConfig, path: Path) -> None:
@@ -196,7 +192,6 @@ def recover(trainer: Trainer, path: Path, divergence: DivergenceError, run: str 
     if recovery.doublings:
         text += f" and {recovery.regularization_factor:g} times the regularization"
     event = new_event("recovery", f"{text} (try {recovery.tries} of {most}).", step, epoch)
-    events = trainer.metadata.get("events")
-    trainer.metadata = trainer.metadata | {"events": [*(events if isinstance(events, list) else []), event]}
+    trainer.metadata = trainer.metadata | {"events": [*trainer.metadata.get("events", []), event]}
     save_training(trainer, path, run)
     return event

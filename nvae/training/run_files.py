@@ -12,7 +12,7 @@ from pathlib import Path
 from nvae.checkpoint import FOLDER as WEIGHTS
 from nvae.checkpoint import CheckpointError, checkpoint_path, is_whole, model_path
 from nvae.system.errors import Remedy, UserError
-from nvae.system.files import WriteError, link_or_copy, previous_path, remove_unfinished, unused_path
+from nvae.system.files import link_or_copy, previous_path, remove_unfinished, unused_path
 from nvae.system.torch_files import DamagedFileError
 from nvae.training.loggers import FOLDER as RUNS
 from nvae.training.resuming import resume_training
@@ -101,14 +101,11 @@ class RunFiles:
     def _use_previous(self) -> str:
         """Make the previous checkpoint the newest one; return what happened to a damaged one, for a warning."""
         fate = ""
-        try:
-            if self.checkpoint.exists():
-                damaged = unused_path(self.weights, f"{self.checkpoint.name}.damaged", "")
-                os.rename(self.checkpoint, damaged)
-                fate = f" and is kept as {damaged.name}"
-            link_or_copy(self.previous, self.checkpoint)
-        except OSError as error:
-            raise WriteError(self.checkpoint, error) from error
+        if self.checkpoint.exists():
+            damaged = unused_path(self.weights, f"{self.checkpoint.name}.damaged", "")
+            os.rename(self.checkpoint, damaged)
+            fate = f" and is kept as {damaged.name}"
+        link_or_copy(self.previous, self.checkpoint)
         return fate
 
     def _advice(self) -> tuple[str, Remedy]:
@@ -126,10 +123,7 @@ class RunFiles:
 
         number = next(n for n in itertools.count(1) if not any(os.path.lexists(aside(path, n)) for path in paths))
         for path in filter(Path.exists, paths):
-            try:
-                os.rename(path, aside(path, number))
-            except OSError as error:
-                raise WriteError(aside(path, number), error) from error
+            os.rename(path, aside(path, number))
             yield path, aside(path, number)
 
     # ------------------------------------------------------------------------------------------------------ copies
@@ -138,25 +132,17 @@ class RunFiles:
         """Keep the checkpoint of this position if its validation is the best so far, or if `keep_every` is due.
 
         best_quality: keep the checkpoint as that of the best samples too, if `keep_best` is on.
-        Call this when the checkpoint holds the state of the trainer. Raises WriteError.
+        Call this when the checkpoint holds the state of the trainer. Raises OSError.
         """
         schedule, validations = trainer.schedule, trainer.history.validations
         copies = []
         if schedule.keep_best and validations and validations[-1].epoch == trainer.position.in_epochs:
-            earlier = (validation.elbo for validation in validations[:-1])
-            if validations[-1].elbo > max(earlier, default=-math.inf):
+            *earlier, last = (validation.elbo for validation in validations)
+            if last > max(earlier, default=-math.inf):
                 copies.append(self.best)
         if schedule.keep_best and best_quality:
             copies.append(self.best_fid)
-        if keep_every_due(trainer):
+        if trainer.position.completes(schedule.keep_every):
             copies.append(self.epoch_copy(trainer.position.epoch))
         for copy in copies:
-            try:
-                link_or_copy(self.checkpoint, copy)
-            except OSError as error:
-                raise WriteError(copy, error) from error
-
-
-def keep_every_due(trainer: Trainer) -> bool:
-    """Return whether the last step completed the epochs between two checkpoints that are kept."""
-    return trainer.position.completes(trainer.schedule.keep_every)
+            link_or_copy(self.checkpoint, copy)

@@ -16,12 +16,12 @@ from nvae.schema import ModelConfig
 from nvae.summary import num_parameters, training_bytes
 from nvae.system.devices import available_bytes
 from nvae.system.errors import Remedy, UserError, is_out_of_memory
-from nvae.system.files import WriteError, atomic_write
+from nvae.system.files import atomic_write
 from nvae.training.events import Reporter
 from nvae.training.loggers import RunLogger, new_event
 from nvae.training.metrics import metrics_text
-from nvae.training.previews import draw_curves, draw_data, draw_film, draw_reconstructions, draw_samples
 from nvae.training.report.page import write_page
+from nvae.training.report.previews import draw_curves, draw_data, draw_film, draw_reconstructions, draw_samples
 from nvae.training.report.record import record_of
 from nvae.training.run_files import RunFiles
 from nvae.training.trainer import Trainer
@@ -148,47 +148,42 @@ class RunOutput:
 
     def copies(self, best_quality: bool = False) -> None:
         """Keep copies of the checkpoint that are due. best_quality: its samples are the best so far."""
-        try:
-            self.files.keep_copies(self.trainer, best_quality)
-        except WriteError as error:  # the checkpoint itself is saved
-            self.reporter.warn(str(error), once=f"copy: {error}")
+        self.attempt("a copy of the checkpoint", lambda: self.files.keep_copies(self.trainer, best_quality))
 
     def data(self) -> None:
         """Draw the first training images, and write which pictures are left out or changed: data_report.txt."""
+        self.attempt("the report on the pictures", self._write_data_report)
+        self.attempt("the picture of the data", lambda: draw_data(self.trainer.data, self.trainer.config, self.folder))
+
+    def _write_data_report(self) -> None:
         path, report = self.folder / "data_report.txt", self.trainer.data.report
-        try:
-            if report:
-                with atomic_write(path) as temporary:
-                    temporary.write_text(report, encoding="utf-8")
-                self.reporter.info(f"{path} has the pictures that are left out or changed")
-            elif path.exists():
-                path.unlink()
-        except (WriteError, OSError) as error:
-            self.reporter.warn(f"the report on the pictures could not be written: {error}")
-        self.try_to_draw(lambda: draw_data(self.trainer.data, self.trainer.config, self.folder))
+        if report:
+            with atomic_write(path) as temporary:
+                temporary.write_text(report, encoding="utf-8")
+            self.reporter.info(f"{path} has the pictures that are left out or changed")
+        else:
+            path.unlink(missing_ok=True)
 
     def pictures(self, model: HierarchicalVAE | None = None) -> None:
         """Draw samples and reconstructions of a model (default: of the trainer's, for pictures), and curves."""
-        self.try_to_draw(lambda: self._draw(model or model_for_pictures(self.trainer)))
+        self.attempt("the pictures", lambda: self._draw(model or model_for_pictures(self.trainer)))
 
     def film(self) -> None:
         """Draw the film of the samples over the steps."""
-        self.try_to_draw(lambda: draw_film(self.folder))
+        self.attempt("the film of the samples", lambda: draw_film(self.folder))
 
     def page(self) -> None:
         """Write report.html."""
-        try:
-            write_page(record_of(self.trainer, self.files.name, self.files.root))
-        except Exception as error:  # from files, pictures of any content, charts
-            self.reporter.warn(f"the page of the run could not be written: {error}", once=f"page: {error}")
+        trainer, files = self.trainer, self.files
+        self.attempt("the page of the run", lambda: write_page(record_of(trainer, files.name, files.root)))
 
-    def try_to_draw(self, draw: Callable[[], object]) -> None:
-        """Call a function that draws; its error becomes a warning."""
+    def attempt(self, what: str, write: Callable[[], object]) -> None:
+        """Call a function that writes what training does not need; its error becomes a warning."""
         try:
-            draw()
-        except Exception as error:  # from files, fonts, backends, recalibration
+            write()
+        except Exception as error:  # from files, fonts, backends, recalibration, pictures of any content
             step = self.trainer.position.step
-            self.reporter.warn(f"the pictures of step {step} could not be drawn: {error}", once=f"drawing: {error}")
+            self.reporter.warn(f"{what} of step {step} could not be written: {error}", once=f"{what}: {error}")
 
     def _draw(self, model: HierarchicalVAE) -> None:
         trainer, step = self.trainer, self.trainer.position.step

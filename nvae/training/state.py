@@ -51,7 +51,11 @@ def load_all_or_none(parts: Mapping[str, Stateful], loads: Mapping[str, Callable
 
     Raises ValueError with the name of the load and the reason, or the UserError of a load.
     """
-    before = {name: tree_map(_copied_to_cpu, part.state_dict()) for name, part in parts.items()}
+
+    def copied(value: Any) -> Any:
+        return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
+
+    before = {name: tree_map(copied, part.state_dict()) for name, part in parts.items()}
     loading = ""
     try:
         for loading in loads:
@@ -66,10 +70,6 @@ def load_all_or_none(parts: Mapping[str, Stateful], loads: Mapping[str, Callable
             raise
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{loading}: {type(error).__name__}: {reason}") from error
-
-
-def _copied_to_cpu(value: Any) -> Any:
-    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
 
 
 @dataclass

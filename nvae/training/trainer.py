@@ -56,7 +56,7 @@ class Trainer:
             synchronize_batch_norms(self.model)
         self.regularizers = nn.ModuleDict(self.model.regularization_terms())
         self.optimizer = build_optimizer(self.model, self.schedule)
-        self.network = self.ranks.distributed(self.model, broadcast_buffers=not synchronize)
+        self.network: Any = self.ranks.distributed(self.model, broadcast_buffers=not synchronize)
         self.half = half_dtype(device) if self.schedule.half_precision else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)
         self.running_mean = RunningMean()
@@ -115,19 +115,11 @@ class Trainer:
         return epoch_order(len(self.data.training), self.config, self.position.epoch, self.recovery.count)
 
     def batches(self) -> Iterator[Tensor]:
-        """Yield the next batch, uint8 (B, C, S, S), until the epoch ends. Call `step` with each before the next one.
-
-        The position decides which batch is the next one, not what the source has read in advance.
-        """
-        position = self.position
-        epoch, order, size = position.epoch, self.order(), position.batch_size
-        while position.epoch == epoch:
-            starts = range(position.image, len(order) - size + 1, size)
-            with closing(self._batch_source.batches(order[first : first + size] for first in starts)) as batches:
-                for first, images_u8 in zip(starts, batches, strict=True):
-                    if (position.epoch, position.image) != (epoch, first):
-                        break  # training has gone to another position
-                    yield images_u8
+        """Yield the batches of the rest of the epoch, uint8 (B, C, S, S). Call `step` with each before the next one."""
+        order, size = self.order(), self.position.batch_size
+        starts = range(self.position.image, len(order) - size + 1, size)
+        with closing(self._batch_source.batches(order[first : first + size] for first in starts)) as batches:
+            yield from batches
 
     @cached_property
     def _batch_source(self) -> BatchSource:

@@ -15,9 +15,10 @@ from nvae.evaluation.report import is_saved, report, save_report
 from nvae.inference.sampling import Sampler
 from nvae.models.families import clone
 from nvae.models.hierarchy import HierarchicalVAE
+from nvae.schema.choices import Part
 from nvae.system.errors import DivergenceError
 from nvae.system.signals import StopRequest
-from nvae.training.metrics import DIVERGED_BITS, health_warnings
+from nvae.training.metrics import COLLAPSED_KL
 from nvae.training.recovery import ADVICE, highest_usual
 from nvae.training.run_output import RunOutput, model_for_pictures
 from nvae.training.schedules import Validation, kl_warmup
@@ -28,6 +29,7 @@ MIN_VALIDATIONS = 3
 SAMPLES = 1000
 FID = "fid_self"  # the key in a line of metrics
 ITERATIONS = 20
+DIVERGED_BITS = 4  # bits per dimension above the uniform distribution
 
 
 def validate(trainer: Trainer, output: RunOutput) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def validate(trainer: Trainer, output: RunOutput) -> dict[str, Any]:
         ranks=trainer.ranks,
     )
     check_validation(trainer, evaluation.elbo.mean, evaluation.elbo_bits.mean)
-    _check_health(trainer, output, evaluation, "")
+    check_health(trainer, output, evaluation, "")
     record_validation(trainer, evaluation.elbo.mean, evaluation.kl_per_group)
     return {
         "validation_elbo": evaluation.elbo.mean,
@@ -66,12 +68,12 @@ def evaluate_result(trainer: Trainer, output: RunOutput, model: HierarchicalVAE,
     Every rank calls this; the first one writes.
     """
     schedule, ranks, reporter = trainer.schedule, trainer.ranks, output.reporter
-    samples, stem = schedule.evaluation_samples, output.folder / "evaluation"
+    samples, path = schedule.evaluation_samples, output.folder / "evaluation.json"
     metadata = {"model": output.files.name, "step": trainer.position.step, "seed": schedule.seed}
     metadata |= {"weights": weights_digest(model)}
-    if samples == 0 or ranks.from_first(lambda: is_saved(stem, metadata | {"samples": samples})):
+    if samples == 0 or ranks.from_first(lambda: is_saved(path, metadata | {"samples": samples})):
         return
-    part = "validation" if trainer.data.test is None else "test"
+    part: Part = "validation" if trainer.data.test is None else "test"
     images, targets = evaluation_images(trainer.data, part, trainer.config)
     reporter.info(f"evaluating on {len(images):,} {part} images with {samples} importance samples per image")
     evaluation = evaluate(
@@ -80,16 +82,28 @@ def evaluate_result(trainer: Trainer, output: RunOutput, model: HierarchicalVAE,
     if not ranks.is_first:
         return
     reporter.info(report(evaluation, model, f"{part} images"))
-    _check_health(trainer, output, evaluation, "at the end")
-    output.try_to_draw(lambda: save_report(evaluation, model, stem, metadata | {"part": part}))
+    check_health(trainer, output, evaluation, "at the end")
+    output.attempt("the evaluation", lambda: save_report(evaluation, model, path, metadata | {"part": part}))
 
 
-def _check_health(trainer: Trainer, output: RunOutput, evaluation: Evaluation, when: str) -> None:
-    warmed_up = trainer.rates.kl_coefficient >= 1
+def check_health(trainer: Trainer, output: RunOutput, evaluation: Evaluation, when: str) -> None:
+    """Warn of a result that is finite but shows a useless model; before the end of the warm-up, a small KL is none."""
     below = evaluation.kl_per_group[trainer.model.groups_above_scales :]  # a context, for example, never collapses
-    warnings = health_warnings(below, evaluation.elbo_bits.mean, trainer.config, warmed_up)
-    for kind, warning in warnings.items():
-        output.reporter.warn(warning, once=f"{kind} {when}")
+    if trainer.rates.kl_coefficient >= 1 and max(below) < COLLAPSED_KL:
+        output.reporter.warn(
+            f"KL collapse: the KL of every latent group is below {COLLAPSED_KL} nats, so the latents say nothing "
+            "about the images. Start over with a longer KL warm-up (training_parameters.warmup_epochs), kl_balancing, "
+            "or a kl_constant below 1.",
+            once=f"collapse {when}",
+        )
+    bits, uniform = evaluation.elbo_bits.mean, trainer.config.pixel_bits
+    if bits > uniform + DIVERGED_BITS:
+        output.reporter.warn(
+            f"divergence: got {bits:.1f} bits/dim on the validation images, where a uniform distribution has "
+            f"{uniform}. Start over with a lower training_parameters.learning_rate, a longer "
+            "learning_rate_warmup_epochs, or gradient_clipping.",
+            once=f"divergence {when}",
+        )
 
 
 def check_validation(trainer: Trainer, elbo: float, bits_per_dimension: float) -> None:
@@ -143,11 +157,6 @@ class _StopMeasurementError(Exception):
     """A signal came; training has to save and end."""
 
 
-def quality_due(trainer: Trainer) -> bool:
-    """Return whether the last step completed the epochs between two measurements of quality."""
-    return trainer.position.completes(trainer.schedule.evaluate_quality_every)
-
-
 def sample_quality(trainer: Trainer, stop: StopRequest) -> dict[str, Any]:
     """Return metrics of 1,000 samples at temperature 1 against training images; none after a signal to stop.
 
@@ -171,6 +180,7 @@ def sample_quality(trainer: Trainer, stop: StopRequest) -> dict[str, Any]:
     except _StopMeasurementError:
         return {}
     features = quality.rows[0].features["self"]
+    assert features.manifolds is not None and features.kid is not None
     manifold = features.manifolds[3]
     return {
         FID: features.fid,

@@ -88,7 +88,7 @@ def test_choices_are_those_of_the_library():
                 assert tuple(action.choices) == listed[action.dest], action.dest
     assert found == set(listed)
     assert set(evaluate.ESTIMATORS.values()) == set(get_args(choices.Estimator))
-    assert tuple(extractors.LOADERS) == get_args(choices.ExtractorName) == quality.EXTRACTORS
+    assert ("self", *extractors.LOADERS) == get_args(choices.ExtractorName) == quality.EXTRACTORS
     assert measure.METRICS == get_args(choices.Metric) == quality.METRICS
     assert set(get_args(choices.Part)) < {field.name for field in fields(Data)}
     assert set(datasets.EXAMPLES) == set(DATASETS) - set(NAMED_DATASETS)

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from nvae.evaluation.likelihood import Estimate, Evaluation
-from nvae.evaluation.report import is_saved, report, report_name, report_stem, save_report
+from nvae.evaluation.report import is_saved, report, report_name, report_path, save_report
 from nvae.system.files import WriteError
 
 METADATA = {"model": "a.model", "seed": 5}
@@ -41,42 +41,42 @@ def test_report_holds_every_number(evaluation, model):
 def test_report_without_counted_units(evaluation, model, tmp_path):
     evaluation = evaluation._replace(active_units_per_group=None)
     assert " of " not in report(evaluation, model, "images")
-    save_report(evaluation, model, tmp_path / "a", {})
+    save_report(evaluation, model, tmp_path / "a.json", {})
 
 
 def test_saved_report_has_the_metadata_in_both_files(evaluation, model, tmp_path):
-    stem = tmp_path / "new" / "a.b"
-    save_report(evaluation, model, stem, METADATA)
+    path = tmp_path / "new" / "a.b.json"
+    save_report(evaluation, model, path, METADATA)
     content = json.loads((tmp_path / "new" / "a.b.json").read_text())
     assert content == METADATA | evaluation.to_dict()
     with Image.open(tmp_path / "new" / "a.b.png") as chart:
         assert {key: chart.text[key] for key in METADATA} == {"model": "a.model", "seed": "5"}
-    assert sorted(path.name for path in stem.parent.iterdir()) == ["a.b.json", "a.b.png"]
+    assert sorted(path.name for path in path.parent.iterdir()) == ["a.b.json", "a.b.png"]
 
 
 def test_is_saved_needs_both_files_and_the_same_metadata(evaluation, model, tmp_path):
-    stem = tmp_path / "a"
-    assert not is_saved(stem, METADATA)
-    save_report(evaluation, model, stem, METADATA)
-    assert is_saved(stem, METADATA)
-    assert not is_saved(stem, METADATA | {"seed": 6})
+    path = tmp_path / "a.json"
+    assert not is_saved(path, METADATA)
+    save_report(evaluation, model, path, METADATA)
+    assert is_saved(path, METADATA)
+    assert not is_saved(path, METADATA | {"seed": 6})
     (tmp_path / "a.png").unlink()
-    assert not is_saved(stem, METADATA)
+    assert not is_saved(path, METADATA)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, "\x00"])
 def test_is_saved_is_false_for_a_damaged_file(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
     (tmp_path / "a.png").write_text("")
-    assert not is_saved(tmp_path / "a", {})
+    assert not is_saved(tmp_path / "a.json", {})
 
 
-def test_report_stem_is_that_of_the_same_metadata_or_an_unused_one(evaluation, model, tmp_path):
+def test_report_path_is_that_of_the_same_metadata_or_an_unused_one(evaluation, model, tmp_path):
     for seed, name in ((5, "a"), (6, "a_2"), (7, "a_3"), (6, "a_2")):
         metadata = METADATA | {"seed": seed}
-        stem = report_stem(tmp_path, "a", metadata)
-        assert stem == tmp_path / name
-        save_report(evaluation, model, stem, metadata)
+        path = report_path(tmp_path, "a", metadata)
+        assert path == tmp_path / f"{name}.json"
+        save_report(evaluation, model, path, metadata)
 
 
 def test_report_names_tell_evaluations_apart():
@@ -94,4 +94,4 @@ def test_report_names_tell_evaluations_apart():
 def test_folder_that_cannot_be_written_is_a_write_error(evaluation, model, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError):
-        save_report(evaluation, model, tmp_path / "file" / "a", METADATA)
+        save_report(evaluation, model, tmp_path / "file" / "a.json", METADATA)

@@ -1,5 +1,7 @@
 """Pictures of the quality of samples."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -52,7 +54,7 @@ def test_copies_are_marked(measured):
     _, data, samplers, quality = measured
     row = quality.rows[1]
     plain = draw_copies(row, samplers[1], data.training, 0, "mean")
-    copies = row.copies._replace(ratio=torch.zeros_like(row.copies.ratio))
+    copies = replace(row.copies, ratio=torch.zeros_like(row.copies.ratio))
     marked = draw_copies(row._replace(copies=copies), samplers[1], data.training, 0, "mean")
     assert plain.size == marked.size
     frame = (220, 40, 90)

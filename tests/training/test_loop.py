@@ -21,7 +21,7 @@ from nvae.tools.grids import grid
 from nvae.training import loop, run_output, validation
 from nvae.training.loggers import read_events, read_metrics
 from nvae.training.loop import Stopped, checkpoint_due
-from nvae.training.previews import draw_reconstructions
+from nvae.training.report.previews import draw_reconstructions
 from nvae.training.trainer import Trainer
 
 from .helpers import advance

@@ -9,10 +9,11 @@ import torch
 
 from nvae.checkpoint import load, load_model
 from nvae.evaluation.quality.extractors import transformations
+from nvae.system.errors import UserError
 from nvae.system.signals import StopRequest
 from nvae.training import validation
 from nvae.training.run_files import RunFiles
-from nvae.training.validation import FID, quality_due, sample_quality
+from nvae.training.validation import FID, sample_quality
 
 from .helpers import differences, everything
 
@@ -89,11 +90,14 @@ def test_continued_run_compares_with_the_earlier_measurements(run, files, monkey
     assert files.best_fid.read_bytes() == before
 
 
-def test_error_is_a_warning_and_training_goes_on(run, lines, tmp_path):
-    (tmp_path / "cache").write_text("a file, so that the extractor cannot be kept")
+def test_error_is_a_warning_and_training_goes_on(run, lines, monkeypatch):
+    def fail(*arguments, **options):
+        raise UserError("no features")
+
+    monkeypatch.setattr(validation, "measure_quality", fail)
     _, events = run(epochs=2, evaluate_quality_every=1)
     warnings = [event.text for event in events if event.kind == "warning" and "quality of samples" in event.text]
-    assert len(warnings) == 1 and "NVAE_CACHE" in warnings[0]
+    assert len(warnings) == 1 and "no features" in warnings[0]
     assert not any(FID in line for line in lines())
     assert len(lines()) == 2
 
@@ -113,10 +117,9 @@ def test_measurement_changes_no_number_of_the_trainer(make_trainer):
 
 
 def test_quality_is_due_at_whole_multiples(make_trainer):
-    trainer = make_trainer(evaluate_quality_every=2)
+    position = make_trainer().position
     due = []
-    for epoch, image in ((0, 0), (1, 0), (2, 0), (2, 4), (3, 0), (4, 0)):
-        trainer.position.epoch, trainer.position.image = epoch, image
-        due.append(quality_due(trainer))
+    for position.epoch, position.image in ((0, 0), (1, 0), (2, 0), (2, 4), (3, 0), (4, 0)):
+        due.append(position.completes(2))
     assert due == [False, False, True, False, False, True]
-    assert not quality_due(make_trainer())
+    assert not position.completes(None)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from nvae.data.images import to_float
-from nvae.system.errors import InvalidValueError
 from nvae.system.memory_maps import chunks
 from nvae.system.progress import Progress, track
 
@@ -20,7 +19,8 @@ CHUNK = 500  # training images compared at once
 SAMPLES = 1000  # samples compared at once
 
 
-class Copies(NamedTuple):
+@dataclass(frozen=True)
+class Copies:
     """The nearest training image of every sample.
 
     ratio: the distance to the nearest training image, over the mean distance to the nearest 50 (Carlini et al. 2023,
@@ -62,12 +62,9 @@ def find_copies(
 ) -> Copies:
     """Compare thumbnails of samples, uint8 (N, C, s, s), with all training images, uint8 (M, C, S, S).
 
-    bits: of the model's images. The distance is Euclidean, in pixels. Raises InvalidValueError for fewer than 2
-    training images.
+    bits: of the model's images. The distance is Euclidean, in pixels.
     """
     count = len(training_u8)
-    if count < 2:
-        raise InvalidValueError("training images", count, "at least 2")
     kept = min(NEIGHBORS, count)
     samples = (samples_u8.float().div(255).flatten(1) - 0.5).to(device)
     squares = samples.square().sum(1)

@@ -25,9 +25,10 @@ class FeatureStatistics(NamedTuple):
 
     @classmethod
     def of(cls, features: Tensor) -> FeatureStatistics:
-        """Compute from features (N, D), N from 2. The covariance divides by N - 1."""
-        _check(features)
+        """Compute from features (N, D). The covariance divides by N - 1. Raises InvalidValueError for fewer than 2."""
         count = len(features)
+        if count < 2:
+            raise InvalidValueError("features", f"{count} images", "2 or more")
         mean = sum(part.double().sum(0) for part in features.split(CHUNK)) / count
         covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
         for part in features.split(CHUNK):
@@ -42,8 +43,6 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     The square of the 2-Wasserstein distance of two Normals. tr (A B)^(1/2) is the sum of the square roots of the
     eigenvalues of A^(1/2) B A^(1/2), which is symmetric: no complex numbers, and covariances may be singular.
     """
-    if a.mean.shape != b.mean.shape:
-        raise InvalidValueError("the statistics", f"{len(a.mean)} and {len(b.mean)} dimensions", "the same number")
     values, vectors = torch.linalg.eigh(a.covariance)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     shared = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
@@ -57,8 +56,6 @@ def kernel_distance(a: Tensor, b: Tensor) -> Estimate:
     The kernel is (x y / D + 1)^3. Both sets are cut into the same number of disjoint random blocks. The result is the
     mean of the blocks' unbiased estimates, which can be below 0, and its standard error.
     """
-    _check(a)
-    _check(b)
     estimates = [_squared_discrepancy(a[x].double(), b[y].double()) for x, y in blocks(len(a), len(b))]
     return Estimate.of(torch.stack(estimates))
 
@@ -87,8 +84,3 @@ def _squared_discrepancy(x: Tensor, y: Tensor) -> Tensor:
         return (values.sum() - values.diagonal().sum()) / (len(u) * (len(u) - 1))
 
     return mean_of_pairs(x) + mean_of_pairs(y) - 2 * kernel(x, y).mean()
-
-
-def _check(features: Tensor) -> None:
-    if features.dim() != 2 or len(features) < 2:
-        raise InvalidValueError("features", f"shape {tuple(features.shape)}", "shape (N, D), N from 2")

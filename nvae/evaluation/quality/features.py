@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from nvae.data.cache import cache_folder
@@ -49,43 +48,41 @@ def describe(
     keep: Parts of 500 images are files in the cache folder; a part that cannot be written is kept in memory only.
     """
     folder = set_folder(key, functions)
-    finished = _finished(folder, count, list(functions)) if keep else {}
-    slices = [
-        slice(start, min(start + step, end))
-        for first, end in _parts(count)
-        if first not in finished
-        for start in range(first, end, step)
-    ]
-    done: list[dict[str, Tensor]] = []  # of the unfinished part
-    seconds = 0.0
-    for images_of_step in track(slices, description, progress) if slices else ():
+    parts = [(first, min(first + PART, count)) for first in range(0, count, PART)]
+    values: dict[str, Tensor] = {}
+    total = 0.0
+
+    def place(first: int, computed: dict[str, Tensor]) -> None:
+        for name, part in computed.items():
+            if name not in values:
+                values[name] = part.new_empty((count, *part.shape[1:]))
+            values[name][first : first + len(part)] = part
+
+    missing = []
+    for first, end in parts:
+        finished = _finished(_part_path(folder, first, end), end - first, functions) if keep else None
+        if finished is None:
+            missing += [slice(start, min(start + step, end)) for start in range(first, end, step)]
+        else:
+            place(first, finished.values)
+            total += finished.seconds
+    seconds = 0.0  # of the unfinished part
+    for images_of_step in track(missing, description, progress) if missing else ():
         before = time.perf_counter()
         images = make(images_of_step)
         seconds += time.perf_counter() - before
-        done.append({name: function(images) for name, function in functions.items()})
+        place(images_of_step.start, {name: function(images) for name, function in functions.items()})
         first, end = images_of_step.start // PART * PART, images_of_step.stop
         if end == min(first + PART, count):
-            values = {name: torch.cat([part[name] for part in done]) for name in functions}
-            finished[first] = {"values": values, "seconds": seconds}
-            done, seconds = [], 0.0
             if keep:
+                part = {name: of_all[first:end].clone() for name, of_all in values.items()}
                 with suppress(CheckpointError):
-                    write_whole(finished[first], _part_path(folder, first, end), keep_previous=False)
+                    path = _part_path(folder, first, end)
+                    write_whole({"values": part, "seconds": seconds}, path, keep_previous=False)
+            total, seconds = total + seconds, 0.0
     if keep:
         _remove_old(folder)
-    seconds = sum(part["seconds"] for part in finished.values())
-    return Described(_joined(finished, count), seconds)
-
-
-def _joined(parts: dict[int, dict[str, Any]], count: int) -> dict[str, Tensor]:
-    """Join the parts, and remove each from the dictionary, so that the memory is that of the values once."""
-    result: dict[str, Tensor] = {}
-    for first, end in _parts(count):
-        for name, values in parts.pop(first)["values"].items():
-            if name not in result:
-                result[name] = values.new_empty((count, *values.shape[1:]))
-            result[name][first:end] = values
-    return result
+    return Described(values, total)
 
 
 def set_folder(key: Mapping[str, Any], functions: Mapping[str, Any]) -> Path:
@@ -94,24 +91,17 @@ def set_folder(key: Mapping[str, Any], functions: Mapping[str, Any]) -> Path:
     return cache_folder() / "features" / digest
 
 
-def _parts(count: int) -> list[tuple[int, int]]:
-    return [(first, min(first + PART, count)) for first in range(0, count, PART)]
-
-
 def _part_path(folder: Path, first: int, end: int) -> Path:
     return folder / f"{first:07d}_{end - first}.features"
 
 
-def _finished(folder: Path, count: int, names: list[str]) -> dict[int, dict[str, Any]]:
-    """Return the parts on the disk, by their first image. Damaged files count as absent."""
-    finished = {}
-    for first, end in _parts(count):
-        with suppress(CheckpointError, KeyError, TypeError, AttributeError):
-            content = read_whole(_part_path(folder, first, end))
-            values = content["values"]
-            if values.keys() == set(names) and all(len(value) == end - first for value in values.values()):
-                finished[first] = {"values": values, "seconds": float(content["seconds"])}
-    return finished
+def _finished(path: Path, count: int, names: Iterable[str]) -> Described | None:
+    """Return a part of `count` images from the disk; None for a damaged or missing file."""
+    with suppress(CheckpointError):
+        content = read_whole(path)
+        if content["values"].keys() == set(names) and all(len(value) == count for value in content["values"].values()):
+            return Described(content["values"], content["seconds"])
+    return None
 
 
 def _remove_old(used: Path) -> None:

@@ -26,7 +26,7 @@ from nvae.evaluation.quality.path_length import (
     path_lengths,
     squared_distance,
 )
-from nvae.inference.arguments import Factors, check_count, check_seeds
+from nvae.inference.arguments import Factors, check_count, check_seeds, format_values
 from nvae.inference.sampling import Sampler
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.schema import ModelConfig
@@ -38,20 +38,18 @@ from nvae.system.seeds import seeded
 
 METRICS = get_args(Metric)
 OF_FEATURES = METRICS[:3]
-IMAGES = 10_000
-PAIRS = 500
-NEIGHBORS = (3, 5)
+Functions = dict[str, Callable[[Tensor], Tensor]]
 
 
 class Settings(NamedTuple):
     """What is measured, and of how many images."""
 
     metrics: tuple[str, ...] = METRICS
-    images: int = IMAGES  # samples, and images of the data set if there are as many
-    neighbors: tuple[int, ...] = NEIGHBORS
+    images: int = 10_000  # samples, and images of the data set if there are as many
+    neighbors: tuple[int, ...] = (3, 5)
     pixels: Pixels = "mean"
     seed: int = 0  # of the first sample; the others have the following seeds
-    pairs: int = PAIRS  # of path lengths
+    pairs: int = 500  # of path lengths
     ppl_groups: str | int = "all"
     epsilon: float = EPSILON
 
@@ -209,23 +207,24 @@ class _Measurement:
         self.extractors = {e.key: e for e in all_extractors} if self.settings.needs_features else {}
         self.distances = [NamedDistance(e.name, e.key, squared_distance(e)) for e in all_extractors if e.is_continuous]
         self.distances += [] if lpips is None else [lpips]
-        self.real = describe_images(self.reference, self.extractors, self.progress) if self.extractors else {}
+        own = self.reference.own
+        self.real = describe_images(self.reference, own, self.extractors, self.progress) if self.extractors else {}
         if "fid" in self.settings.metrics:
-            own = {e.name: FeatureStatistics.of(self.real[key]) for key, e in self.extractors.items()}
-            self.statistics = own | self.statistics
+            of_images = {e.name: FeatureStatistics.of(self.real[key]) for key, e in self.extractors.items()}
+            self.statistics = of_images | self.statistics
 
     def of_other_images(self) -> Row | None:
         """Compare the other images of the part; None without features, or without enough images."""
         if not self.extractors or self.reference.others is None:
             return None
-        values = describe_images(self.reference, self.extractors, self.progress, others=True)
+        values = describe_images(self.reference, self.reference.others, self.extractors, self.progress)
         return Row(None, self._compared(values), {})
 
     def of_samples(self, sampler: Sampler) -> Row:
         """Measure the samples of one temperature."""
         settings = self.settings
-        functions: dict[str, Callable[[Tensor], Tensor]] = dict(self.extractors)
-        for_copies = {THUMBNAILS: thumbnails} if "copies" in settings.metrics else {}
+        functions: Functions = dict(self.extractors)
+        for_copies: Functions = {THUMBNAILS: thumbnails} if "copies" in settings.metrics else {}
         if settings.pixels == settings.shown:
             described = shown = self._described(sampler, functions | for_copies, settings.pixels)
         else:
@@ -238,14 +237,10 @@ class _Measurement:
         return Row(sampler.temperature, self._compared(described.values), lengths, copies, per_image)
 
     def _path_lengths(self, sampler: Sampler) -> dict[str, Estimate]:
-        settings = self.settings
+        settings, key = self.settings, self._key(sampler)
         groups = moving_groups(len(self.model.groups), settings.ppl_groups)
-        distances = {distance.key: distance.function for distance in self.distances}
-        key = self._key(sampler) if self.keep_features else None
-        by_key = path_lengths(
-            sampler, distances, settings.pairs, groups, settings.epsilon, settings.shown, settings.seed, key
-        )
-        return {distance.name: by_key[distance.key] for distance in self.distances}
+        pairs, epsilon, pixels = settings.pairs, settings.epsilon, settings.shown
+        return path_lengths(sampler, self.distances, pairs, groups, epsilon, pixels, settings.seed, key)
 
     def copies(self, thumbnails_u8: Tensor) -> Copies:
         """Compare thumbnails of images with all training images."""
@@ -264,9 +259,7 @@ class _Measurement:
             "device": self.model.device.type,
         }
 
-    def _described(
-        self, sampler: Sampler, functions: dict[str, Callable[[Tensor], Tensor]], pixels: Pixels
-    ) -> Described:
+    def _described(self, sampler: Sampler, functions: Functions, pixels: Pixels) -> Described:
         if not functions:
             return Described({}, 0.0)
         settings, step = self.settings, min(STEP, sampler.batch_size)
@@ -277,7 +270,7 @@ class _Measurement:
             return in_8_bits(quiet.sample(range(settings.seed + part.start, settings.seed + part.stop), pixels))
 
         key = self._key(sampler) | {"pixels": pixels, "seed": settings.seed}
-        description = f"samples at {temperature_text(sampler.temperature)}"
+        description = f"samples at temperature {format_values(sampler.temperature)}"
         return describe(settings.images, make, functions, key, description, self.progress, self.keep_features, step)
 
     def _compared(self, values: dict[str, Tensor]) -> dict[str, FeatureQuality]:
@@ -293,21 +286,11 @@ class _Measurement:
 
 
 def describe_images(
-    reference: Reference, functions: dict[str, Extractor], progress: Progress = False, others: bool = False
+    reference: Reference, indices: Tensor, functions: dict[str, Extractor], progress: Progress = False
 ) -> dict[str, Tensor]:
-    """Return the features (N, D) of reference images, or of the others, by the key of each extractor."""
-    indices, what = (reference.others, "other") if others else (reference.own, "reference")
-    return describe(
-        len(indices),
-        lambda part: reference.get(indices[part]),
-        functions,
-        reference.key(indices),
-        f"features of {what} images",
-        progress,
-    ).values
+    """Return the features (N, D) of images of the reference's part, indices (N,), by the key of each extractor."""
 
+    def make(part: slice) -> Tensor:
+        return reference.get(indices[part])
 
-def temperature_text(temperature: Factors) -> str:
-    """Return a temperature as a text: one number, or several, separated by commas."""
-    values = [temperature] if isinstance(temperature, int | float) else temperature
-    return "temperature " + ",".join(f"{value:g}" for value in values)
+    return describe(len(indices), make, functions, reference.key(indices), "features of images", progress).values

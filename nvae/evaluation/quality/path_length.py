@@ -55,7 +55,7 @@ def squared_distance(features: Callable[[Tensor], Tensor]) -> Distance:
 
 def path_lengths(
     sampler: Sampler,
-    distances: dict[str, Distance],
+    distances: Sequence[NamedDistance],
     pairs: int,
     groups: Sequence[int],
     epsilon: float = EPSILON,
@@ -69,7 +69,7 @@ def path_lengths(
     of a draw for every t. t is uniform. The noise of all other groups is one more draw, and stays. The length is
     E d(x(t), x(t + epsilon)) / epsilon^2 of squared distances d, without the pairs below percentile 1 or above 99.
     epsilon: from 0.001 to 0.1. Smaller steps vanish in the rounding of float32. key: identifies the sampler; with
-    it, finished lengths are kept on the disk (`describe`), and the names of distances must identify their weights.
+    it, finished lengths are kept on the disk (`describe`). Returns the lengths by the names of the distances.
     """
     check_count("pairs", pairs, 2)
     if not 1e-3 <= epsilon <= 0.1:
@@ -78,19 +78,20 @@ def path_lengths(
     def make(part: slice) -> Tensor:
         """Return both images of each pair, (B, 2, C, S, S)."""
         numbers = range(part.start, part.stop)
-        before, after = _steps(sampler, numbers, groups, epsilon, seed)
-        noise = [torch.cat([a, b]) for a, b in zip(before, after, strict=True)]
+        steps = [_step(sampler.model.noise_shapes, number, groups, epsilon, seed) for number in numbers]
+        # All noise at t, then all at t + epsilon.
+        noise = [torch.stack(group, 1).flatten(0, 1).to(sampler.model.device) for group in zip(*steps, strict=True)]
         images = sampler.top_down(noise, pixels, 2 * list(numbers))[0]
         return torch.stack(images.chunk(2), 1)
 
     def squared_speed(distance: Distance) -> Callable[[Tensor], Tensor]:
         return lambda images: distance(images[:, 0], images[:, 1]).double() / epsilon**2
 
-    functions = {name: squared_speed(distance) for name, distance in distances.items()}
+    functions = {distance.key: squared_speed(distance.function) for distance in distances}
     step, keep = max(1, sampler.batch_size // 2), key is not None
     all_of_key = {**(key or {}), "path of groups": list(groups), "epsilon": epsilon, "pixels": pixels, "seed": seed}
     values = describe(pairs, make, functions, all_of_key, "path lengths", sampler.progress, keep, step).values
-    return {name: trimmed_mean(values[name]) for name in distances}
+    return {distance.name: trimmed_mean(values[distance.key]) for distance in distances}
 
 
 def trimmed_mean(values: Tensor) -> Estimate:
@@ -100,21 +101,17 @@ def trimmed_mean(values: Tensor) -> Estimate:
     return Estimate.of(values[(values >= low) & (values <= high)])
 
 
-def _steps(sampler: Sampler, numbers: range, groups: Sequence[int], epsilon: float, seed: int) -> tuple[Noise, Noise]:
-    """Return the noise at t and at t + epsilon of pairs with these numbers; each pair depends on its number alone."""
-    model = sampler.model
-    before: list[list[Tensor]] = [[] for _ in model.noise_shapes]
-    after: list[list[Tensor]] = [[] for _ in model.noise_shapes]
-    for number in numbers:
-        generator = seeded(seed, "path length", number)
-        t = torch.rand((), generator=generator, dtype=torch.float64).item() * (1 - epsilon)
-        for index, shape in enumerate(model.noise_shapes):
-            a = torch.randn(shape, generator=generator)
-            b = torch.randn(shape, generator=generator)
-            moves = index in groups
-            before[index].append(_on_arc(a, b, t * math.pi / 2) if moves else a)
-            after[index].append(_on_arc(a, b, (t + epsilon) * math.pi / 2) if moves else a)
-    return [torch.stack(n).to(model.device) for n in before], [torch.stack(n).to(model.device) for n in after]
+def _step(shapes: Sequence[tuple[int, ...]], number: int, groups: Sequence[int], epsilon: float, seed: int) -> Noise:
+    """Return the noise of pair `number` at t and at t + epsilon, (2, *shape) for each shape of a group's noise."""
+    generator = seeded(seed, "path length", number)
+    t = torch.rand((), generator=generator, dtype=torch.float64).item() * (1 - epsilon)
+    angles = (t * math.pi / 2, (t + epsilon) * math.pi / 2)
+    noise = []
+    for index, shape in enumerate(shapes):
+        a = torch.randn(shape, generator=generator)
+        b = torch.randn(shape, generator=generator)
+        noise.append(torch.stack([_on_arc(a, b, angle) if index in groups else a for angle in angles]))
+    return noise
 
 
 def _on_arc(a: Tensor, b: Tensor, angle: float) -> Tensor:

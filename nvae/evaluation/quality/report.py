@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from nvae.evaluation.likelihood import Estimate
-from nvae.evaluation.quality.measure import FeatureQuality, Quality, Row, temperature_text
+from nvae.evaluation.likelihood import Estimate, plain
+from nvae.evaluation.quality.measure import FeatureQuality, Quality, Row
+from nvae.inference.arguments import format_values
 from nvae.models.group_names import group_names
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.summary import table
@@ -18,7 +19,7 @@ PIXELS = {"mean": "means of p(x|z)", "most_likely": "most likely pixels of p(x|z
 
 def row_name(row: Row) -> str:
     """Return what a row describes."""
-    return REAL if row.temperature is None else temperature_text(row.temperature)
+    return REAL if row.temperature is None else f"temperature {format_values(row.temperature)}"
 
 
 def numbers(row: Row, extractor: str) -> dict[str, float | Estimate]:
@@ -120,24 +121,24 @@ def to_dict(quality: Quality) -> dict[str, Any]:
         "reference_images": quality.reference_images,
         "part": quality.part,
         "extractors": quality.extractors,
-        "settings": _plain(quality.settings._asdict()),
+        "settings": quality.settings._asdict(),
         "pixels_of_path_lengths_and_copies": quality.settings.shown,
         "rows": [_row_dict(row, quality) for row in quality.rows],
         "real": None if quality.real is None else _row_dict(quality.real, quality),
-        "movement_per_group": _plain(quality.movement),
-        "movement_temperature": None if quality.movement is None else _plain(quality.rows[-1].temperature),
-        "copies_among_held_out_images": _plain(quality.held_out_copies),
+        "movement_per_group": plain(quality.movement),
+        "movement_temperature": None if quality.movement is None else plain(quality.rows[-1].temperature),
+        "copies_among_held_out_images": plain(quality.held_out_copies),
     }
 
 
 def _row_dict(row: Row, quality: Quality) -> dict[str, Any]:
-    result: dict[str, Any] = {"temperature": _plain(row.temperature)}
+    result: dict[str, Any] = {"temperature": plain(row.temperature)}
     for name, features in row.features.items():
-        result[f"fid_{name}"] = _plain(features.fid)
-        result[f"kid_{name}"] = _plain(features.kid)
+        result[f"fid_{name}"] = plain(features.fid)
+        result[f"kid_{name}"] = plain(features.kid)
         for k, manifold in (features.manifolds or {}).items():
             result |= {f"{key}_k{k}_{name}": value for key, value in manifold._asdict().items()}
-    result |= {f"ppl_{name}": _plain(length) for name, length in row.path_lengths.items()}
+    result |= {f"ppl_{name}": plain(length) for name, length in row.path_lengths.items()}
     if row.copies is not None:
         result["copies"] = row.copies.count
         result["most_alike"] = [
@@ -152,11 +153,3 @@ def _row_dict(row: Row, quality: Quality) -> dict[str, Any]:
     if row.seconds_per_image is not None:
         result["seconds_per_image"] = row.seconds_per_image
     return result
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Estimate):
-        return {key: _plain(part) for key, part in value._asdict().items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -22,7 +23,7 @@ WIDTH, RIGHT, TOP, BOTTOM = 440, 14, 10, 25  # points of a chart on the page, an
 # The page replaces each color by its variable of page.css, so that a chart is readable on a dark background, too.
 COLORS = {"line0": "#2f6fd6", "line1": "#d9730d", "muted": "#626d7c", "border": "#dde1e7", "warn": "#a15c00"}
 TEXTS = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")
-STYLE: dict[str, Any] = dict.fromkeys(TEXTS, COLORS["muted"]) | {"grid.color": COLORS["border"], "font.size": 11}
+STYLE: dict[Any, Any] = dict.fromkeys(TEXTS, COLORS["muted"]) | {"grid.color": COLORS["border"], "font.size": 11}
 STYLE |= {"svg.fonttype": "none", "text.parse_math": False, "xtick.major.pad": 7}  # texts stay texts
 BITS = "Bits per dimension"
 # Title and unit of every chart, and its curves by name.
@@ -43,7 +44,8 @@ LOGARITHMIC = ("Gradient norm",)
 Curve = Sequence[tuple[float, float]]  # epochs and values
 
 
-class Curves(NamedTuple):
+@dataclass(frozen=True)
+class Curves:
     """Curves by name, from epoch 0 to `end`. marks: the epochs of events. log: whether the axis may be logarithmic."""
 
     title: str
@@ -53,7 +55,8 @@ class Curves(NamedTuple):
     marks: Sequence[float] = ()
     log: bool = False
 
-    height, left = 220, 52  # points; the margin is for numbers
+    height: ClassVar = 220  # points
+    left: ClassVar = 52  # points, for numbers
 
     def draw(self, axes: Any) -> None:
         """Draw into the axes of matplotlib."""
@@ -75,7 +78,7 @@ class Curves(NamedTuple):
             margin = 0.06 * (high - low) or 0.05 * abs(high) or 1
             axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
             axes.set_ylim(low - margin, high + margin)
-        axes.yaxis.set_major_formatter(_format)
+        axes.yaxis.set_major_formatter(number)
         axes.grid(axis="y")
 
     def _usual(self, low: float, high: float, axes: Any) -> tuple[float, float]:
@@ -93,7 +96,8 @@ class Curves(NamedTuple):
         return {"end": self.end, "curves": curves}
 
 
-class HeatMap(NamedTuple):
+@dataclass(frozen=True)
+class HeatMap:
     """The KL of every group, top first, from epoch 0 to `end`."""
 
     title: str
@@ -103,7 +107,7 @@ class HeatMap(NamedTuple):
     epochs: list[float]  # of the columns
     values: np.ndarray[Any, Any]  # (groups, columns)
 
-    left = 92  # points, for names of groups
+    left: ClassVar = 92  # points, for names of groups
 
     @property
     def height(self) -> int:
@@ -116,7 +120,7 @@ class HeatMap(NamedTuple):
         image = axes.imshow(self.values, vmin=0, vmax=largest, extent=extent, aspect="auto", interpolation="none")
         labeled = range(0, count, -(-count // MAX_LABELS))
         axes.set_yticks([i + 0.5 for i in labeled], [self.groups[i] for i in labeled])
-        bar = axes.figure.colorbar(image, ax=axes, pad=0.02, extend="max", format=_format)
+        bar = axes.figure.colorbar(image, ax=axes, pad=0.02, extend="max", format=number)
         bar.outline.set_visible(False)
 
     def readout(self) -> dict[str, Any]:
@@ -208,16 +212,12 @@ def save_png(chart: Curves | HeatMap, path: Path, metadata: dict[str, object]) -
 def _draw(chart: Curves | HeatMap, axes: Any) -> Any:
     chart.draw(axes)
     axes.set_xlim(0, chart.end)
-    axes.xaxis.set_major_formatter(_format)
+    axes.xaxis.set_major_formatter(number)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return axes
 
 
-def _format(value: float, position: int | None = None) -> str:
-    return number(value)
-
-
-def number(value: float) -> str:
-    """Return a number as a short text: three to five significant digits."""
+def number(value: float, position: int | None = None) -> str:
+    """Return a number as a short text: three to five significant digits. position: on an axis, from matplotlib."""
     return f"{value:.5g}" if abs(value) < 1e5 else f"{value:.3g}"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
+from contextlib import suppress
 from typing import NamedTuple
 
 from nvae.config import available_configs, load_config
-from nvae.schema import ModelConfig
 from nvae.system.errors import UserError
 from nvae.training.metrics import COLLAPSED_KL, duration_text
 from nvae.training.report.charts import number
@@ -132,16 +131,8 @@ def continuation(record: RunRecord) -> Command | None:
 
 def _config_argument(record: RunRecord) -> str | None:
     """Return the name of the config if it is that of the run, or else the run's config.yaml with the run's name."""
-    if record.name in available_configs() and _loaded(record.name) == record.config:
-        return shlex.quote(record.name)
+    with suppress(UserError):  # a config of this name that is not valid
+        if record.name in available_configs() and load_config(record.name) == record.config:
+            return shlex.quote(record.name)
     file = record.folder / "config.yaml"
-    if _loaded(file) is None:
-        return None
-    return shlex.join([str(file.relative_to(record.root)), "--name", record.name])
-
-
-def _loaded(name: str | Path) -> ModelConfig | None:
-    try:
-        return load_config(name)
-    except UserError:
-        return None
+    return shlex.join([str(file.relative_to(record.root)), "--name", record.name]) if file.exists() else None

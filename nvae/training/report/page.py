@@ -113,4 +113,6 @@ def _picture(path: Path, caption: str, side: int) -> Picture | None:
             image.save(file, "webp", quality=85, lossless=max(image.size) <= LOSSLESS_SIDE)
     except Exception:  # Pillow's decoders raise almost anything for a damaged file
         return None
-    return Picture(f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}", *image.size, caption)
+    return Picture(
+        f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}", image.width, image.height, caption
+    )

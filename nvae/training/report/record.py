@@ -193,30 +193,23 @@ def _read_saved(record: RunRecord, files: list[Path]) -> dict[str, Any]:
             record.problems += [*missing, f"the position is that of {path}, the checkpoint saved before."]
         record.config = content["config"]
         if (training := content.get("training")) is not None:
-            record.position = _position(training.get("progress"))
-            record.validations = _validations(training.get("history"))
-            if record.position is None:
-                record.problems.append(f"{path} has a damaged training state: its position is not known.")
+            try:
+                record.position = _position(training["progress"])
+                pairs = training.get("history", {"validations": []})["validations"]  # older files have no history
+                record.validations = [Validation(float(epoch), float(elbo), None) for epoch, elbo in pairs]
+            except (KeyError, TypeError, ValueError) as error:
+                record.problems.append(f"{path} has a damaged training state: {error}.")
         return content["metadata"]
     return {}
 
 
-def _position(progress: Any) -> Position | None:
-    try:
-        counts = {name: whole_number(progress, name) for name in COUNTS}
-    except (TypeError, KeyError, ValueError):
-        return None
-    epoch, image, images_seen = counts["epoch"], counts["image"], counts["images_seen"]
+def _position(progress: dict[str, Any]) -> Position:
+    """Raises KeyError, TypeError or ValueError for anything but counts."""
+    counts = {name: whole_number(progress, name) for name in COUNTS}
+    epoch, image, images_seen = float(counts["epoch"]), counts["image"], counts["images_seen"]
     if epoch and images_seen > image:  # all complete epochs so far have the same number of images
-        epoch = epoch + image * epoch / (images_seen - image)
+        epoch += image * epoch / (images_seen - image)
     return Position(counts["step"], epoch, images_seen, counts["skipped_steps"])
-
-
-def _validations(history: Any) -> list[Validation]:
-    pairs = history.get("validations") if isinstance(history, dict) else None
-    pairs = pairs if isinstance(pairs, list) else []
-    pairs = [pair for pair in pairs if isinstance(pair, list | tuple) and len(pair) == 2 and all(map(is_number, pair))]
-    return [Validation(*pair, None) for pair in pairs]
 
 
 def _read_folder(record: RunRecord, metadata: dict[str, Any]) -> None:
@@ -252,8 +245,8 @@ def _read_metrics(record: RunRecord, kl: Any) -> None:
     groups = len(record.groups) or None
     metrics = _read(record, METRICS_FILE, lambda file: read_metrics(file, groups))
     record.metrics = sorted(metrics, key=lambda line: line["step"])
-    lists = [line.get("validation_kl_per_group", line.get("kl_per_group")) for line in record.metrics]
-    lists = [values for values in lists if values is not None]
+    both = [line.get("validation_kl_per_group", line.get("kl_per_group")) for line in record.metrics]
+    lists = [values for values in both if values is not None]
     record.groups = record.groups or [str(i + 1) for i in range(len(lists[0]) if lists else 0)]
     known = isinstance(kl, list) and len(kl) == len(record.groups) and all(map(is_number, kl))
     record.kl_per_group = kl if known else lists[-1] if lists else []

@@ -112,14 +112,7 @@ def test_kernel_distance_grows_with_the_shift(features):
     assert distances == sorted(distances)
 
 
-@pytest.mark.parametrize("shape", [(1, 4), (8,), (0, 4)])
-def test_too_few_features_are_refused(shape):
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_features_are_refused(count):
     with pytest.raises(InvalidValueError):
-        FeatureStatistics.of(torch.zeros(shape))
-    with pytest.raises(InvalidValueError):
-        kernel_distance(torch.zeros(shape), torch.zeros(4, 4))
-
-
-def test_statistics_of_other_dimensions_are_refused(features):
-    with pytest.raises(InvalidValueError):
-        frechet_distance(FeatureStatistics.of(features[0]), FeatureStatistics.of(features[0][:, :5]))
+        FeatureStatistics.of(torch.zeros(count, 4))

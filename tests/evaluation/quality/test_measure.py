@@ -16,7 +16,6 @@ from nvae.evaluation.quality.measure import (
     in_8_bits,
     measure_quality,
     reference_images,
-    temperature_text,
 )
 from nvae.evaluation.quality.path_length import NamedDistance
 from nvae.evaluation.quality.report import report, to_dict
@@ -249,11 +248,6 @@ def test_report_names_the_extractor_of_every_number(model, data):
     assert not any(key in content["rows"][0] for key in ("fid", "kid", "ppl"))
     assert len(content["rows"][1]["most_alike"]) == 8
     assert content["real"]["temperature"] is None
-
-
-def test_temperature_text():
-    assert temperature_text(0.7) == "temperature 0.7"
-    assert temperature_text([0.7, 1.0]) == "temperature 0.7,1"
 
 
 def test_works_for_a_model_with_a_diffusion_prior(make_dvp, data):

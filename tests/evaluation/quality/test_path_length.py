@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nvae.evaluation.quality.path_length import (
-    Distance,
+    NamedDistance,
     movement_per_group,
     moving_groups,
     path_lengths,
@@ -30,14 +30,14 @@ class LinearSampler:
         return total.view(-1, 1, 1, 1), output
 
 
-PIXELS: Distance = squared_distance(lambda images: images.flatten(1))
+PIXELS = NamedDistance("pixels", "pixels", squared_distance(lambda images: images.flatten(1)))
 
 
 @pytest.mark.parametrize(("groups", "variance"), [([0, 1], 5.0), ([0], 1.0), ([1], 4.0)])
 def test_path_length_of_a_linear_model(groups, variance):
     """x(t) is Normal on the arc, so E d^2 / epsilon^2 = 2 variance (1 - cos(epsilon pi / 2)) / epsilon^2."""
     epsilon = 0.05
-    lengths = path_lengths(LinearSampler(1.0, 2.0), {"pixels": PIXELS}, 4000, groups, epsilon)
+    lengths = path_lengths(LinearSampler(1.0, 2.0), [PIXELS], 4000, groups, epsilon)
     expected = 2 * variance * (1 - math.cos(epsilon * math.pi / 2)) / epsilon**2
     # Squares of Normals, trimmed between the percentiles 1 and 99: the mean of the middle 98 % is 0.908 of the whole.
     length = lengths["pixels"]
@@ -45,22 +45,21 @@ def test_path_length_of_a_linear_model(groups, variance):
 
 
 def test_path_length_scales_with_the_square_of_the_movement():
-    one, three = (path_lengths(LinearSampler(w), {"p": PIXELS}, 300, [0])["p"] for w in (1.0, 3.0))
+    one, three = (path_lengths(LinearSampler(w), [PIXELS], 300, [0])["pixels"] for w in (1.0, 3.0))
     assert three.mean == pytest.approx(9 * one.mean, rel=1e-4)
 
 
 def test_path_length_changes_little_with_epsilon(make_model):
     sampler = Sampler(make_model(), 0.8, iterations=2)
     lengths = [
-        path_lengths(sampler, {"pixels": PIXELS}, 40, [0, 1, 2, 3], epsilon)["pixels"].mean
-        for epsilon in (0.01, 0.005, 0.0025)
+        path_lengths(sampler, [PIXELS], 40, [0, 1, 2, 3], epsilon)["pixels"].mean for epsilon in (0.01, 0.005, 0.0025)
     ]
     assert max(lengths) < 1.02 * min(lengths)
     assert min(lengths) > 0
 
 
 def test_path_length_is_zero_where_nothing_moves():
-    length = path_lengths(LinearSampler(1.0, 2.0), {"pixels": PIXELS}, 50, [])["pixels"]
+    length = path_lengths(LinearSampler(1.0, 2.0), [PIXELS], 50, [])["pixels"]
     assert tuple(length) == (0, 0)
 
 
@@ -68,25 +67,25 @@ def test_pairs_do_not_depend_on_the_batch_size(make_model):
     means = []
     for batch_size in (3, 64):
         sampler = Sampler(make_model(), 1.0, iterations=0, batch_size=batch_size)
-        means.append(path_lengths(sampler, {"pixels": PIXELS}, 11, [0, 1, 2, 3])["pixels"].mean)
+        means.append(path_lengths(sampler, [PIXELS], 11, [0, 1, 2, 3])["pixels"].mean)
     assert means[0] == pytest.approx(means[1], rel=1e-3)
 
 
 def test_finished_path_lengths_are_kept(make_model, tmp_path, monkeypatch):
     monkeypatch.setenv("NVAE_CACHE", str(tmp_path))
     sampler = Sampler(make_model(), 1.0, iterations=0)
-    first, again = (path_lengths(sampler, {"p": PIXELS}, 10, [0], key={"weights": "a"}) for _ in range(2))
+    first, again = (path_lengths(sampler, [PIXELS], 10, [0], key={"weights": "a"}) for _ in range(2))
     assert first == again
     monkeypatch.setattr(sampler, "top_down", None)  # not called
-    assert path_lengths(sampler, {"p": PIXELS}, 10, [0], key={"weights": "a"}) == first
+    assert path_lengths(sampler, [PIXELS], 10, [0], key={"weights": "a"}) == first
     with pytest.raises(TypeError):
-        path_lengths(sampler, {"p": PIXELS}, 10, [1], key={"weights": "a"})
+        path_lengths(sampler, [PIXELS], 10, [1], key={"weights": "a"})
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-5, 0.2, math.nan])
 def test_epsilon_out_of_range_is_refused(epsilon):
     with pytest.raises(InvalidValueError):
-        path_lengths(LinearSampler(1.0), {"pixels": PIXELS}, 10, [0], epsilon)
+        path_lengths(LinearSampler(1.0), [PIXELS], 10, [0], epsilon)
 
 
 def test_trimmed_mean_leaves_out_the_tails():
@@ -123,5 +122,5 @@ def test_movement_per_group_from_cached_states_is_that_of_whole_passes(make_mode
 
 def test_works_for_a_model_with_a_diffusion_prior(make_dvp):
     sampler = Sampler(make_dvp(), 1.0, iterations=0)
-    assert path_lengths(sampler, {"pixels": PIXELS}, 4, [0])["pixels"].mean > 0
+    assert path_lengths(sampler, [PIXELS], 4, [0])["pixels"].mean > 0
     assert len(movement_per_group(sampler, 3)) == len(sampler.model.groups)

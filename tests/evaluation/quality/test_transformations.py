@@ -75,12 +75,11 @@ def test_other_images_have_another_file(faces):
     assert weights_path(faces, 5) != weights_path(faces, 8)
 
 
-def test_folder_that_cannot_be_written_is_refused_before_the_training(faces, tmp_path, monkeypatch):
+def test_folder_that_cannot_be_written_changes_nothing(faces, tmp_path, monkeypatch):
+    first = load_self(faces)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NVAE_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(module, "train", None)  # not called
-    with pytest.raises(UserError, match="NVAE_CACHE"):
-        load_self(faces)
+    assert load_self(faces).digest == first.digest
 
 
 def test_given_file_is_used_for_other_images_of_the_size(faces, tmp_path):

@@ -55,6 +55,9 @@ def in_color(images: Tensor) -> Tensor:
 class Normalized(nn.Module):
     """Resizes images (B, 1 or 3, S, S) in [0, 1], bilinear, normalizes them as ImageNet, and applies a network."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, body: nn.Module, side: int) -> None:
         super().__init__()
         self.body, self.side = body, side

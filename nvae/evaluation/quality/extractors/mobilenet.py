@@ -28,7 +28,7 @@ def load_mobilenet(device: torch.device | str = "cpu", file: Path | None = None)
     from torchvision.models import mobilenet_v2
 
     try:
-        path = file or Path(distribution(PACKAGE).locate_file(FILE))
+        path = file or Path(str(distribution(PACKAGE).locate_file(FILE)))
     except PackageNotFoundError as error:
         raise UserError(f"the extractor mobilenet needs the weights in the package {PACKAGE}. {ADVICE}") from error
     if not path.is_file():

@@ -5,20 +5,17 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from nvae.evaluation.quality.extractors.base import DIGEST_LENGTH, Extractor, Normalized, in_color
 from nvae.evaluation.quality.extractors.weights import (
-    PublishedFile,
     file_digest,
     obtain,
+    published_file,
     read_state_dict,
     short_digest,
     weights_folder,
@@ -26,42 +23,8 @@ from nvae.evaluation.quality.extractors.weights import (
 from nvae.evaluation.quality.path_length import NamedDistance
 from nvae.system.errors import UserError
 
-INCEPTION = PublishedFile(
-    "weights-inception-2015-12-05-6726825d.pth",
-    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
-    "6726825d",
-)
-VGG16 = PublishedFile("vgg16-397923af.pth", "https://download.pytorch.org/models/vgg16-397923af.pth", "397923af")
-CLIP_SHA256 = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
-CLIP = PublishedFile(
-    f"clip-vit-b-32-{CLIP_SHA256}.pt",
-    f"https://openaipublic.azureedge.net/clip/models/{CLIP_SHA256}/ViT-B-32.pt",
-    CLIP_SHA256,
-)
-DINOV2 = PublishedFile(
-    "dinov2_vits14_pretrain.pth", "https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth"
-)
-LPIPS = PublishedFile(
-    "weights-vgg16-lpips.pth",
-    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-vgg16-lpips.pth",
-)
 DINOV2_SIDE = 224
-
-
-class FidelityNetwork(NamedTuple):
-    """A network of torch-fidelity: its name there, the layer of the features, their number, and the weights."""
-
-    name: str
-    layer: str
-    dimensions: int
-    published: PublishedFile
-
-
-FIDELITY = {
-    "inception": FidelityNetwork("inception-v3-compat", "2048", 2048, INCEPTION),  # of the published FID: pool3
-    "vgg16": FidelityNetwork("vgg16", "fc2_relu", 4096, VGG16),  # second fully connected layer after its ReLU
-    "clip": FidelityNetwork("clip-vit-b-32", "clip", 512, CLIP),  # image embedding
-}
+OF_LPIPS = ("lpips", "vgg16")  # its files of weights
 
 
 def load_fidelity(name: str, device: torch.device | str, file: Path | None, progress: bool) -> Extractor:
@@ -69,8 +32,7 @@ def load_fidelity(name: str, device: torch.device | str, file: Path | None, prog
 
     The file of clip is a program, not only tensors: any file but the published one is refused.
     """
-    network = FIDELITY[name]
-    published = network.published
+    published = published_file(name)
     utils = _extra("torch_fidelity.utils", f"the extractor {name}")
     path = obtain(f"the extractor {name}", published, file, progress)
     digest = file_digest(path)
@@ -80,9 +42,10 @@ def load_fidelity(name: str, device: torch.device | str, file: Path | None, prog
     elif not is_published:
         raise UserError(f"'{path}' is not the published file of CLIP. Download {published.url}.")
     try:
-        with _quiet():
+        with warnings.catch_warnings():  # of the libraries' own loading
+            warnings.simplefilter("ignore")
             body = utils.create_feature_extractor(
-                network.name, [network.layer], cuda=False, feature_extractor_weights_path=str(path), verbose=False
+                published.network, [published.layer], cuda=False, feature_extractor_weights_path=path, verbose=False
             )
     except (RuntimeError, KeyError) as error:
         raise UserError(f"'{path}' has other tensors than the network {name}. Download {published.url}.") from error
@@ -93,8 +56,8 @@ def load_fidelity(name: str, device: torch.device | str, file: Path | None, prog
         return body(images_u8.contiguous())[0]
 
     source = f"{path.name} through torch-fidelity{'' if is_published else ', not the published weights'}"
-    dimensions, device = network.dimensions, torch.device(device)
-    return Extractor(name, digest[:DIGEST_LENGTH], dimensions, source, features, device, is_continuous=False)
+    digest, dimensions = digest[:DIGEST_LENGTH], published.dimensions
+    return Extractor(name, digest, dimensions, source, features, torch.device(device), is_continuous=False)
 
 
 def load_dinov2(device: torch.device | str, file: Path | None, progress: bool) -> Extractor:
@@ -104,13 +67,14 @@ def load_dinov2(device: torch.device | str, file: Path | None, progress: bool) -
     in its own way, so that features differ a little from those of the original program.
     """
     timm = _extra("timm", "the extractor dinov2")
-    path = obtain("the extractor dinov2", DINOV2, file, progress)
+    published = published_file("dinov2")
+    path = obtain("the extractor dinov2", published, file, progress)
     weights = read_state_dict(path)
     body = timm.create_model("vit_small_patch14_dinov2", img_size=DINOV2_SIDE, num_classes=0)
     try:
         body.load_state_dict(timm.models.vision_transformer.checkpoint_filter_fn(weights, body))
     except (RuntimeError, KeyError, ValueError) as error:
-        raise UserError(f"'{path}' has other tensors than DINOv2 ViT-S/14. Download {DINOV2.url}.") from error
+        raise UserError(f"'{path}' has other tensors than DINOv2 ViT-S/14. Download {published.url}.") from error
     network = Normalized(body, DINOV2_SIDE).to(device).eval().requires_grad_(False)
     source = f"DINOv2 ViT-S/14 through timm, {path.name}"
     return Extractor("dinov2", short_digest(path), 384, source, network, torch.device(device))
@@ -122,12 +86,12 @@ def load_lpips(device: torch.device | str, progress: bool) -> NamedDistance:
     The network is that of torch-fidelity. Its two files of weights must be where torch keeps them, or can be
     downloaded. Raises UserError.
     """
-    instead = "measure path lengths without LPIPS"
-    fidelity = _extra("torch_fidelity.sample_similarity_lpips", "the distance LPIPS", instead)
-    paths = [obtain("the distance LPIPS", published, None, progress, instead) for published in (LPIPS, VGG16)]
+    fidelity = _extra("torch_fidelity.sample_similarity_lpips", "the distance LPIPS")
+    paths = [obtain("the distance LPIPS", published_file(name), None, progress) for name in OF_LPIPS]
     for path in paths:
         read_state_dict(path)
-    with _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         network = fidelity.SampleSimilarityLPIPS("lpips-vgg16").to(device).eval()
 
     @torch.no_grad()
@@ -139,22 +103,12 @@ def load_lpips(device: torch.device | str, progress: bool) -> NamedDistance:
 
 def lpips_is_here() -> bool:
     """Return whether the files that LPIPS needs are on the disk, and torch-fidelity is installed."""
-    files = all((weights_folder() / published.name).is_file() for published in (LPIPS, VGG16))
+    files = all((weights_folder() / published_file(name).file).is_file() for name in OF_LPIPS)
     return files and importlib.util.find_spec("torch_fidelity") is not None
 
 
-def _extra(module: str, what: str, instead: str = "use the extractor self, which needs nothing") -> ModuleType:
+def _extra(module: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(
-            f"{what} needs the extra 'metrics': install it with pip install -e '.[metrics]'; or {instead}."
-        ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep warnings of the libraries' own loading away from the user: the file was checked before."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+        raise UserError(f"{what} needs the extra 'metrics'. Install it with pip install -e '.[metrics]'.") from error

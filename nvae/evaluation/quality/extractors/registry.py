@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -18,29 +19,13 @@ from nvae.inference.arguments import check_choice
 from nvae.schema.choices import ExtractorName
 from nvae.system.progress import Progress
 
-
-class Request(NamedTuple):
-    """What the loader of an extractor may need."""
-
-    training_u8: Tensor  # (N, C, S, S), from which the extractor self learns
-    bits: int  # of the model's images
-    device: torch.device
-    file: Path | None  # of weights
-    progress: Progress
-
-    @property
-    def shows_bars(self) -> bool:
-        """Whether torch.hub draws its own progress bars, which would fill a log file."""
-        return bool(self.progress) and sys.stderr.isatty()
-
-
-LOADERS: dict[ExtractorName, Callable[[Request], Extractor]] = {
-    "self": lambda r: load_self(r.training_u8, r.bits, r.device, r.progress, r.file),
-    "mobilenet": lambda r: load_mobilenet(r.device, r.file),
-    "inception": lambda r: load_fidelity("inception", r.device, r.file, r.shows_bars),
-    "vgg16": lambda r: load_fidelity("vgg16", r.device, r.file, r.shows_bars),
-    "clip": lambda r: load_fidelity("clip", r.device, r.file, r.shows_bars),
-    "dinov2": lambda r: load_dinov2(r.device, r.file, r.shows_bars),
+# By name, without self: functions of the device, the file of weights or None, and whether to show bars.
+LOADERS: dict[ExtractorName, Callable[[torch.device, Path | None, bool], Extractor]] = {
+    "mobilenet": lambda device, file, progress: load_mobilenet(device, file),
+    "inception": partial(load_fidelity, "inception"),
+    "vgg16": partial(load_fidelity, "vgg16"),
+    "clip": partial(load_fidelity, "clip"),
+    "dinov2": load_dinov2,
 }
 
 
@@ -57,5 +42,8 @@ def load_extractor(
     training_u8: training images (N, C, S, S) without binarization, for the extractor self. bits: of the model's images.
     file: of weights, instead of the file that the extractor finds, downloads or trains. Raises UserError.
     """
-    check_choice("extractor", name, tuple(LOADERS))
-    return LOADERS[name](Request(training_u8, bits, torch.device(device), file, progress))
+    check_choice("extractor", name, get_args(ExtractorName))
+    if name == "self":
+        return load_self(training_u8, bits, device, progress, file)
+    show_bars = bool(progress) and sys.stderr.isatty()  # torch.hub draws its own bars, which would fill a log file
+    return LOADERS[name](torch.device(device), file, show_bars)

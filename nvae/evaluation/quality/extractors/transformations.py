@@ -8,8 +8,10 @@ of an untouched image before its answers. Some noise and blur in training keep w
 from __future__ import annotations
 
 import math
+from contextlib import suppress
+from functools import reduce
 from pathlib import Path
-from tempfile import TemporaryFile
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,6 @@ from nvae.system.seeds import seeded, seeded_defaults
 from nvae.system.torch_files import CheckpointError, content_digest, read_whole, write_whole
 
 VERSION = 1  # of the training: other numbers below need another version
-OTHER_CACHE = "Set the environment variable NVAE_CACHE to another folder."
 STEPS = 600
 TRAINING_BATCH = 128
 LEARNING_RATE = 2e-3
@@ -45,6 +46,9 @@ ANSWERS = {"rotation": 4, "row": 3, "column": 3, "scale": 3, "halves": 3}
 
 class TransformationNetwork(nn.Module):
     """From images (B, channels, size, size) in [0, 1] to features (B, 128), and to logits of the transformations."""
+
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, channels: int, size: int) -> None:
         super().__init__()
@@ -73,7 +77,8 @@ class TransformationNetwork(nn.Module):
     def loss(self, images: Tensor, labels: dict[str, Tensor]) -> Tensor:
         """Return the sum of the cross entropies of all questions."""
         pooled = self.pooled(images)
-        return sum(functional.cross_entropy(layer(pooled), labels[name]) for name, layer in self.answers.items())
+        losses = [functional.cross_entropy(layer(pooled), labels[name]) for name, layer in self.answers.items()]
+        return reduce(torch.add, losses)
 
 
 def load_self(
@@ -91,20 +96,23 @@ def load_self(
     """
     channels, size = images_u8.shape[1:3]
     path = file or weights_path(images_u8, bits)
-    owner = {"version": VERSION, "channels": channels, "size": size, "bits": bits}
+    owner = {"extractor": "self", "version": VERSION, "channels": channels, "size": size, "bits": bits}
     try:
         weights = _read_weights(path, owner)
     except UserError:
         if file is not None:
             raise
-        weights = _train_and_save(images_u8, bits, device, progress, path, owner)
+        trained = train(images_u8, bits, device, progress)
+        weights = {name: tensor.cpu() for name, tensor in trained.state_dict().items()}
+        with suppress(CheckpointError):  # a folder that cannot be written
+            write_whole({**owner, "weights": weights}, path, keep_previous=False)
     with torch.device("meta"):  # draws no random numbers
         network = TransformationNetwork(channels, size)
     try:
         network.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UserError(f"{path} is damaged: its tensors have other shapes. Delete the file.") from error
-    network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     digest = content_digest({"weights": weights})[:DIGEST_LENGTH]
     return Extractor("self", digest, FEATURES, f"trained on the data set, {path}", network, torch.device(device))
 
@@ -114,7 +122,7 @@ def weights_path(images_u8: Tensor, bits: int = 8) -> Path:
     return cache_folder() / "extractors" / f"self_{images_digest(images_u8)}_{bits}bits_{VERSION}.weights"
 
 
-def _read_weights(path: Path, owner: dict[str, int]) -> dict[str, Tensor]:
+def _read_weights(path: Path, owner: dict[str, Any]) -> dict[str, Tensor]:
     """Return the weights of a file for images as the owner's. Raises UserError."""
     try:
         content = read_whole(path)
@@ -124,28 +132,11 @@ def _read_weights(path: Path, owner: dict[str, int]) -> dict[str, Tensor]:
             "the folder 'extractors' of a cache folder."
         ) from error
     made_for = {key: content.get(key) for key in owner}
-    if content.get("extractor") != "self" or made_for != owner or not isinstance(content.get("weights"), dict):
+    if made_for != owner:
         raise UserError(
             f"{path} has no weights for these images: got {made_for}, expected {owner}. Use the file of this data set."
         )
     return content["weights"]
-
-
-def _train_and_save(
-    images_u8: Tensor, bits: int, device: torch.device | str, progress: Progress, path: Path, owner: dict[str, int]
-) -> dict[str, Tensor]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=path.parent).close()  # fails before the training, not after
-    except OSError as error:
-        raise UserError(f"'{path.parent}' cannot be written. {OTHER_CACHE}") from error
-    trained = train(images_u8, bits, device, progress)
-    weights = {name: tensor.cpu() for name, tensor in trained.state_dict().items()}
-    try:
-        write_whole({"extractor": "self", **owner, "weights": weights}, path, keep_previous=False)
-    except CheckpointError as error:
-        raise UserError(f"{error} {OTHER_CACHE}", *error.remedies) from error
-    return weights
 
 
 def train(
@@ -156,7 +147,7 @@ def train(
     channels, size = images_u8.shape[1:3]
     with seeded_defaults(0, "self extractor", 0, device):
         network = TransformationNetwork(channels, size)
-    network.to(device, memory_format=torch.channels_last).train()
+    network.to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for step in track(range(STEPS), "training the extractor self", progress):
@@ -171,8 +162,6 @@ def train(
     chosen = torch.randperm(count, generator=seeded(0, "self extractor statistics"))[:MEASURED]
     with eval_mode(network), torch.no_grad():
         pooled = torch.cat([network.pooled(_floats(images_u8, part, bits).to(device)) for part in chosen.split(64)])
-    if not pooled.isfinite().all():
-        raise UserError("the extractor self cannot be trained on these images: its features are not finite.")
     network.mean.copy_(pooled.mean(0))
     network.scale.copy_(pooled.var(0, correction=0).mean().sqrt().clamp(min=1e-6))
     return network
@@ -191,8 +180,8 @@ def transform(images: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[
     turns, halves = labels["rotation"], labels["halves"]
     turned = torch.stack([torch.rot90(image, int(k), (1, 2)) for image, k in zip(images, turns, strict=True)])
     middle = images.shape[-1] // 2
-    swapped = [turned, turned.roll(middle, 2), turned.roll(middle, 3)]
-    images = _choose(swapped, halves)
+    swapped = torch.stack([turned, turned.roll(middle, 2), turned.roll(middle, 3)])  # (3, B, C, S, S)
+    images = swapped[halves, torch.arange(batch)]
     scale = torch.tensor([SCALE, 1.0, 1 / SCALE])[labels["scale"]]
     matrices = torch.zeros(batch, 2, 3)
     matrices[:, 0, 0] = matrices[:, 1, 1] = scale
@@ -217,8 +206,3 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
     padded = functional.pad(images, (radius,) * 4, mode="replicate")
     rows = functional.conv2d(padded, kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
     return functional.conv2d(rows, kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
-
-
-def _choose(versions: list[Tensor], which: Tensor) -> Tensor:
-    """Take image b from version which[b]. versions: (B, C, S, S) each. which: (B,)."""
-    return torch.stack(versions)[which, torch.arange(len(which))]

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import yaml
 from torch import Tensor
 
 from nvae.data.downloads import check_connection
 from nvae.evaluation.quality.extractors.base import DIGEST_LENGTH
 from nvae.system.errors import UserError
 
-CHUNK = 2**20  # bytes
-
 
 class PublishedFile(NamedTuple):
-    """A file of published weights."""
+    """A file of published weights, with the fields of published.yaml."""
 
-    name: str
+    file: str
     url: str
-    sha256: str = ""  # the first digits, or all; empty where none are published
+    sha256: str = ""  # empty where no digest is published
+    network: str = ""
+    layer: str = ""
+    dimensions: int = 0
+
+
+def published_file(name: str) -> PublishedFile:
+    """Return an entry of published.yaml."""
+    facts = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
+    return PublishedFile(**facts[name])
 
 
 def weights_folder() -> Path:
@@ -29,18 +36,16 @@ def weights_folder() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def obtain(
-    what: str, published: PublishedFile, file: Path | None, progress: bool, instead: str = "use the extractor self"
-) -> Path:
+def obtain(what: str, published: PublishedFile, file: Path | None, progress: bool) -> Path:
     """Return the path of a file of weights: the given one, the one in `weights_folder`, or a new download.
 
-    what: needs the file. instead: what else to do. Raises UserError, which names the address and the folder.
+    what: needs the file. Raises UserError, which names the address and the folder.
     """
     if file is not None:
         if not file.is_file():
             raise UserError(f"the file of weights '{file}' does not exist. Download {published.url}.")
         return file
-    path = weights_folder() / published.name
+    path = weights_folder() / published.file
     if path.is_file():
         return path
     try:
@@ -48,21 +53,18 @@ def obtain(
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(published.url, str(path), published.sha256 or None, progress)
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: another digest
-        reason = str(getattr(error, "reason", "") or error) or type(error).__name__
         raise UserError(
-            f"{what} needs the file {published.name}, which cannot be downloaded ({reason}). "
-            f"Download {published.url} by hand into '{path.parent}'; or {instead}."
+            f"{what} needs the file {published.file}, which cannot be downloaded ({error}). "
+            f"Download {published.url} by hand into '{path.parent}'."
         ) from error
     return path
 
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+    import pooch
+
+    return pooch.file_hash(path, alg="sha256")
 
 
 def short_digest(path: Path) -> str:

@@ -81,13 +81,12 @@ def draw_reconstructions(model: HierarchicalVAE, data: Data, folder: Path, step:
 
     Writes reconstructions.png and returns the picture.
     """
-    originals = to_float(data.validation[: 2 * COLUMNS], model.device, model.config.pixel_bits)
+    count = 2 * COLUMNS if len(data.validation) >= 2 * COLUMNS else COLUMNS  # full rows only
+    originals = to_float(data.validation[:count], model.device, model.config.pixel_bits)
     reconstructions = reconstruct(model, originals)
     split = zip(originals.split(COLUMNS), reconstructions.split(COLUMNS), strict=True)
     pairs = [part for row in split for part in row]
     labels = ["image", "model"] * (len(pairs) // 2)
-    if len(originals) % COLUMNS and len(originals) > COLUMNS:  # full rows only
-        pairs, labels = pairs[:2], labels[:2]
     picture = grid(torch.cat(pairs), min(COLUMNS, len(originals)), cell=96, labels=labels)
     save_picture(picture, folder / "reconstructions.png", _metadata(folder, step))
     return picture
