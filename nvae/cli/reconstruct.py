@@ -9,7 +9,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nvae.cli.arguments import Parser, add_model, add_result, chosen_seed, factors, naturals, print_warnings
+from nvae.cli.arguments import (
+    Parser,
+    add_model,
+    add_result,
+    chosen_pixels,
+    chosen_seed,
+    factors,
+    natural,
+    print_warnings,
+    several,
+)
 from nvae.cli.models import open_model
 from nvae.cli.progress import progress_bar
 from nvae.system.errors import InvalidValueError, UserError
@@ -22,7 +32,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("pictures", type=Path, nargs="+", metavar="FILE", help="pictures of any size")
     parser.option(
         "--keep-groups K[,K...]",
-        naturals,
+        several(natural),
         "take only the first K latent groups, the top group first, from the picture; a context is always taken "
         "and not counted, so 0 shows what the context alone carries",
         "all",
@@ -59,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
         below = f" below the {model.levels[0].name}" if above else ""
         raise InvalidValueError("--keep-groups", wrong[0], f"at most {groups}, the number of latent groups{below}")
     temperature = options.temperature or [0.0]
-    pixels = options.pixels or "mean"
+    pixels = chosen_pixels(options)
     random = (any(temperature) and min(kept) < groups) or pixels == "sample"
     seed = chosen_seed(options) if random else 0
     images, warnings = read_image_files(options.pictures, model.config, model.device)

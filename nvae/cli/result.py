@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL.Image import Image
 from torch import Tensor
 
 from nvae.checkpoint import plain_name
-from nvae.cli.arguments import animation_format, reproduce_with_seed
+from nvae.cli.arguments import animation_format, chosen_pixels, reproduce_with_seed
 from nvae.cli.progress import with_progress
 from nvae.inference.arguments import format_values
+from nvae.inference.sampling import Sampler
 from nvae.tools.animation import save_animation
 from nvae.tools.display import show
 from nvae.tools.grids import is_file_name, result_name, save_result
@@ -45,6 +47,18 @@ class Result:
         images = with_progress(images, self.settings["frames"], "animating")
         saved = save_animation(images, self.options.out, self.name, animation_format(self.options), self.settings)
         _announce(saved, note, seed)
+
+
+def settings_of(options: argparse.Namespace, sampler: Sampler) -> dict[str, Any]:
+    """Return the settings of everything that a sampler of the opened model draws."""
+    assert sampler.cache is not None
+    return {
+        "model": options.model,
+        "weights": sampler.cache.weights,
+        "temperature": sampler.temperature,
+        "iterations": sampler.iterations,
+        "pixels": chosen_pixels(options),
+    }
 
 
 def _announce(saved: Path, note: str, seed: int | None) -> None:

@@ -19,7 +19,7 @@ from nvae.system.files import WriteError
 from nvae.system.signals import hangups
 from nvae.tools.grids import Layout, grid, layout, near_square, result_name
 from nvae.tools.picking.game import Picking, View
-from nvae.tools.picking.selection import Pick, Selection, reserve, save_result
+from nvae.tools.picking.selection import Pick, Selection, render, reserve, save_result
 
 
 class PickingSession:
@@ -72,14 +72,13 @@ class PickingSession:
         return True
 
     def save_result(self, show_seeds: bool = False) -> tuple[Path, list[str]] | None:
-        """Draw the picks; None if there are none. Warnings as in `selection.save_result`; errors name the seeds."""
+        """Draw the picks; None if there are none. Warnings as in `render`; errors name the seeds."""
         selection = self.selection()
         if not selection.cells:
             return None
         try:
-            return save_result(
-                selection, self.record, lambda path: self.sampler.model, show_seeds, self.sampler.progress
-            )
+            images, drawn, warnings = render(selection, lambda path: self.sampler.model, self.sampler.progress)
+            return save_result(images, drawn, self.record, show_seeds), warnings
         except UserError as error:
             seeds = ", ".join(str(pick.seed) for pick in selection.cells)
             raise UserError(f"{error} The picked seeds are {seeds}.") from error
