@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -145,12 +146,12 @@ def _parts(model: HierarchicalVAE) -> list[str]:
     return table([("part", "parameters", ""), *rows, ("all", f"{total:,}", "")])
 
 
-def table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Return lines with aligned columns: the first column to the left, the others to the right."""
+def table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
+    """Return lines with aligned columns: those numbered in `left` to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
+            cell.ljust(width) if i in left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows

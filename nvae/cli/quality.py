@@ -244,7 +244,7 @@ def _show_and_save(
     from nvae.tools.grids import result_name
     from nvae.tools.quality_pictures import draw_copies, draw_quality, draw_samples_beside_real
 
-    model, texts, pixels = samplers[0].model, as_texts(used), quality.settings.pixels
+    model = samplers[0].model
     print(report(quality, model, used["dataset"]["name"]))
     if (statistics := used["statistics"]) is not None:
         count, part = (statistics["facts"].get(name) for name in ("images", "part"))
@@ -252,27 +252,25 @@ def _show_and_save(
         print(f"FID is the distance to the statistics of {statistics['file']}{what}")
     extractors = "-".join(facts["name"] for facts in quality.extractors)
     name = result_name("quality", plain_name(options.model), extractors, options.part, f"{options.images}images")
-    json_path = unused_path(options.out, name, ".json")
-    stem = json_path.with_name(json_path.name.removesuffix(".json"))
-
-    def path(what: str) -> Path:
-        return stem.with_name(f"{stem.name}{what}.png")
-
-    saved = [json_path]
-    with atomic_write(json_path) as temporary:
+    path = unused_path(options.out, name, ".json")
+    with atomic_write(path) as temporary:
         content = json.dumps(used | to_dict(quality), indent=2, allow_nan=False) + "\n"
         temporary.write_text(content, encoding="utf-8")
+    saved = [path]
     charts = draw_quality(quality, model, kl_per_group)
     if charts is not None:
-        with atomic_write(path("")) as temporary:
-            charts.savefig(temporary, format="png", metadata=texts)
-        saved.append(path(""))
-    saved.append(save_picture(draw_samples_beside_real(quality, samplers, reference, pixels), path("_samples"), texts))
+        saved.append(path.with_suffix(".png"))
+        with atomic_write(saved[-1]) as temporary:
+            charts.savefig(temporary, format="png", metadata=as_texts(used))
+    pictures = {"samples": draw_samples_beside_real(quality, samplers, reference, quality.settings.pixels)}
     for number_of_row, (row, sampler) in enumerate(zip(quality.rows, samplers, strict=True), 1):
         if row.copies is not None:
-            what = "_copies" if len(samplers) == 1 else f"_copies{number_of_row}"
-            picture = draw_copies(row, sampler, data.training, quality.settings.seed, quality.settings.shown)
-            saved.append(save_picture(picture, path(what), texts))
+            what = "copies" if len(samplers) == 1 else f"copies{number_of_row}"
+            pictures[what] = draw_copies(
+                row.copies, sampler, data.training, quality.settings.seed, quality.settings.shown
+            )
+    for what, picture in pictures.items():
+        saved.append(save_picture(picture, path.with_name(f"{path.stem}_{what}.png"), used))
     print(f"saved as {', '.join(map(str, saved))}")
 
 
