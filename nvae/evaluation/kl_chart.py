@@ -38,8 +38,8 @@ def draw_kl_chart(evaluation: Evaluation, model: HierarchicalVAE, path: Path, me
     figure = Figure(figsize=(max(7.0, 2.5 + 0.32 * len(model.groups)), 4.5), layout="constrained")
     axes = figure.add_subplot(ylabel="KL, nats per image")
     levels, labels = draw_bars(axes, model, evaluation.kl_per_group), []
-    for indices in levels:
-        label = f"{level_name(model.groups[indices[0]])}: {sum(evaluation.kl_per_group[i] for i in indices):.1f} nats"
+    for level, indices in zip(model.levels, levels, strict=True):
+        label = f"{level_name(level)}: {sum(evaluation.kl_per_group[i] for i in indices):.1f} nats"
         if active is not None:
             label += f", {sum(active[i] for i in indices):,} of {sum(units[i] for i in indices):,} units active"
         labels.append(label)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from nvae.models.hierarchy import HierarchicalVAE, LatentGroup
+from nvae.models.hierarchy import HierarchicalVAE, LatentGroup, Level
 
 
-def level_name(group: LatentGroup) -> str:
-    """Return the name of a group's level, such as "7x7" or "context 7x7"."""
-    level = group.level
+def level_name(level: Level) -> str:
+    """Return the name of a level, such as "7x7" or "context 7x7"."""
     return f"{level.name + ' ' if level.name else ''}{level.resolution}x{level.resolution}"
 
 
 def group_name(model: HierarchicalVAE, index: int) -> str:
     """Return a group's number, counted from 1, and its level, such as "2: 7x7" or "1: context 7x7"."""
-    return f"{index + 1}: {level_name(model.groups[index])}"
+    return f"{index + 1}: {level_name(model.groups[index].level)}"
 
 
 def group_names(model: HierarchicalVAE) -> list[str]:
