@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nvae.cli.arguments import Parser
 from nvae.cli.dataset_sheet import add_sheet_arguments, refuse_unknown, show_sheet, wants_sheet
-from nvae.schema import DATASETS, NAMED_DATASETS
+from nvae.schema import DATASETS, NAMED_DATASETS, DownloadedDataset
 
 if TYPE_CHECKING:
     from nvae.data.downloads import SourceFile
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 COLUMNS = ("name", "images", "size", "channels", "training", "validation", "test", "license")
 TEXTS = (0, 1, 7, 8)  # name, images, license, on disk: the columns that are aligned on the left
 WIDTH = 100
-EXAMPLES = {  # keys of a config, of the data sets that are not public
+EXAMPLES: dict[str, dict[str, Any]] = {  # keys of a config, of the data sets that are not public
     "toy_faces": {"training_images": 6000},
     "folder": {"path": "my_pictures"},
     "lmdb": {"path": "my_databases"},
@@ -140,4 +140,6 @@ def _on_disk(name: str, folder: str) -> str:
 def _sources(name: str) -> dict[str, SourceFile]:
     from nvae.data.sources import source_files
 
-    return source_files(DATASETS[name](name=name), NAMED_DATASETS[name].size)
+    dataset = DATASETS[name].model_validate({"name": name})
+    assert isinstance(dataset, DownloadedDataset)
+    return source_files(dataset, NAMED_DATASETS[name].size)

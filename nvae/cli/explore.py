@@ -108,9 +108,9 @@ def run(options: argparse.Namespace) -> None:
     iterations, pixels = first_given(options.iterations, ITERATIONS), chosen_pixels(options)
     start, strength, original = "", [options.strength], None
     if options.image:  # the latents of pictures have the statistics of training, and their noise is of temperature 1
-        images, warnings = read_image_files([options.image], model.config, model.device)
+        pictures, warnings = read_image_files([options.image], model.config, model.device)
         print_warnings(warnings)
-        noise, original, start = encode(model, images), images[0], options.image.stem
+        noise, original, start = encode(model, pictures), pictures[0], options.image.stem
         temperature, iterations = [1.0], 0
     elif options.pick:
         noise, start = seed_noise(model, [pick.seed], scale_noise), f"pick{pick.seed}"

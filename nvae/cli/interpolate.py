@@ -207,7 +207,7 @@ def _between(options: argparse.Namespace, mixing: str | None) -> None:
         result = Result(options, settings, "interpolation", *parts, *in_name(settings, "steps"))
     below = ["context"] * len(images)
     if originals is not None:  # pictures are drawn beside their reconstructions
-        first, last = mixing or "AB"
+        first, last = tuple(mixing or "AB")
         ends = dict(zip("AB", originals[:, None], strict=True))
         images, captions = torch.cat([ends[first], images, ends[last]]), [first, *captions, last]
         if contexts is not None:

@@ -28,7 +28,7 @@ class Result:
     `in_name` makes the parts of settings. Commands call `check_out` before they open a model.
     """
 
-    def __init__(self, options: argparse.Namespace, settings: Mapping[str, object], *parts: str) -> None:
+    def __init__(self, options: argparse.Namespace, settings: Mapping[str, Any], *parts: str) -> None:
         self.options, self.settings, self.name = options, settings, result_name(*parts)
 
     def save(self, picture: Image) -> Path:
@@ -73,12 +73,12 @@ def check_out(options: argparse.Namespace) -> None:
     is_file_name(options.out, f".{animation_format(options)}" if animated else ".png")
 
 
-def in_name(settings: Mapping[str, object], *keys: str) -> list[str]:
+def in_name(settings: Mapping[str, Any], *keys: str) -> list[str]:
     """Return the parts of a file's name for some of the settings, such as "seed3"; none for USUAL and absent ones."""
     return [_part(key, settings[key]) for key in keys if key in settings and settings[key] != USUAL.get(key)]
 
 
-def _part(key: str, value: object) -> str:
+def _part(key: str, value: Any) -> str:
     if key == "model":
         return plain_name(value)
     if isinstance(value, bool):

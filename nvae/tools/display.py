@@ -59,14 +59,12 @@ def inline_protocol() -> Inline:
     except (ImportError, OSError):  # not installed, or without its C library
         return "none"
     terminal, sequences = chafa.TermDb().detect(), chafa.TermSeq
-    for protocol, sequence in (
+    protocols: tuple[tuple[Inline, int], ...] = (
         ("kitty", sequences.CHAFA_TERM_SEQ_BEGIN_KITTY_IMMEDIATE_IMAGE_V1),
         ("iterm2", sequences.CHAFA_TERM_SEQ_BEGIN_ITERM2_IMAGE),
         ("sixel", sequences.CHAFA_TERM_SEQ_BEGIN_SIXELS),
-    ):
-        if terminal.have_seq(sequence):
-            return protocol
-    return "none"
+    )
+    return next((protocol for protocol, sequence in protocols if terminal.have_seq(sequence)), "none")
 
 
 def inline(picture: Image.Image, protocol: Inline) -> str:

@@ -37,7 +37,7 @@ def overview(
     """
     names = group_names(model)
     references = [view.image] * len(images)
-    if new_contexts is not None:
+    if new_contexts is not None and view.pseudo_input is not None:
         names.insert(1, NEW_CONTEXT)
         images = [images[0], new_contexts, *images[1:]]
         references.insert(1, view.pseudo_input)

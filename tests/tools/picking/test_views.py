@@ -371,7 +371,7 @@ def test_window_texts_stay_inside_and_apart_from_the_picture(desk, size):
 def run(desk, monkeypatch):
     """A function that runs a window and performs one action in every turn of its loop; returns the desk."""
 
-    def run(*turns, answers=None, **game):
+    def run(*turns, answers=queue.SimpleQueue(), **game):
         there = desk(**game)
         waiting = iter(turns)
 
@@ -451,7 +451,7 @@ def test_window_ignores_input_for_cells_that_are_gone(desk):
 def test_answers_need_a_terminal(monkeypatch):
     for stdin in (None, io.StringIO("5\n")):
         monkeypatch.setattr(sys, "stdin", stdin)
-        assert answers_from_the_terminal() is None
+        assert answers_from_the_terminal().empty()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
