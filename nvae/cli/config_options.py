@@ -36,7 +36,7 @@ OPTIONS = {
 }
 
 
-def add_config_options(parser: Parser, names: tuple[str, ...] = tuple(OPTIONS)) -> None:
+def add_config_options(parser: Parser, names: tuple[str, ...]) -> None:
     """Add some of the options, and --set, which wins over the options."""
     for name in names:
         _, metavar, text = OPTIONS[name]

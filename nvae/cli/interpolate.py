@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from nvae.cli.arguments import (
     ITERATIONS,
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from nvae.inference.sampling import Sampler
     from nvae.models.distributions import Noise
     from nvae.models.hierarchy import HierarchicalVAE
+
+    # Their sampler, their noise, (1, L, H, W) per latent group each, the pictures (2, C, H, W) in [0, 1], their names.
+    Ends = tuple[Sampler, tuple[Noise, Noise], Tensor | None, list[str]]
 
 CELL = 128  # pixels of an image in the result
 MAX_COLUMNS = 12
@@ -111,22 +114,6 @@ def _mixing(options: argparse.Namespace) -> str | None:
     return coarse and f"{coarse}{other[coarse]}"
 
 
-class Ends(NamedTuple):
-    """What a way between two images needs."""
-
-    sampler: Sampler
-    noise: tuple[Noise, Noise]  # (1, L, H, W) per latent group, each
-    originals: Tensor | None  # (2, C, H, W) in [0, 1], of pictures
-    names: list[str]
-
-
-def _ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
-    samples = [re.fullmatch(r"seed:\d{1,18}|.*\.(json|png):\d+", end) is not None for end in options.ends]
-    if samples[0] != samples[1]:
-        raise InvalidValueError("A and B", " and ".join(options.ends), "two pictures or two samples")
-    return _sample_ends(options, model) if samples[0] else _picture_ends(options, model)
-
-
 def _picture_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
     from nvae.data.pictures.image_files import read_image_files
     from nvae.inference.reconstruction import encode
@@ -139,7 +126,7 @@ def _picture_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
     images, warnings = read_image_files(paths, model.config, model.device)
     print_warnings(warnings)
     a, b = (encode(model, image[None]) for image in images)
-    return Ends(make_sampler(options, model, [1.0], 0), (a, b), images, [path.stem for path in paths])
+    return make_sampler(options, model, [1.0], 0), (a, b), images, [path.stem for path in paths]
 
 
 def _sample_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
@@ -163,7 +150,7 @@ def _sample_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
     if len({tuple(per_group(model, temperature, "temperature")) for temperature in temperatures}) > 1:
         raise UserError("the picks have different temperatures: give one with --temperature.")
     iterations = first_given(options.iterations, picks[0].iterations if picks else ITERATIONS)
-    return Ends(make_sampler(options, model, temperatures[0], iterations), (noise[0], noise[1]), None, names)
+    return make_sampler(options, model, temperatures[0], iterations), (noise[0], noise[1]), None, names
 
 
 def _between(options: argparse.Namespace, mixing: str | None) -> None:
@@ -177,7 +164,11 @@ def _between(options: argparse.Namespace, mixing: str | None) -> None:
 
     check_out(options)
     model = open_model(options)
-    sampler, noise, originals, names = _ends(options, model)
+    samples = [re.fullmatch(r"seed:\d{1,18}|.*\.(json|png):\d+", end) is not None for end in options.ends]
+    if samples[0] != samples[1]:
+        raise InvalidValueError("A and B", " and ".join(options.ends), "two pictures or two samples")
+    find_ends = _sample_ends if samples[0] else _picture_ends
+    sampler, noise, originals, names = find_ends(options, model)
     pixels = chosen_pixels(options)
     settings = settings_of(options, sampler) | {"from": options.ends[0], "to": options.ends[1]}
     if originals is not None:

@@ -120,12 +120,8 @@ def _config(options: argparse.Namespace) -> ModelConfig:
     for override in options.overrides:
         key = override.partition("=")[0].strip()
         if not key.startswith("dataset.") or key in ("dataset.name", "dataset.path"):
-            raise InvalidValueError(
-                "--set",
-                f"'{override}'",
-                "dataset.KEY=VALUE with a key other than name and path",
-                "Use SOURCE and --data for these two.",
-            )
+            expected = "dataset.KEY=VALUE with a key other than name and path"
+            raise InvalidValueError("--set", f"'{override}'", expected, "Use SOURCE and --data for these two.")
     facts = NAMED_DATASETS.get(options.source)
     values = {
         "input_dimension": options.size or (facts.size if facts else SIZE),

@@ -371,7 +371,7 @@ def test_window_texts_stay_inside_and_apart_from_the_picture(desk, size):
 def run(desk, monkeypatch):
     """A function that runs a window and performs one action in every turn of its loop; returns the desk."""
 
-    def run(*turns, answers=queue.SimpleQueue(), **game):
+    def run(*turns, answers=None, **game):
         there = desk(**game)
         waiting = iter(turns)
 
@@ -383,7 +383,7 @@ def run(desk, monkeypatch):
 
         monkeypatch.setattr(there.canvas, "start_event_loop", turn)
         monkeypatch.setattr(there.window.figure, "show", lambda: None)
-        monkeypatch.setattr(views, "answers_from_the_terminal", lambda: answers)
+        monkeypatch.setattr(views, "answers_from_the_terminal", lambda: answers or queue.SimpleQueue())
         there.window.run()
         assert list(waiting) == []  # the loop ended with the game, not before
         assert not pyplot.fignum_exists(there.window.figure.number)
