@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import secrets
 import shlex
 import sys
@@ -10,14 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
-from nvae.schema.choices import AnimationFormat, Part, Pixels
+from nvae.schema.choices import MAX_ITERATIONS, AnimationFormat, Part, Pixels
 
 T = TypeVar("T")
 
 BAD_INPUT = 2  # exit code
 ITERATIONS = 20
 MAX_DIGITS = 18  # of a whole number
-MAX_ITERATIONS = 100_000
 MAX_SECONDS = 600  # of an animation
 MAX_FACTOR = 2.0  # usual temperature or factor on the noise; a higher one in a list is probably a decimal comma
 
@@ -46,14 +46,43 @@ class Parser(argparse.ArgumentParser):
 # ------------------------------------------------------------------------------------------------------- types
 
 
-def natural(text: str) -> int:
-    """Parse a whole number from 0."""
-    return _whole_number(text, 0)
+def integer(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return the type of whole numbers from `least`, up to `most` if that is given."""
+    expected = f"a whole number from {least}" if most is None else f"a whole number from {least} to {most}"
+
+    def parse(text: str) -> int:
+        valid = text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS and int(text) >= least
+        if not valid or (most is not None and int(text) > most):
+            raise argparse.ArgumentTypeError(f"got '{text}', expected {expected}")
+        return int(text)
+
+    return parse
 
 
-def naturals(text: str) -> list[int]:
-    """Parse whole numbers from 0, separated by commas."""
-    return [natural(part) for part in text.split(",")]
+def number_between(least: float, most: float) -> Callable[[str], float]:
+    """Return the type of finite numbers from `least` to `most`, which may be infinite."""
+    expected = f"a number from {least:g}" if most == math.inf else f"a number from {least:g} to {most:g}"
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (least <= value <= most and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"got '{text}', expected {expected}")
+        return value
+
+    return parse
+
+
+def several(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """Return the type of values separated by commas. kind: of one value."""
+    return lambda text: [kind(part) for part in text.split(",")]
+
+
+natural, positive = integer(0), integer(1)
+iterations = integer(0, MAX_ITERATIONS)
+number = number_between(0, math.inf)
 
 
 def path_text(text: str) -> str:
@@ -69,43 +98,9 @@ def path_text(text: str) -> str:
     return text
 
 
-def positive(text: str) -> int:
-    """Parse a whole number from 1."""
-    return _whole_number(text, 1)
-
-
-def up_to(most: int, least: int = 1) -> Callable[[str], int]:
-    """Return the type of whole numbers from `least` to `most`."""
-    return lambda text: _whole_number(text, least, most)
-
-
-def _whole_number(text: str, least: int, most: int | None = None) -> int:
-    valid = text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS and int(text) >= least
-    if not valid or (most is not None and int(text) > most):
-        expected = f"from {least}" if most is None else f"from {least} to {most}"
-        raise argparse.ArgumentTypeError(f"got '{text}', expected a whole number {expected}")
-    return int(text)
-
-
-def iterations(text: str) -> int:
-    """Parse a number of passes of the recalibration."""
-    return _whole_number(text, 0, MAX_ITERATIONS)
-
-
-def numbers(text: str) -> list[float]:
-    """Parse finite numbers from 0, separated by commas."""
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = [-1.0]
-    if not all(0 <= value < float("inf") for value in values):
-        raise argparse.ArgumentTypeError(f"got '{text}', expected a number from 0, or several separated by commas")
-    return values
-
-
 def factors(text: str) -> list[float]:
     """Parse one factor, or several: per scale or per latent group; warn of what looks like a decimal comma."""
-    values = numbers(text)
+    values = several(number)(text)
     has_point = "." in text
     if len(values) == 2 and (max(values) > MAX_FACTOR or (0 in values and not has_point)):
         suggestion = "" if has_point else f": {text.replace(',', '.')}"
@@ -115,23 +110,6 @@ def factors(text: str) -> list[float]:
             file=sys.stderr,
         )
     return values
-
-
-def number(text: str) -> float:
-    """Parse a finite number from 0."""
-    try:
-        (value,) = numbers(text)
-    except (ValueError, argparse.ArgumentTypeError):
-        raise argparse.ArgumentTypeError(f"got '{text}', expected one number from 0") from None
-    return value
-
-
-def seconds(text: str) -> float:
-    """Parse the length of an animation."""
-    value = number(text)
-    if value > MAX_SECONDS:
-        raise argparse.ArgumentTypeError(f"got '{text}', expected at most {MAX_SECONDS} seconds")
-    return value
 
 
 # ------------------------------------------------------------------------------------------------ shared arguments
@@ -235,7 +213,7 @@ def add_animation(parser: Parser, animate: str, default_seconds: str) -> None:
         help=f"{animate}; FORMAT: webp, gif, mp4, which needs the extra 'video', or auto: the suffix of --out, else "
         "webp (default: auto)",
     )
-    parser.option("--seconds S", seconds, "length of the animation", default_seconds)
+    parser.option("--seconds S", number_between(0, MAX_SECONDS), "length of the animation", default_seconds)
 
 
 # ---------------------------------------------------------------------------------------------------- their values
@@ -254,16 +232,14 @@ def animation_format(options: argparse.Namespace) -> AnimationFormat:
     return suffix if suffix in get_args(AnimationFormat) else "webp"
 
 
+def chosen_pixels(options: argparse.Namespace) -> Pixels:
+    """Return --pixels, or the mean."""
+    return options.pixels or "mean"
+
+
 def chosen_seed(options: argparse.Namespace) -> int:
     """Return --seed, or a random seed."""
     return secrets.randbelow(10**6) if options.seed is None else options.seed
-
-
-def reproduce_command(*added: str) -> str:
-    """Return the line that tells how to get this result again: the command line plus some arguments."""
-    is_script = Path(sys.argv[0]).stem not in ("__main__", "nvae")
-    arguments = sys.argv[1 if is_script else 2 :]
-    return f"to reproduce: {program()} {shlex.join([*arguments, *added])}"
 
 
 def program() -> str:
@@ -274,9 +250,12 @@ def program() -> str:
 
 
 def reproduce_with_seed(seed: int) -> str:
-    """Return `reproduce_command` with --seed, unless the command line has one."""
-    given = any(argument == "--seed" or argument.startswith("--seed=") for argument in sys.argv[1:])
-    return reproduce_command(*([] if given else ["--seed", str(seed)]))
+    """Return the line that tells how to get this result again: the command line, with --seed if it has none."""
+    is_script = Path(sys.argv[0]).stem not in ("__main__", "nvae")
+    arguments = sys.argv[1 if is_script else 2 :]
+    if not any(argument == "--seed" or argument.startswith("--seed=") for argument in arguments):
+        arguments += ["--seed", str(seed)]
+    return f"to reproduce: {program()} {shlex.join(arguments)}"
 
 
 def print_warnings(warnings: list[str] | tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ Every pick is saved at once in a .json file; the result is drawn beside it as .p
 from __future__ import annotations
 
 import argparse
+import functools
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -19,10 +20,10 @@ from nvae.cli.arguments import (
     chosen_seed,
     factors,
     first_given,
+    integer,
     iterations,
     print_warnings,
     program,
-    up_to,
 )
 from nvae.cli.errors import INTERRUPTED
 from nvae.cli.models import find_model, open_model, with_context_temperature
@@ -31,15 +32,14 @@ from nvae.schema.choices import Inline
 from nvae.system.errors import UserError
 
 if TYPE_CHECKING:
-    from nvae.models.hierarchy import HierarchicalVAE
     from nvae.tools.picking.session import PickingSession
 
 
 def add_arguments(parser: Parser) -> None:
     add_model(parser, optional=True)
     add_sampling(parser)
-    parser.option("--batch N", up_to(100), "samples per batch", default=9)
-    parser.option("--winners N", up_to(100), "samples to pick", default=9)
+    parser.option("--batch N", integer(1, 100), "samples per batch", default=9)
+    parser.option("--winners N", integer(1, 100), "samples to pick", default=9)
     parser.option(
         "--scale-noise S[,S...]",
         factors,
@@ -93,21 +93,25 @@ def _check(options: argparse.Namespace) -> None:
 
 def _redo(options: argparse.Namespace) -> int:
     from nvae.checkpoint import load_model
+    from nvae.cli.result import check_out
     from nvae.system.devices import choose_device
-    from nvae.tools.picking.selection import load_selection, redo
+    from nvae.tools.picking.selection import load_selection, render, reserve, save_result
 
+    check_out(options)
     device = choose_device(options.device)
-    model = find_model(options.model) if options.model else None
-    changes = (model, options.redo_temperature, options.redo_iterations, options.pixels, options.scale_noise)
-    selection = load_selection(options.redo).changed(*changes)
-    name = f"{options.redo.name.removesuffix(options.redo.suffix)}_redo"
-
-    def open_file(path: str) -> HierarchicalVAE:
-        return load_model(path, device)
-
+    open_file = functools.cache(lambda path: load_model(path, device))
+    selection = load_selection(options.redo).changed(
+        model=find_model(options.model) if options.model else None,
+        temperature=options.redo_temperature,
+        iterations=options.redo_iterations,
+        pixels=options.pixels,
+        scale_noise=options.scale_noise,
+    )
     if options.context_temperature is not None:
         selection = selection.with_context_temperature(options.context_temperature, open_file)
-    _print_result(*redo(selection, options.out, name, open_file, options.show_seeds, progress_bar))
+    images, drawn, warnings = render(selection, open_file, progress_bar)
+    record = reserve(options.out, f"{options.redo.stem}_redo")
+    _print_result(save_result(images, drawn, record, options.show_seeds), warnings)
     return 0
 
 
@@ -115,7 +119,7 @@ def _pick(options: argparse.Namespace) -> int:
     from nvae.inference.sampling import open_samplers
     from nvae.system.signals import hangups
     from nvae.tools.picking.game import Picking
-    from nvae.tools.picking.selection import Selection, picture_path
+    from nvae.tools.picking.selection import Selection
     from nvae.tools.picking.session import PickingSession
 
     picking = Picking(options.batch, options.winners, chosen_seed(options))
@@ -125,7 +129,7 @@ def _pick(options: argparse.Namespace) -> int:
     passes = first_given(options.iterations, ITERATIONS)
     (sampler,) = open_samplers(model, options.model, [temperature], passes, progress_bar)
     session = PickingSession(sampler, options.model, picking, settings, options.out)
-    preview = session.record.with_name(f"batch_of_{picture_path(session.record).name}")
+    preview = session.record.with_name(f"batch_of_{session.record.stem}.png")
     with hangups(interrupt=False):  # a signal ends the picking; the result is drawn all the same
         try:
             finished = session.run(lambda warnings: _play(session, options, preview, warnings))
@@ -152,7 +156,5 @@ def _play(session: PickingSession, options: argparse.Namespace, preview: Path, w
 
 
 def _print_result(picture: Path, warnings: list[str]) -> None:
-    from nvae.tools.picking.selection import record_path
-
     print_warnings(warnings)
-    print(f"{picture}; to draw it again: {program()} --redo {shlex.quote(str(record_path(picture)))}")
+    print(f"{picture}; to draw it again: {program()} --redo {shlex.quote(str(picture.with_suffix('.json')))}")

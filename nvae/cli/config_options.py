@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from nvae.cli.arguments import Parser, path_text
 
@@ -12,38 +12,31 @@ if TYPE_CHECKING:
     from nvae.schema import ModelConfig
 
 
-class ConfigOption(NamedTuple):
-    """An option, and the key of the config that it sets."""
-
-    key: str
-    metavar: str
-    help: str
-
-
+# The key of the config that an option sets, the name of its value, and its help.
 OPTIONS = {
-    "dataset": ConfigOption("dataset.name", "NAME", "name of the data set, such as svhn"),
-    "data": ConfigOption(
+    "dataset": ("dataset.name", "NAME", "name of the data set, such as svhn"),
+    "data": (
         "dataset.path",
         "PATH",
         "where the images are: the folder of the data set, or a folder or an archive of pictures; with a config whose "
         "data set has no files, the data set is then folder",
     ),
-    "size": ConfigOption("input_dimension", "N", "width and height of the images"),
-    "channels": ConfigOption("image_channels", "N", "3 for color, 1 for gray"),
-    "epochs": ConfigOption("training_parameters.epochs", "N", "passes over the training images"),
-    "batch_size": ConfigOption("training_parameters.batch_size", "N", "images per step"),
-    "learning_rate": ConfigOption("training_parameters.learning_rate", "X", "highest learning rate"),
-    "latent_size": ConfigOption("latent_size", "N", "channels of z in every latent group"),
-    "sample_every": ConfigOption(
+    "size": ("input_dimension", "N", "width and height of the images"),
+    "channels": ("image_channels", "N", "3 for color, 1 for gray"),
+    "epochs": ("training_parameters.epochs", "N", "passes over the training images"),
+    "batch_size": ("training_parameters.batch_size", "N", "images per step"),
+    "learning_rate": ("training_parameters.learning_rate", "X", "highest learning rate"),
+    "latent_size": ("latent_size", "N", "channels of z in every latent group"),
+    "sample_every": (
         "training_parameters.epochs_per_checkpoint",
         "N",
         "epochs between two checkpoints, each with samples and a validation",
     ),
-    "workers": ConfigOption("training_parameters.workers", "N", "threads that decode picture files"),
+    "workers": ("training_parameters.workers", "N", "threads that decode picture files"),
 }
 
 
-def add_config_options(parser: Parser, names: tuple[str, ...] = tuple(OPTIONS)) -> None:
+def add_config_options(parser: Parser, names: tuple[str, ...]) -> None:
     """Add some of the options, and --set, which wins over the options."""
     for name in names:
         _, metavar, text = OPTIONS[name]
@@ -66,17 +59,14 @@ def load_config_of(options: argparse.Namespace, config: str) -> ModelConfig:
     """
     from nvae.config import load_config
 
-    loaded = load_config(config, _overrides(options, leave_out="data"))
-    if getattr(options, "data", None) is None:
+    given = {name: value for name in OPTIONS if (value := getattr(options, name, None)) is not None}
+    texts = {name: json.dumps(value) if name in ("dataset", "data") else value for name, value in given.items()}
+    overrides = {name: f"{OPTIONS[name][0]}={text}" for name, text in texts.items()}
+    data = overrides.pop("data", None)
+    loaded = load_config(config, [*overrides.values(), *options.overrides])
+    if data is None:
         return loaded
     if "path" not in type(loaded.dataset).model_fields:
         options.dataset = "folder"
-    return load_config(config, _overrides(options))
-
-
-def _overrides(options: argparse.Namespace, leave_out: str = "") -> list[str]:
-    given = {
-        name: value for name in OPTIONS if name != leave_out and (value := getattr(options, name, None)) is not None
-    }
-    texts = {name: json.dumps(value) if name in ("dataset", "data") else value for name, value in given.items()}
-    return [f"{OPTIONS[name].key}={text}" for name, text in texts.items()] + options.overrides
+        overrides["dataset"] = 'dataset.name="folder"'
+    return load_config(config, [*overrides.values(), data, *options.overrides])

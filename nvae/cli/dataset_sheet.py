@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from nvae.cli.arguments import Parser, add_out, print_warnings
 from nvae.cli.config_options import add_config_options, load_config_of
 from nvae.system.errors import UserError
+
+if TYPE_CHECKING:
+    from nvae.data.images import Data
 
 CONFIG = "hvae"  # fits itself to any data set
 SHEET_OPTIONS = {
@@ -56,10 +60,8 @@ def show_sheet(options: argparse.Namespace) -> None:
     config = load_config_of(options, CONFIG if options.dataset else options.name)
     data = load_data(config, progress=sys.stderr.isatty())
     print_warnings(data.warnings)
+    print(f"{config.dataset.name}: {describe(data)}")
     size, channels = config.input_dimension, config.image_channels
-    parts = {"training": data.training, "validation": data.validation, "test": data.test}
-    counts = ", ".join(f"{len(images):,} {part} images" for part, images in parts.items() if images is not None)
-    print(f"{config.dataset.name}: {counts}, {channels} x {size} x {size}")
     settings = {
         "dataset": config.dataset.model_dump(),
         "input_dimension": size,
@@ -69,6 +71,13 @@ def show_sheet(options: argparse.Namespace) -> None:
     }
     shown = options.name if options.name in DATASETS else config_path(options.name).stem
     Result(options, settings, "dataset", shown, f"{channels}x{size}x{size}").finish(data_sheet(data, config))
+
+
+def describe(data: Data) -> str:
+    """Return how many images each part has, and their shape."""
+    parts = {"training": data.training, "validation": data.validation, "test": data.test}
+    counts = [f"{len(images):,} {part} images" for part, images in parts.items() if images is not None]
+    return ", ".join([*counts, " x ".join(map(str, data.training.shape[1:]))])
 
 
 def refuse_unknown(what: str, name: str, names: Sequence[str]) -> None:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nvae.cli.arguments import Parser
 from nvae.cli.dataset_sheet import add_sheet_arguments, refuse_unknown, show_sheet, wants_sheet
-from nvae.schema import DATASETS, NAMED_DATASETS
+from nvae.schema import DATASETS, NAMED_DATASETS, DownloadedDataset
 
 if TYPE_CHECKING:
     from nvae.data.downloads import SourceFile
 
 COLUMNS = ("name", "images", "size", "channels", "training", "validation", "test", "license")
-TEXTS = ("name", "images", "license", "on disk")  # aligned on the left
+TEXTS = (0, 1, 7, 8)  # name, images, license, on disk: the columns that are aligned on the left
 WIDTH = 100
-EXAMPLES = {  # keys of a config, of the data sets that are not public
+EXAMPLES: dict[str, dict[str, Any]] = {  # keys of a config, of the data sets that are not public
     "toy_faces": {"training_images": 6000},
     "folder": {"path": "my_pictures"},
     "lmdb": {"path": "my_databases"},
@@ -47,7 +47,10 @@ def run(options: argparse.Namespace) -> None:
     if wants_sheet(options):
         show_sheet(options)
     elif options.name is None:
-        print(_as_text([(*COLUMNS, "on disk"), *_rows_with_disk(Path(options.data or "dataset").expanduser())]))
+        from nvae.summary import table as aligned
+
+        title, *lines = aligned([(*COLUMNS, "on disk"), *_rows_with_disk(options.data or "dataset")], left=TEXTS)
+        print("\n".join([title, "-" * max(map(len, [title, *lines])), *lines]))
     else:
         print(_description(options.name, options.data))
 
@@ -76,27 +79,14 @@ def table() -> list[tuple[str, ...]]:
     return public + others
 
 
-def _rows_with_disk(data: Path) -> list[tuple[str, ...]]:
-    return [(*row, _on_disk(row[0], data / row[0]) if row[0] in NAMED_DATASETS else "-") for row in table()]
+def _rows_with_disk(data: str) -> list[tuple[str, ...]]:
+    return [(*row, _on_disk(row[0], f"{data}/{row[0]}") if row[0] in NAMED_DATASETS else "-") for row in table()]
 
 
 def _first_sentence(name: str) -> str:
     """Return the beginning of the description of a data set that is not public."""
     text = (DATASETS[name].model_fields["name"].description or "").partition(";")[0].rstrip(".")
     return text[:1].lower() + text[1:]
-
-
-def _as_text(rows: list[tuple[str, ...]]) -> str:
-    """Align the columns of a table, whose first row holds the titles."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            text.ljust(width) if title in TEXTS else text.rjust(width)
-            for text, title, width in zip(row, rows[0], widths, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
 # ---------------------------------------------------------------------------------------------------- one data set
@@ -117,13 +107,18 @@ def _description(name: str, data: str | None) -> str:
     if facts:
         counts = [(facts.training, "training"), (facts.validation, "validation"), (facts.test, "test")]
         parts = ", ".join(f"{count:,} {part}" for count, part in counts if count)
+        files = list(_sources(name).values())
+        listed = dict.fromkeys(f"{file.name}  {file.url}".rstrip() for file in files)
+        how = f"by hand, because the publisher demands an account or a form: put the files into {where}"
+        if all(file.url for file in files):
+            how = f"downloaded into {where} at the first start, or put the files there"
         lines += [
             f"images    {facts.size} x {facts.size}, channels: {facts.channels}; {parts}",
             f"license   {facts.license}",
             f"homepage  {facts.homepage}",
-            f"on disk   {_on_disk(name, Path(where).expanduser())}, in {where}",
-            "files     " + "\n          ".join(_files(name)),
-            f"to get    {'; '.join([_how_to_get(name, where), *install])}",
+            f"on disk   {_on_disk(name, where)}, in {where}",
+            "files     " + "\n          ".join(listed),
+            f"to get    {'; '.join([how, *install])}",
         ]
     else:
         lines += [f"to get    {text}" for text in install]
@@ -136,23 +131,15 @@ def _description(name: str, data: str | None) -> str:
     return "\n".join(lines)
 
 
-def _on_disk(name: str, folder: Path) -> str:
+def _on_disk(name: str, folder: str) -> str:
     """Return whether a folder holds what the loader of a public data set reads with the default keys."""
-    return "no" if any(file.find(folder) is None for file in _sources(name).values()) else "yes"
-
-
-def _files(name: str) -> list[str]:
-    """Return each file of a public data set, with its address."""
-    return list(dict.fromkeys(f"{file.name}  {file.url}".rstrip() for file in _sources(name).values()))
-
-
-def _how_to_get(name: str, where: str) -> str:
-    if all(file.url for file in _sources(name).values()):
-        return f"downloaded into {where} at the first start, or put the files there"
-    return f"by hand, because the publisher demands an account or a form: put the files into {where}"
+    path = Path(folder).expanduser()
+    return "no" if any(file.find(path) is None for file in _sources(name).values()) else "yes"
 
 
 def _sources(name: str) -> dict[str, SourceFile]:
     from nvae.data.sources import source_files
 
-    return source_files(DATASETS[name](name=name), NAMED_DATASETS[name].size)
+    dataset = DATASETS[name].model_validate({"name": name})
+    assert isinstance(dataset, DownloadedDataset)
+    return source_files(dataset, NAMED_DATASETS[name].size)

@@ -24,6 +24,7 @@ MEMORY_HINTS = {
 # What a remedy, which the library names without flags, is called on the command line.
 SET_KEY = "Use --set KEY=VALUE, or change the YAML file."
 OTHER_DATA = "Use --dataset NAME and --data FOLDER."
+OF_OPTIONS = {Remedy.CONFIG_KEY: "Use --set KEY=VALUE.", Remedy.IMAGE_SIZE: "Use --size."}
 HINTS = {
     "train": {
         Remedy.START_OVER: "Add --fresh to start over.",
@@ -34,21 +35,13 @@ HINTS = {
         Remedy.CONFIG_KEY: SET_KEY,
         Remedy.IMAGE_SIZE: SET_KEY,
     },
-    "prepare": {
+    "prepare": OF_OPTIONS
+    | {
         Remedy.DATASET_PATH: "SOURCE is dataset.path, or for the name of a data set, --data.",
         Remedy.CONFIG_KEY: "Use --set dataset.KEY=VALUE.",
-        Remedy.IMAGE_SIZE: "Use --size.",
     },
-    "datasets": {
-        Remedy.DATASET_PATH: "Use --data DIR, or --set KEY=VALUE.",
-        Remedy.CONFIG_KEY: "Use --set KEY=VALUE.",
-        Remedy.IMAGE_SIZE: "Use --size.",
-    },
-    "precompute": {
-        Remedy.DATASET_PATH: OTHER_DATA,
-        Remedy.CONFIG_KEY: "Use --set KEY=VALUE.",
-        Remedy.IMAGE_SIZE: "Use --size.",
-    },
+    "datasets": {Remedy.DATASET_PATH: "Use --data DIR, or --set KEY=VALUE."} | OF_OPTIONS,
+    "precompute": {Remedy.DATASET_PATH: OTHER_DATA} | OF_OPTIONS,
     **dict.fromkeys(("evaluate", "quality"), {Remedy.DATASET_PATH: OTHER_DATA, Remedy.CONFIG_KEY: OTHER_DATA}),
     "import": {Remedy.MODEL_CONFIG: "Use --config YAML to name the right config."},
 }

@@ -16,12 +16,13 @@ from nvae.cli.arguments import (
     add_model,
     add_result,
     add_sampling,
+    chosen_pixels,
     chosen_seed,
     first_given,
+    integer,
     number,
     positive,
     print_warnings,
-    up_to,
 )
 from nvae.cli.models import make_sampler, open_model_and_metadata, with_context_temperature
 from nvae.system.errors import InvalidValueError, UserError
@@ -43,7 +44,10 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.option("--image FILE", Path, "start from this picture", "a sample")
     parser.option(
-        "--jams K", up_to(100), "draws of new noise per group, one row per group", f"1; with --group {POSITION_JAMS}"
+        "--jams K",
+        integer(1, 100),
+        "draws of new noise per group, one row per group",
+        f"1; with --group {POSITION_JAMS}",
     )
     parser.option(
         "--group G",
@@ -65,7 +69,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     _check(options)
-    from nvae.cli.result import Result, check_out, in_name
+    from nvae.cli.result import Result, check_out, in_name, settings_of
     from nvae.data.pictures.image_files import read_image_files
     from nvae.inference.exploration import (
         base_point,
@@ -101,12 +105,12 @@ def run(options: argparse.Namespace) -> None:
     if options.group is not None and options.group > len(model.groups):
         raise InvalidValueError("--group", options.group, f"1 to {len(model.groups)}: 1 is the top group")
     options.temperature = temperature = with_context_temperature(options, model, options.temperature)
-    iterations, pixels = first_given(options.iterations, ITERATIONS), options.pixels or "mean"
+    iterations, pixels = first_given(options.iterations, ITERATIONS), chosen_pixels(options)
     start, strength, original = "", [options.strength], None
     if options.image:  # the latents of pictures have the statistics of training, and their noise is of temperature 1
-        images, warnings = read_image_files([options.image], model.config, model.device)
+        pictures, warnings = read_image_files([options.image], model.config, model.device)
         print_warnings(warnings)
-        noise, original, start = encode(model, images), images[0], options.image.stem
+        noise, original, start = encode(model, pictures), pictures[0], options.image.stem
         temperature, iterations = [1.0], 0
     elif options.pick:
         noise, start = seed_noise(model, [pick.seed], scale_noise), f"pick{pick.seed}"
@@ -116,16 +120,12 @@ def run(options: argparse.Namespace) -> None:
     view = base_point(sampler, noise, pixels, seed)
     if options.image:
         strength = strength_of(model, view, options.temperature, options.strength)
-    settings = {
-        "model": options.model,
-        "weights": sampler.cache.weights,
+    settings = settings_of(options, sampler) | {
         "temperature": options.temperature,
-        "iterations": iterations,
         "image": str(options.image or ""),
         "from": options.pick or "",
         "seed": seed,
         "strength": options.strength,
-        "pixels": pixels,
     }
     parts = ["exploration", *in_name(settings, "model", "temperature"), start]
     parts += in_name(settings, "seed", "strength", "pixels")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from nvae.cli.arguments import (
     ITERATIONS,
@@ -19,12 +19,13 @@ from nvae.cli.arguments import (
     add_context_temperature,
     add_model,
     add_result,
+    chosen_pixels,
     chosen_seed,
     factors,
     first_given,
+    integer,
     iterations,
     print_warnings,
-    up_to,
 )
 from nvae.cli.models import make_sampler, open_model, with_context_temperature
 from nvae.system.errors import InvalidValueError, UserError
@@ -32,8 +33,12 @@ from nvae.system.errors import InvalidValueError, UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from nvae.inference.sampling import Sampler
     from nvae.models.distributions import Noise
     from nvae.models.hierarchy import HierarchicalVAE
+
+    # Their sampler, their noise, (1, L, H, W) per latent group each, the pictures (2, C, H, W) in [0, 1], their names.
+    Ends = tuple[Sampler, tuple[Noise, Noise], Tensor | None, list[str]]
 
 CELL = 128  # pixels of an image in the result
 MAX_COLUMNS = 12
@@ -50,7 +55,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="A B",
         help="two picture files, or two samples: seed:N, or FILE:N for pick N of a cherry.py result; none with --walk",
     )
-    parser.option("--steps N", up_to(100, 2), "images from A to B", STEPS)
+    parser.option("--steps N", integer(2, 100), "images from A to B", STEPS)
     parser.option(
         "--coarse-from",
         str.upper,
@@ -65,7 +70,7 @@ def add_arguments(parser: Parser) -> None:
         "no mixing, or the other one of --coarse-from",
         choices=("A", "B"),
     )
-    parser.option("--walk N", up_to(1000, 2), "animate a round trip of N samples", "go from A to B")
+    parser.option("--walk N", integer(2, 1000), "animate a round trip of N samples", "go from A to B")
     add_animation(parser, "animate the way from A to B and back", f"{ANIMATION_SECONDS}; with --walk 2 per sample")
     parser.option(
         "--temperature T[,T...]",
@@ -102,30 +107,11 @@ def run(options: argparse.Namespace) -> None:
 
 def _mixing(options: argparse.Namespace) -> str | None:
     """Return "AB" for coarse from A and fine from B, "BA" for the opposite, None for no mixing."""
-    if options.coarse_from is None and options.fine_from is None:
-        return None
-    other = {"A": "B", "B": "A"}
+    other = {None: None, "A": "B", "B": "A"}
     coarse = options.coarse_from or other[options.fine_from]
-    if coarse == options.fine_from:
+    if coarse is not None and coarse == options.fine_from:
         raise InvalidValueError("--coarse-from and --fine-from", f"{coarse} twice", "A and B")
-    return coarse + other[coarse]
-
-
-class Ends(NamedTuple):
-    """What a way between two images needs."""
-
-    noise: tuple[Noise, Noise]  # (1, L, H, W) per latent group, each
-    originals: Tensor | None  # (2, C, H, W) in [0, 1], of pictures
-    temperature: list[float]
-    iterations: int
-    names: tuple[str, str]
-
-
-def _ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
-    samples = [re.fullmatch(r"seed:\d{1,18}|.*\.(json|png):\d+", end) is not None for end in options.ends]
-    if samples[0] != samples[1]:
-        raise InvalidValueError("A and B", " and ".join(options.ends), "two pictures or two samples")
-    return _sample_ends(options, model) if samples[0] else _picture_ends(options, model)
+    return coarse and f"{coarse}{other[coarse]}"
 
 
 def _picture_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
@@ -140,7 +126,7 @@ def _picture_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
     images, warnings = read_image_files(paths, model.config, model.device)
     print_warnings(warnings)
     a, b = (encode(model, image[None]) for image in images)
-    return Ends((a, b), images, [1.0], 0, (paths[0].stem, paths[1].stem))
+    return make_sampler(options, model, [1.0], 0), (a, b), images, [path.stem for path in paths]
 
 
 def _sample_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
@@ -150,31 +136,27 @@ def _sample_ends(options: argparse.Namespace, model: HierarchicalVAE) -> Ends:
 
     noise, picks, names = [], [], []
     for end in options.ends:
-        seed, scale_noise = end.removeprefix("seed:"), [1.0]
-        if end.startswith("seed:"):
-            names.append(f"seed{seed}")
-        else:
+        kind, seed, scale_noise = "seed", end.removeprefix("seed:"), [1.0]
+        if seed == end:
             selection, pick = load_pick(end)
-            seed, scale_noise = pick.seed, selection.scale_noise
+            kind, seed, scale_noise = "pick", pick.seed, selection.scale_noise
             options.pixels = options.pixels or selection.pixels
             picks.append(pick)
-            names.append(f"pick{seed}")
+        names.append(f"{kind}{seed}")
         noise.append(seed_noise(model, [int(seed)], scale_noise))
-    temperatures = [with_context_temperature(options, model, pick.temperature) for pick in picks]
-    if len({tuple(per_group(model, temperature, "temperature")) for temperature in temperatures}) > 1 and not (
-        options.temperature
-    ):
+    of_picks = [pick.temperature for pick in picks] or [[TEMPERATURE]]
+    given = [options.temperature] if options.temperature else of_picks
+    temperatures = [with_context_temperature(options, model, temperature) for temperature in given]
+    if len({tuple(per_group(model, temperature, "temperature")) for temperature in temperatures}) > 1:
         raise UserError("the picks have different temperatures: give one with --temperature.")
-    temperature = options.temperature or (picks[0].temperature if picks else [TEMPERATURE])
-    temperature = with_context_temperature(options, model, temperature)
     iterations = first_given(options.iterations, picks[0].iterations if picks else ITERATIONS)
-    return Ends((noise[0], noise[1]), None, temperature, iterations, (names[0], names[1]))
+    return make_sampler(options, model, temperatures[0], iterations), (noise[0], noise[1]), None, names
 
 
 def _between(options: argparse.Namespace, mixing: str | None) -> None:
     import torch
 
-    from nvae.cli.result import Result, check_out, in_name
+    from nvae.cli.result import Result, check_out, in_name, settings_of
     from nvae.inference.interpolation import interpolate, interpolated_pseudo_inputs, mix
     from nvae.models.group_names import first_groups_name
     from nvae.tools.animation import FRAMES_PER_SECOND
@@ -182,34 +164,26 @@ def _between(options: argparse.Namespace, mixing: str | None) -> None:
 
     check_out(options)
     model = open_model(options)
-    ends = _ends(options, model)
-    sampler = make_sampler(options, model, ends.temperature, ends.iterations)
-    pixels = options.pixels or "mean"
-    of_samples = {} if ends.originals is not None else {"temperature": ends.temperature, "iterations": ends.iterations}
-    settings: dict[str, Any] = {
-        "model": options.model,
-        "weights": sampler.cache.weights,
-        "from": options.ends[0],
-        "to": options.ends[1],
-        "pixels": pixels,
-        **of_samples,
-    }
-    parts = [*in_name(settings, "model"), *ends.names, *in_name(settings, "temperature", "pixels")]
+    samples = [re.fullmatch(r"seed:\d{1,18}|.*\.(json|png):\d+", end) is not None for end in options.ends]
+    if samples[0] != samples[1]:
+        raise InvalidValueError("A and B", " and ".join(options.ends), "two pictures or two samples")
+    find_ends = _sample_ends if samples[0] else _picture_ends
+    sampler, noise, originals, names = find_ends(options, model)
+    pixels = chosen_pixels(options)
+    settings = settings_of(options, sampler) | {"from": options.ends[0], "to": options.ends[1]}
+    if originals is not None:
+        del settings["temperature"], settings["iterations"]
+    parts = [*in_name(settings, "model"), *names, *in_name(settings, "temperature", "pixels")]
     if options.animate is not None:
         frames = max(2, round((options.seconds or ANIMATION_SECONDS) * FRAMES_PER_SECOND))
-        there = interpolate(sampler, *ends.noise, frames // 2 + 1, pixels)
+        there = interpolate(sampler, *noise, frames // 2 + 1, pixels)
         back = there.flip(0)[1:-1]
         settings["frames"] = len(there) + len(back)
         batches = [there, back] if len(back) else [there]
         Result(options, settings, "interpolation", *parts).finish_animation(batches)
         return
-    before, after = [], []  # pictures are drawn beside their reconstructions
-    if ends.originals is not None:
-        before, after = [ends.originals[:1]], [ends.originals[1:]]
     if mixing:
-        coarse, fine = ends.noise if mixing == "AB" else ends.noise[::-1]
-        if mixing == "BA":
-            before, after = after, before
+        coarse, fine = noise if mixing == "AB" else noise[::-1]
         counts = range(len(model.groups), -1, -1)
         images = mix(sampler, coarse, fine, pixels).flip(0)
         contexts = sampler.pseudo_inputs(torch.cat([coarse[0] if count else fine[0] for count in counts]))
@@ -218,23 +192,26 @@ def _between(options: argparse.Namespace, mixing: str | None) -> None:
         result = Result(options, settings, "mixture", *parts, mixing)
     else:
         times = torch.linspace(0, 1, options.steps or STEPS)
-        images, captions = interpolate(sampler, *ends.noise, times, pixels), [f"{t:.2f}" for t in times.tolist()]
-        contexts = interpolated_pseudo_inputs(sampler, *ends.noise, times)
+        images, captions = interpolate(sampler, *noise, times, pixels), [f"{t:.2f}" for t in times.tolist()]
+        contexts = interpolated_pseudo_inputs(sampler, *noise, times)
         settings["steps"] = len(times)
         result = Result(options, settings, "interpolation", *parts, *in_name(settings, "steps"))
-    cells = torch.cat([*before, images, *after])
-    if before:
-        captions = [(mixing or "AB")[0], *captions, (mixing or "AB")[1]]
-    columns = len(cells) if len(cells) <= MAX_COLUMNS else near_square(len(cells))
+    below = ["context"] * len(images)
+    if originals is not None:  # pictures are drawn beside their reconstructions
+        first, last = tuple(mixing or "AB")
+        ends = dict(zip("AB", originals[:, None], strict=True))
+        images, captions = torch.cat([ends[first], images, ends[last]]), [first, *captions, last]
+        if contexts is not None:
+            white = torch.ones_like(contexts[:1])
+            contexts, below = torch.cat([white, contexts, white]), ["", *below, ""]
+    columns = len(images) if len(images) <= MAX_COLUMNS else near_square(len(images))
     if contexts is not None:
-        white = [torch.ones_like(end) for end in before]
-        below = ["", *["context"] * len(contexts), ""] if before else ["context"] * len(contexts)
-        cells, captions = with_rows_below(cells, captions, torch.cat([*white, contexts, *white]), below, columns)
-    result.finish(grid(cells, columns, cell=CELL, captions=captions))
+        images, captions = with_rows_below(columns, (images, captions), (contexts, below))
+    result.finish(grid(images, columns, cell=CELL, captions=captions))
 
 
 def _walk(options: argparse.Namespace) -> None:
-    from nvae.cli.result import Result, check_out, in_name
+    from nvae.cli.result import Result, check_out, in_name, settings_of
     from nvae.inference.interpolation import walk
     from nvae.tools.animation import FRAMES_PER_SECOND
 
@@ -243,21 +220,12 @@ def _walk(options: argparse.Namespace) -> None:
     model = open_model(options)
     seed = chosen_seed(options)
     temperature = with_context_temperature(options, model, options.temperature or [TEMPERATURE])
-    iterations, pixels = first_given(options.iterations, ITERATIONS), options.pixels or "mean"
-    sampler = make_sampler(options, model, temperature, iterations)
+    sampler = make_sampler(options, model, temperature, first_given(options.iterations, ITERATIONS))
     seeds = range(seed, seed + options.walk)
     duration = options.seconds or min(2 * options.walk, MAX_SECONDS)
     frames = max(options.walk, round(duration * FRAMES_PER_SECOND))
-    settings = {
-        "model": options.model,
-        "weights": sampler.cache.weights,
-        "temperature": temperature,
-        "iterations": iterations,
-        "seeds": list(seeds),
-        "frames": frames,
-        "pixels": pixels,
-    }
+    settings = settings_of(options, sampler) | {"seeds": list(seeds), "frames": frames}
     parts = [*in_name(settings, "model", "temperature"), f"samples{options.walk}", *in_name(settings, "pixels")]
     result = Result(options, settings, "walk", *parts, f"seed{seed}")
     note = f": seeds {seed} to {seeds[-1]} and back, {frames / FRAMES_PER_SECOND:g} seconds"
-    result.finish_animation(walk(sampler, seeds, frames, pixels, seed), note, seed)
+    result.finish_animation(walk(sampler, seeds, frames, chosen_pixels(options), seed), note, seed)

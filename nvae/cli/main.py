@@ -55,7 +55,7 @@ def script(command: str) -> None:
 
 def _parsed_command() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {_first_line(module.__doc__)}" for name, module in COMMANDS.items()]
+    lines = [f"  {name:<{width}}  {str(module.__doc__).splitlines()[0]}" for name, module in COMMANDS.items()]
     parser = Parser(
         prog=_program(),
         description="Train, sample and explore deep hierarchical VAEs.",
@@ -75,7 +75,3 @@ def _execute(command: str, arguments: list[str], prefix: bool = False) -> int | 
 
 def _program() -> str:
     return "nvae" if sys.argv[0].endswith("nvae") else "python3 -m nvae"
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0]

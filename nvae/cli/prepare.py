@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nvae.cli.arguments import Parser, path_text, positive, print_warnings
 from nvae.cli.config_options import add_set
+from nvae.cli.dataset_sheet import describe
 from nvae.system.errors import InvalidValueError, UserError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _prepare_cache(config: ModelConfig, source: str) -> None:
     data = _load(config, source, cache=True)
     if isinstance(config.dataset, PictureDataset):
         size = sum(part.numel() for part in (data.training, data.validation, data.test) if part is not None)
-        print(f"the images are in the cache, {cache_folder()}: {_megabytes([size])}")
+        print(f"the images are in the cache, {cache_folder()}: {size / 1e6:,.1f} MB")
     else:
         print(f"{config.dataset.name} needs no cache: its images are arrays already")
     _print_yaml(config, config.dataset.model_dump(mode="json", exclude_unset=True))
@@ -101,8 +101,9 @@ def _prepare_lmdb(config: ModelConfig, options: argparse.Namespace) -> None:
     import_lmdb()
     data = _load(config, options.source)
     write_lmdb(options.lmdb, data, options.encode, sys.stderr.isatty())
-    for name in sorted(path.name for path in options.lmdb.iterdir()):
-        print(f"written: {options.lmdb / name}, {_megabytes(_sizes(options.lmdb / name).values())}")
+    for path in sorted(options.lmdb.iterdir()):
+        size = sum(file.stat().st_size for file in path.iterdir())
+        print(f"written: {path}, {size / 1e6:,.1f} MB")
     _print_yaml(config, {"name": "lmdb", "path": str(options.lmdb)})
 
 
@@ -119,12 +120,8 @@ def _config(options: argparse.Namespace) -> ModelConfig:
     for override in options.overrides:
         key = override.partition("=")[0].strip()
         if not key.startswith("dataset.") or key in ("dataset.name", "dataset.path"):
-            raise InvalidValueError(
-                "--set",
-                f"'{override}'",
-                "dataset.KEY=VALUE with a key other than name and path",
-                "Use SOURCE and --data for these two.",
-            )
+            expected = "dataset.KEY=VALUE with a key other than name and path"
+            raise InvalidValueError("--set", f"'{override}'", expected, "Use SOURCE and --data for these two.")
     facts = NAMED_DATASETS.get(options.source)
     values = {
         "input_dimension": options.size or (facts.size if facts else SIZE),
@@ -164,10 +161,7 @@ def _load(config: ModelConfig, source: str, cache: bool = False) -> Data:
     from nvae.data.registry import load_data
 
     data = load_data(config, sys.stderr.isatty(), cache)
-    parts = {"training": data.training, "validation": data.validation, "test": data.test}
-    counts = [f"{len(images):,} for {part}" for part, images in parts.items() if images is not None]
-    size, channels = config.input_dimension, config.image_channels
-    print(f"{source}: images of {size} x {size} pixels and {channels} channels: {', '.join(counts)}")
+    print(f"{source}: {describe(data)}")
     print_warnings([data.report.rstrip()] if data.report else data.warnings)
     return data
 
@@ -181,12 +175,3 @@ def _print_yaml(config: ModelConfig, dataset: dict[str, Any]) -> None:
         f"in the config:\n  input_dimension: {config.input_dimension}\n  image_channels: {config.image_channels}\n"
         f"  dataset: {section.rstrip()}"
     )
-
-
-def _sizes(folder: Path) -> dict[Path, int]:
-    """Map each file below a folder to its size in bytes."""
-    return {file: file.stat().st_size for file in folder.rglob("*") if file.is_file()}
-
-
-def _megabytes(sizes: Iterable[int]) -> str:
-    return f"{sum(sizes) / 1e6:,.1f} MB"

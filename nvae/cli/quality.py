@@ -20,17 +20,19 @@ from nvae.cli.arguments import (
     add_model_data,
     add_out_folder,
     factors,
+    integer,
     iterations,
     natural,
     number,
+    number_between,
     positive,
     print_warnings,
-    up_to,
+    several,
 )
 from nvae.cli.models import make_samplers, open_model_and_metadata
 from nvae.cli.progress import progress_bar
 from nvae.schema.choices import ExtractorName, Metric, Part, Pixels
-from nvae.system.errors import InvalidValueError, UserError
+from nvae.system.errors import UserError
 
 if TYPE_CHECKING:
     from nvae.data.images import Data
@@ -73,11 +75,14 @@ def add_arguments(parser: Parser) -> None:
     )
     add_model_data(parser, "training")
     parser.option(
-        "--images N", up_to(10_000_000, 20), "samples, and images of the data set if there are as many", default=IMAGES
+        "--images N",
+        integer(20, 10_000_000),
+        "samples, and images of the data set if there are as many",
+        default=IMAGES,
     )
     parser.option(
         "--neighbors K[,K...]",
-        _neighbors,
+        several(integer(1, MAX_NEIGHBORS)),
         "numbers of neighbors for precision, recall, density and coverage",
         default="3,5",
     )
@@ -94,8 +99,13 @@ def add_arguments(parser: Parser) -> None:
         "latent groups whose noise moves along a path: the top group, all groups, or number N, from 1",
         default="all",
     )
-    parser.option("--ppl-pairs N", up_to(1_000_000, 2), "steps measured", default=PAIRS)
-    parser.option("--ppl-epsilon E", number, "length of a step, a part of the path from 0.001 to 0.1", default=EPSILON)
+    parser.option("--ppl-pairs N", integer(2, 1_000_000), "steps measured", default=PAIRS)
+    parser.option(
+        "--ppl-epsilon E",
+        number_between(0.001, 0.1),
+        "length of a step, a part of the path from 0.001 to 0.1",
+        default=EPSILON,
+    )
     parser.switch(
         "--lpips",
         "also measure path lengths with the distance LPIPS, which needs the extra 'metrics' and downloads its weights",
@@ -134,8 +144,6 @@ def run(options: argparse.Namespace) -> None:
         raise UserError("--weights is for one extractor: name one with --extractors.")
     if options.statistics is not None and (len(options.extractors) > 1 or "fid" not in options.metrics):
         raise UserError("--statistics is for the metric fid with one extractor: name them.")
-    if not 1e-3 <= options.ppl_epsilon <= 0.1:
-        raise InvalidValueError("--ppl-epsilon", options.ppl_epsilon, "a number from 0.001 to 0.1")
     from nvae.cli.evaluate import with_dataset
     from nvae.data.registry import load_original_images
     from nvae.evaluation.quality.measure import Settings, measure_quality, reference_images
@@ -148,7 +156,7 @@ def run(options: argparse.Namespace) -> None:
     settings = Settings(
         tuple(options.metrics),
         options.images,
-        tuple(options.neighbors),
+        tuple(sorted(set(options.neighbors))),
         options.pixels,
         options.seed,
         options.ppl_pairs,
@@ -236,7 +244,7 @@ def _show_and_save(
     from nvae.tools.grids import result_name
     from nvae.tools.quality_pictures import draw_copies, draw_quality, draw_samples_beside_real
 
-    model, texts, pixels = samplers[0].model, as_texts(used), quality.settings.pixels
+    model = samplers[0].model
     print(report(quality, model, used["dataset"]["name"]))
     if (statistics := used["statistics"]) is not None:
         count, part = (statistics["facts"].get(name) for name in ("images", "part"))
@@ -244,27 +252,25 @@ def _show_and_save(
         print(f"FID is the distance to the statistics of {statistics['file']}{what}")
     extractors = "-".join(facts["name"] for facts in quality.extractors)
     name = result_name("quality", plain_name(options.model), extractors, options.part, f"{options.images}images")
-    json_path = unused_path(options.out, name, ".json")
-    stem = json_path.with_name(json_path.name.removesuffix(".json"))
-
-    def path(what: str) -> Path:
-        return stem.with_name(f"{stem.name}{what}.png")
-
-    saved = [json_path]
-    with atomic_write(json_path) as temporary:
+    path = unused_path(options.out, name, ".json")
+    with atomic_write(path) as temporary:
         content = json.dumps(used | to_dict(quality), indent=2, allow_nan=False) + "\n"
         temporary.write_text(content, encoding="utf-8")
+    saved = [path]
     charts = draw_quality(quality, model, kl_per_group)
     if charts is not None:
-        with atomic_write(path("")) as temporary:
-            charts.savefig(temporary, format="png", metadata=texts)
-        saved.append(path(""))
-    saved.append(save_picture(draw_samples_beside_real(quality, samplers, reference, pixels), path("_samples"), texts))
+        saved.append(path.with_suffix(".png"))
+        with atomic_write(saved[-1]) as temporary:
+            charts.savefig(temporary, format="png", metadata=as_texts(used))
+    pictures = {"samples": draw_samples_beside_real(quality, samplers, reference, quality.settings.pixels)}
     for number_of_row, (row, sampler) in enumerate(zip(quality.rows, samplers, strict=True), 1):
         if row.copies is not None:
-            what = "_copies" if len(samplers) == 1 else f"_copies{number_of_row}"
-            picture = draw_copies(row, sampler, data.training, quality.settings.seed, quality.settings.shown)
-            saved.append(save_picture(picture, path(what), texts))
+            what = "copies" if len(samplers) == 1 else f"copies{number_of_row}"
+            pictures[what] = draw_copies(
+                row.copies, sampler, data.training, quality.settings.seed, quality.settings.shown
+            )
+    for what, picture in pictures.items():
+        saved.append(save_picture(picture, path.with_name(f"{path.stem}_{what}.png"), used))
     print(f"saved as {', '.join(map(str, saved))}")
 
 
@@ -286,10 +292,6 @@ def _temperatures(text: str) -> list[list[float]]:
     if ";" in text:
         return [factors(part) for part in text.removesuffix(";").split(";")]
     return [[number(part)] for part in text.split(",")]
-
-
-def _neighbors(text: str) -> list[int]:
-    return sorted({up_to(MAX_NEIGHBORS)(part) for part in text.split(",")})
 
 
 def _groups(text: str) -> str | int:

@@ -7,9 +7,20 @@ For a model with a context, the image that the context stands for is drawn after
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 
-from nvae.cli.arguments import Parser, add_model, add_result, chosen_seed, factors, naturals, print_warnings
+from nvae.cli.arguments import (
+    Parser,
+    add_model,
+    add_result,
+    chosen_pixels,
+    chosen_seed,
+    factors,
+    natural,
+    print_warnings,
+    several,
+)
 from nvae.cli.models import open_model
 from nvae.cli.progress import progress_bar
 from nvae.system.errors import InvalidValueError, UserError
@@ -22,7 +33,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("pictures", type=Path, nargs="+", metavar="FILE", help="pictures of any size")
     parser.option(
         "--keep-groups K[,K...]",
-        naturals,
+        several(natural),
         "take only the first K latent groups, the top group first, from the picture; a context is always taken "
         "and not counted, so 0 shows what the context alone carries",
         "all",
@@ -59,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
         below = f" below the {model.levels[0].name}" if above else ""
         raise InvalidValueError("--keep-groups", wrong[0], f"at most {groups}, the number of latent groups{below}")
     temperature = options.temperature or [0.0]
-    pixels = options.pixels or "mean"
+    pixels = chosen_pixels(options)
     random = (any(temperature) and min(kept) < groups) or pixels == "sample"
     seed = chosen_seed(options) if random else 0
     images, warnings = read_image_files(options.pictures, model.config, model.device)
@@ -77,9 +88,11 @@ def run(options: argparse.Namespace) -> None:
         rows.append((str(path), *(f"{error:.4f}" for error in errors)))
     print("mean absolute error, in a range from 0 to 1:\n" + "\n".join(table(rows)))
     per_picture = 1 + len(drawn)
+    # The grid is square or a little wider than high.
+    per_row = next(n for n in itertools.count(1) if n * per_picture >= -(-len(images) // n))
     cells = torch.stack([images, *drawn], dim=1).flatten(0, 1)
     captions = [caption for path in options.pictures for caption in (path.name, *names)]
-    picture = grid(cells, per_picture * _pictures_per_row(len(images), per_picture), cell=CELL, captions=captions)
+    picture = grid(cells, per_picture * per_row, cell=CELL, captions=captions)
     settings = {
         "model": options.model,
         "weights": weights_digest(model),
@@ -93,11 +106,3 @@ def run(options: argparse.Namespace) -> None:
     named = (["temperature"] if options.temperature else []) + (["seed"] if random else []) + ["pixels"]
     parts = ["reconstruction", *in_name(settings, "model"), *groups_kept, *in_name(settings, *named)]
     Result(options, settings, *parts).finish(picture, seed=seed if random else None)
-
-
-def _pictures_per_row(pictures: int, cells: int) -> int:
-    """Return how many pictures, of so many cells each, make a grid that is square or a little wider than high."""
-    per_row = 1
-    while per_row * cells < -(-pictures // per_row):
-        per_row += 1
-    return per_row

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL.Image import Image
 from torch import Tensor
 
 from nvae.checkpoint import plain_name
-from nvae.cli.arguments import animation_format, reproduce_with_seed
+from nvae.cli.arguments import animation_format, chosen_pixels, reproduce_with_seed
 from nvae.cli.progress import with_progress
 from nvae.inference.arguments import format_values
+from nvae.inference.sampling import Sampler
 from nvae.tools.animation import save_animation
 from nvae.tools.display import show
 from nvae.tools.grids import is_file_name, result_name, save_result
@@ -26,7 +28,7 @@ class Result:
     `in_name` makes the parts of settings. Commands call `check_out` before they open a model.
     """
 
-    def __init__(self, options: argparse.Namespace, settings: Mapping[str, object], *parts: str) -> None:
+    def __init__(self, options: argparse.Namespace, settings: Mapping[str, Any], *parts: str) -> None:
         self.options, self.settings, self.name = options, settings, result_name(*parts)
 
     def save(self, picture: Image) -> Path:
@@ -47,6 +49,18 @@ class Result:
         _announce(saved, note, seed)
 
 
+def settings_of(options: argparse.Namespace, sampler: Sampler) -> dict[str, Any]:
+    """Return the settings of everything that a sampler of the opened model draws."""
+    assert sampler.cache is not None
+    return {
+        "model": options.model,
+        "weights": sampler.cache.weights,
+        "temperature": sampler.temperature,
+        "iterations": sampler.iterations,
+        "pixels": chosen_pixels(options),
+    }
+
+
 def _announce(saved: Path, note: str, seed: int | None) -> None:
     print(f"{saved}{note}")
     if seed is not None:
@@ -59,12 +73,12 @@ def check_out(options: argparse.Namespace) -> None:
     is_file_name(options.out, f".{animation_format(options)}" if animated else ".png")
 
 
-def in_name(settings: Mapping[str, object], *keys: str) -> list[str]:
+def in_name(settings: Mapping[str, Any], *keys: str) -> list[str]:
     """Return the parts of a file's name for some of the settings, such as "seed3"; none for USUAL and absent ones."""
     return [_part(key, settings[key]) for key in keys if key in settings and settings[key] != USUAL.get(key)]
 
 
-def _part(key: str, value: object) -> str:
+def _part(key: str, value: Any) -> str:
     if key == "model":
         return plain_name(value)
     if isinstance(value, bool):

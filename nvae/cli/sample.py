@@ -10,13 +10,15 @@ from nvae.cli.arguments import (
     add_model,
     add_result,
     add_sampling,
+    chosen_pixels,
     chosen_seed,
     factors,
     first_given,
-    numbers,
+    integer,
+    number,
     positive,
     reproduce_with_seed,
-    up_to,
+    several,
 )
 from nvae.cli.models import make_samplers, open_model, with_context_temperature
 from nvae.system.errors import InvalidValueError, UserError
@@ -37,12 +39,12 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.option(
         "--sweep T,T,...",
-        numbers,
+        several(number),
         "draw one row per temperature, all of the same seeds; then only ITERATIONS may follow MODEL",
         "one temperature",
     )
-    parser.option("--rows N", up_to(100), "rows of the grid", ROWS)
-    parser.option("--columns N", up_to(100), "columns of the grid", f"{COLUMNS}, with --sweep {SWEEP_COLUMNS}")
+    parser.option("--rows N", integer(1, 100), "rows of the grid", ROWS)
+    parser.option("--columns N", integer(1, 100), "columns of the grid", f"{COLUMNS}, with --sweep {SWEEP_COLUMNS}")
     parser.option("--count N", positive, "save N single images as PNG files in the folder --out", "one grid")
     add_result(parser, "the first image; the others have the following seeds", show_seeds=True)
 
@@ -51,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
     _resolve(options)
     import torch
 
-    from nvae.cli.result import Result, check_out, in_name
+    from nvae.cli.result import Result, check_out, in_name, settings_of
     from nvae.inference.arguments import format_values
     from nvae.tools.grids import grid, is_file_name, single
 
@@ -62,14 +64,9 @@ def run(options: argparse.Namespace) -> None:
     first_seed = chosen_seed(options)
     given = [[temperature] for temperature in options.sweep] if options.sweep else [options.temperature]
     temperatures = [with_context_temperature(options, model, temperature) for temperature in given]  # one per row
+    pixels = chosen_pixels(options)
     samplers = make_samplers(options, model, temperatures, options.iterations)
-    settings = {
-        "model": options.model,
-        "weights": samplers[0].cache.weights,
-        "temperature": temperatures[0],
-        "iterations": options.iterations,
-        "pixels": options.pixels,
-    }
+    settings = settings_of(options, samplers[0])
     of_temperature = in_name(settings, "temperature")
     if options.sweep:
         of_context = options.context_temperature
@@ -82,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
         digits = len(str(seeds[-1]))
         for start in range(0, len(seeds), IMAGES_PER_STEP):
             batch = seeds[start : start + IMAGES_PER_STEP]
-            for seed, image in zip(batch, samplers[0].sample(batch, options.pixels).cpu(), strict=True):
+            for seed, image in zip(batch, samplers[0].sample(batch, pixels).cpu(), strict=True):
                 result = Result(options, settings | {"seed": seed}, *parts, f"seed{seed:0{digits}}")
                 saved = result.save(single(image))
         print(f"{len(seeds)} images in {options.out}, the last one {saved.name}: seeds {first_seed} to {seeds[-1]}")
@@ -90,7 +87,7 @@ def run(options: argparse.Namespace) -> None:
         return
     columns = options.columns or (SWEEP_COLUMNS if options.sweep else COLUMNS)
     seeds = range(first_seed, first_seed + columns * (1 if options.sweep else options.rows or ROWS))
-    images = torch.cat([sampler.sample(seeds, options.pixels).cpu() for sampler in samplers])
+    images = torch.cat([sampler.sample(seeds, pixels).cpu() for sampler in samplers])
     labels = [f"t = {temperature:g}" for temperature in options.sweep or []]
     captions = [str(seed) for seed in seeds] * len(temperatures) if options.show_seeds else []
     picture = grid(images, columns, cell=160 if columns < 8 else 96, labels=labels, captions=captions)
@@ -100,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _resolve(options: argparse.Namespace) -> None:
-    """Check the combination of the options; set `temperature`, `iterations` and `pixels`. Raises UserError."""
+    """Check the combination of the options; set `temperature` and `iterations`. Raises UserError."""
     if options.sweep and options.temperature_option:
         raise UserError("--sweep and --temperature exclude each other: give one of them.")
     if options.sweep or options.temperature_option:  # MODEL ITERATIONS
@@ -111,7 +108,6 @@ def _resolve(options: argparse.Namespace) -> None:
             options.iterations = int(value)
         options.temperature = options.temperature_option
     options.iterations = first_given(options.iterations, ITERATIONS)
-    options.pixels = options.pixels or "mean"
     if options.temperature is None and options.sweep is None:
         raise UserError("the temperature is missing: give TEMPERATURE, such as 0.7, or --sweep with several.")
     if options.sweep and (options.rows or options.count):

@@ -1,4 +1,4 @@
-"""The words that functions of the library, and the commands, take as choices. Imports no torch: `--help` shows them."""
+"""The words and the limit that the library and the commands share. Imports no torch: `--help` shows them."""
 
 from __future__ import annotations
 
@@ -11,3 +11,5 @@ Metric = Literal["fid", "kid", "precision-recall", "ppl", "copies"]  # of the qu
 ExtractorName = Literal["self", "mobilenet", "inception", "vgg16", "clip", "dinov2"]
 AnimationFormat = Literal["webp", "gif", "mp4"]
 Inline = Literal["kitty", "iterm2", "sixel", "none"]  # how a terminal shows pictures
+
+MAX_ITERATIONS = 100_000  # of the batch-norm recalibration

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -54,25 +55,25 @@ def _enlarged(pixels: np.ndarray, side: int) -> Image.Image:
 
 
 def _write_webp(frames: list[np.ndarray], side: int, path: Path, metadata: str) -> None:
-    first, *others = (_enlarged(pixels, side) for pixels in frames)
     exif = Image.Exif()
     exif[EXIF_DESCRIPTION] = metadata
-    options = {"save_all": True, "append_images": others, "duration": FRAME_MILLISECONDS, "loop": 0, "exif": exif}
-    first.save(path, "webp", quality=WEBP_QUALITY, **options)
+    _write([_enlarged(pixels, side) for pixels in frames], path, "webp", quality=WEBP_QUALITY, exif=exif)
 
 
 def _write_gif(frames: list[np.ndarray], side: int, path: Path, metadata: str) -> None:
     # One palette for all frames, made from some of them side by side: with a palette each, the background flickers.
     # No dithering: its pattern moves from frame to frame, and the file becomes several times as large.
     some = [_enlarged(pixels, side) for pixels in frames[:: max(1, len(frames) // 16)]]
-    strip = Image.new("RGB", (some[0].width * len(some), some[0].height))
-    for i, picture in enumerate(some):
-        strip.paste(picture, (i * picture.width, 0))
+    strip = Image.fromarray(np.concatenate([np.asarray(picture) for picture in some], axis=1))
     palette = strip.quantize(PALETTE_COLORS, Image.Quantize.MEDIANCUT)
     pictures = (_enlarged(pixels, side) for pixels in frames)
-    first, *others = (picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures)
-    options = {"save_all": True, "append_images": others, "duration": FRAME_MILLISECONDS, "loop": 0}
-    first.save(path, "gif", comment=metadata.encode(), **options)
+    reduced = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    _write(reduced, path, "gif", comment=metadata.encode())
+
+
+def _write(pictures: list[Image.Image], path: Path, file_format: str, **options: Any) -> None:
+    first, *others = pictures
+    first.save(path, file_format, save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0, **options)
 
 
 def _write_mp4(frames: list[np.ndarray], side: int, path: Path, metadata: str) -> None:
@@ -97,7 +98,7 @@ def _write_mp4(frames: list[np.ndarray], side: int, path: Path, metadata: str) -
         raise OSError(f"ffmpeg wrote {written} of {len(frames)} frames")
 
 
-def _ffmpeg():
+def _ffmpeg() -> Any:
     try:
         import imageio_ffmpeg
     except ImportError as error:

@@ -17,7 +17,10 @@ MAX_TERMINAL_COLUMNS = 60  # of one picture
 
 def can_open_window() -> bool:
     """Tell whether there is a display, and matplotlib has a toolkit for it."""
-    if not _has_display():
+    has_screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if sys.platform in ("win32", "darwin"):
+        has_screen = not os.environ.get("SSH_CONNECTION")
+    if not has_screen:
         return False
     from matplotlib import pyplot
 
@@ -28,12 +31,6 @@ def can_open_window() -> bool:
     interactive = figure.canvas.required_interactive_framework is not None
     pyplot.close(figure)
     return interactive
-
-
-def _has_display() -> bool:
-    if sys.platform in ("win32", "darwin"):
-        return not os.environ.get("SSH_CONNECTION")
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def show(picture: Image.Image, title: str) -> None:
@@ -62,14 +59,12 @@ def inline_protocol() -> Inline:
     except (ImportError, OSError):  # not installed, or without its C library
         return "none"
     terminal, sequences = chafa.TermDb().detect(), chafa.TermSeq
-    for protocol, sequence in (
+    protocols: tuple[tuple[Inline, int], ...] = (
         ("kitty", sequences.CHAFA_TERM_SEQ_BEGIN_KITTY_IMMEDIATE_IMAGE_V1),
         ("iterm2", sequences.CHAFA_TERM_SEQ_BEGIN_ITERM2_IMAGE),
         ("sixel", sequences.CHAFA_TERM_SEQ_BEGIN_SIXELS),
-    ):
-        if terminal.have_seq(sequence):
-            return protocol
-    return "none"
+    )
+    return next((protocol for protocol, sequence in protocols if terminal.have_seq(sequence)), "none")
 
 
 def inline(picture: Image.Image, protocol: Inline) -> str:

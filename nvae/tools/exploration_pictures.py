@@ -10,7 +10,7 @@ from nvae.inference.exploration import BasePoint, PositionEffects, mean_change
 from nvae.models.group_names import group_names, position_name
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.summary import table
-from nvae.tools.grids import color_bar, enlarged, filled, grid, heat_maps, near_square, stacked
+from nvae.tools.grids import color_bar, enlarged, filled, grid, heat_maps, near_square, stacked, with_rows_below
 
 CELL = 128
 MAX_CELLS_IN_ONE_ROW = 5
@@ -37,7 +37,7 @@ def overview(
     """
     names = group_names(model)
     references = [view.image] * len(images)
-    if new_contexts is not None:
+    if new_contexts is not None and view.pseudo_input is not None:
         names.insert(1, NEW_CONTEXT)
         images = [images[0], new_contexts, *images[1:]]
         references.insert(1, view.pseudo_input)
@@ -87,7 +87,8 @@ def positions_picture(
     Below each image with one position jammed are a heat map of its change and, for the context, the pseudo-input.
     original: the picture that `view` reconstructs, drawn first.
     """
-    is_spatial, of_context = model.groups[group].info.is_spatial, positions.pseudo_inputs is not None
+    group_of_model, of_context = model.groups[group], positions.pseudo_inputs is not None
+    is_spatial = group_of_model.info.is_spatial
     size, padding = view.image.shape[-1], model.padding
     if is_spatial:  # the margin of a padded image has latents too
         influence = enlarged(positions.influence[None], size + 2 * padding)
@@ -97,21 +98,15 @@ def positions_picture(
     where, base = positions.where[None], _base_cells(view, original, with_context=of_context)
     above = [*(_color(image[None]) for image in base.values())]
     above += [heat_maps(values, values.max().item()) for values in (where, influence)]
-    maximum, strongest = positions.changes.max().item(), _color(positions.images)
-    names = [position_name(model.groups[group], *position) for position in positions.strongest]
-    below = {"change": heat_maps(positions.changes, maximum)}
-    below |= {"new context": _color(positions.pseudo_inputs)} if of_context else {}
-    captions = [*base, f"where (max {where.max():.2g})", f"influence (max {influence.max():.2g})"]
+    maximum = positions.changes.max().item()
+    names = [position_name(group_of_model, *position) for position in positions.strongest]
+    below = [(_color(positions.images), names), (heat_maps(positions.changes, maximum), ["change"] * len(names))]
+    if positions.pseudo_inputs is not None:
+        below.append((_color(positions.pseudo_inputs), [NEW_CONTEXT] * len(names)))
     columns = positions_columns(original is not None, of_context)
-    rows = [torch.cat(above)]
-    for first in range(0, len(names), columns):
-        part = slice(first, first + columns)
-        count = len(names[part])
-        rows += [filled(cells[part], columns) for cells in (strongest, *below.values())]
-        captions += [
-            text for texts in (names[part], *([name] * count for name in below)) for text in _padded(texts, columns)
-        ]
-    picture = grid(torch.cat(rows), columns, cell=CELL, captions=captions)
+    cells, captions = with_rows_below(columns, *below)
+    titles = [*base, f"where (max {where.max():.2g})", f"influence (max {influence.max():.2g})"]
+    picture = grid(torch.cat([*above, cells]), columns, cell=CELL, captions=[*titles, *captions])
     of_what = "position" if is_spatial else "coefficient (row, column)"
     bar = color_bar(maximum, f"{CHANGE}; influence: the same, of each {of_what}", picture.width, CELL)
     return stacked([picture, bar])
@@ -130,7 +125,3 @@ def change_table(
 
 def _color(images: Tensor) -> Tensor:
     return images.cpu().expand(-1, 3, -1, -1)
-
-
-def _padded(texts: list[str], columns: int) -> list[str]:
-    return texts + [""] * (columns - len(texts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def layout(
 
 
 def _font(side: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(max(12, side // 10))
+    return ImageFont.load_default(max(12, side // 10))  # type: ignore[return-value]  # with a size, it is FreeType
 
 
 def grid(
@@ -104,19 +105,18 @@ def grid(
     return picture
 
 
-def with_rows_below(
-    images: Tensor, captions: Sequence[str], below: Tensor, below_captions: Sequence[str], columns: int
-) -> tuple[Tensor, list[str]]:
-    """Return the cells (M, C, S, S) and captions of a grid with a second row of images below each row of images.
+def with_rows_below(columns: int, *rows: tuple[Tensor, Sequence[str]]) -> tuple[Tensor, list[str]]:
+    """Return the cells (M, C, S, S) and captions of a grid with rows of other images below each row of images.
 
-    images, below: (N, C, S, S) each. Rows that are not full end with white cells.
+    rows: images (N, C, S, S) and their N captions, from the upper to the lowest row. Rows that are not full end with
+    white cells.
     """
     cells, texts = [], []
-    for first in range(0, len(images), columns):
+    for first in range(0, len(rows[0][0]), columns):
         part = slice(first, first + columns)
-        empty = [""] * (columns - len(images[part]))
-        cells += [filled(images[part], columns), filled(below[part], columns)]
-        texts += [*captions[part], *empty, *below_captions[part], *empty]
+        for images, captions in rows:
+            cells.append(filled(images[part], columns))
+            texts += [*captions[part], *[""] * (columns - len(captions[part]))]
     return torch.cat(cells), texts
 
 
@@ -152,10 +152,7 @@ def enlarged_side(size: int, least: int) -> int:
 
 def near_square(cells: int) -> int:
     """Return the number of columns that makes a grid square, or a little wider than high."""
-    columns = 1
-    while columns * columns < cells:
-        columns += 1
-    return columns
+    return math.isqrt(cells - 1) + 1
 
 
 # --------------------------------------------------------------------------------------------------- heat maps

@@ -11,7 +11,7 @@ from torch import Tensor
 from nvae.data.images import to_float
 from nvae.evaluation.kl_chart import draw_bars
 from nvae.evaluation.likelihood import Estimate
-from nvae.evaluation.quality.copies import THRESHOLD
+from nvae.evaluation.quality.copies import THRESHOLD, Copies
 from nvae.evaluation.quality.measure import Quality, Reference, Row
 from nvae.evaluation.quality.report import MOST_ALIKE, REAL, numbers, row_name
 from nvae.inference.arguments import format_values
@@ -37,17 +37,16 @@ def draw_quality(quality: Quality, model: HierarchicalVAE, kl_per_group: list[fl
 
     names = [facts["name"] for facts in quality.extractors] if len(quality.rows) > 1 else []
     charts = [(name, panels) for name in names if (panels := _panels(quality, name))]
-    with_movement = quality.movement is not None
-    rows = len(charts) + with_movement
+    rows = len(charts) + (quality.movement is not None)
     if rows == 0:
         return None
-    columns = max([len(panels) for _, panels in charts] + [2 if with_movement else 1])
+    columns = max([len(panels) for _, panels in charts] + [1 if quality.movement is None else 2])
     figure = Figure(figsize=(max(7.0, 3.8 * columns), 3.6 * rows), layout="constrained", dpi=110)
     parts = figure.subfigures(rows, 1, squeeze=False)[:, 0]
     for part, (name, panels) in zip(parts, charts, strict=False):  # the last part may be for the movement
         for axes, labels in zip(part.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             _curves(axes, quality, name, labels)
-    if with_movement:
+    if quality.movement is not None:
         _bars(parts[-1], model, quality.movement, kl_per_group, row_name(quality.rows[-1]))
     title = f"{quality.samples:,} samples, {quality.reference_images:,} {quality.part} images"
     digests = ", ".join(f"{facts['name']} {facts['digest']}" for facts in quality.extractors)
@@ -58,16 +57,14 @@ def draw_quality(quality: Quality, model: HierarchicalVAE, kl_per_group: list[fl
 def _panels(quality: Quality, extractor: str) -> list[tuple[str, ...]]:
     """Return the names of the numbers in every chart, with the smallest number of neighbors."""
     k = min(quality.settings.neighbors)
-    panels = [(f"FID({extractor})",), (f"KID({extractor})",)]
-    panels += [tuple(f"{name} k={k}" for name in pair) for pair in (("precision", "recall"), ("density", "coverage"))]
+    panels: list[tuple[str, ...]] = [(f"FID({extractor})",), (f"KID({extractor})",)]
+    panels += [(f"precision k={k}", f"recall k={k}"), (f"density k={k}", f"coverage k={k}")]
     return [panel for panel in panels if set(panel) <= numbers(quality.rows[0], extractor).keys()]
 
 
 def _curves(axes: Any, quality: Quality, extractor: str, labels: tuple[str, ...]) -> None:
-    texts = [format_values(row.temperature) for row in quality.rows]
-    values_of_x = range(len(texts))
-    if all(isinstance(row.temperature, int | float) or len(row.temperature) == 1 for row in quality.rows):
-        values_of_x = [float(text) for text in texts]
+    texts = [format_values(row.temperature) for row in quality.rows if row.temperature is not None]
+    values_of_x = list(range(len(texts))) if "," in "".join(texts) else list(map(float, texts))
 
     def value(row: Row, label: str) -> float:
         number = numbers(row, extractor)[label]
@@ -79,7 +76,7 @@ def _curves(axes: Any, quality: Quality, extractor: str, labels: tuple[str, ...]
             axes.axhline(value(quality.real, label), color=f"C{color}", linestyle=":")
     if quality.real is not None:
         axes.plot([], [], color="gray", linestyle=":", label=REAL)
-    axes.set_xticks(list(values_of_x), texts)
+    axes.set_xticks(values_of_x, texts)
     axes.set_xlabel("temperature")
     axes.grid(alpha=0.3)
     if len(labels) == 1:
@@ -96,7 +93,7 @@ def _bars(
 ) -> None:
     """Draw the movement, and the KL if it is known, of every latent group as bars."""
     charts = [(f"change of a subpixel per unit of noise,\n{name}", movement)]
-    if kl_per_group is not None and len(kl_per_group) == len(movement):
+    if kl_per_group is not None:
         charts.append(("KL, nats per image", kl_per_group))
     for axes, (label, values) in zip(part.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
         draw_bars(axes, model, values)
@@ -114,21 +111,19 @@ def draw_samples_beside_real(
     return grid(torch.cat([*rows, real]), COLUMNS, CELL, labels=[*labels, "real"])
 
 
-def draw_copies(row: Row, sampler: Sampler, training_u8: Tensor, seed: int, pixels: Pixels) -> Image.Image:
+def draw_copies(copies: Copies, sampler: Sampler, training_u8: Tensor, seed: int, pixels: Pixels) -> Image.Image:
     """Draw the samples most like a training image, each above that image, with the ratio of distances."""
-    chosen = row.copies.most_alike(MOST_ALIKE)
+    chosen = copies.most_alike(MOST_ALIKE)
     samples = sampler.sample([seed + index for index in chosen], pixels).cpu()
-    bits = sampler.model.config.pixel_bits
-    nearest = to_float(training_u8[row.copies.nearest[chosen]], "cpu", bits)
-    ratios = [float(row.copies.ratio[index]) for index in chosen]
+    nearest = to_float(training_u8[copies.nearest[chosen]], "cpu", sampler.model.config.pixel_bits)
+    ratios = copies.ratio[chosen].tolist()
     captions = [f"ratio {ratio:.2f}" for ratio in ratios]
-    numbers_of_images = [f"image {int(row.copies.nearest[index])}" for index in chosen]
-    marked = {cell for cell, ratio in enumerate(ratios) if ratio < THRESHOLD}
+    captions += [f"image {index}" for index in copies.nearest[chosen].tolist()]
     return grid(
         torch.cat([samples, nearest]),
         len(chosen),
         96,
         labels=["sample", "nearest training image"],
-        captions=[*captions, *numbers_of_images],
-        marked=marked,
+        captions=captions,
+        marked={cell for cell, ratio in enumerate(ratios) if ratio < THRESHOLD},
     )

@@ -95,16 +95,16 @@ def test_choices_are_those_of_the_library():
 
 
 @pytest.mark.parametrize("text", ["-1", "1.5", "", "x", "²", "٣", "9" * 5000])
-def test_natural_refuses_what_is_no_whole_number(text):
+def test_natural_refuses_what_is_no_integer(text):
     with pytest.raises(ArgumentTypeError):
         arguments.natural(text)
 
 
-def test_up_to_has_bounds():
-    assert [arguments.up_to(3)(text) for text in ("1", "3")] == [1, 3]
+def test_integer_has_bounds():
+    assert [arguments.integer(1, 3)(text) for text in ("1", "3")] == [1, 3]
     for text in ("0", "4"):
         with pytest.raises(ArgumentTypeError):
-            arguments.up_to(3)(text)
+            arguments.integer(1, 3)(text)
 
 
 @pytest.mark.parametrize(

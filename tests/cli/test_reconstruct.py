@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nvae.cli.reconstruct import _pictures_per_row
 from nvae.data.pictures.conversion import fit
 
 pytestmark = pytest.mark.usefixtures("tools")
@@ -34,14 +33,6 @@ def test_reconstruct_wraps_many_pictures_and_counts_the_resized_ones(command, fi
     assert len([line for line in out.splitlines() if "40 images" in line]) == 2  # cropped, resized
     height, width, _ = files.pixels(files.only()).shape
     assert 0.5 < width / height < 2
-
-
-@pytest.mark.parametrize(("pictures", "cells"), [(1, 2), (2, 2), (2, 5), (67, 2), (67, 4), (500, 3)])
-def test_pictures_per_row_makes_a_square_or_a_little_wider(pictures, cells):
-    per_row = _pictures_per_row(pictures, cells)
-    assert per_row * cells >= -(-pictures // per_row)
-    if per_row > 1:
-        assert (per_row - 1) * cells < -(-pictures // (per_row - 1))
 
 
 def test_reconstruct_free_groups_have_a_temperature(command, files, all_differ):

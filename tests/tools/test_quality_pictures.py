@@ -53,9 +53,9 @@ def test_samples_are_drawn_beside_real_images(measured):
 def test_copies_are_marked(measured):
     _, data, samplers, quality = measured
     row = quality.rows[1]
-    plain = draw_copies(row, samplers[1], data.training, 0, "mean")
+    plain = draw_copies(row.copies, samplers[1], data.training, 0, "mean")
     copies = replace(row.copies, ratio=torch.zeros_like(row.copies.ratio))
-    marked = draw_copies(row._replace(copies=copies), samplers[1], data.training, 0, "mean")
+    marked = draw_copies(copies, samplers[1], data.training, 0, "mean")
     assert plain.size == marked.size
     frame = (220, 40, 90)
     assert frame not in {color for _, color in plain.getcolors(10**6)}

@@ -17,14 +17,13 @@ from nvae.inference.arguments import with_number_above_scales
 from nvae.inference.sampling import Sampler
 from nvae.inference.statistics_cache import StatisticsCache
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.schema.choices import Pixels
+from nvae.schema.choices import MAX_ITERATIONS, Pixels
 from nvae.system.errors import UserError
-from nvae.system.files import WriteError, atomic_write, unused_path
+from nvae.system.files import atomic_write, unused_path
 from nvae.system.progress import Progress
 from nvae.tools.grids import grid, is_file_name, near_square
 
 EXPECTED = "expected a .json or .png file of cherry.py"
-MAX_ITERATIONS = 100_000
 MAX_PICKS = 10_000
 
 Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -60,41 +59,29 @@ class Selection(BaseModel):
         with atomic_write(path) as temporary:
             temporary.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
-    def changed(
-        self,
-        model: str | None = None,
-        temperature: list[float] | None = None,
-        iterations: int | None = None,
-        pixels: Pixels | None = None,
-        scale_noise: list[float] | None = None,
-    ) -> Selection:
-        """Return the same seeds with other settings; None keeps a setting."""
-        pick_settings = {"model": model, "temperature": temperature, "iterations": iterations}
-        common = {"pixels": pixels, "scale_noise": scale_noise}
-        changes: dict[str, Any] = {key: value for key, value in pick_settings.items() if value is not None}
-        if changes:
-            changes["statistics"] = None  # the recorded digest belongs to the old settings
-        picks = [pick.model_copy(update=changes) for pick in self.cells]
-        return self.model_copy(update={key: v for key, v in common.items() if v is not None} | {"cells": picks})
+    def changed(self, **settings: Any) -> Selection:
+        """Return the same seeds with other fields of the picks and of the selection; None keeps a field."""
+        given = {key: value for key, value in settings.items() if value is not None}
+        of_picks = {key: given.pop(key) for key in Pick.model_fields if key in given}
+        if of_picks:
+            of_picks["statistics"] = None  # the recorded digest belongs to the old settings
+        return self.model_copy(update=given | {"cells": [pick.model_copy(update=of_picks) for pick in self.cells]})
 
     def with_context_temperature(self, temperature: float, open_model: Callable[[str], HierarchicalVAE]) -> Selection:
         """Return the same seeds with another temperature of the context. open_model: as in `render`."""
-        models = {path: open_model(path) for path in {pick.model for pick in self.cells}}
         picks = []
         for pick in self.cells:
-            temperatures = with_number_above_scales(models[pick.model], pick.temperature, temperature, "temperature")
-            picks.append(pick.model_copy(update={"temperature": temperatures, "statistics": None}))
+            model = open_model(pick.model)
+            factors = with_number_above_scales(model, pick.temperature, temperature, "temperature")
+            picks.append(pick.model_copy(update={"temperature": factors, "statistics": None}))
         return self.model_copy(update={"cells": picks})
 
 
 def load_selection(path: Path) -> Selection:
     """Read a selection from its .json file, or from the metadata of its picture. Raises UserError."""
-    if path.exists() and not path.is_file():  # a pipe would block forever
-        raise UserError(f"{path} is not a regular file: {EXPECTED}.")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): {EXPECTED}.") from error
+    if not path.is_file():  # a pipe would block forever
+        raise UserError(f"{path} is no file: {EXPECTED}.")
+    content = path.read_bytes()
     try:
         selection = Selection.model_validate_json(_json_in(path) if content.startswith(b"\x89PNG") else content)
     except ValidationError as error:
@@ -132,17 +119,17 @@ def render(
 ) -> tuple[Tensor, Selection, list[str]]:
     """Make the images (N, C, S, S) in [0, 1] of a selection, on the CPU.
 
-    open_model: from the path in a pick to the model in eval mode. Also returns the selection with the digests of the
-    weights and statistics that were used, and warnings where these are not the recorded ones. Raises UserError.
+    open_model: from the path in a pick to the model in eval mode, called several times for a path. Also returns the
+    selection with the digests of the weights and statistics that were used, and warnings where these are not the
+    recorded ones. Raises UserError.
     """
-    models: dict[str, HierarchicalVAE] = {}
     batches: dict[tuple, list[int]] = {}  # picks that are sampled together
     for index, pick in enumerate(selection.cells):
         batches.setdefault((pick.model, tuple(pick.temperature), pick.iterations), []).append(index)
     images: dict[int, Tensor] = {}
     picks, warnings = list(selection.cells), []
     for (path, temperature, iterations), indices in batches.items():
-        model = models[path] = models.get(path) or open_model(path)
+        model = open_model(path)
         cache = StatisticsCache(model, path)
         sampler = Sampler(model, temperature, iterations, cache, progress=progress)
         batch = sampler.sample([picks[index].seed for index in indices], selection.pixels, selection.scale_noise).cpu()
@@ -160,70 +147,34 @@ def render(
     return ordered, selection.model_copy(update={"cells": picks}), warnings
 
 
-def save_result(
-    selection: Selection,
-    record: Path,
-    open_model: Callable[[str], HierarchicalVAE],
-    show_seeds: bool = False,
-    progress: Progress = False,
-) -> tuple[Path, list[str]]:
-    """Draw a selection and save it as .json and .png; return the picture's path and the warnings of `render`."""
-    images, selection, warnings = render(selection, open_model, progress)
+def save_result(images: Tensor, selection: Selection, record: Path, show_seeds: bool = False) -> Path:
+    """Save the images and the selection of `render` as .png and as .json, `record`; return the picture's path."""
     selection.save(record)
     captions = [str(pick.seed) for pick in selection.cells] if show_seeds else []
     picture = grid(images, near_square(len(images)), captions=captions)
-    return save_picture(picture, picture_path(record), selection.model_dump()), warnings
-
-
-def picture_path(record: Path) -> Path:
-    """Return the path of the picture that belongs to a selection's .json file."""
-    return record.with_name(f"{record.name.removesuffix('.json')}.png")
-
-
-def record_path(picture: Path) -> Path:
-    """Return the path of the .json file that belongs to a picture."""
-    return picture.with_name(f"{picture.name.removesuffix('.png')}.json")
-
-
-def redo(
-    selection: Selection,
-    out: Path,
-    name: str,
-    open_model: Callable[[str], HierarchicalVAE],
-    show_seeds: bool = False,
-    progress: Progress = False,
-) -> tuple[Path, list[str]]:
-    """Draw a selection as with `save_result`, under a new name."""
-    record = reserve(out, name)
-    try:
-        return save_result(selection, record, open_model, show_seeds, progress)
-    except BaseException:
-        record.unlink(missing_ok=True)
-        raise
+    return save_picture(picture, record.with_suffix(".png"), selection.model_dump())
 
 
 def reserve(out: Path, name: str) -> Path:
     """Create and return a new, empty .json file beside which the .png is free too.
 
-    out: a folder, where a number is added to the name if needed, or the name of a .png file. Raises UserError.
+    out: a folder, where a number is added to the name if needed, or the name of a .png file. Raises UserError, and
+    OSError for a folder that cannot be made.
     """
 
     def create(path: Path) -> bool:
-        if picture_path(path).exists():
+        if path.with_suffix(".png").exists():
             return False
         with suppress(FileExistsError):
             path.touch(exist_ok=False)
             return True
         return False
 
-    named = out.with_suffix(".json") if is_file_name(out, ".png") else None
-    folder = named.parent if named else out
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if named is None:
-            return unused_path(out, name, ".json", create)
-        if not create(named):
-            raise UserError(f"{named} or its picture exists already: choose another name, earlier picks are kept.")
-        return named
-    except OSError as error:
-        raise WriteError(named or folder / f"{name}.json", error) from error
+    if not is_file_name(out, ".png"):
+        out.mkdir(parents=True, exist_ok=True)
+        return unused_path(out, name, ".json", create)
+    record = out.with_suffix(".json")
+    record.parent.mkdir(parents=True, exist_ok=True)
+    if not create(record):
+        raise UserError(f"{record} or its picture exists already: choose another name, earlier picks are kept.")
+    return record

@@ -17,9 +17,9 @@ from nvae.inference.sampling import Sampler
 from nvae.system.errors import UserError
 from nvae.system.files import WriteError
 from nvae.system.signals import hangups
-from nvae.tools.grids import Layout, grid, layout, near_square, result_name
+from nvae.tools.grids import Layout, grid, layout, result_name
 from nvae.tools.picking.game import Picking, View
-from nvae.tools.picking.selection import Pick, Selection, reserve, save_result
+from nvae.tools.picking.selection import Pick, Selection, render, reserve, save_result
 
 
 class PickingSession:
@@ -32,14 +32,16 @@ class PickingSession:
     def __init__(self, sampler: Sampler, model_path: str, picking: Picking, settings: Selection, out: Path) -> None:
         self.sampler, self.picking, self.settings = sampler, picking, settings
         per_group(sampler.model, settings.scale_noise, "scale of the noise")  # refuse a wrong count before the work
-        self.pick = Pick(  # everything but the seed is the same for all picks
-            model=as_texts({"model": model_path})["model"],
-            weights=sampler.cache.weights,
-            seed=picking.first_seed,
-            temperature=sampler.temperature,
-            iterations=sampler.iterations,
-            statistics=None,
-        )
+        assert sampler.cache is not None
+        settings_of_picks = {  # everything but the seed is the same for all picks
+            "model": as_texts({"model": model_path})["model"],
+            "weights": sampler.cache.weights,
+            "seed": picking.first_seed,
+            "temperature": sampler.temperature,
+            "iterations": sampler.iterations,
+            "statistics": None,
+        }
+        self.pick = Pick.model_validate(settings_of_picks)
         name = result_name("cherry", plain_name(model_path), f"temperature{format_values(sampler.temperature, '-')}")
         self.record = reserve(out, name)
         self.saved = settings
@@ -72,29 +74,27 @@ class PickingSession:
         return True
 
     def save_result(self, show_seeds: bool = False) -> tuple[Path, list[str]] | None:
-        """Draw the picks; None if there are none. Warnings as in `selection.save_result`; errors name the seeds."""
+        """Draw the picks; None if there are none. Warnings as in `render`; errors name the seeds."""
         selection = self.selection()
         if not selection.cells:
             return None
         try:
-            return save_result(
-                selection, self.record, lambda path: self.sampler.model, show_seeds, self.sampler.progress
-            )
+            images, drawn, warnings = render(selection, lambda path: self.sampler.model, self.sampler.progress)
+            return save_result(images, drawn, self.record, show_seeds), warnings
         except UserError as error:
             seeds = ", ".join(str(pick.seed) for pick in selection.cells)
             raise UserError(f"{error} The picked seeds are {seeds}.") from error
 
     def draw(self, view: View) -> tuple[Image.Image, Layout]:
         """Return the picture of a view, and the places of its cells."""
-        missing = [seed for seed in view.seeds if seed not in self.images]
-        if missing:
-            self.images = {seed: image for seed, image in self.images.items() if seed in self.picking.picks}
-            missing = [seed for seed in view.seeds if seed not in self.images]
+        if missing := [seed for seed in view.seeds if seed not in self.images]:
+            kept = {*self.picking.picks, *view.seeds}
+            self.images = {seed: image for seed, image in self.images.items() if seed in kept}
             batch = self.sampler.sample(missing, self.settings.pixels, self.settings.scale_noise).cpu()
             self.images |= dict(zip(missing, batch, strict=True))
         images = torch.stack([self.images[seed] for seed in view.seeds])
-        shape = {"columns": near_square(len(images)), "captions": view.captions}
-        return grid(images, marked=view.marked, **shape), layout(images.shape[-1], **shape)
+        picture = grid(images, view.columns, captions=view.captions, marked=view.marked)
+        return picture, layout(images.shape[-1], view.columns, captions=view.captions)
 
     def save(self) -> str:
         """Save the picks if they have changed; return a message if that failed, else ""."""

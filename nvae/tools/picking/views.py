@@ -42,8 +42,9 @@ def pick_at_prompt(picking: Picking, draw: Draw, save: Save, path: Path, protoco
         view = picking.view()
         if view != shown:
             picture, _ = draw(view)
+            where = str(path)
             try:
-                where = save_picture(picture, path, {"seeds": view.seeds})
+                save_picture(picture, path, {"seeds": view.seeds})
             except UserError as error:  # a preview must not end the game
                 where = f"({error})"
             if protocol != "none":
@@ -77,12 +78,12 @@ class PickingWindow:
         self.picking, self.draw, self.save = picking, draw, save
         self.typed = ""
         self.message = ""
-        self.shown: View | None = None
-        self.shown_texts = ()
-        self.layout: Layout | None = None
+        self.shown = View([], [], set(), "", "")
+        self.shown_texts: tuple[object, ...] = ()
+        self.layout = Layout(1, 1, 0, 0)
         with pyplot.rc_context({"toolbar": "None"}):
             self.figure = pyplot.figure(title, figsize=(6.4, 7.2))
-        manager = self.figure.canvas.manager
+        manager: Any = self.figure.canvas.manager
         if getattr(manager, "key_press_handler_id", None) is not None:
             self.figure.canvas.mpl_disconnect(manager.key_press_handler_id)  # matplotlib's own keys, such as q and s
         self.axes = self.figure.add_axes((0, 0, 1, 1))
@@ -90,12 +91,9 @@ class PickingWindow:
         self.title = self.figure.text(0.5, 1, "", ha="center", va="top", fontsize=10)
         self.line = self.figure.text(0.5, 0, "", ha="center", va="bottom", fontsize=9)
         self.open = True
-        for event, handle in (
-            ("key_press_event", self.on_key),
-            ("button_press_event", self.on_click),
-            ("close_event", self.on_close),
-        ):
-            self.figure.canvas.mpl_connect(event, handle)
+        self.figure.canvas.mpl_connect("key_press_event", self.on_key)
+        self.figure.canvas.mpl_connect("button_press_event", self.on_click)
+        self.figure.canvas.mpl_connect("close_event", self.on_close)
 
     def update(self) -> None:
         """Show the game as it is now: the picture if the view has changed, the texts if they or the window have."""
@@ -121,7 +119,7 @@ class PickingWindow:
         width, height = self.figure.bbox.size
         heights = []
         for artist, text in ((self.title, title), (self.line, line)):
-            size = artist.get_fontsize() * self.figure.dpi / 72  # of a line, in pixels
+            size = float(artist.get_fontsize()) * self.figure.dpi / 72  # of a line, in pixels
             lines = textwrap.wrap(text, max(10, int(width / (0.58 * size)))) or [""]
             artist.set_text("\n".join(lines))
             heights.append((1.3 * size * len(lines) + 6) / height)
@@ -132,14 +130,13 @@ class PickingWindow:
 
     def outdated(self) -> bool:
         """Tell whether the cells have changed since they were drawn: keys and clicks then mean cells that are gone."""
-        return self.shown is None or self.picking.stage == "done" or self.picking.view().seeds != self.shown.seeds
+        return self.picking.stage == "done" or self.picking.view().seeds != self.shown.seeds
 
     def on_key(self, event: Any) -> None:
         """Take a key. Digits act at once if every number is one digit, otherwise with Enter; Space then separates."""
         key = (event.key or "").lower()
         if self.outdated() and key != "q":
             return
-        cells = len(self.picking.view().seeds)
         if key == "backspace":
             self.typed = self.typed[:-1]
         elif key in (" ", "space") and self.typed:
@@ -152,7 +149,7 @@ class PickingWindow:
             self.answer(key)
         elif key not in tuple("0123456789"):
             return
-        elif cells > MAX_DIGIT_CELLS:
+        elif len(self.shown.seeds) > MAX_DIGIT_CELLS:
             self.typed += key
         else:
             self.answer(key)
@@ -181,28 +178,27 @@ class PickingWindow:
         self.update()
         self.figure.show()
         while self.open and self.picking.stage != "done":
+            self.update()
             self.figure.canvas.start_event_loop(POLL_SECONDS)
-            while answers is not None and self.picking.stage != "done" and not answers.empty():
+            while not answers.empty():
                 self.answer(answers.get())
                 if self.message:
                     print(self.message)
-            if self.open and self.picking.stage != "done":
-                self.update()
         if self.picking.stage != "done":
             self.picking.finish()
             self.save()
         pyplot.close(self.figure)
 
 
-def answers_from_the_terminal() -> queue.SimpleQueue[str] | None:
-    """Read lines from the terminal in a thread, into a queue; None if standard input is no terminal."""
-    if sys.stdin is None or not sys.stdin.isatty():
-        return None
+def answers_from_the_terminal() -> queue.SimpleQueue[str]:
+    """Read lines from the terminal in a thread, into a queue, which stays empty if standard input is no terminal."""
     answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+    if sys.stdin is None or not sys.stdin.isatty():
+        return answers
     file = sys.stdin.fileno()
     with suppress(OSError):  # a terminal without job control
         if hasattr(os, "tcgetpgrp") and os.tcgetpgrp(file) != os.getpgrp():
-            return None  # the shell stops a program that reads in the background
+            return answers  # the shell stops a program that reads in the background
 
     def read() -> None:  # not from sys.stdin, whose lock must be free when the program ends
         with suppress(OSError):  # the terminal may be closed

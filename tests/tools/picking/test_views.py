@@ -383,7 +383,7 @@ def run(desk, monkeypatch):
 
         monkeypatch.setattr(there.canvas, "start_event_loop", turn)
         monkeypatch.setattr(there.window.figure, "show", lambda: None)
-        monkeypatch.setattr(views, "answers_from_the_terminal", lambda: answers)
+        monkeypatch.setattr(views, "answers_from_the_terminal", lambda: answers or queue.SimpleQueue())
         there.window.run()
         assert list(waiting) == []  # the loop ended with the game, not before
         assert not pyplot.fignum_exists(there.window.figure.number)
@@ -451,7 +451,7 @@ def test_window_ignores_input_for_cells_that_are_gone(desk):
 def test_answers_need_a_terminal(monkeypatch):
     for stdin in (None, io.StringIO("5\n")):
         monkeypatch.setattr(sys, "stdin", stdin)
-        assert answers_from_the_terminal() is None
+        assert answers_from_the_terminal().empty()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
