@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -17,6 +20,28 @@ def synchronize_batch_norms(model: nn.Module) -> None:
         for name, child in module.named_children():
             if type(child) is nn.BatchNorm2d:
                 setattr(module, name, _synchronized(child))
+
+
+@contextmanager
+def restored_batch_norms(norms: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Restore statistics, counters and momenta of batch norms on exit, also after an error.
+
+    Within the context, assign new tensors to the buffers instead of changing the old ones.
+    """
+    names = ("running_mean", "running_var", "num_batches_tracked", "momentum")
+    saved = [(norm, {name: getattr(norm, name) for name in names}) for norm in norms]
+    try:
+        yield
+    finally:
+        for norm, values in saved:
+            for name, value in values.items():
+                setattr(norm, name, value)
+
+
+def copy_statistics(norm: _BatchNorm) -> None:
+    """Replace the statistics and the counter of a batch norm by copies, so that the old tensors do not change."""
+    for name, buffer in norm.named_buffers(recurse=False):
+        setattr(norm, name, buffer.clone())
 
 
 def num_values(norm: nn.Module, x: Tensor) -> int:
@@ -47,6 +72,10 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
     """
 
     last_count: int = 0
+    num_batches_tracked: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    momentum: float
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -58,15 +87,12 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
         centered = values - mean[:, None, None]
         variance = _Sum.apply(centered.square().sum((0, 2, 3))) / count
         self.last_count = int(count)
-        self._update(mean.detach(), variance.detach() * count / (count - 1))
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight / (variance + self.eps).sqrt()
         return (centered * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
-
-    @torch.no_grad()
-    def _update(self, mean: Tensor, variance: Tensor) -> None:
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
 
 
 class _Sum(torch.autograd.Function):

@@ -166,8 +166,7 @@ class LadderGroup(LatentGroup):
         self.level, self.below = level, below
         self.min_log_variance = config.min_log_variance
         channels, latents = level.decoder_channels, level.latent_size
-        hidden = max(int(channels * config.hidden_multiplier), 1)
-        block = block_type(config, preactivation=False)
+        hidden, block = int(channels * config.hidden_multiplier), block_type(config, preactivation=False)
         self.prior_block = zero_last(block(channels + context_channels, hidden, 2 * latents + channels))
         self.posterior_block = zero_last(block(channels, hidden, 2 * latents))
         self.z_projection = nn.Conv2d(latents, channels, 1)
@@ -230,7 +229,7 @@ class Output(nn.Module):
     def __init__(self, config: LadderConfig, num_parameters: int) -> None:
         super().__init__()
         channels, block = config.channels, block_type(config, preactivation=False)
-        hidden = max(int(channels * config.hidden_multiplier), 1)
+        hidden = int(channels * config.hidden_multiplier)
         self.projection = nn.Conv2d(config.latent_size, channels, 1)
         blocks = (zero_last(block(channels, hidden, channels)) for _ in range(config.num_postprocess_blocks))
         self.blocks = nn.Sequential(*blocks)

@@ -108,13 +108,10 @@ class DiffusionPrior(nn.Module):
         return self.steps + 1, *self.shape
 
     @property
-    def bound_terms(self) -> int:
-        return 1 if self.training else self.evaluation_terms
-
-    @property
     def posterior_noise_shape(self) -> tuple[int, ...]:
         """Noise of a posterior pass, flat: of z, of L_0, of S terms of L_t, and of their S times."""
-        return (math.prod(self.shape) * (2 + self.bound_terms) + self.bound_terms,)
+        terms = 1 if self.training else self.evaluation_terms
+        return (math.prod(self.shape) * (2 + terms) + terms,)
 
     def split_noise(self, noise: Tensor) -> DrawnNoise:
         """Split the noise (B, M) of a posterior pass, without the part of z."""
