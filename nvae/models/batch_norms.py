@@ -55,7 +55,7 @@ def num_values(norm: nn.Module, x: Tensor) -> int:
 
 
 def _synchronized(norm: nn.BatchNorm2d) -> _BatchNorm:
-    on_gpu = norm.running_mean.device.type == "cuda"
+    on_gpu = norm.weight.device.type == "cuda"
     kind = nn.SyncBatchNorm if on_gpu else SynchronizedBatchNorm2d
     result = kind(norm.num_features, norm.eps, norm.momentum)
     result.weight, result.bias = norm.weight, norm.bias

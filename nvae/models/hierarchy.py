@@ -60,7 +60,10 @@ class LatentGroup(nn.Module):
     """The base class of a family's latent groups. `state` is the state that the groups above pass down."""
 
     level: Level
-    info = GroupInfo()
+
+    @property
+    def info(self) -> GroupInfo:
+        return GroupInfo()
 
     @property
     def noise_shape(self) -> tuple[int, ...]:

@@ -33,7 +33,7 @@ class LadderState(NamedTuple):
 
     s: Tensor  # (B, C, h, w) of the level
     z_sum: Tensor  # (B, L, S, S): the sum of all z at the images' resolution
-    merged: Tensor | None = None  # (B, C, h, w): s + h, after a prior
+    merged: Tensor  # (B, C, h, w): s + h after a prior; before it, s
     context: Tensor | None = None  # (B, C, S, S): the image of the context, which every prior sees
     components: tuple[Tensor, Tensor] | None = None  # of a vampprior, before the first group; see VampPrior
 
@@ -204,7 +204,7 @@ class LadderGroup(LatentGroup):
         s, z_sum = state.merged, state.z_sum + resize(z, state.z_sum.shape[-1])
         if self.below is not None:
             s = resize(self.blocks(s + self.z_projection(z)), self.below.resolution)
-        return LadderState(s, z_sum, context=state.context)
+        return LadderState(s, z_sum, s, state.context)
 
 
 class TopGroup(TopPriorGroup, LadderGroup):
@@ -266,7 +266,7 @@ class LadderVAE(HierarchicalVAE):
     def initial_state(self, batch_size: int) -> LadderState:
         side, like = self.config.input_dimension, next(self.parameters())
         s = like.new_ones(batch_size, self.top.decoder_channels, self.top.resolution, self.top.resolution)
-        state = LadderState(s, like.new_zeros(batch_size, self.top.latent_size, side, side))
+        state = LadderState(s, like.new_zeros(batch_size, self.top.latent_size, side, side), s)
         top = self.groups[0]
         if isinstance(top, TopGroup) and isinstance(top.top_prior, VampPrior):
             features = self.encoder(top.top_prior.images)[0]  # (M, ...)

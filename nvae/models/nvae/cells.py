@@ -154,7 +154,7 @@ class Cell(nn.Module):
 class ResidualCell(Cell):
     """A cell with f = twice (batch norm, activation, 3x3 convolution); the first convolution resamples.
 
-    activation: the function before each convolution; the prefix "bn" adds a batch norm before the function.
+    activation: the function before each convolution, "swish" or "elu"; the prefix "bn" adds a batch norm before it.
     dilations: one number for each of the two convolutions.
     """
 
@@ -165,7 +165,7 @@ class ResidualCell(Cell):
         options: CellOptions,
         resample: Resample = None,
         *,
-        activation: Literal["bnswish", "bnelu", "elu"] = "bnswish",
+        activation: str = "bnswish",
         dilations: tuple[int, int] = (1, 1),
     ) -> None:
         super().__init__(in_channels, out_channels, options, resample)
@@ -248,7 +248,7 @@ def cell_types(arch_instance: ArchInstance) -> CellTypes:
     residual = ResidualCell
     inverted6, inverted3 = (partial(InvertedResidualCell, expansion=expansion) for expansion in (6, 3))
     if arch_instance in ("res_elu", "res_bnelu", "res_bnswish"):
-        cell: Callable[..., Cell] = partial(ResidualCell, activation=arch_instance.removeprefix("res_"))
+        cell = partial(ResidualCell, activation=arch_instance.removeprefix("res_"))
         return CellTypes(cell, cell, cell, cell)
     if arch_instance in _DILATIONS:  # for all cells of the bottom-up network, pre-processing included
         dilated = partial(residual, dilations=_DILATIONS[arch_instance])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -169,11 +169,6 @@ class NVAEGroup(LatentGroup):
         combined = (channels if above is not None else state_channels(config, level)) + latents
         self.decoder_combiner = normalized(nn.Conv2d(combined, channels, 1), normalization)
 
-    @property
-    def heads(self) -> list[nn.Module]:
-        """The convolutions whose outputs are the parameters of prior and posterior."""
-        return [head for head in (self.prior_head, self.posterior_head) if head is not None]
-
     def prior(self, state: Tensor) -> tuple[Tensor, SoftClampedNormal]:
         state = self.cells(state)
         if self.prior_head is None:
@@ -202,22 +197,20 @@ class NVAEGroup(LatentGroup):
 class Output(nn.Module):
     """Post-processing: upsampling to full resolution, then the convolution that gives the likelihood's parameters."""
 
+    head: Any  # nn.Conv2d with a bias
+
     def __init__(self, config: NVAEConfig, num_parameters: int) -> None:
         super().__init__()
         blocks, multiplier = config.num_blocks_prepost, config.channel_multiplier
         normalization, options, types = building_blocks(config)
-        cell = types.postprocess
-        channels = config.channel_towers.decoder * multiplier**blocks
+        channels, count = config.channel_towers.decoder * multiplier**blocks, config.num_cells_per_block_prepost.decoder
+        upsampling = 0 if config.postprocess_upsample == "first" else count - 1
         cells: list[nn.Module] = []
-        for _ in range(blocks):
-            next_channels, more = channels // multiplier, config.num_cells_per_block_prepost.decoder - 1
-            if config.postprocess_upsample == "first":
-                cells.append(cell(channels, next_channels, options, "upsample"))
-                cells += [cell(next_channels, next_channels, options) for _ in range(more)]
-            else:
-                cells += [cell(channels, channels, options) for _ in range(more)]
-                cells.append(cell(channels, next_channels, options, "upsample"))
-            channels = next_channels
+        for index in range(blocks * count):
+            resample = "upsample" if index % count == upsampling else None
+            after = channels // multiplier if resample else channels
+            cells.append(types.postprocess(channels, after, options, resample))
+            channels = after
         self.postprocess = CellStack(*cells)
         self.head = normalized(nn.Conv2d(channels, num_parameters, 3, padding=1), normalization)
 

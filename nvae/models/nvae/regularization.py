@@ -34,7 +34,7 @@ def regularized_convolutions(model: nn.Module, scope: Literal["cells_and_heads",
         if isinstance(module, Cell):
             roots += [child for name, child in module.named_children() if name != "skip"]
         if isinstance(module, LatentGroup):
-            roots += module.heads
+            roots += [child for name, child in module.named_children() if name.endswith("_head")]
         for root in roots:
             inside |= {m: None for m in root.modules() if isinstance(m, nn.Conv2d)}
     return [convolution for convolution in inside if not is_spectrally_normalized(convolution)]

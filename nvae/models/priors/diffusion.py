@@ -144,10 +144,9 @@ class DiffusionPrior(nn.Module):
         z = at_least_float32(z)
         terms = len(noise.times)
         uniform = torch.special.ndtr(noise.times) if uniform_times else torch.ones_like(noise.times)
-        diffusion = sum(
-            self._diffusion_term(z, n, (index + u) / terms)
-            for index, (n, u) in enumerate(zip(noise.diffusion, uniform, strict=True))
-        )
+        diffusion = z.new_zeros(len(z))
+        for index, (n, u) in enumerate(zip(noise.diffusion, uniform, strict=True)):
+            diffusion = diffusion + self._diffusion_term(z, n, (index + u) / terms)
         start = z.new_full((len(z),), 0.5 * math.prod(self.shape) * (LOG_2PI + self.schedule.lowest + 1))
         return Losses(start, diffusion / terms, self._end_term(z))
 
