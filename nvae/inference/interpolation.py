@@ -59,8 +59,6 @@ def mix(sampler: Sampler, coarse: Noise, fine: Noise, pixels: Pixels = "mean", p
 
     coarse, fine: the noise of the two images, (1, *noise_shape) per latent group.
     """
-    check_noise(sampler.model, coarse, count=1)
-    check_noise(sampler.model, fine, count=1)
     count = len(sampler.model.groups) + 1
     noise = []
     for index, (group_coarse, group_fine) in enumerate(zip(coarse, fine, strict=True)):

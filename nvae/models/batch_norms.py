@@ -12,14 +12,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def synchronize_batch_norms(model: nn.Module) -> None:
-    """Replace the batch norms of a model on its device; names, weights and statistics stay the same.
+    """Convert the batch norms of a model on its device; names, weights and statistics stay the same.
 
     PyTorch's synchronized batch norm needs a GPU; on a CPU, `SynchronizedBatchNorm2d` computes the same.
     """
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child) is nn.BatchNorm2d:
-                setattr(module, name, _synchronized(child))
+    if next(model.parameters()).device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SynchronizedBatchNorm2d  # which has the same attributes
 
 
 @contextmanager
@@ -52,16 +54,6 @@ def num_values(norm: nn.Module, x: Tensor) -> int:
     if isinstance(norm, nn.SyncBatchNorm) and dist.is_initialized():
         return count * dist.get_world_size(norm.process_group)  # of equal shares, or nearly
     return count
-
-
-def _synchronized(norm: nn.BatchNorm2d) -> _BatchNorm:
-    on_gpu = norm.weight.device.type == "cuda"
-    kind = nn.SyncBatchNorm if on_gpu else SynchronizedBatchNorm2d
-    result = kind(norm.num_features, norm.eps, norm.momentum)
-    result.weight, result.bias = norm.weight, norm.bias
-    result.running_mean, result.running_var = norm.running_mean, norm.running_var
-    result.num_batches_tracked = norm.num_batches_tracked
-    return result.train(norm.training)
 
 
 class SynchronizedBatchNorm2d(nn.BatchNorm2d):

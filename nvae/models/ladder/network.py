@@ -41,11 +41,10 @@ class LadderState(NamedTuple):
 def ladder_levels(config: LadderConfig) -> list[Level]:
     """Return the levels of the hierarchy, top first; a scale without latents has no level."""
     first = 0 if config.first_scale_at_image_size else 1
+    scales = zip(config.latents_per_scale, channels_per_scale(config), strict=True)
     finest_first = [
-        Level(groups, config.input_dimension // 2 ** (first + scale), channels, channels, config.latent_size)
-        for scale, (groups, channels) in enumerate(
-            zip(config.latents_per_scale, channels_per_scale(config), strict=True)
-        )
+        Level(groups, config.input_dimension // 2**halvings, channels, channels, config.latent_size)
+        for halvings, (groups, channels) in enumerate(scales, first)
         if groups
     ]
     return finest_first[::-1]
@@ -131,10 +130,8 @@ class Encoder(nn.Module):
         kernel = 1 if config.first_scale_at_image_size else 2
         for count, width in zip(config.latents_per_scale, channels_per_scale(config), strict=True):
             for stage in range(min(count, 1) if self.is_small else count):
-                blocks = [
-                    block(channels, width),
-                    *(block(width, width) for _ in range(config.encoder_blocks_per_scale - 1)),
-                ]
+                blocks = [block(channels, width)]
+                blocks += [block(width, width) for _ in range(config.encoder_blocks_per_scale - 1)]
                 self.stages.append(nn.Sequential(*blocks))
                 self.pooling.append(kernel if stage == 0 else 1)
                 channels = width
@@ -148,7 +145,7 @@ class Encoder(nn.Module):
             h = functional.avg_pool2d(stage(h), kernel)
             features.append(h)
         if self.is_small:
-            counts = [count for count in self.counts if count]
+            counts = filter(None, self.counts)
             features = [feature for feature, count in zip(features, counts, strict=True) for _ in range(count)]
         return features[::-1]
 

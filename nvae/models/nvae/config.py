@@ -72,10 +72,9 @@ class Towers(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def expand(cls, value: Any) -> Any:
+    def _expand(cls, value: Any) -> Any:
         """Expand the short form `channel_towers: 32`: the same number in both towers."""
-        is_number = isinstance(value, int) and not isinstance(value, bool)
-        return {"encoder": value, "decoder": value} if is_number else value
+        return {"encoder": value, "decoder": value} if type(value) is int else value
 
 
 class CellsPerBlock(Towers):
@@ -255,8 +254,8 @@ class NVAEConfig(ModelConfig):
         """Expand `channel_towers: 32` before one tower is set."""
         super().prepare_override(data, key, value)
         section, dot, _ = key.partition(".")
-        if dot and section in data and section in ("channel_towers", "num_cells_per_block_prepost"):
-            data[section] = Towers.expand(data[section])
+        if dot and section in ("channel_towers", "num_cells_per_block_prepost") and type(data.get(section)) is int:
+            data[section] = {"encoder": data[section], "decoder": data[section]}
 
 
 def _downsamplings(config: NVAEConfig) -> int:
