@@ -134,7 +134,7 @@ def _parts(model: HierarchicalVAE) -> list[str]:
     total = num_parameters(model)
     parts = {"initial state": sum(parameter.numel() for parameter in model.parameters(recurse=False))}
     for name, child in model.named_children():
-        if child is not model.groups:
+        if name != "groups":
             parts[name] = num_parameters(child)
             continue
         groups = iter(model.groups)

@@ -73,8 +73,8 @@ def run(options: argparse.Namespace) -> None:
     from nvae.data.pictures.image_files import read_image_files
     from nvae.inference.exploration import (
         base_point,
+        draw_group_noise,
         explore,
-        explore_context,
         explore_positions,
         mean_change,
         strength_of,
@@ -142,7 +142,7 @@ def run(options: argparse.Namespace) -> None:
         result.finish_animation(sweep(sampler, view, group, frames, strength, seed), seed=seed)
         return
     if group is None:
-        new_contexts = explore_context(sampler, jams, strength, seed)
+        new_contexts = sampler.pseudo_inputs(draw_group_noise(model, 0, jams, seed, strength))
         picture = overview(model, view, images, options.difference, original, new_contexts)
         settings |= {"group": 0, "jams": jams, "difference": options.difference}
         parts += in_name(settings, "jams", "difference")

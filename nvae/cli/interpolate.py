@@ -157,7 +157,7 @@ def _between(options: argparse.Namespace, mixing: str | None) -> None:
     import torch
 
     from nvae.cli.result import Result, check_out, in_name, settings_of
-    from nvae.inference.interpolation import interpolate, interpolated_pseudo_inputs, mix
+    from nvae.inference.interpolation import interpolate, mix, slerp
     from nvae.models.group_names import first_groups_name
     from nvae.tools.animation import FRAMES_PER_SECOND
     from nvae.tools.grids import grid, near_square, with_rows_below
@@ -193,7 +193,7 @@ def _between(options: argparse.Namespace, mixing: str | None) -> None:
     else:
         times = torch.linspace(0, 1, options.steps or STEPS)
         images, captions = interpolate(sampler, *noise, times, pixels), [f"{t:.2f}" for t in times.tolist()]
-        contexts = interpolated_pseudo_inputs(sampler, *noise, times)
+        contexts = sampler.pseudo_inputs(slerp(noise[0][0], noise[1][0], times))
         settings["steps"] = len(times)
         result = Result(options, settings, "interpolation", *parts, *in_name(settings, "steps"))
     below = ["context"] * len(images)

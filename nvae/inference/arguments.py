@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nvae.models.distributions import Noise
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.system.errors import InvalidValueError, UserError
 
@@ -45,10 +46,10 @@ def with_number_above_scales(model: HierarchicalVAE, value: Factors, number: flo
 
 
 def _per_level_or_group(model: HierarchicalVAE, value: Factors, name: str) -> list[float]:
-    numbers = [value] if isinstance(value, Real) else value
-    if isinstance(numbers, str) or not isinstance(numbers, Sequence) or not all(map(_is_factor, numbers)):
+    given: Any = [value] if isinstance(value, Real) else value
+    if not isinstance(given, Sequence) or not all(map(_is_factor, given)):
         raise InvalidValueError(name, repr(value), "a finite number from 0 on, or several")
-    numbers, scales, levels, groups = list(map(float, numbers)), len(model.scales), len(model.levels), len(model.groups)
+    numbers, scales, levels, groups = list(map(float, given)), len(model.scales), len(model.levels), len(model.groups)
     if len(numbers) == 1:
         return numbers * levels
     if len(numbers) == scales:
@@ -64,12 +65,12 @@ def _per_level_or_group(model: HierarchicalVAE, value: Factors, name: str) -> li
 
 
 def _is_factor(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
 
 
 def format_values(values: Factors, separator: str = ",") -> str:
     """Write one number, or several, as on the command line."""
-    return separator.join(f"{value:g}" for value in ([values] if isinstance(values, Real) else values))
+    return separator.join(f"{value:g}" for value in (values if isinstance(values, Sequence) else [values]))
 
 
 def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
@@ -82,7 +83,7 @@ def check_count(name: str, value: Any, least: int = 1, most: int | None = None) 
 def check_seeds(seeds: Any) -> list[int]:
     """Return one or more seeds as a list of integers. Raises InvalidValueError."""
     values = seeds.tolist() if isinstance(seeds, Tensor) else seeds
-    values = list(values) if hasattr(values, "__iter__") and not isinstance(values, str) else []
+    values = list(values) if hasattr(values, "__iter__") else []
     if not values or not all(_is_integer(seed) and seed >= 0 for seed in values):
         raise InvalidValueError("seeds", seeds, "one or more integers from 0 on")
     return [int(seed) for seed in values]
@@ -117,20 +118,14 @@ def check_images_u8(model: HierarchicalVAE, images_u8: Any, name: str = "images_
 
 def _check_shape(model: HierarchicalVAE, name: str, images: Any) -> None:
     shape = (model.config.image_channels, model.config.input_dimension, model.config.input_dimension)
-    if not isinstance(images, Tensor):
-        raise InvalidValueError(name, type(images).__name__, "a tensor")
-    if images.dim() != 4 or tuple(images.shape[1:]) != shape or len(images) == 0:
-        raise InvalidValueError(
-            name, f"shape {tuple(images.shape)}", f"shape (N, {', '.join(map(str, shape))}), N from 1"
-        )
+    if not isinstance(images, Tensor) or tuple(images.shape[1:]) != shape or len(images) == 0:
+        got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise InvalidValueError(name, got, f"a tensor of shape (N, {', '.join(map(str, shape))}), N from 1")
 
 
-def check_noise(model: HierarchicalVAE, noise: Any, count: int | None = None) -> None:
+def check_noise(model: HierarchicalVAE, noise: Noise, count: int | None = None) -> None:
     """Raise InvalidValueError for anything but one (B, *noise_shape) per latent group; count: the expected B."""
-    shapes = model.noise_shapes
-    is_list = isinstance(noise, Sequence) and len(noise) == len(shapes) and all(isinstance(n, Tensor) for n in noise)
-    if not is_list:
-        raise InvalidValueError("noise", type(noise).__name__, f"a list of {len(shapes)} tensors, one per latent group")
-    expected = [(len(noise[0]) if count is None else count, *shape) for shape in shapes]
-    if [tuple(group.shape) for group in noise] != expected:
-        raise InvalidValueError("noise", f"shapes {[tuple(group.shape) for group in noise]}", f"shapes {expected}")
+    got = [tuple(group.shape) for group in noise]
+    expected = [(len(noise[0]) if count is None else count, *shape) for shape in model.noise_shapes]
+    if got != expected:
+        raise InvalidValueError("noise", f"shapes {got}", f"shapes {expected}, one tensor per latent group")

@@ -51,9 +51,8 @@ def resample_group(sampler: Sampler, base: BasePoint, group: int, noise: Tensor)
 
     All other groups keep the noise of the base point. The tools call this a jam of the group.
     """
-    _check_group(sampler.model, group)
-    expected = tuple(base.noise[group].shape[1:])
-    if noise.dim() == 0 or len(noise) == 0 or tuple(noise.shape[1:]) != expected:
+    check_count("group", group, 0, len(base.noise) - 1)
+    if noise.shape[1:] != (expected := base.noise[group].shape[1:]):
         raise InvalidValueError("noise", f"shape {tuple(noise.shape)}", f"shape (K, {', '.join(map(str, expected))})")
     images = []
     for part in batches(len(noise), sampler.batch_size):
@@ -70,7 +69,7 @@ def draw_group_noise(model: HierarchicalVAE, group: int, count: int, seed: int =
 
     Draw number k depends only on the seed, the group and k. Strength 0 gives the center of the prior.
     """
-    _check_group(model, group)
+    check_count("group", group, 0, len(model.groups) - 1)
     (seed,) = check_seeds([seed])
     factor = per_group(model, strength, "strength")[group]
     purpose, shape = f"jam of group {group}", model.noise_shapes[group]
@@ -85,14 +84,6 @@ def explore(sampler: Sampler, base: BasePoint, draws: int = 1, strength: Factors
     return [
         resample_group(sampler, base, group, draw_group_noise(model, group, draws, seed, strength)) for group in groups
     ]
-
-
-def explore_context(sampler: Sampler, draws: int = 1, strength: Factors = 1.0, seed: int = 0) -> Tensor | None:
-    """Return the pseudo-inputs (draws, C, S, S) in [0, 1] of the first group when `explore` resamples the group.
-
-    The result is None if z of the first group stands for no image.
-    """
-    return sampler.pseudo_inputs(draw_group_noise(sampler.model, 0, draws, seed, strength))
 
 
 def strength_of(model: HierarchicalVAE, base: BasePoint, temperature: Factors, strength: float = 1.0) -> list[float]:
@@ -139,8 +130,6 @@ def explore_positions(
     """
     fresh = draw_group_noise(sampler.model, group, draws, seed, strength)
     own = base.noise[group]  # (1, *channels, h, w)
-    if own.dim() < 3:
-        raise InvalidValueError("group", group, "a group whose noise has rows and columns")
     height, width = own.shape[-2:]
     shared = sampler.model.groups[group].info.shared_draws
     influence = torch.zeros(height * width)
@@ -193,7 +182,3 @@ def sweep(
         angle = 2 * math.pi / frames * torch.arange(frames)[part]
         angle = angle.view(-1, *(1,) * (own.dim() - 1)).to(own)
         yield resample_group(sampler, base, group, angle.cos() * own + angle.sin() * fresh)
-
-
-def _check_group(model: HierarchicalVAE, group: int) -> None:
-    check_count("group", group, 0, len(model.groups) - 1)

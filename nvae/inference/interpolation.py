@@ -49,11 +49,6 @@ def interpolate(
     return torch.cat([_between(sampler, a, b, times[part], pixels, pixel_seed) for part in parts])
 
 
-def interpolated_pseudo_inputs(sampler: Sampler, a: Noise, b: Noise, times: Tensor) -> Tensor | None:
-    """Return the pseudo-inputs (T, C, S, S) in [0, 1] of the images of `interpolate`, or None."""
-    return sampler.pseudo_inputs(slerp(a[0], b[0], times))
-
-
 def _between(sampler: Sampler, a: Noise, b: Noise, times: Tensor, pixels: Pixels, pixel_seed: int) -> Tensor:
     noise = [slerp(group_a, group_b, times) for group_a, group_b in zip(a, b, strict=True)]
     return sampler.top_down(noise, pixels, check_seeds([pixel_seed]) * len(times))[0]
@@ -64,8 +59,6 @@ def mix(sampler: Sampler, coarse: Noise, fine: Noise, pixels: Pixels = "mean", p
 
     coarse, fine: the noise of the two images, (1, *noise_shape) per latent group.
     """
-    check_noise(sampler.model, coarse, count=1)
-    check_noise(sampler.model, fine, count=1)
     count = len(sampler.model.groups) + 1
     noise = []
     for index, (group_coarse, group_fine) in enumerate(zip(coarse, fine, strict=True)):

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from nvae.models.batch_norms import copy_statistics, restored_batch_norms
 from nvae.models.hierarchy import FromNoise, HierarchicalVAE
 from nvae.models.modes import eval_mode, exclusive
 from nvae.system.errors import UserError
@@ -35,42 +37,30 @@ class Statistics:
     uncertainty: float  # relative standard error over the channels of the worst batch norm; NaN after one pass
 
     @property
-    def converged(self) -> bool:
-        """Whether the same number of other passes would give similar statistics."""
-        return self.uncertainty <= MAX_UNCERTAINTY
-
-    @property
     def warning(self) -> str | None:
-        """A sentence for the user if the statistics have not converged."""
-        if self.converged:
+        """A sentence for the user if the same number of other passes may give other statistics."""
+        if self.uncertainty <= MAX_UNCERTAINTY:
             return None
-        if math.isnan(self.uncertainty):
-            problem = "one pass cannot show whether the batch-norm statistics have converged"
-        else:
-            problem = (
-                f"the batch-norm statistics have not converged: their relative standard error is "
-                f"{self.uncertainty:.0%}, expected {MAX_UNCERTAINTY:.0%} or less"
-            )
-        return f"{problem}. Use more iterations, or a lower temperature."
+        shown = "unknown after one pass" if math.isnan(self.uncertainty) else f"{self.uncertainty:.0%}"
+        return (
+            f"the batch-norm statistics have not converged: their relative standard error is {shown}, expected "
+            f"{MAX_UNCERTAINTY:.0%} or less. Use more iterations, or a lower temperature."
+        )
 
     @property
     def digest(self) -> str:
         """16 hexadecimal digits that differ between different statistics."""
         digest = hashlib.blake2b(digest_size=8)
         for tensor in (*self.means.values(), *self.variances.values()):
-            digest.update(tensor.cpu().numpy())
+            digest.update(tensor.cpu().numpy().data)
         return digest.hexdigest()
 
 
 @torch.no_grad()
-def prior_batch_norms(model: HierarchicalVAE) -> dict[str, _BatchNorm]:
+def prior_batch_norms(model: HierarchicalVAE) -> dict[str, Any]:
     """Find the batch norms in a pass from the prior by running one pass; ordered as the modules."""
-    used: set[_BatchNorm] = set()
-    norms = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats
-    }
+    used: set[nn.Module] = set()
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
     hooks = [norm.register_forward_hook(lambda norm, inputs, output: used.add(norm)) for norm in norms.values()]
     try:
         with eval_mode(model):
@@ -82,28 +72,12 @@ def prior_batch_norms(model: HierarchicalVAE) -> dict[str, _BatchNorm]:
 
 
 @contextmanager
-def restored_batch_norms(norms: Iterable[_BatchNorm]) -> Iterator[None]:
-    """Restore statistics, counters and momenta of batch norms on exit, also after an error.
-
-    Within the context, assign new tensors to the buffers instead of changing the old ones.
-    """
-    names = ("running_mean", "running_var", "num_batches_tracked", "momentum")
-    saved = [(norm, {name: getattr(norm, name) for name in names}) for norm in norms]
-    try:
-        yield
-    finally:
-        for norm, values in saved:
-            for name, value in values.items():
-                setattr(norm, name, value)
-
-
-@contextmanager
 def with_statistics(model: HierarchicalVAE, statistics: Statistics | None) -> Iterator[None]:
     """Let the model's batch norms use these statistics within the context; None keeps the model's own statistics."""
     if statistics is None:
         yield
         return
-    norms = {name: model.get_submodule(name) for name in statistics.means}
+    norms: dict[str, Any] = {name: model.get_submodule(name) for name in statistics.means}
     with exclusive(model), restored_batch_norms(norms.values()):
         for name, norm in norms.items():
             norm.running_mean = statistics.means[name].to(norm.running_mean)
@@ -129,50 +103,51 @@ def measure(
     if not norms:
         return None
     generator = seeded(0, "batch-norm readjustment")
-    moments = {name: Moments(norm) for name, norm in norms.items()}
+    moments = {name: Moments(norm.running_mean, norm.eps) for name, norm in norms.items()}
     with eval_mode(model), restored_batch_norms(norms.values()):
         for norm in norms.values():
             norm.train()
             norm.momentum = 1.0  # the running statistics become the statistics of the pass
-            norm.running_mean = norm.running_mean.clone()
-            norm.running_var = norm.running_var.clone()
-            norm.num_batches_tracked = norm.num_batches_tracked.clone()
-        for iteration in track(range(iterations), "recalibrating batch norms", progress):
+            copy_statistics(norm)
+        for _ in track(range(iterations), "recalibrating batch norms", progress):
             model.top_down(FromNoise(model.draw_noise(PASS_IMAGES, generator), temperature), PASS_IMAGES)
             for name, norm in norms.items():
-                moments[name].add(norm)
-            if not all(moment.is_finite() for moment in moments.values()):
-                raise UserError(
-                    f"the activations are not finite in pass {iteration + 1} of the batch-norm recalibration. Use a "
-                    "lower temperature. If that does not help, the weights are damaged."
-                )
-    return Statistics(
+                moments[name].add(norm.running_mean, norm.running_var)
+    statistics = Statistics(
         means={name: moment.mean for name, moment in moments.items()},
         variances={name: moment.variance() for name, moment in moments.items()},
         uncertainty=max(moment.uncertainty() for moment in moments.values()),
     )
+    if not all(x.isfinite().all() for x in (*statistics.means.values(), *statistics.variances.values())):
+        raise UserError(
+            "the activations are not finite in the batch-norm recalibration. Use a lower temperature. If that does not "
+            "help, the weights are damaged."
+        )
+    return statistics
 
 
 class Moments:
-    """Mean and variance per channel over all passes, merged pass by pass (Chan et al. 1979)."""
+    """Mean and variance per channel over all passes, merged pass by pass (Chan et al. 1979).
 
-    def __init__(self, norm: _BatchNorm) -> None:
-        self.passes = 0
-        self.eps = norm.eps
-        self.mean = torch.zeros_like(norm.running_mean, dtype=torch.float32)
+    like: a tensor (channels,). eps: of the batch norm.
+    """
+
+    def __init__(self, like: Tensor, eps: float) -> None:
+        self.passes, self.eps = 0, eps
+        self.mean = torch.zeros_like(like, dtype=torch.float32)
         self.mean_variance = torch.zeros_like(self.mean)
         self.squared_distances = torch.zeros_like(self.mean)  # between the means of the passes and their mean
         self.squared_deviations = torch.zeros_like(self.mean)  # between the variances of the passes and their mean
 
-    def add(self, norm: _BatchNorm) -> None:
-        """Add the running statistics of a pass."""
+    def add(self, mean: Tensor, variance: Tensor) -> None:
+        """Add the statistics of a pass, (channels,) each."""
         self.passes += 1
-        distance = norm.running_mean - self.mean
+        distance = mean - self.mean
         self.mean += distance / self.passes
-        self.squared_distances += distance * (norm.running_mean - self.mean)
-        deviation = norm.running_var - self.mean_variance
+        self.squared_distances += distance * (mean - self.mean)
+        deviation = variance - self.mean_variance
         self.mean_variance += deviation / self.passes
-        self.squared_deviations += deviation * (norm.running_var - self.mean_variance)
+        self.squared_deviations += deviation * (variance - self.mean_variance)
 
     def variance(self) -> Tensor:
         """Return the variance over all passes, (channels,)."""
@@ -189,7 +164,3 @@ class Moments:
         scale = self.mean_variance + self.eps
         squared_error = self.squared_deviations / scale.square() + self.squared_distances / scale
         return (squared_error / (self.passes * (self.passes - 1))).mean().sqrt().item()
-
-    def is_finite(self) -> bool:
-        """Return whether the statistics so far are finite."""
-        return bool((self.mean.isfinite() & self.mean_variance.isfinite()).all())

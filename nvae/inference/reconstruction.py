@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import get_args
 
 import torch
 from torch import Tensor
 
-from nvae.inference.arguments import Factors, check_choice, check_count, check_images, check_seeds, per_group
+from nvae.inference.arguments import Factors, check_count, check_images, check_seeds, per_group
 from nvae.inference.sampling import BATCH_SIZE, seed_noise, to_images
 from nvae.models.distributions import Noise
 from nvae.models.hierarchy import FromNoise, FromPosterior, HierarchicalVAE, LatentSource, PerGroup, TopDownOutput
@@ -50,7 +49,6 @@ def reconstruct(
     `Sampler.sample`. Raises InvalidValueError.
     """
     images = check_images(model, images)
-    check_choice("pixels", pixels, get_args(Pixels))
     groups, above = len(model.groups), model.groups_above_scales
     counted = groups - above
     keep = above + (counted if keep_groups is None else check_count("keep_groups", keep_groups, 0, counted))

@@ -53,7 +53,7 @@ def seed_noise(model: HierarchicalVAE, seeds: Sequence[int], scale: Factors = 1.
 
 
 def to_images(
-    model: HierarchicalVAE, output: TopDownOutput, pixels: Pixels = "mean", seeds: Sequence[int] | None = None
+    model: HierarchicalVAE, output: TopDownOutput, pixels: Pixels = "mean", seeds: Sequence[int] = ()
 ) -> Tensor:
     """Return the images (B, C, S, S) in [0, 1] of a top-down pass.
 
@@ -61,8 +61,6 @@ def to_images(
     """
     check_choice("pixels", pixels, get_args(Pixels))
     if pixels == "sample":
-        if seeds is None:
-            raise InvalidValueError("seeds", None, "one seed per image, for drawn pixels")
         parameters = zip(output.parameters.split(1), seeds, strict=True)
         images = torch.cat([model.likelihood(part).sample(seeded(seed, "pixels")) for part, seed in parameters])
     else:
@@ -135,10 +133,8 @@ class Sampler:
         if isinstance(seeds, Integral):
             seeds = range(check_count("the number of images", seeds))
         seeds = check_seeds(seeds)
-        images = []
-        for part in batches(len(seeds), self.batch_size, "sampling", self.progress):
-            images.append(self.top_down(self.noise(seeds[part], noise_scale), pixels, seeds[part])[0])
-        return torch.cat(images)
+        parts = batches(len(seeds), self.batch_size, "sampling", self.progress)
+        return torch.cat([self.top_down(self.noise(seeds[p], noise_scale), pixels, seeds[p])[0] for p in parts])
 
     def decode(self, noise: Noise, pixels: Pixels = "mean", seeds: int | Sequence[int] = 0) -> Tensor:
         """Return the images (B, C, S, S) in [0, 1] of noise, one (B, *noise_shape) per latent group.
@@ -150,10 +146,8 @@ class Sampler:
         seeds = check_seeds([seeds] * count if isinstance(seeds, Integral) else seeds)
         if len(seeds) != count:
             raise InvalidValueError("seeds", f"{len(seeds)} seeds", f"one seed, or one for each of the {count} images")
-        images = []
-        for part in batches(count, self.batch_size, "decoding", self.progress):
-            images.append(self.top_down([group[part] for group in noise], pixels, seeds[part])[0])
-        return torch.cat(images)
+        parts = batches(count, self.batch_size, "decoding", self.progress)
+        return torch.cat([self.top_down([group[p] for group in noise], pixels, seeds[p])[0] for p in parts])
 
     @torch.no_grad()
     def pseudo_inputs(self, noise: Tensor) -> Tensor | None:
@@ -176,7 +170,7 @@ class Sampler:
         self,
         noise: Noise,
         pixels: Pixels = "mean",
-        seeds: Sequence[int] | None = None,
+        seeds: Sequence[int] = (),
         start: DecoderState | None = None,
         return_states: bool = False,
     ) -> tuple[Tensor, TopDownOutput]:

@@ -33,12 +33,11 @@ class StatisticsCache:
 
     def find(self, temperature: list[float], iterations: int) -> Statistics | None:
         """Return the statistics of a temperature per latent group, on the model's device; None if there are none."""
-        entry = self._entries().get(_key(temperature, iterations))
+        entry = self._entries().get(_key(temperature, iterations), {})
         with suppress(KeyError, TypeError, AttributeError):  # damaged, or of an older format
             means, variances = self._tensors(entry["means"]), self._tensors(entry["variances"])
-            uncertainty = entry["uncertainty"]
-            if list(means) == list(variances) and isinstance(uncertainty, float):
-                return Statistics(means, variances, uncertainty)
+            if list(means) == list(variances):
+                return Statistics(means, variances, float(entry["uncertainty"]))
         return None
 
     def _tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

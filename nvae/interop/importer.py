@@ -34,7 +34,7 @@ class Project(Protocol):
     def weights_of(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the weights that our network has, in our shapes, under the project's names."""
 
-    def key_map(self, model: HierarchicalVAE) -> KeyMap:
+    def key_map(self, model: Any) -> KeyMap:
         """Return the project's name of every tensor of our network."""
 
 

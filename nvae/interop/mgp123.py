@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nvae.config import ConfigError, available_configs, config_from_dict, load_config
+from nvae.config import available_configs, config_from_dict, load_config
 from nvae.interop.key_mapping import InteropError, KeyMap
 from nvae.interop.nvae_keys import Layout, Place, build_key_map
-from nvae.models.families import build_model
-from nvae.models.hierarchy import HierarchicalVAE
 from nvae.models.nvae.cells import InvertedResidualCell, ResidualCell
 from nvae.models.nvae.config import NVAEConfig, groups_per_scale
+from nvae.models.nvae.network import NVAE
 from nvae.system.errors import Remedy
 
 NAME = "the seed project (mgp123)"
@@ -33,7 +32,7 @@ def weights_of(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return state
 
 
-def key_map(model: HierarchicalVAE) -> KeyMap:
+def key_map(model: NVAE) -> KeyMap:
     """Return the seed's name of every tensor of our network."""
     return build_key_map(model, _LAYOUT)
 
@@ -134,14 +133,11 @@ def config_of(content: Mapping[str, Any], state: Mapping[str, Tensor], source: s
 
 def _config_with(name: str, state: Mapping[str, Tensor]) -> NVAEConfig | None:
     """Return the config of this name in model_configs/, if its network has these weights."""
-    try:
-        config = load_config(name) if name in available_configs() else None
-    except ConfigError:
-        return None
+    config = load_config(name) if name in available_configs() else None
     if not isinstance(config, NVAEConfig):
         return None
     with torch.device("meta"):
-        model = build_model(config)
+        model = NVAE(config)
     ours = model.state_dict()
     shapes = {theirs: ours[name].shape for name, theirs in key_map(model).items()}
     return config if shapes == {name: tensor.shape for name, tensor in state.items()} else None
@@ -184,6 +180,7 @@ def _architecture(state: Mapping[str, Tensor], source: str, mixture: str) -> NVA
         **({"sampling_method": mixture, "n_mix": per_subpixel // 3} if per_subpixel != 2 else {}),
     }
     config = config_from_dict(data, f"{source}: shapes of the weights")
+    assert isinstance(config, NVAEConfig)  # the family of data without this key
     for scaling in range(1, splits[0] + 1):
         for least in sorted({1, *splits}):
             candidate = config.model_copy(update={"exponential_scaling": scaling, "min_splits": least})

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nvae.interop.key_mapping import KeyMap
-from nvae.models.hierarchy import HierarchicalVAE
+from nvae.models.nvae.network import NVAE
 
 _LAYERS = (nn.Conv2d, nn.Linear, _BatchNorm)
 
@@ -35,7 +35,7 @@ class Layout(NamedTuple):
     weights: Mapping[str, str]  # parameters of a normalized or masked weight: our name to theirs
 
 
-def places(model: HierarchicalVAE) -> Iterator[tuple[str, Place]]:
+def places(model: NVAE) -> Iterator[tuple[str, Place]]:
     """Yield our name and the place of every module of an NVAE that holds weights."""
     encoder, groups = model.encoder, model.groups
     yield "encoder.stem", Place("stem")
@@ -50,9 +50,9 @@ def places(model: HierarchicalVAE) -> Iterator[tuple[str, Place]]:
 
     bottom_up = itertools.count()
     splits = [(scale, split) for scale, level in enumerate(reversed(model.levels)) for split in range(level.groups)]
-    for i, (stack, (scale, split)) in enumerate(zip(encoder.tower, splits, strict=True)):
+    for i, (cells, (scale, split)) in enumerate(zip(encoder.tower, splits, strict=True)):
         g = len(groups) - 1 - i
-        for c, number in _numbered(stack):
+        for c, number in _numbered(cells):
             yield f"encoder.tower.{i}.{c}", Place("tower", next(bottom_up), number, g, scale, split)
         if g > 0:
             yield f"groups.{g}.encoder_combiner", Place("encoder_combiner", next(bottom_up), group=g)
@@ -70,13 +70,13 @@ def places(model: HierarchicalVAE) -> Iterator[tuple[str, Place]]:
             yield f"groups.{g}.flow.{i}", Place("flow", g * len(group.flow) + i, i, g)
 
 
-def _numbered(stack: nn.Sequential) -> Iterator[tuple[int, int]]:
+def _numbered(stack: Any) -> Iterator[tuple[int, int]]:
     """Yield the index of every cell and its number: 0 for a resampling cell, which is the first."""
     resamples = len(stack) > 0 and stack[0].resample is not None
     return ((c, c if resamples else c + 1) for c in range(len(stack)))
 
 
-def build_key_map(model: HierarchicalVAE, layout: Layout) -> KeyMap:
+def build_key_map(model: NVAE, layout: Layout) -> KeyMap:
     """Return a project's name of every tensor of an NVAE."""
     names: KeyMap = {} if model.config.plain_vae else {"constant": layout.constant}
     for ours, place in places(model):
@@ -84,11 +84,7 @@ def build_key_map(model: HierarchicalVAE, layout: Layout) -> KeyMap:
         inside = {"": ""} if isinstance(module, nn.Conv2d) else layout.layer_names(module)
         for path, layer in module.named_modules():
             if isinstance(layer, _LAYERS):
-                names |= tensor_keys(f"{ours}.{path}", f"{theirs}.{inside[path]}", layer, layout.weights)
+                for name in layer.state_dict():
+                    there = f"{theirs}.{inside[path]}".rstrip(".")
+                    names[f"{ours}.{path}".rstrip(".") + f".{name}"] = f"{there}.{layout.weights.get(name, name)}"
     return names
-
-
-def tensor_keys(ours: str, theirs: str, module: nn.Module, renamed: Mapping[str, str]) -> KeyMap:
-    """Map the tensors of a module from our prefix to the project's prefix. renamed: tensors with another name."""
-    ours, theirs = ours.rstrip("."), theirs.rstrip(".")
-    return {f"{ours}.{name}": f"{theirs}.{renamed.get(name, name)}" for name in module.state_dict()}

@@ -14,10 +14,10 @@ from nvae.config import ConfigError, config_from_dict
 from nvae.config.errors import show
 from nvae.interop.key_mapping import InteropError, KeyMap
 from nvae.interop.nvae_keys import Layout, Place, build_key_map
-from nvae.models.hierarchy import HierarchicalVAE
 from nvae.models.nvae.cells import InvertedResidualCell, ResidualCell
-from nvae.models.nvae.config import NVAEConfig
+from nvae.models.nvae.network import NVAE
 from nvae.objective import MIN_KL_COEFFICIENT
+from nvae.schema import ModelConfig
 from nvae.system.errors import Remedy
 
 NAME = "the original NVAE (nvlabs)"
@@ -44,7 +44,7 @@ def matches(state: Mapping[str, Tensor]) -> bool:
     return any(name.startswith("enc_sampler.") for name in state)
 
 
-def config_of(content: Mapping[str, Any], state: Mapping[str, Tensor], source: str) -> tuple[NVAEConfig, list[str]]:
+def config_of(content: Mapping[str, Any], state: Mapping[str, Tensor], source: str) -> tuple[ModelConfig, list[str]]:
     """Return the config of the settings in a checkpoint, and warnings. Raises UserError."""
     args = content.get("args")
     if isinstance(args, argparse.Namespace):
@@ -54,7 +54,7 @@ def config_of(content: Mapping[str, Any], state: Mapping[str, Tensor], source: s
     return config_of_settings(args, source)
 
 
-def config_of_settings(args: Mapping[str, Any], source: str) -> tuple[NVAEConfig, list[str]]:
+def config_of_settings(args: Mapping[str, Any], source: str) -> tuple[ModelConfig, list[str]]:
     """Return the config of the original's command-line settings, and warnings. Raises UserError."""
 
     def value(key: str, kind: type) -> Any:
@@ -168,7 +168,7 @@ def weights_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def key_map(model: HierarchicalVAE) -> KeyMap:
+def key_map(model: NVAE) -> KeyMap:
     """Return the original's name of every tensor of our network."""
     return build_key_map(model, _LAYOUT)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -9,14 +12,38 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def synchronize_batch_norms(model: nn.Module) -> None:
-    """Replace the batch norms of a model on its device; names, weights and statistics stay the same.
+    """Convert the batch norms of a model on its device; names, weights and statistics stay the same.
 
     PyTorch's synchronized batch norm needs a GPU; on a CPU, `SynchronizedBatchNorm2d` computes the same.
     """
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child) is nn.BatchNorm2d:
-                setattr(module, name, _synchronized(child))
+    if next(model.parameters()).device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SynchronizedBatchNorm2d  # which has the same attributes
+
+
+@contextmanager
+def restored_batch_norms(norms: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Restore statistics, counters and momenta of batch norms on exit, also after an error.
+
+    Within the context, assign new tensors to the buffers instead of changing the old ones.
+    """
+    names = ("running_mean", "running_var", "num_batches_tracked", "momentum")
+    saved = [(norm, {name: getattr(norm, name) for name in names}) for norm in norms]
+    try:
+        yield
+    finally:
+        for norm, values in saved:
+            for name, value in values.items():
+                setattr(norm, name, value)
+
+
+def copy_statistics(norm: _BatchNorm) -> None:
+    """Replace the statistics and the counter of a batch norm by copies, so that the old tensors do not change."""
+    for name, buffer in norm.named_buffers(recurse=False):
+        setattr(norm, name, buffer.clone())
 
 
 def num_values(norm: nn.Module, x: Tensor) -> int:
@@ -29,16 +56,6 @@ def num_values(norm: nn.Module, x: Tensor) -> int:
     return count
 
 
-def _synchronized(norm: nn.BatchNorm2d) -> _BatchNorm:
-    on_gpu = norm.running_mean.device.type == "cuda"
-    kind = nn.SyncBatchNorm if on_gpu else SynchronizedBatchNorm2d
-    result = kind(norm.num_features, norm.eps, norm.momentum)
-    result.weight, result.bias = norm.weight, norm.bias
-    result.running_mean, result.running_var = norm.running_mean, norm.running_var
-    result.num_batches_tracked = norm.num_batches_tracked
-    return result.train(norm.training)
-
-
 class SynchronizedBatchNorm2d(nn.BatchNorm2d):
     """A batch norm with the mean and the variance over the inputs (B, C, H, W) of all processes, in training.
 
@@ -47,6 +64,10 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
     """
 
     last_count: int = 0
+    num_batches_tracked: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    momentum: float
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -58,15 +79,12 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
         centered = values - mean[:, None, None]
         variance = _Sum.apply(centered.square().sum((0, 2, 3))) / count
         self.last_count = int(count)
-        self._update(mean.detach(), variance.detach() * count / (count - 1))
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight / (variance + self.eps).sqrt()
         return (centered * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
-
-    @torch.no_grad()
-    def _update(self, mean: Tensor, variance: Tensor) -> None:
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
 
 
 class _Sum(torch.autograd.Function):

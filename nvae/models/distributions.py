@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -115,16 +115,12 @@ class DiagonalNormal(Distribution):
     temperature_rule: TemperatureRule = "sigma"
 
     def sample(self, noise: Tensor, temperature: float = 1.0) -> Tensor:
-        return torch.addcmul(self.mu, self._tempered_sigma(temperature), noise.to(self.mu.dtype))
-
-    def _tempered_sigma(self, temperature: float) -> Tensor:
-        if temperature == 1.0:
-            return self.sigma
-        if self.temperature_rule == "sigma":
-            return self.sigma * temperature
-        if self.temperature_rule == "variance":
-            return self.sigma * math.sqrt(temperature)
-        return (self.sigma - MIN_SIGMA) * temperature + MIN_SIGMA
+        sigma = self.sigma
+        if temperature != 1.0 and self.temperature_rule == "sigma_above_minimum":
+            sigma = (sigma - MIN_SIGMA) * temperature + MIN_SIGMA
+        elif temperature != 1.0:
+            sigma = sigma * self.noise_factor(temperature)
+        return torch.addcmul(self.mu, sigma, noise.to(self.mu.dtype))
 
     def log_density(self, z: Tensor) -> Tensor:
         """Return the log density in nats, elementwise."""
@@ -251,7 +247,7 @@ def kl_divergence(posterior: Distribution, prior: Distribution, log_q: Tensor, l
     return log_q - log_p
 
 
-def map_tensors(value: object, function: Callable[[Tensor], Tensor]) -> object:
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """Apply a function to every tensor inside a state, a distribution or a tuple; other objects stay the same."""
     if isinstance(value, Tensor):
         return function(value)
@@ -259,6 +255,5 @@ def map_tensors(value: object, function: Callable[[Tensor], Tensor]) -> object:
         parts = [map_tensors(part, function) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)  # a named tuple stays one
     if isinstance(value, Distribution):
-        parts = {name: map_tensors(part, function) for name, part in vars(value).items()}
-        return type(value)(**parts)
+        return type(value)(**{name: map_tensors(part, function) for name, part in vars(value).items()})
     return value

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from nvae.models.distributions import (
 from nvae.models.likelihoods import Likelihood, PixelDistribution
 from nvae.schema import ModelConfig
 
-State = Tensor | tuple[Tensor, ...]  # batch first
+State: TypeAlias = Any  # of the family: a tensor or a tuple of tensors, batch first
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,10 @@ class LatentGroup(nn.Module):
     """The base class of a family's latent groups. `state` is the state that the groups above pass down."""
 
     level: Level
-    info = GroupInfo()
+
+    @property
+    def info(self) -> GroupInfo:
+        return GroupInfo()
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -76,7 +79,7 @@ class LatentGroup(nn.Module):
         """Return the state for `posterior` and `merge`, and p(z | z above)."""
         raise NotImplementedError
 
-    def posterior(self, state: State, features: Any, prior: Distribution) -> Distribution:
+    def posterior(self, state: State, features: Any, prior: Any) -> Distribution:
         """Return q(z | x, z above). features: this group's element of `bottom_up`."""
         raise NotImplementedError
 
@@ -125,7 +128,7 @@ class TopDownOutput:
     @property
     def kl(self) -> Tensor:
         """(B, G): the KL of every group, top group first, in nats."""
-        return torch.stack([group.kl for group in self.groups.values()], dim=1)
+        return torch.stack([group.kl for group in self.groups.values() if group.kl is not None], dim=1)
 
 
 # ------------------------------------------------------------------------------------------- where z comes from
@@ -135,11 +138,6 @@ class LatentSource(Protocol):
     """A function that returns z of one group, from the state before the group and the group's prior."""
 
     def __call__(self, index: int, group: LatentGroup, state: State, prior: Distribution) -> GroupOutput: ...
-
-
-def group_value(value: float | Sequence[float], index: int) -> float:
-    """Return the value of group `index`. value: one number for all groups, or one per group."""
-    return value if isinstance(value, int | float) else value[index]
 
 
 @dataclass(frozen=True)
@@ -165,17 +163,8 @@ class FromNoise:
     temperature: float | Sequence[float] = 1.0
 
     def __call__(self, index: int, group: LatentGroup, state: State, prior: Distribution) -> GroupOutput:
-        return GroupOutput(prior.sample(self.noise[index], group_value(self.temperature, index)), prior)
-
-
-@dataclass(frozen=True)
-class FromLatents:
-    """Given z, one tensor (B, *latent_shape) per group: decoding, interpolation."""
-
-    latents: Sequence[Tensor]
-
-    def __call__(self, index: int, group: LatentGroup, state: State, prior: Distribution) -> GroupOutput:
-        return GroupOutput(self.latents[index], prior)
+        temperature = self.temperature if isinstance(self.temperature, int | float) else self.temperature[index]
+        return GroupOutput(prior.sample(self.noise[index], temperature), prior)
 
 
 @dataclass(frozen=True)
@@ -199,13 +188,13 @@ class HierarchicalVAE(nn.Module):
     """
 
     padding = 0
+    groups: Any  # nn.ModuleList of LatentGroup; set by the family
 
     def __init__(self, config: ModelConfig, levels: Sequence[Level], likelihood: Likelihood) -> None:
         super().__init__()
         self.config = config
         self.levels = tuple(levels)
         self.likelihood = likelihood
-        self.groups: nn.ModuleList  # of LatentGroup; set by the family
 
     def bottom_up(self, images: Tensor) -> list[Any]:
         """Map images (B, C, H, W) in [0, 1] to the features of every latent group, top group first."""

@@ -96,14 +96,9 @@ def _upper_tail(config: ModelConfig) -> float:
     return UPPER_TAIL if config.likelihood_tails == "original" else 1 - 0.5 / last_value(config)
 
 
-def _num_components(config: ModelConfig) -> int:
-    return 1 if config.sampling_method == "logistic" else config.n_mix
-
-
-def _split(output: Tensor, channels: int, components: int, parameters: int) -> tuple[Tensor, ...]:
-    """Split (B, C * K * M, H, W) into the K parameters, (B, C, M, H, W) each."""
-    batch, _, height, width = output.shape
-    return output.view(batch, channels, parameters, components, height, width).unbind(2)
+def _split(output: Tensor, channels: int) -> tuple[Tensor, ...]:
+    """Split (B, C * 3 * M, H, W) into the three parameters of M components, (B, C, M, H, W) each."""
+    return output.unflatten(1, (channels, 3, -1)).unbind(2)
 
 
 def _to_centered(images: Tensor) -> Tensor:
@@ -176,8 +171,8 @@ class Mixture:
     @staticmethod
     def channels_by_parameter(config: ModelConfig) -> Tensor:
         """Return the indices of the output channels by image channel, parameter and component, (C, 3, M)."""
-        channels, components = config.image_channels, _num_components(config)
-        return torch.arange(3 * components * channels, device="cpu").view(channels, 3, components)
+        components = 1 if config.sampling_method == "logistic" else config.n_mix
+        return torch.arange(3 * components * config.image_channels, device="cpu").view(-1, 3, components)
 
     def __init__(self, logits: Tensor, means: Tensor) -> None:
         self.logits = logits
@@ -215,13 +210,11 @@ class GaussianMixture(Mixture):
     @classmethod
     def likelihood(cls, config: ModelConfig) -> Likelihood:
         channels = cls.channels_by_parameter(config)
-        distribution = partial(
-            cls, channels=config.image_channels, components=config.n_mix, centered=config.pixel_range == "centered"
-        )
+        distribution = partial(cls, channels=config.image_channels, centered=config.pixel_range == "centered")
         return Likelihood(channels.numel(), distribution, _density_bits(config), channels[:, :2].flatten().tolist())
 
-    def __init__(self, output: Tensor, channels: int, components: int, centered: bool = False) -> None:
-        logits, mu, log_sigma = _split(soft_clamp(output), channels, components, 3)
+    def __init__(self, output: Tensor, channels: int, centered: bool = False) -> None:
+        logits, mu, log_sigma = _split(soft_clamp(output), channels)
         super().__init__(logits, _to_unit(mu) if centered else mu)
         self.normal = DiagonalNormal(mu, log_sigma.exp() + MIN_SIGMA)
         self.centered = centered
@@ -269,17 +262,12 @@ class LogisticMixture(Mixture):
     @classmethod
     def likelihood(cls, config: ModelConfig) -> Likelihood:
         channels = cls.channels_by_parameter(config)
-        distribution = partial(
-            cls,
-            channels=config.image_channels,
-            components=_num_components(config),
-            last=last_value(config),
-            upper_tail=_upper_tail(config),
-        )
+        tail = _upper_tail(config)
+        distribution = partial(cls, channels=config.image_channels, last=last_value(config), upper_tail=tail)
         return Likelihood(channels.numel(), distribution, 0.0, channels[:, :2].flatten().tolist())
 
-    def __init__(self, output: Tensor, channels: int, components: int, last: int, upper_tail: float) -> None:
-        logits, mu, log_scale = _split(output, channels, components, 3)
+    def __init__(self, output: Tensor, channels: int, last: int, upper_tail: float) -> None:
+        logits, mu, log_scale = _split(output, channels)
         mu = mu.clamp(-5, 5)
         super().__init__(soft_clamp(logits), _to_unit(mu))
         self.mu = mu
@@ -312,7 +300,7 @@ class CoupledLogisticMixture:
     @classmethod
     def likelihood(cls, config: ModelConfig) -> Likelihood:
         components = config.n_mix
-        distribution = partial(cls, components=components, last=last_value(config), upper_tail=_upper_tail(config))
+        distribution = partial(cls, last=last_value(config), upper_tail=_upper_tail(config))
         channels = cls.channels_by_parameter(components)
         mean_channels = [*range(components), *channels[:, [0, 2]].flatten().tolist()]  # all but the scales
         return Likelihood(10 * components, distribution, 0.0, mean_channels)
@@ -322,10 +310,10 @@ class CoupledLogisticMixture:
         """Return the indices of the output channels by image channel, parameter and component, (3, 3, M)."""
         return components + torch.arange(9 * components, device="cpu").view(3, 3, components)
 
-    def __init__(self, output: Tensor, components: int, last: int, upper_tail: float) -> None:
+    def __init__(self, output: Tensor, last: int, upper_tail: float) -> None:
+        components = output.shape[1] // 10
         self.logits = output[:, :components]  # (B, M, H, W)
-        # (B, 3, M, H, W) each
-        self.means, log_scales, coefficients = _split(output[:, components:], 3, components, 3)
+        self.means, log_scales, coefficients = _split(output[:, components:], 3)  # (B, 3, M, H, W) each
         self.log_scales = log_scales.clamp(*self.log_scale_range)
         self.coefficients = coefficients.tanh()
         self.last = last

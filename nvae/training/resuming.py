@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nvae.checkpoint import CheckpointError, SavedFile, load, restore, save, with_best_weights
+from nvae.checkpoint import CheckpointError, load, restore, save, with_best_weights
 from nvae.config import flat
 from nvae.models.families import clone
 from nvae.optim import load_optimizer
@@ -109,7 +109,7 @@ def resume_training(trainer: Trainer, path: Path, run: str | None = None, change
     return warnings
 
 
-def _loads(trainer: Trainer, content: SavedFile, saved: dict[str, Any], path: Path) -> dict[str, Callable[[], object]]:
+def _loads(trainer: Trainer, content: dict[str, Any], saved: dict[str, Any], path: Path) -> dict[str, Callable[[], object]]:
     """Return functions that load the parts of a checkpoint; each raises any exception for a state that does not fit."""
     # Checkpoints without these parts are from before the state had them.
     states = {"history": {"validations": []}, "best": {}, "recovery": Recovery().state_dict()} | saved

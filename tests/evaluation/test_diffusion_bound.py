@@ -13,7 +13,7 @@ from nvae.config import config_from_dict
 from nvae.evaluation.likelihood import evaluate
 from nvae.models.distributions import DiagonalNormal
 from nvae.models.families import build_model
-from nvae.models.hierarchy import FromLatents, FromNoise, HierarchicalVAE, Level
+from nvae.models.hierarchy import FromNoise, GroupOutput, HierarchicalVAE, LatentSource, Level
 from nvae.models.likelihoods import Likelihood
 from nvae.models.priors.diffusion import DiffusionPrior
 from nvae.models.priors.top_priors import LeadingNoiseNormal, TopPriorGroup
@@ -243,9 +243,14 @@ BINARY = torch.tensor([[[[255, 0], [255, 255]]]], dtype=torch.uint8)
 GRID = torch.linspace(-12, 12, 4001)
 
 
+def given(latents: list[torch.Tensor]) -> LatentSource:
+    """Return a source of given z, one tensor per group."""
+    return lambda index, group, state, prior: GroupOutput(latents[index], prior)
+
+
 def log_joint_over_z(model: HierarchicalVAE, latents: list[torch.Tensor]) -> torch.Tensor:
     """Return log p(x | z) of latents, (N,)."""
-    output = model.top_down(FromLatents(latents), len(latents[0]))
+    output = model.top_down(given(latents), len(latents[0]))
     return output.px_z.log_prob((BINARY / 255).expand(len(latents[0]), -1, -1, -1)).flatten(1).sum(1).double()
 
 
@@ -266,7 +271,7 @@ def test_importance_weighted_bound_of_a_tiny_dvp_model_converges_to_the_integrat
     log_likelihoods = []
     for value in u:
         latents = [value[None].expand(len(GRID), -1, -1, -1), GRID.view(-1, 1, 1, 1)]
-        output = model.top_down(FromLatents(latents), len(GRID))
+        output = model.top_down(given(latents), len(GRID))
         log_prior = output.groups[1].prior.log_prob(output.groups[1].z).double()
         log_x = output.px_z.log_prob(images.expand(len(GRID), -1, -1, -1)).flatten(1).sum(1).double()
         log_likelihoods.append(log_integral(log_prior + log_x))

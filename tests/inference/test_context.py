@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from nvae.inference.exploration import base_point, draw_group_noise, explore, explore_context, explore_positions
-from nvae.inference.interpolation import interpolate, interpolated_pseudo_inputs, mix, slerp, walk
+from nvae.inference.exploration import base_point, draw_group_noise, explore, explore_positions
+from nvae.inference.interpolation import interpolate, mix, slerp, walk
 from nvae.inference.reconstruction import encode, pseudo_inputs, reconstruct
 from nvae.inference.sampling import Sampler
 from nvae.models.hierarchy import FromNoise, FromPosterior
@@ -63,9 +63,8 @@ def test_pseudo_inputs_of_a_model_without_a_context_are_none(bernoulli_model, im
     sampler = Sampler(bernoulli_model, 0.7, iterations=0)
     noise = sampler.noise([1])
     base = base_point(sampler, noise)
-    assert base.pseudo_input is sampler.pseudo_inputs(noise[0]) is explore_context(sampler) is None
+    assert base.pseudo_input is sampler.pseudo_inputs(noise[0]) is None
     assert pseudo_inputs(bernoulli_model, images) is None
-    assert interpolated_pseudo_inputs(sampler, noise, noise, torch.zeros(1)) is None
     assert explore_positions(sampler, base, 0, 1).pseudo_inputs is None
 
 
@@ -119,9 +118,7 @@ def test_reconstruct_refuses_more_groups_than_are_below_the_context(model, image
 def test_exploration_has_the_pseudo_inputs_of_the_context(model, sampler, assert_within):
     base = base_point(sampler, sampler.noise([3]))
     assert_within(base.pseudo_input, sampler.pseudo_inputs(base.noise[0]))
-    new = explore_context(sampler, 2, 0.8, seed=4)
     fresh = draw_group_noise(model, 0, 2, 4, 0.8)
-    assert_within(new, sampler.pseudo_inputs(fresh))
     images = explore(sampler, base, 2, 0.8, seed=4)
     assert_within(images[0], sampler.decode([fresh, *(kept.expand(2, *kept.shape[1:]) for kept in base.noise[1:])]))
 
@@ -157,9 +154,8 @@ def test_interpolation_between_pictures_ends_at_the_reconstructions(make_dvp, im
     a, b = ([group[i : i + 1] for group in encode(model, images)] for i in (0, 1))
     between = interpolate(sampler, a, b, times)
     assert_within(between[[0, 4]], reconstruct(model, images[:2]), 1e-4)
-    contexts = interpolated_pseudo_inputs(sampler, a, b, times)
+    contexts = sampler.pseudo_inputs(slerp(a[0], b[0], times))
     assert_within(contexts[[0, 4]], pseudo_inputs(model, images[:2]), 1e-4)
-    assert_within(contexts, sampler.pseudo_inputs(slerp(a[0], b[0], times)))
     mixture = mix(sampler, a, b)
     assert_within(mixture[[0, 4]], reconstruct(model, images[:2]).flip(0), 1e-4)
 

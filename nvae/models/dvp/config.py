@@ -12,7 +12,7 @@ from nvae.models.ladder.config import LadderConfig
 class DVPConfig(LadderConfig):
     """The keys of the family dvp: those of the family ladder, and the context."""
 
-    family: Literal["dvp"] = Field(
+    family: Literal["dvp"] = Field(  # type: ignore[assignment]  # pydantic replaces the field of the base class
         "dvp", description="DVP-VAE, a Ladder VAE below a context with a diffusion prior (Kuzina and Tomczak 2024)."
     )
     context: Literal["dct", "downsample"] = Field(

@@ -31,6 +31,8 @@ class DCTContext(nn.Module):
     """
 
     is_spatial = False
+    scale: Tensor
+    matrix: Tensor
 
     def __init__(self, config: DVPConfig) -> None:
         super().__init__()
@@ -83,4 +85,4 @@ class DownsampleContext(nn.Module):
         """Do nothing: there is nothing to calibrate."""
 
 
-CONTEXTS = {"dct": DCTContext, "downsample": DownsampleContext}
+CONTEXTS: dict[str, type[DCTContext | DownsampleContext]] = {"dct": DCTContext, "downsample": DownsampleContext}

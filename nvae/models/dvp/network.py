@@ -37,10 +37,10 @@ class ContextGroup(TopPriorGroup):
         return replace(super().info, is_spatial=self.context.is_spatial)
 
     def prior(self, state: LadderState) -> tuple[LadderState, Distribution]:
-        batch_size, components = len(state.s), ()
+        components: tuple[Tensor, ...] = ()
         if isinstance(self.top_prior, VampPrior):
-            components = components_of(self._posterior_around(self.context(self.top_prior.images)), batch_size)
-        return state, self.top_prior(batch_size, *components)
+            components = components_of(self._posterior_around(self.context(self.top_prior.images)), len(state.s))
+        return state, self.top_prior(len(state.s), *components)
 
     def posterior(self, state: LadderState, features: Tensor, prior: Distribution) -> DiagonalNormal:
         return self._posterior_around(features)
@@ -51,9 +51,7 @@ class ContextGroup(TopPriorGroup):
             # the next step would.
             with torch.no_grad():
                 self.log_variance.clamp_(*LOG_VARIANCE_RANGE)
-            log_variance = self.log_variance
-        else:
-            log_variance = self.log_variance.clamp(*LOG_VARIANCE_RANGE)
+        log_variance = self.log_variance if self.training else self.log_variance.clamp(*LOG_VARIANCE_RANGE)
         return LeadingNoiseNormal(mu, (0.5 * log_variance).exp().expand_as(mu), "variance")
 
     def merge(self, state: LadderState, z: Tensor) -> LadderState:

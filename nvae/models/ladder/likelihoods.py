@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
-
 from torch import Tensor
 from torch.nn import functional
 
@@ -14,7 +11,6 @@ from nvae.models.likelihoods import (
     Likelihood,
     LogMasses,
     build_likelihood,
-    last_value,
 )
 from nvae.schema import ModelConfig
 
@@ -43,11 +39,8 @@ class FlooredLogisticMixture(CoupledLogisticMixture):
 
 def build_ladder_likelihood(config: ModelConfig) -> Likelihood:
     """Return the likelihood of a config; bernoulli and coupled_logistic_mixture in the variants of this module."""
-    likelihood = build_likelihood(config)
     if config.sampling_method == "bernoulli":
-        return replace(likelihood, distribution=ClampedBernoulli)
-    if config.sampling_method == "coupled_logistic_mixture":
-        last = last_value(config)
-        mixture = partial(FlooredLogisticMixture, components=config.n_mix, last=last, upper_tail=1 - 0.5 / last)
-        return replace(likelihood, distribution=mixture)
-    return likelihood
+        return ClampedBernoulli.likelihood(config)
+    if config.sampling_method == "coupled_logistic_mixture":  # always with exact tails
+        return FlooredLogisticMixture.likelihood(config.model_copy(update={"likelihood_tails": "exact"}))
+    return build_likelihood(config)

@@ -33,7 +33,7 @@ class LadderState(NamedTuple):
 
     s: Tensor  # (B, C, h, w) of the level
     z_sum: Tensor  # (B, L, S, S): the sum of all z at the images' resolution
-    merged: Tensor | None = None  # (B, C, h, w): s + h, after a prior
+    merged: Tensor  # (B, C, h, w): s + h after a prior; before it, s
     context: Tensor | None = None  # (B, C, S, S): the image of the context, which every prior sees
     components: tuple[Tensor, Tensor] | None = None  # of a vampprior, before the first group; see VampPrior
 
@@ -41,11 +41,10 @@ class LadderState(NamedTuple):
 def ladder_levels(config: LadderConfig) -> list[Level]:
     """Return the levels of the hierarchy, top first; a scale without latents has no level."""
     first = 0 if config.first_scale_at_image_size else 1
+    scales = zip(config.latents_per_scale, channels_per_scale(config), strict=True)
     finest_first = [
-        Level(groups, config.input_dimension // 2 ** (first + scale), channels, channels, config.latent_size)
-        for scale, (groups, channels) in enumerate(
-            zip(config.latents_per_scale, channels_per_scale(config), strict=True)
-        )
+        Level(groups, config.input_dimension // 2**halvings, channels, channels, config.latent_size)
+        for halvings, (groups, channels) in enumerate(scales, first)
         if groups
     ]
     return finest_first[::-1]
@@ -131,10 +130,8 @@ class Encoder(nn.Module):
         kernel = 1 if config.first_scale_at_image_size else 2
         for count, width in zip(config.latents_per_scale, channels_per_scale(config), strict=True):
             for stage in range(min(count, 1) if self.is_small else count):
-                blocks = [
-                    block(channels, width),
-                    *(block(width, width) for _ in range(config.encoder_blocks_per_scale - 1)),
-                ]
+                blocks = [block(channels, width)]
+                blocks += [block(width, width) for _ in range(config.encoder_blocks_per_scale - 1)]
                 self.stages.append(nn.Sequential(*blocks))
                 self.pooling.append(kernel if stage == 0 else 1)
                 channels = width
@@ -148,7 +145,7 @@ class Encoder(nn.Module):
             h = functional.avg_pool2d(stage(h), kernel)
             features.append(h)
         if self.is_small:
-            counts = [count for count in self.counts if count]
+            counts = filter(None, self.counts)
             features = [feature for feature, count in zip(features, counts, strict=True) for _ in range(count)]
         return features[::-1]
 
@@ -166,8 +163,7 @@ class LadderGroup(LatentGroup):
         self.level, self.below = level, below
         self.min_log_variance = config.min_log_variance
         channels, latents = level.decoder_channels, level.latent_size
-        hidden = max(int(channels * config.hidden_multiplier), 1)
-        block = block_type(config, preactivation=False)
+        hidden, block = int(channels * config.hidden_multiplier), block_type(config, preactivation=False)
         self.prior_block = zero_last(block(channels + context_channels, hidden, 2 * latents + channels))
         self.posterior_block = zero_last(block(channels, hidden, 2 * latents))
         self.z_projection = nn.Conv2d(latents, channels, 1)
@@ -205,7 +201,7 @@ class LadderGroup(LatentGroup):
         s, z_sum = state.merged, state.z_sum + resize(z, state.z_sum.shape[-1])
         if self.below is not None:
             s = resize(self.blocks(s + self.z_projection(z)), self.below.resolution)
-        return LadderState(s, z_sum, context=state.context)
+        return LadderState(s, z_sum, s, state.context)
 
 
 class TopGroup(TopPriorGroup, LadderGroup):
@@ -230,7 +226,7 @@ class Output(nn.Module):
     def __init__(self, config: LadderConfig, num_parameters: int) -> None:
         super().__init__()
         channels, block = config.channels, block_type(config, preactivation=False)
-        hidden = max(int(channels * config.hidden_multiplier), 1)
+        hidden = int(channels * config.hidden_multiplier)
         self.projection = nn.Conv2d(config.latent_size, channels, 1)
         blocks = (zero_last(block(channels, hidden, channels)) for _ in range(config.num_postprocess_blocks))
         self.blocks = nn.Sequential(*blocks)
@@ -267,7 +263,7 @@ class LadderVAE(HierarchicalVAE):
     def initial_state(self, batch_size: int) -> LadderState:
         side, like = self.config.input_dimension, next(self.parameters())
         s = like.new_ones(batch_size, self.top.decoder_channels, self.top.resolution, self.top.resolution)
-        state = LadderState(s, like.new_zeros(batch_size, self.top.latent_size, side, side))
+        state = LadderState(s, like.new_zeros(batch_size, self.top.latent_size, side, side), s)
         top = self.groups[0]
         if isinstance(top, TopGroup) and isinstance(top.top_prior, VampPrior):
             features = self.encoder(top.top_prior.images)[0]  # (M, ...)

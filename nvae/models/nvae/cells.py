@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from nvae.models.batch_norms import num_values
+from nvae.models.batch_norms import copy_statistics, num_values, restored_batch_norms
 from nvae.models.nvae.config import ArchInstance
 from nvae.models.nvae.convolutions import DepthwiseConv2d, Normalization, SpectralNorm, normalized
 
@@ -46,14 +46,15 @@ def normalize_before_upsampling(norm: nn.Module, x: Tensor, repeats: int) -> Ten
     Normalizing before a nearest-neighbor upsampling gives the same numbers at a fraction of the cost. Only the unbiased
     variance in the running statistics depends on the number of pixels; this function corrects that variance.
     """
-    if repeats == 1 or not isinstance(norm, _BatchNorm) or not norm.training or not norm.track_running_stats:
+    if repeats == 1 or not isinstance(norm, _BatchNorm) or not norm.training:
         return norm(x)
-    running_var = norm.running_var
+    running_var, momentum = norm.running_var, norm.momentum
+    assert running_var is not None and momentum is not None  # of every batch norm of a cell
     norm.running_var = running_var.clone()  # autograd saves the buffer that the norm updates: correct a copy of it
     y = norm(x)
     count = num_values(norm, x)
     correction = repeats * (count - 1) / (repeats * count - 1)
-    kept = running_var * (1 - norm.momentum)
+    kept = running_var * (1 - momentum)
     running_var.copy_(kept + (norm.running_var - kept) * correction)
     norm.running_var = running_var
     return y
@@ -81,11 +82,9 @@ class SqueezeExcitation(nn.Module):
 
 def squeeze_excitation(channels: int, options: CellOptions) -> SqueezeExcitation | None:
     """Return the squeeze-and-excitation of a cell with this number of channels; None if the options have none."""
-    if options.squeeze_excitation == "none":
-        return None
-    return SqueezeExcitation(
-        channels, channels // 2 if options.squeeze_excitation == "half" else max(channels // 16, 4)
-    )
+    widths = {"none": None, "half": channels // 2, "sixteenth": max(channels // 16, 4)}
+    hidden = widths[options.squeeze_excitation]
+    return None if hidden is None else SqueezeExcitation(channels, hidden)
 
 
 class FactorizedReduce(nn.Module):
@@ -96,28 +95,22 @@ class FactorizedReduce(nn.Module):
     right, top right, bottom left.
     """
 
-    SHIFTS = {"aligned": ((0, 0), (0, 0), (0, 0), (0, 0)), "shifted": ((0, 0), (1, 1), (0, 1), (1, 0))}
-
     def __init__(self, in_channels: int, out_channels: int, options: CellOptions) -> None:
         super().__init__()
-        self.shifts = self.SHIFTS[options.downsample_skip]
+        self.shifted = options.downsample_skip == "shifted"
         self.convolutions = nn.ModuleList(
             normalized(nn.Conv2d(in_channels, out_channels // 4, 1), options.normalization) for _ in range(4)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(set(self.shifts)) == 1:
-            weight = torch.cat([convolution.weight for convolution in self.convolutions])
-            bias = torch.cat([convolution.bias for convolution in self.convolutions])
+        if not self.shifted:
+            weight, bias = (
+                torch.cat([getattr(conv, name) for conv in self.convolutions]) for name in ("weight", "bias")
+            )
             return functional.conv2d(functional.silu(x[:, :, ::2, ::2]), weight, bias)
         x = functional.silu(x)
-        return torch.cat(
-            [
-                convolution(x[:, :, row::2, column::2])
-                for convolution, (row, column) in zip(self.convolutions, self.shifts, strict=True)
-            ],
-            dim=1,
-        )
+        squares = (x[:, :, row::2, column::2] for row, column in ((0, 0), (1, 1), (0, 1), (1, 0)))
+        return torch.cat([conv(square) for conv, square in zip(self.convolutions, squares, strict=True)], dim=1)
 
 
 class UpsampleSkip(nn.Module):
@@ -144,9 +137,8 @@ class Cell(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, options: CellOptions, resample: Resample) -> None:
         super().__init__()
         self.resample = resample
-        if resample is None:
-            self.skip = nn.Identity()
-        else:
+        self.skip: nn.Module = nn.Identity()
+        if resample is not None:
             kind = FactorizedReduce if resample == "downsample" else UpsampleSkip
             self.skip = kind(in_channels, out_channels, options)
 
@@ -162,7 +154,7 @@ class Cell(nn.Module):
 class ResidualCell(Cell):
     """A cell with f = twice (batch norm, activation, 3x3 convolution); the first convolution resamples.
 
-    activation: the function before each convolution; the prefix "bn" adds a batch norm before the function.
+    activation: the function before each convolution, "swish" or "elu"; the prefix "bn" adds a batch norm before it.
     dilations: one number for each of the two convolutions.
     """
 
@@ -173,7 +165,7 @@ class ResidualCell(Cell):
         options: CellOptions,
         resample: Resample = None,
         *,
-        activation: Literal["bnswish", "bnelu", "elu"] = "bnswish",
+        activation: str = "bnswish",
         dilations: tuple[int, int] = (1, 1),
     ) -> None:
         super().__init__(in_channels, out_channels, options, resample)
@@ -182,13 +174,11 @@ class ResidualCell(Cell):
         first, second = dilations
         self.act = Swish() if activation.endswith("swish") else nn.ELU()
         self.norm1 = batch_norm(in_channels) if has_norm else nn.Identity()
-        self.conv1 = normalized(
-            nn.Conv2d(in_channels, out_channels, 3, stride, padding=first, dilation=first), options.normalization
-        )
+        conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=first, dilation=first)
+        self.conv1 = normalized(conv1, options.normalization)
         self.norm2 = batch_norm(out_channels) if has_norm else nn.Identity()
-        self.conv2 = normalized(
-            nn.Conv2d(out_channels, out_channels, 3, padding=second, dilation=second), options.normalization
-        )
+        conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=second, dilation=second)
+        self.conv2 = normalized(conv2, options.normalization)
         self.se = squeeze_excitation(out_channels, options)
 
     def branch(self, x: Tensor) -> Tensor:
@@ -218,6 +208,7 @@ class InvertedResidualCell(Cell):
     ) -> None:
         super().__init__(in_channels, out_channels, options, resample)
         expanded, stride = expansion * in_channels, 2 if resample == "downsample" else 1
+        middle: nn.Conv2d
         if groups is None:
             middle = DepthwiseConv2d(expanded, kernel_size, stride)
         else:
@@ -306,16 +297,12 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
     norms take no step of power iteration, because the first computation took one.
     """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
-    kept = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers(recurse=False)]
-    iterating = [m for m in module.modules() if isinstance(m, SpectralNorm) and m.training]
-    for norm, name, buffer in kept:
-        setattr(norm, name, buffer.clone())
-    for norm in iterating:
-        norm.eval()
-    try:
-        yield
-    finally:
-        for norm, name, buffer in kept:
-            setattr(norm, name, buffer)
-        for norm in iterating:
-            norm.train()
+    iterating = nn.ModuleList(m for m in module.modules() if isinstance(m, SpectralNorm) and m.training)
+    with restored_batch_norms(norms):
+        for norm in norms:
+            copy_statistics(norm)
+        iterating.eval()
+        try:
+            yield
+        finally:
+            iterating.train()

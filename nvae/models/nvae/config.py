@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, model_validator
 
 from nvae.schema import AUTO, MAX_SIZE, WARMUPS, Channels, ModelConfig, Rate, Section, TrainingParameters
 
@@ -72,22 +72,18 @@ class Towers(Section):
     encoder: Channels = Field(description="The number in the bottom-up network.")
     decoder: Channels = Field(description="The number in the top-down network.")
 
-
-TOWER_KEYS = ("channel_towers", "num_cells_per_block_prepost")
-CELLS_PER_BLOCK = Towers(encoder=2, decoder=2)
-
-
-def _same_towers(value: Any) -> Any:
-    """Expand the short form `channel_towers: 32`: the same number in both towers."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return {"encoder": value, "decoder": value}
-    return value
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        """Expand the short form `channel_towers: 32`: the same number in both towers."""
+        return {"encoder": value, "decoder": value} if type(value) is int else value
 
 
-def _cells_of_both(value: Any) -> Any:
-    """Expand the short form, and give a tower that is left out its default."""
-    value = _same_towers(value)
-    return CELLS_PER_BLOCK.model_dump() | value if isinstance(value, dict) else value
+class CellsPerBlock(Towers):
+    """Two cells in a tower that is left out."""
+
+    encoder: Channels = Field(2, description="The number in the bottom-up network.")
+    decoder: Channels = Field(2, description="The number in the top-down network.")
 
 
 class NVAETrainingParameters(TrainingParameters):
@@ -117,7 +113,7 @@ class NVAEConfig(ModelConfig):
     style: Literal["mgp123", "nvlabs"] = Field(
         "mgp123", description="Set of defaults: the seed project's (mgp123) or the original NVAE's (nvlabs)."
     )
-    channel_towers: Annotated[Towers, BeforeValidator(_same_towers)] = Field(description="Channels at full resolution.")
+    channel_towers: Towers = Field(description="Channels at full resolution.")
     number_of_scales: Annotated[int, Field(ge=1, le=12)] = Field(description="Resolutions that have latent groups.")
     initial_splits_per_scale: Groups = Field(description="Latent groups at the finest scale.")
     exponential_scaling: Groups = Field(
@@ -140,9 +136,7 @@ class NVAEConfig(ModelConfig):
     num_blocks_prepost: Annotated[int, Field(ge=0, le=12)] = Field(
         1, description="Blocks that downsample before the first latents, and that upsample after the last."
     )
-    num_cells_per_block_prepost: Annotated[Towers, BeforeValidator(_cells_of_both)] = Field(
-        CELLS_PER_BLOCK, description="Cells in each of these blocks."
-    )
+    num_cells_per_block_prepost: CellsPerBlock = Field(CellsPerBlock(), description="Cells in each of these blocks.")
     cells_per_split_enc: Cells = Field(2, description="Cells per latent group in the bottom-up network.")
     cells_per_input_dec: Cells = Field(1, description="Cells per latent group in the top-down network.")
     channel_multiplier: Annotated[int, Field(ge=1, le=16)] = Field(
@@ -263,8 +257,8 @@ class NVAEConfig(ModelConfig):
         """Expand `channel_towers: 32` before one tower is set."""
         super().prepare_override(data, key, value)
         section, dot, _ = key.partition(".")
-        if dot and section in data and section in TOWER_KEYS:
-            data[section] = _same_towers(data[section])
+        if dot and section in ("channel_towers", "num_cells_per_block_prepost") and type(data.get(section)) is int:
+            data[section] = {"encoder": data[section], "decoder": data[section]}
 
 
 def _downsamplings(config: NVAEConfig) -> int:

@@ -26,15 +26,14 @@ def normalized(convolution: nn.Conv2d, normalization: Normalization) -> nn.Conv2
     Returns the same convolution.
     """
     if normalization != "none":
-        parametrize.register_parametrization(convolution, "weight", _NORMALIZATIONS[normalization]())
+        norm = SpectralNorm() if normalization == "spectral" else WeightNorm(normalization == "exponential")
+        parametrize.register_parametrization(convolution, "weight", norm)
     return convolution
 
 
 def is_spectrally_normalized(convolution: nn.Conv2d) -> bool:
     """Return whether a convolution's weight is divided by its largest singular value."""
-    return parametrize.is_parametrized(convolution, "weight") and isinstance(
-        convolution.parametrizations.weight[0], SpectralNorm
-    )
+    return any(isinstance(module, SpectralNorm) for module in convolution.modules())
 
 
 def _channel_norm(weight: Tensor) -> Tensor:
@@ -47,42 +46,26 @@ class WeightNorm(nn.Module):
     The same formula as `torch.nn.utils.parametrizations.weight_norm`, but the weight stays channels last. Torch's
     version converts the weight to another memory format and back, eight copies per training step.
 
+    exponential: (n, v) -> exp(n) * v / (||v|| + 1e-5) instead; n starts at log(||v|| + 1e-2), as in NVAE's program.
     mask: the mask of a causal convolution, applied to v before the norm is computed.
     gain: a factor on the initial norm of the weight.
     """
 
     mask: Tensor | None
 
-    def __init__(self, mask: Tensor | None = None, gain: float = 1.0) -> None:
+    def __init__(self, exponential: bool, mask: Tensor | None = None, gain: float = 1.0) -> None:
         super().__init__()
         self.register_buffer("mask", mask, persistent=False)
-        self.gain = gain
+        self.exponential, self.gain = exponential, gain
 
     def forward(self, g: Tensor, v: Tensor) -> Tensor:
-        v = self._masked(v)
-        return v * self._scale(g, _channel_norm(v))
+        v = v if self.mask is None else v * self.mask
+        norm = _channel_norm(v)
+        return v * (g.exp() / (norm + 1e-5) if self.exponential else g / norm)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        return self._parameter(self.gain * _channel_norm(self._masked(weight))), weight
-
-    def _masked(self, v: Tensor) -> Tensor:
-        return v if self.mask is None else v * self.mask
-
-    def _scale(self, g: Tensor, norm: Tensor) -> Tensor:
-        return g / norm
-
-    def _parameter(self, norm: Tensor) -> Tensor:
-        return norm
-
-
-class ExponentialWeightNorm(WeightNorm):
-    """Parametrization (n, v) -> exp(n) * v / (||v|| + 1e-5); n starts at log(||v|| + 1e-2), as in NVAE's program."""
-
-    def _scale(self, n: Tensor, norm: Tensor) -> Tensor:
-        return n.exp() / (norm + 1e-5)
-
-    def _parameter(self, norm: Tensor) -> Tensor:
-        return (norm + 1e-2).log()
+        norm = self.gain * _channel_norm(weight if self.mask is None else weight * self.mask)
+        return (norm + 1e-2).log() if self.exponential else norm, weight
 
 
 def weight_matrix(weight: Tensor) -> Tensor:
@@ -145,9 +128,6 @@ class SpectralNorm(nn.Module):
         return weight
 
 
-_NORMALIZATIONS = {"linear": WeightNorm, "exponential": ExponentialWeightNorm, "spectral": SpectralNorm}
-
-
 class Masked(nn.Module):
     """Parametrization that multiplies a weight by a mask of zeros and ones."""
 
@@ -181,11 +161,11 @@ def causal_mask(
     middle = kernel_size // 2
     mask = torch.zeros(out_channels, in_channels // groups, kernel_size, kernel_size)
     mask[:, :, :middle, :] = 1
-    mask[:, :, middle, :middle] = float(columns == "left")
-    mask[:, :, middle, middle + 1 :] = float(columns == "right")
+    mask[:, :, middle, :middle] = columns == "left"
+    mask[:, :, middle, middle + 1 :] = columns == "right"
     own_visible = center == "earlier and own"
     if groups > 1:
-        mask[:, :, middle, middle] = float(own_visible)
+        mask[:, :, middle, middle] = own_visible
     else:
         latents = min(in_channels, out_channels)
         input_group = torch.arange(in_channels) // (in_channels // latents)
@@ -216,7 +196,7 @@ def masked_convolution(
     mask = causal_mask(in_channels, out_channels, kernel_size, groups, center, columns)
     mask = mask.flip(2, 3) if mirrored else mask
     convolution = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=bias)
-    masked = Masked(mask) if normalization == "none" else _NORMALIZATIONS[normalization](mask, gain)
+    masked = Masked(mask) if normalization == "none" else WeightNorm(normalization == "exponential", mask, gain)
     parametrize.register_parametrization(convolution, "weight", masked)
     return convolution
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,7 @@ class Flow(nn.Sequential):
 
     def inverse(self, z: Tensor) -> Tensor:
         """Return the inverse of forward, (B, L, H, W) to (B, L, H, W)."""
-        for cell in reversed(self):
+        cells: list[Any] = list(self)
+        for cell in reversed(cells):
             z = cell.inverse(z)
         return z

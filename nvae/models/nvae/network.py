@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nvae.models.distributions import Distribution, FlowDistribution, SoftClampedNormal
+from nvae.models.distributions import Distribution, FlowDistribution, SoftClampedNormal, TemperatureRule
 from nvae.models.hierarchy import HierarchicalVAE, LatentGroup, Level
 from nvae.models.likelihoods import build_likelihood
 from nvae.models.nvae.cells import CellOptions, CellStack, CellTypes, cell_types
@@ -36,6 +36,8 @@ def nvae_levels(config: NVAEConfig) -> list[Level]:
 
 class NVAE(HierarchicalVAE):
     """The NVAE of Vahdat and Kautz (2020): residual cells, a learned constant at the top, diagonal Normals."""
+
+    config: NVAEConfig
 
     def __init__(self, config: NVAEConfig) -> None:
         levels = nvae_levels(config)
@@ -81,28 +83,25 @@ def state_channels(config: NVAEConfig, top: Level) -> int:
     return 0 if config.plain_vae else top.decoder_channels
 
 
-class BuildingBlocks(NamedTuple):
-    """The normalizations, cell types and cell options that all parts of a network share."""
+def building_blocks(config: NVAEConfig) -> tuple[Normalization, CellOptions, CellTypes]:
+    """Return the normalization outside cells and flows, the options and the types of cells, for all parts of a network.
 
-    normalization: Normalization  # of convolutions outside cells and flows
-    flow_normalization: Literal["none", "linear", "exponential"]
-    options: CellOptions
-    types: CellTypes
-
-
-def building_blocks(config: NVAEConfig) -> BuildingBlocks:
-    """Return the building blocks of a config. Spectral normalization replaces weight normalization outside flows."""
-    inside = config.weight_normalization if config.normalize_cells else "none"
+    Spectral normalization replaces weight normalization outside flows.
+    """
     spectral = config.spectral_normalization
     options = CellOptions(
-        normalization="spectral" if spectral else inside,
+        normalization="spectral" if spectral else weight_normalization_inside(config),
         inverted_normalization="spectral" if spectral else "none",
         squeeze_excitation=config.squeeze_excitation,
         downsample_skip=config.downsample_skip,
         upsample_skip_bias=config.upsample_skip_bias,
     )
-    outside = "spectral" if spectral else config.weight_normalization
-    return BuildingBlocks(outside, inside, options, cell_types(config.arch_instance))
+    return "spectral" if spectral else config.weight_normalization, options, cell_types(config.arch_instance)
+
+
+def weight_normalization_inside(config: NVAEConfig) -> Literal["none", "linear", "exponential"]:
+    """Return the weight normalization of flows, and of cells without spectral normalization."""
+    return config.weight_normalization if config.normalize_cells else "none"
 
 
 class Encoder(nn.Module):
@@ -111,7 +110,7 @@ class Encoder(nn.Module):
     def __init__(self, config: NVAEConfig, levels: Sequence[Level]) -> None:
         super().__init__()
         self.centered = config.pixel_range == "centered"
-        normalization, _, options, types = building_blocks(config)
+        normalization, options, types = building_blocks(config)
         channels, multiplier = config.channel_towers.encoder, config.channel_multiplier
         self.stem = normalized(nn.Conv2d(config.image_channels, channels, 3, padding=1), normalization)
         preprocess: list[nn.Module] = []
@@ -151,9 +150,9 @@ class NVAEGroup(LatentGroup):
         super().__init__()
         self.level = level
         self.fixed_flow = config.fixed_flows
-        self.temperature_rule = "sigma" if config.temperature_scales_min_sigma else "sigma_above_minimum"
+        self.rule: TemperatureRule = "sigma" if config.temperature_scales_min_sigma else "sigma_above_minimum"
         self.residual_posterior = config.residual_posterior
-        normalization, flow_normalization, options, types = building_blocks(config)
+        normalization, options, types = building_blocks(config)
         channels, latents = level.decoder_channels, level.latent_size
         if above is None:
             self.cells, self.prior_head, self.encoder_combiner = CellStack(), None, None
@@ -166,14 +165,9 @@ class NVAEGroup(LatentGroup):
             self.prior_head = normalized(nn.Conv2d(channels, 2 * latents, 1), normalization)
             self.encoder_combiner = normalized(nn.Conv2d(channels, level.encoder_channels, 1), normalization)
         self.posterior_head = normalized(nn.Conv2d(level.encoder_channels, 2 * latents, 3, padding=1), normalization)
-        self.flow = Flow(latents, config.num_flows, config.flow_columns, flow_normalization)
+        self.flow = Flow(latents, config.num_flows, config.flow_columns, weight_normalization_inside(config))
         combined = (channels if above is not None else state_channels(config, level)) + latents
         self.decoder_combiner = normalized(nn.Conv2d(combined, channels, 1), normalization)
-
-    @property
-    def heads(self) -> list[nn.Module]:
-        """The convolutions whose outputs are the parameters of prior and posterior."""
-        return [head for head in (self.prior_head, self.posterior_head) if head is not None]
 
     def prior(self, state: Tensor) -> tuple[Tensor, SoftClampedNormal]:
         state = self.cells(state)
@@ -182,7 +176,7 @@ class NVAEGroup(LatentGroup):
             raw = state.new_zeros(1, 1, 1, 1).expand(len(state), size, resolution, resolution)
         else:
             raw = self.prior_head(functional.elu(state))  # (B, 2L, H, W)
-        return state, SoftClampedNormal.from_raw(raw, self.temperature_rule)
+        return state, SoftClampedNormal.from_raw(raw, self.rule)
 
     def posterior(self, state: Tensor, features: Tensor, prior: SoftClampedNormal) -> Distribution:
         if self.encoder_combiner is not None:
@@ -190,7 +184,7 @@ class NVAEGroup(LatentGroup):
         raw = self.posterior_head(features)  # (B, 2L, H, W)
         if self.residual_posterior:  # NVAE, section 3.2
             raw = raw + prior.raw
-        normal = SoftClampedNormal.from_raw(raw, self.temperature_rule)
+        normal = SoftClampedNormal.from_raw(raw, self.rule)
         return normal if self.fixed_flow or len(self.flow) == 0 else FlowDistribution(normal, self.flow)
 
     def merge(self, state: Tensor, z: Tensor) -> Tensor:
@@ -203,22 +197,20 @@ class NVAEGroup(LatentGroup):
 class Output(nn.Module):
     """Post-processing: upsampling to full resolution, then the convolution that gives the likelihood's parameters."""
 
+    head: Any  # nn.Conv2d with a bias
+
     def __init__(self, config: NVAEConfig, num_parameters: int) -> None:
         super().__init__()
         blocks, multiplier = config.num_blocks_prepost, config.channel_multiplier
-        normalization, _, options, types = building_blocks(config)
-        cell = types.postprocess
-        channels = config.channel_towers.decoder * multiplier**blocks
+        normalization, options, types = building_blocks(config)
+        channels, count = config.channel_towers.decoder * multiplier**blocks, config.num_cells_per_block_prepost.decoder
+        upsampling = 0 if config.postprocess_upsample == "first" else count - 1
         cells: list[nn.Module] = []
-        for _ in range(blocks):
-            next_channels, more = channels // multiplier, config.num_cells_per_block_prepost.decoder - 1
-            if config.postprocess_upsample == "first":
-                cells.append(cell(channels, next_channels, options, "upsample"))
-                cells += [cell(next_channels, next_channels, options) for _ in range(more)]
-            else:
-                cells += [cell(channels, channels, options) for _ in range(more)]
-                cells.append(cell(channels, next_channels, options, "upsample"))
-            channels = next_channels
+        for index in range(blocks * count):
+            resample = "upsample" if index % count == upsampling else None
+            after = channels // multiplier if resample else channels
+            cells.append(types.postprocess(channels, after, options, resample))
+            channels = after
         self.postprocess = CellStack(*cells)
         self.head = normalized(nn.Conv2d(channels, num_parameters, 3, padding=1), normalization)
 

@@ -28,16 +28,16 @@ def regularized_convolutions(model: nn.Module, scope: Literal["cells_and_heads",
     The scope "cells_and_heads" leaves out the skips of cells, as the seed project does. Both scopes leave out
     convolutions with spectral normalization, because their largest singular value is always one.
     """
-    inside: dict[int, nn.Conv2d] = {}
+    inside: dict[nn.Conv2d, None] = {}  # without duplicates, in order
     for module in model.modules():
-        roots = [module] if scope == "all" else []
+        roots: list[nn.Module] = [module] if scope == "all" else []
         if isinstance(module, Cell):
             roots += [child for name, child in module.named_children() if name != "skip"]
         if isinstance(module, LatentGroup):
-            roots += module.heads
+            roots += [child for name, child in module.named_children() if name.endswith("_head")]
         for root in roots:
-            inside |= {id(m): m for m in root.modules() if isinstance(m, nn.Conv2d)}
-    return [convolution for convolution in inside.values() if not is_spectrally_normalized(convolution)]
+            inside |= {m: None for m in root.modules() if isinstance(m, nn.Conv2d)}
+    return [convolution for convolution in inside if not is_spectrally_normalized(convolution)]
 
 
 class SpectralRegularization(nn.Module):

@@ -11,7 +11,6 @@ from nvae.schema import ModelConfig
 NoiseSchedule = Literal["linear", "cosine"]
 Parametrization = Literal["eps", "v"]
 UNET_GROUPS = 16  # of the group norms
-Steps = Annotated[int, Field(ge=1, le=10_000)]
 Gamma = Annotated[float, Field(ge=-30, le=30)]
 
 
@@ -21,7 +20,7 @@ class TopPriorConfig(ModelConfig):
     prior_components: Annotated[int, Field(ge=1, le=10_000)] = Field(
         500, description="Components of the priors mixture and vampprior."
     )
-    diffusion_steps: Steps = Field(
+    diffusion_steps: Annotated[int, Field(ge=1, le=10_000)] = Field(
         25, description="Steps of a sample from the diffusion prior, and terms of its bound in evaluation."
     )
     diffusion_schedule: NoiseSchedule = Field("linear", description="Noise over time in the diffusion prior.")

@@ -108,13 +108,10 @@ class DiffusionPrior(nn.Module):
         return self.steps + 1, *self.shape
 
     @property
-    def bound_terms(self) -> int:
-        return 1 if self.training else self.evaluation_terms
-
-    @property
     def posterior_noise_shape(self) -> tuple[int, ...]:
         """Noise of a posterior pass, flat: of z, of L_0, of S terms of L_t, and of their S times."""
-        return (math.prod(self.shape) * (2 + self.bound_terms) + self.bound_terms,)
+        terms = 1 if self.training else self.evaluation_terms
+        return (math.prod(self.shape) * (2 + terms) + terms,)
 
     def split_noise(self, noise: Tensor) -> DrawnNoise:
         """Split the noise (B, M) of a posterior pass, without the part of z."""
@@ -147,10 +144,9 @@ class DiffusionPrior(nn.Module):
         z = at_least_float32(z)
         terms = len(noise.times)
         uniform = torch.special.ndtr(noise.times) if uniform_times else torch.ones_like(noise.times)
-        diffusion = sum(
-            self._diffusion_term(z, n, (index + u) / terms)
-            for index, (n, u) in enumerate(zip(noise.diffusion, uniform, strict=True))
-        )
+        diffusion = z.new_zeros(len(z))
+        for index, (n, u) in enumerate(zip(noise.diffusion, uniform, strict=True)):
+            diffusion = diffusion + self._diffusion_term(z, n, (index + u) / terms)
         start = z.new_full((len(z),), 0.5 * math.prod(self.shape) * (LOG_2PI + self.schedule.lowest + 1))
         return Losses(start, diffusion / terms, self._end_term(z))
 

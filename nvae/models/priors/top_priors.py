@@ -23,19 +23,14 @@ class SimplePrior(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.shape = shape
-
-    @property
-    def noise_shape(self) -> tuple[int, ...]:
-        return self.shape
-
-    @property
-    def posterior_noise_shape(self) -> tuple[int, ...]:
-        return self.shape
+        self.shape = self.posterior_noise_shape = shape
+        self.noise_shape: tuple[int, ...] = shape
 
 
 class StandardPrior(SimplePrior):
     """A standard Normal."""
+
+    zeros: Tensor
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)
@@ -64,9 +59,9 @@ class MixtureShaped(SimplePrior):
 
     info = GroupInfo(shared_draws=2)
 
-    @property
-    def noise_shape(self) -> tuple[int, ...]:
-        return 1 + self.info.shared_draws, *self.shape
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        self.noise_shape = (1 + self.info.shared_draws, *shape)
 
 
 class MixturePrior(MixtureShaped):
@@ -122,7 +117,8 @@ def build_top_prior(config: TopPriorConfig, name: str, shape: Shape, bounded: bo
 
 def components_of(posterior: DiagonalNormal, batch_size: int) -> tuple[Tensor, Tensor]:
     """Return the posteriors of M pseudo-inputs, mu and sigma (M, *shape), as components (B, M, *shape)."""
-    return tuple(x.expand(batch_size, *x.shape) for x in (posterior.mu, posterior.sigma))
+    mu, sigma = posterior.mu, posterior.sigma
+    return mu.expand(batch_size, *mu.shape), sigma.expand(batch_size, *sigma.shape)
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,8 +26,8 @@ def time_embedding(t: Tensor, channels: int) -> Tensor:
 
 def zeroed(module: nn.Conv2d) -> nn.Conv2d:
     """Set a convolution to zero, so that its block starts as the identity; return the convolution."""
-    nn.init.zeros_(module.weight)
-    nn.init.zeros_(module.bias)
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
     return module
 
 
