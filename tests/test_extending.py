@@ -78,6 +78,15 @@ CHECKS = {
         "assert type(trainer.optimizer) is torch.optim.RAdam\n"
         "trainer.step(trainer.data.training[:8])\n",
     ),
+    "A command": (
+        NETWORK + TOY,
+        "import sys\nfrom nvae.__main__ import console\nfrom nvae.checkpoint import save\n"
+        "from nvae.config import parse_config\nfrom nvae.models.families import build_model\n"
+        "save(build_model(parse_config(CONFIG)), 'a.model')\n"
+        "sys.argv = ['nvae', 'brightness', 'a.model', '0.7', '0', '--images', '3', '--seed', '5', '--no-window']\n"
+        "try:\n    console()\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "from pathlib import Path\nassert list(Path().rglob('brightness_a_temperature0.7_seed5.png'))\n",
+    ),
     "A family": ("family: mlp\ninput_dimension: 8\n" + TOY, TRAIN),
 }
 

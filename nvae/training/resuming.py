@@ -109,7 +109,9 @@ def resume_training(trainer: Trainer, path: Path, run: str | None = None, change
     return warnings
 
 
-def _loads(trainer: Trainer, content: dict[str, Any], saved: dict[str, Any], path: Path) -> dict[str, Callable[[], object]]:
+def _loads(
+    trainer: Trainer, content: dict[str, Any], saved: dict[str, Any], path: Path
+) -> dict[str, Callable[[], object]]:
     """Return functions that load the parts of a checkpoint; each raises any exception for a state that does not fit."""
     # Checkpoints without these parts are from before the state had them.
     states = {"history": {"validations": []}, "best": {}, "recovery": Recovery().state_dict()} | saved
