@@ -290,6 +290,7 @@ def test_save_keeps_metadata(model, tmp_path, metadata):
     assert load_model_and_metadata(tmp_path / "a.model")[1] == metadata
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kl",
     [

@@ -64,6 +64,7 @@ def test_explore_more_strength_changes_more(command):
     assert all(five > one for one, five in zip(*changes, strict=True))
 
 
+@pytest.mark.slow
 def test_explore_picture_temperature_is_that_of_the_jams(command, files):
     tables = []
     for temperature, strength in (("0.5", "2"), ("1", "1"), ("0.5", "1")):

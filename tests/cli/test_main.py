@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import re
 import subprocess
@@ -33,19 +34,35 @@ def raising(error):
     return main
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_has_a_description_and_imports_no_torch(root, command):
-    program = f"import sys; sys.argv[1:] = {[command, '--help'] if command else ['--help']}\n"
-    program += "from nvae.cli.main import console\n"
-    program += "try: console()\n"
-    program += "except SystemExit as end: assert end.code == 0\n"
-    program += "assert not {'torch', 'torchvision', 'numpy', 'matplotlib'} & set(sys.modules)"
+HELP = """
+import contextlib, io, json, sys
+from nvae.cli.main import console
+
+texts = {}
+for command in sys.argv[1:]:
+    sys.argv[1:] = [*filter(None, [command]), "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        try:
+            console()
+        except SystemExit as end:
+            assert end.code == 0, command
+    heavy = {"torch", "torchvision", "numpy", "matplotlib"} & set(sys.modules)
+    assert not heavy, (command, heavy)
+    texts[command] = " ".join(text.getvalue().split())
+print(json.dumps(texts))
+"""
+
+
+def test_help_has_a_description_and_imports_no_torch(root):
     environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}  # which imports matplotlib
-    arguments = [sys.executable, "-c", program]
+    arguments = [sys.executable, "-c", HELP, "", *COMMANDS]
     result = subprocess.run(arguments, cwd=root, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    if command:
-        assert " ".join(COMMANDS[command].__doc__.split())[:40] in " ".join(result.stdout.split())
+    texts = json.loads(result.stdout)
+    assert texts.pop("")
+    assert list(texts) == list(COMMANDS)
+    for command, text in texts.items():
+        assert " ".join(COMMANDS[command].__doc__.split())[:40] in text
 
 
 @pytest.mark.slow

@@ -76,6 +76,7 @@ def test_summary_takes_the_name_of_a_run(command, configs):
     assert by_name != command("-m", "summary", "little").out  # a config's name means the config
 
 
+@pytest.mark.slow
 def test_summary_of_a_run_says_what_it_did_and_how_to_continue(command, trained):
     for what in ("little", "runs/little", MODEL, "saved_weights/final_result_little.model"):
         code, out, _ = command("-m", "summary", what)
@@ -98,6 +99,7 @@ def test_summary_writes_the_page(command, trained):
     command("-m", "summary", "little", "--html", MODEL).assert_refused("--html")
 
 
+@pytest.mark.slow
 def test_summary_without_a_run_refuses_a_page(command, tools, configs):
     for what in ("little", "saved_weights/tiny.checkpoint"):
         assert command("-m", "summary", what).code == 0

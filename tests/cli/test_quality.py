@@ -104,6 +104,7 @@ def test_mistakes_are_one_line_and_write_nothing(command, trained, files, argume
     assert files.all(trained) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fact", "value"), [("size", 16), ("binary", True)])
 def test_statistics_of_other_images_are_refused(command, trained, fact, value):
     command("-m", "precompute", "little", "--out", "there", "--device", "cpu")

@@ -75,6 +75,7 @@ def test_sample_sweep_has_one_row_per_temperature_that_spreads(command, files):
     assert differences[0] < differences[1] < differences[2]
 
 
+@pytest.mark.slow
 def test_sample_sweep_prints_a_warning_once(command):
     _, out, _ = command("sample.py", "tiny", "--sweep", "0.5,1,1.5", "1")
     assert len(out.splitlines()) == 3  # the warning about one pass, the file, the command

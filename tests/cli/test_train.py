@@ -302,6 +302,7 @@ def test_train_diverged_weights_are_never_saved(command, configs, images):
     assert command("train.py", "little", *options).code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_configs_with_a_dot_are_two_models(command, configs, files):
     for name in ("v1.5", "v1.6"):
@@ -318,6 +319,7 @@ def test_train_continues_when_pictures_fail(command, configs):
     assert command("train.py", "little").code == 0
 
 
+@pytest.mark.slow
 def test_train_without_write_reconstruction_draws_samples_only(command, files):
     command("train.py", "little", *sets(write_reconstruction=False, epochs=1, evaluation_samples=0))
     names = files.names("runs/little")
@@ -339,6 +341,7 @@ def test_train_names_a_broken_picture_and_leaves_it_out(command, configs):
     assert "1 of 10" in out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_evaluates_the_result_once(command, configs):
     file = configs / "runs" / "little" / "evaluation.json"
@@ -379,6 +382,7 @@ def test_train_and_sample_find_the_best_and_the_previous_checkpoint(command, con
     assert_same_weights(load(CHECKPOINT), torch.load(io.BytesIO(whole), weights_only=True))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_with_both_checkpoints_damaged_says_how_to_go_on(command, configs):
     command("train.py", "little", *sets(epochs=3, keep_every=1, evaluation_samples=0))

@@ -54,6 +54,7 @@ def test_dvp_resumed_training_equals_one_run(dvp, command):
         assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())
 
 
+@pytest.mark.slow
 def test_dvp_training_calibrates_the_context_of_both_sets_of_weights(dvp):
     content = load("saved_weights/dvp.checkpoint")
     scale = content["weights"]["groups.0.context.scale"]
@@ -69,6 +70,7 @@ def report_of(dvp, name):
     return json.loads(file.read_text())
 
 
+@pytest.mark.slow
 def test_evaluate_published_protocol_is_no_bound(dvp, command):
     result = command("-m", "evaluate", "dvp", "--nll", "--samples", "20")
     assert result.code == 0 and "NOT A BOUND" not in result.out
@@ -82,6 +84,7 @@ def test_evaluate_published_protocol_is_no_bound(dvp, command):
     assert published["log_likelihood"]["mean"] > bound["log_likelihood"]["mean"]
 
 
+@pytest.mark.slow
 def test_evaluate_more_diffusion_steps_and_contexts_reduce_the_error(dvp, command):
     command("-m", "evaluate", "dvp", "--nll", "--samples", "5")
     options = ("--diffusion-steps", "50", "--context-samples", "3")

@@ -34,6 +34,7 @@ def test_loaders_cover_every_dataset_name():
     assert set(DATASETS) == set(LOADERS)
 
 
+@pytest.mark.slow
 def test_registry_imports_nothing_that_takes_long(root):
     """Importing torchvision takes a second; only some sets and downloads need these packages (fault 23)."""
     heavy = {"torchvision", "pooch", "requests", "lmdb"}

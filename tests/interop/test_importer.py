@@ -274,6 +274,7 @@ def test_deeply_nested_lists_are_one_sentence_or_unused(checkpoint, file, place,
         import_checkpoint(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

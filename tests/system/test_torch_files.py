@@ -85,6 +85,7 @@ def flips(whole, positions):
         yield bytes(damaged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_digest", [True, False])
 def test_read_whole_notices_flipped_bits_of_the_central_directory(path, old_path, has_digest):
     path = path if has_digest else old_path

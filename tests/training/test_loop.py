@@ -102,6 +102,7 @@ def test_train_with_gray_input_validates_on_binary_targets(run, data, tmp_path):
     assert result["log_likelihood"]["mean"] == pytest.approx(evaluation.log_likelihood.mean, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_evaluates_the_result_on_the_test_images(run, data, tmp_path, monkeypatch):
     with_test = replace(data, test=data.training[:5].flip(2))
@@ -169,6 +170,7 @@ def test_train_continues_to_more_epochs_and_names_a_number_that_works(run, tmp_p
     assert [line["step"] for line in metrics_of(tmp_path)] == [3, 6, 9, 12]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_fresh_keeps_the_earlier_files(run, tmp_path):
     run(epochs=1)
@@ -179,6 +181,7 @@ def test_train_fresh_keeps_the_earlier_files(run, tmp_path):
     assert (tmp_path / "runs" / "small.1" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_writes_the_report_of_the_data(run, tmp_path, data, monkeypatch):
     file, report = tmp_path / "runs" / "small" / "data_report.txt", "broken:\n  \N{SNOWMAN}.png\n"
@@ -292,6 +295,7 @@ def test_train_stopped_before_the_first_line_of_metrics_has_a_page(run, tmp_path
     assert "stopped, epoch 0.3333 of 3" in (tmp_path / "runs" / "small" / "report.html").read_text("utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_of_a_finished_run_adds_no_event(run, tmp_path):
     run(epochs=1)
@@ -312,6 +316,7 @@ def test_train_writes_the_page_at_every_checkpoint_and_at_the_end(run, tmp_path,
     assert steps == [(6, 2, "unfinished", False), (9, 3, "finished", False), (9, 3, "finished", True)]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_calibrates_a_new_model_once(run, data, monkeypatch):
     from nvae.models.nvae.network import NVAE
@@ -395,6 +400,7 @@ def test_train_survives_a_failing_receiver_of_events(run):
     assert path.exists()
 
 
+@pytest.mark.slow
 def test_train_survives_a_run_folder_that_cannot_be_written(run, tmp_path):
     (tmp_path / "runs").write_text("")
     path, events = run()

@@ -81,6 +81,7 @@ def test_best_samples_are_not_kept_without_keep_best(run, files):
     assert not files.best_fid.exists() and not files.best.exists()
 
 
+@pytest.mark.slow
 def test_continued_run_compares_with_the_earlier_measurements(run, files, monkeypatch):
     values = iter([1.0, 2.0])
     monkeypatch.setattr(validation, "sample_quality", lambda trainer, stop: dict.fromkeys(KEYS, next(values)))
@@ -90,6 +91,7 @@ def test_continued_run_compares_with_the_earlier_measurements(run, files, monkey
     assert files.best_fid.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_error_is_a_warning_and_training_goes_on(run, lines, monkeypatch):
     def fail(*arguments, **options):
         raise UserError("no features")

@@ -202,6 +202,7 @@ def test_train_recovers_with_all_features(run, break_training, checkpoint, model
     assert (state["count"], state["doublings"]) == (1, 0 if model is LADDER else 1)
 
 
+@pytest.mark.slow
 def test_train_tries_with_more_change_every_time(train_small, break_training, checkpoint, tmp_path):
     break_training(batch_of_nan, times=3)
     train_small()
@@ -251,6 +252,7 @@ def test_train_without_recoveries_ends_at_once(train_small, break_training, chec
     assert "events" not in content["metadata"]
 
 
+@pytest.mark.slow
 def test_train_that_skips_to_its_end_is_no_success(train_small, break_training, checkpoint):
     """The last steps are skipped, too few to pile up: their state is in doubt."""
     break_training(batch_of_nan, times=math.inf, at=15)

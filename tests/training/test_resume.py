@@ -347,6 +347,7 @@ HARMLESS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", HARMLESS)
 def test_resume_takes_nothing_from_a_file_that_the_config_decides(make_trainer, path, change):
     trainer, again = make_trainer(), make_trainer()
@@ -362,6 +363,7 @@ def test_resume_takes_nothing_from_a_file_that_the_config_decides(make_trainer, 
     assert all(key.startswith((".running_mean", ".optimizer.state.1000000")) for key in moved)
 
 
+@pytest.mark.slow
 def test_resume_that_fails_in_the_middle_of_a_run_changes_nothing(make_trainer, path):
     trainer, later = make_trainer(ema_decay=0.5), make_trainer(ema_decay=0.5)
     advance(trainer, 2)

@@ -105,6 +105,7 @@ def test_train_sets_every_damaged_checkpoint_aside_under_a_name_of_its_own(run, 
     assert (files.weights / "small.checkpoint.damaged").read_bytes() == kept[0]
 
 
+@pytest.mark.slow
 def test_train_with_both_damaged_changes_nothing_and_recommends_a_whole_copy(run, files):
     run(epochs=3, keep_every=1)
     for path in (files.checkpoint, files.previous, files.best):

@@ -93,6 +93,7 @@ def test_page_escapes_everything_from_files(run_folder, make_config):
     assert parsed.text.count(EVIL) >= 6  # as text: title, heading, problem, event, numbers, group, evaluation
 
 
+@pytest.mark.slow
 def test_page_of_a_name_that_is_not_utf8(run_folder, tmp_path):
     record = find_run(NAME)
     record.problems = ["\udcff"]
