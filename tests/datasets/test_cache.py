@@ -3,8 +3,6 @@
 import errno
 import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from types import SimpleNamespace
 
@@ -171,24 +169,14 @@ print(load_data(config).fingerprint)
 
 
 @pytest.mark.slow
-def test_two_programs_decode_the_same_pictures_at_once(cache, pictures, root):
-    programs = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(pictures)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=root,
-            env=os.environ | {"PYTHONPATH": str(root)},
-        )
-        for _ in range(2)
-    ]
+def test_two_programs_decode_the_same_pictures_at_once(cache, pictures, start_process):
+    programs = [start_process("-c", PROGRAM, pictures) for _ in range(2)]
     for program in programs:
         assert program.stdout.readline() == "ready\n"
     for program in programs:
         program.stdin.write("go\n")
         program.stdin.flush()
-    results = [program.communicate(timeout=120)[0] for program in programs]
+    results = [program.communicate(timeout=300)[0] for program in programs]
     assert [program.returncode for program in programs] == [0, 0]
     assert results[0] == results[1] != ""
     assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".npy"]

@@ -6,11 +6,8 @@ import hashlib
 import io
 import os
 import socket
-import subprocess
-import sys
 import tarfile
 import threading
-import time
 import zipfile
 from contextlib import nullcontext
 from urllib.parse import quote
@@ -348,7 +345,7 @@ def test_two_downloads_into_one_folder_take_turns(get, server, set_folder, monke
     assert contents(set_folder) == {"sub/a.bin": b"hello"}
 
 
-def test_killed_download_is_repeated(server, set_folder, root, get):
+def test_killed_download_is_repeated(server, set_folder, get, start_process, wait_until):
     """The lock of a killed process stops nobody, and its unfinished file is removed."""
     killed = threading.Event()
     server.files[URL], server.before = b"hello", lambda url: killed.wait(30)
@@ -356,10 +353,9 @@ def test_killed_download_is_repeated(server, set_folder, root, get):
         "import sys; from pathlib import Path; from nvae.data.downloads import SourceFile, fetch\n"
         "fetch('things', {'a': SourceFile('a.bin', sys.argv[1])}, Path(sys.argv[2]), '')"
     )
-    arguments = [sys.executable, "-c", program, server.address + quote(URL, safe=""), str(set_folder)]
-    process = subprocess.Popen(arguments, env=os.environ | {"PYTHONPATH": str(root)})
-    while not server.requests and process.poll() is None:
-        time.sleep(0.01)
+    arguments = ["-c", program, server.address + quote(URL, safe=""), str(set_folder)]
+    process = start_process(*arguments)
+    wait_until(lambda: server.requests, process)
     process.kill()
     process.wait()
     killed.set()
