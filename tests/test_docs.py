@@ -13,6 +13,7 @@ def test_page_is_up_to_date(root, name):
 
 
 def test_links_lead_to_files(root):
-    for page in [root / "README.md", *(root / "docs").glob("*.md"), root / "tests" / "data" / "README.md"]:
+    pages = [root / name for name in ("README.md", "CONTRIBUTING.md", "tests/data/README.md")]
+    for page in [*pages, *(root / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), (page.name, target)

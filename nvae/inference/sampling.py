@@ -53,7 +53,7 @@ def seed_noise(model: HierarchicalVAE, seeds: Sequence[int], scale: Factors = 1.
 
 
 def to_images(
-    model: HierarchicalVAE, output: TopDownOutput, pixels: Pixels = "mean", seeds: Sequence[int] = ()
+    model: HierarchicalVAE, output: TopDownOutput, pixels: Pixels = "mean", seeds: Sequence[int] | None = None
 ) -> Tensor:
     """Return the images (B, C, S, S) in [0, 1] of a top-down pass.
 
@@ -61,6 +61,8 @@ def to_images(
     """
     check_choice("pixels", pixels, get_args(Pixels))
     if pixels == "sample":
+        if seeds is None:
+            raise InvalidValueError("seeds", None, "one seed per image, for drawn pixels")
         parameters = zip(output.parameters.split(1), seeds, strict=True)
         images = torch.cat([model.likelihood(part).sample(seeded(seed, "pixels")) for part, seed in parameters])
     else:
@@ -170,7 +172,7 @@ class Sampler:
         self,
         noise: Noise,
         pixels: Pixels = "mean",
-        seeds: Sequence[int] = (),
+        seeds: Sequence[int] | None = None,
         start: DecoderState | None = None,
         return_states: bool = False,
     ) -> tuple[Tensor, TopDownOutput]:

@@ -8,7 +8,12 @@ from pydantic import Field, model_validator
 
 from nvae.schema.sections import MAX_COUNT, MAX_SEED, Count, Epochs, Portion, PositiveRate, Rate, Section
 
-OptimizerName = Literal["adamax", "adam", "adamw", "muon"]
+OptimizerName = Literal[
+    "adamax",
+    "adam",
+    "adamw",
+    "muon",
+]
 LearningRateDecay = Literal["after_kl_warmup", "after_its_warmup", "from_start"]
 WARMUPS = ("warmup_epochs", "warmup_steps", "warmup_portion")  # three ways to give the length of the KL warm-up
 

@@ -43,7 +43,7 @@ def test_messages_render_as_recorded(tmp_path):
             error_of(SMALL + "latent_size: 5\n"),
             error_of(SMALL + "latent_sise: 3\nn_mix: 0\n"),
             error_of(single),
-            error_of(SMALL + "sampling_method: bernouli\n"),
+            error_of(SMALL + "pixel_range: untit\n"),
             error_of(SMALL, "epochs"),
         )
     }
@@ -55,9 +55,7 @@ def test_messages_render_as_recorded(tmp_path):
         "duplicate_key": "my.yaml, line 5: duplicate key latent_size, first set on line 4. Remove one of the two.",
         "unknown_key": "my.yaml, line 5: unknown key latent_sise. Did you mean latent_size? (1 more after this one)",
         "missing_key": "my.yaml: missing required key latent_size. Add the key.",
-        "invalid_value": "my.yaml, line 5: sampling_method: got 'bernouli', expected 'bernoulli', 'gaussian', "
-        "'gaussian_mixture', 'logistic', 'logistic_mixture' or 'coupled_logistic_mixture', or auto. "
-        "Did you mean bernoulli?",
+        "invalid_value": "my.yaml, line 5: pixel_range: got 'untit', expected 'unit' or 'centered'. Did you mean unit?",
         "invalid_override": "got 'epochs', expected key=value, such as training_parameters.epochs=3.",
     }
 

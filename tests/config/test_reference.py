@@ -29,7 +29,7 @@ def test_reference_has_every_key_with_its_default_and_bounds():
     assert rows["number_of_scales"].default == ""
     assert rows["latents_per_scale"].allowed == "a list, each a whole number from 0 to 100"
     assert rows["unet_channels"].allowed.endswith(", a multiple of 16")
-    assert rows["dataset.percentiles"].allowed == "a list: a number from 0 to 100, a number from 0 to 100, or null"
+    assert rows["dataset.percentiles"].allowed == "a list, each a number from 0 to 100, or null"
     assert rows["training_parameters.optimizer_betas"].default == "[0.9, 0.999]"
     assert rows["training_parameters.gradient_skip_threshold"].default == "null"
     for section in sections()[:-1]:
