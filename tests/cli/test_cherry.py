@@ -87,6 +87,7 @@ def test_cherry_error_in_the_middle_names_the_picks(command, typed, files, monke
     assert files.names() == []
 
 
+@pytest.mark.slow
 def test_cherry_never_replaces_a_result(command, typed, tools, files):
     (tools / "images").mkdir()
     (tools / "images" / f"{NAME}_2.png").write_text("mine")
@@ -210,6 +211,7 @@ def test_redo_with_a_change_is_another_picture_that_says_so(picked, tools, files
     assert before.items() < files.all(tools / "images").items()
 
 
+@pytest.mark.slow
 def test_redo_with_changed_weights_warns(picked):
     assert "tiny.checkpoint" not in picked().out
     shutil.copy("saved_weights/final_result_other.model", "saved_weights/tiny.checkpoint")

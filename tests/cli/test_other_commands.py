@@ -89,6 +89,7 @@ def test_summary_of_a_run_says_what_it_did_and_how_to_continue(command, trained)
     assert "finished, epoch 2 of 2" in command("-m", "summary", "little").out
 
 
+@pytest.mark.slow
 def test_summary_writes_the_page(command, trained):
     page = trained / "runs" / "little" / "report.html"
     page.unlink()

@@ -125,6 +125,7 @@ def test_facts_of_a_foreign_file_change_no_name(command, trained):
     assert "mine.npz" in out and "other.npz" not in out
 
 
+@pytest.mark.slow
 def test_damaged_weights_of_lpips_are_a_warning(command, trained, monkeypatch, tmp_path):
     from nvae.evaluation.quality.extractors import published
     from nvae.system.errors import UserError

@@ -100,6 +100,7 @@ def test_sample_temperature_per_latent_group(command, files):
     np.testing.assert_array_equal(files.pixels(files.only()), np.asarray(single(sampler.sample([5])[0])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "warns"), [("0,7", True), ("0.7,2.1", True), ("0.7,1", False), ("0", False)])
 def test_sample_decimal_comma_warns(command, text, warns):
     code, _, error = command("sample.py", "tiny", text, "0", "--count", "1")

@@ -201,6 +201,7 @@ def test_flat_gives_dotted_keys():
 # -------------------------------------------------------------------------------------------------- data sets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DATASETS)
 def test_dataset_has_only_its_own_keys(name):
     every = {key for dataset in DATASETS.values() for key in dataset.model_fields}

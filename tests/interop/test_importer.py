@@ -142,6 +142,7 @@ def test_imported_models_survive_saving(imported, recording, tmp_path, name):
     assert_same(load_model(tmp_path / "a.model"), imported(name))
 
 
+@pytest.mark.slow
 def test_seed_checkpoint_without_its_yaml_becomes_the_recorded_model(file, imported, recording):
     content = recording("mgp123_logistic_mixture")
     config = config_from_dict(content["config"], "test")

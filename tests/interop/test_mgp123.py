@@ -88,6 +88,7 @@ def checkpoint_of(model, **content):
     return {"state_dict": {theirs: weights[ours].clone() for ours, theirs in key_map(model).items()}, **content}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "assumed"),
     [

@@ -71,6 +71,7 @@ def test_training_pass_matches_recordings(passes, recording, assert_close, name,
         assert_close(balancing_weights(actual["kl"].abs().mean(0), levels), expected["kl_group_coefficients"])
 
 
+@pytest.mark.slow
 @EVERY_RECORDING
 @torch.no_grad()
 def test_running_statistics_match_recordings(passes, recording, assert_close, name):

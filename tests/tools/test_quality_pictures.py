@@ -27,6 +27,7 @@ def measured(make_model, tmp_path_factory):
     return model, data, samplers, quality
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kl", [None, [1.0, 2.0, 3.0, 4.0]])
 def test_charts(measured, kl, tmp_path):
     model, _, _, quality = measured

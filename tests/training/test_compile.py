@@ -22,7 +22,7 @@ def compiled(trainer: Trainer, backend: str) -> Trainer:
 
 
 @pytest.mark.parametrize("model", [LADDER, pytest.param(NVLABS, marks=pytest.mark.slow)], ids=["ladder", "nvae"])
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_steps_of_a_compiled_network_are_equal(make_trainer, model, parts):
     """The backend "eager" runs the same operations as the model itself, in the same order."""
     plain = make_trainer(model, gradient_accumulation=parts)

@@ -343,6 +343,7 @@ def test_train_stops_after_skipped_steps_and_keeps_the_checkpoint(run, tmp_path)
     assert all(torch.equal(weights[name], tensor) for name, tensor in load(path)["weights"].items())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_refuses_a_validation_that_is_not_finite(run, tmp_path, monkeypatch):
     run(epochs=1)
@@ -354,6 +355,7 @@ def test_train_refuses_a_validation_that_is_not_finite(run, tmp_path, monkeypatc
     assert (tmp_path / "saved_weights" / "small.checkpoint").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_warns_of_a_diverged_model(run):
     _, events = run(learning_rate=3.0)
@@ -368,6 +370,7 @@ def test_train_warns_of_a_collapsed_kl(run, monkeypatch):
     assert sum("collapse" in warning for warning in warnings_of(events)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_train_line_counts_skipped_steps(run, make_trainer, tmp_path):
     norms = [metrics["gradient_norm"].item() for metrics in advance(make_trainer(), 1)]

@@ -76,6 +76,7 @@ def test_checkpoint_of_the_best_samples_is_kept(run, files, monkeypatch):
     assert load_model(files.best_fid).config.training_parameters.evaluate_quality_every == 1
 
 
+@pytest.mark.slow
 def test_best_samples_are_not_kept_without_keep_best(run, files):
     run(epochs=1, evaluate_quality_every=1, keep_best=False)
     assert not files.best_fid.exists() and not files.best.exists()

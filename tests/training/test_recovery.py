@@ -162,6 +162,7 @@ def test_train_recovers_and_reaches_its_end(train_small, break_training, checkpo
         assert line["learning_rate"] == pytest.approx(rate * (0.5 if line["recoveries"] else 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elbo", [math.nan, -1e9])
 def test_train_recovers_from_a_validation(train_small, checkpoint, tmp_path, monkeypatch, elbo):
     """Validations at the epochs 1 to 6; the warm-up ends with the first one, and three are needed to compare."""

@@ -463,6 +463,7 @@ def test_initialize_takes_the_weights_alone(make_trainer, tmp_path, decay):
 VERSION2 = ("nvae", "seed", "ladder", "dvp")  # files of commit e679c48, see tests/data/README.md
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VERSION2)
 def test_resume_of_version2(root, name):
     """A checkpoint at step 7, in the middle of an epoch, and the weights of the uninterrupted training at step 12."""

@@ -120,6 +120,7 @@ def test_resume_keeps_the_skip_counters(make_trainer, tmp_path):
     assert (again.position.skipped_steps, again.recovery.excess_skips) == (2, 2)
 
 
+@pytest.mark.slow
 def test_resume_with_another_schedule_counts_skips_from_zero(make_trainer, tmp_path):
     trainer = make_trainer(gradient_skip_threshold=1e-9)
     advance(trainer, 2)

@@ -39,6 +39,7 @@ def test_one_repeated_sample_has_no_recall(generator):
     assert manifold.coverage <= 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [7, 1000])
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_agrees_with_prdc(generator, k, chunk, monkeypatch, capsys):

@@ -90,6 +90,7 @@ def test_files_that_are_no_weights_are_refused_and_run_nothing(name, content, tm
     assert "executed" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["inception", "vgg16", "clip", "dinov2"])
 def test_missing_weights_are_one_sentence_with_address_and_folder(name, hub):
     pytest.importorskip("timm" if name == "dinov2" else "torch_fidelity")

@@ -39,6 +39,7 @@ def test_network_takes_every_size(channels, size):
     assert network(torch.rand(2, channels, size, size)).shape == (2, 128)
 
 
+@pytest.mark.slow
 def test_training_is_deterministic(faces):
     first, second = train(faces), train(faces)
     assert all(

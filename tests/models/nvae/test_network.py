@@ -37,6 +37,7 @@ PUBLISHED = {
 NVLABS = {"style": "nvlabs", "n_mix": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEED_CONFIGS)
 def test_seed_configs_have_the_seed_projects_parameter_counts(name):
     with torch.device("meta"):
