@@ -99,13 +99,19 @@ def build_optimizer(model: nn.Module, schedule: TrainingParameters) -> torch.opt
     return optimizer
 
 
+def _states_of_a_layer(schedule: TrainingParameters) -> dict[str, dict[str, Tensor]]:
+    """Return what the optimizer of a training schedule keeps for the `weight` and the `bias` of a layer."""
+    layer = nn.Linear(3, 2, device="meta").to_empty(device="cpu")  # draws no random numbers
+    optimizer = build_optimizer(layer, schedule)
+    for parameter in layer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return {name: optimizer.state[parameter] for name, parameter in layer.named_parameters()}
+
+
 def num_moments(schedule: TrainingParameters) -> int:
     """Return how many tensors of a matrix's shape the optimizer of a training schedule keeps for the matrix."""
-    layer = nn.Linear(3, 2, bias=False)
-    optimizer = build_optimizer(layer, schedule)
-    layer.weight.grad = torch.ones_like(layer.weight)
-    optimizer.step()
-    return sum(value.shape == layer.weight.shape for value in optimizer.state[layer.weight].values())
+    return sum(value.dim() == 2 for value in _states_of_a_layer(schedule)["weight"].values())
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -114,7 +120,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["rate_factor"]
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], schedule: TrainingParameters) -> None:
     """Load the state of an optimizer of the same kind. The options stay: the config and this program decide them.
 
     Raises ValueError for a state whose tensors do not fit the parameters, and other errors of `load_state_dict`.
@@ -123,9 +129,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, options, strict=True):
         group.update(own)
-        states = [optimizer.state[parameter] for parameter in group["params"] if parameter in optimizer.state]
-        if any(state.keys() != states[0].keys() for state in states):
-            raise ValueError("the parameters of a group of the optimizer have different moments")
+    expected = [moments.keys() for moments in _states_of_a_layer(schedule).values()]
     for parameter, moments in optimizer.state.items():
-        if any(tensor.numel() != 1 and tensor.shape != parameter.shape for tensor in moments.values()):
-            raise ValueError("a moment of the optimizer has another shape than its parameter")
+        if not isinstance(parameter, Tensor) or moments.keys() not in expected:
+            raise ValueError(f"got the moments {', '.join(map(str, moments))[:100]}, expected those of the optimizer")
+        for name, moment in moments.items():
+            if moment.shape != (() if name == "step" else parameter.shape) or not moment.is_floating_point():
+                raise ValueError(f"{name}: got a shape of {tuple(moment.shape)}, expected {tuple(parameter.shape)}")
+        if moments["step"] < 0:
+            raise ValueError(f"step: got {moments['step']:g}, expected a number from 0 on")

@@ -55,7 +55,7 @@ def test_load_optimizer_continues_every_group_and_keeps_the_options(name):
     for group in state["param_groups"]:
         group["lr"] = 7.0
     again.load_state_dict(model.state_dict())
-    load_optimizer(other, state)
+    load_optimizer(other, state, schedule)
     assert {group["lr"] for group in other.param_groups} == {1e-3}
     take_steps(model, optimizer, 2)
     take_steps(again, other, 2)
@@ -65,13 +65,14 @@ def test_load_optimizer_continues_every_group_and_keeps_the_options(name):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_load_optimizer_refuses_moments_of_another_shape(name):
     model = network()
-    optimizer = build_optimizer(model, TrainingParameters(optimizer=name))
+    schedule = TrainingParameters(optimizer=name)
+    optimizer = build_optimizer(model, schedule)
     take_steps(model, optimizer, 1)
     state = optimizer.state_dict()
     moment = next(key for key, value in state["state"][0].items() if value.dim())
     state["state"][0][moment] = state["state"][0][moment][:2]
     with pytest.raises(ValueError, match="shape"):
-        load_optimizer(optimizer, state)
+        load_optimizer(optimizer, state, schedule)
 
 
 def test_num_moments_counts_what_an_optimizer_keeps_for_a_weight():

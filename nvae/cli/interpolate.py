@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
         _walk(options)
         return
     if len(options.ends) != 2:
-        raise InvalidValueError("A and B", f"{len(options.ends)} images", "two, or --walk N")
+        raise InvalidValueError("the images", len(options.ends), "two, A and B, or --walk N")
     if options.seed is not None:
         raise UserError("--seed needs --walk: give samples as seed:N.")
     if options.animate is not None and mixing:

@@ -36,6 +36,15 @@ def previous_path(path: str | Path) -> Path:
 
 
 @contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn an OSError of the context into a WriteError for `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(path, error) from error
+
+
+@contextmanager
 def atomic_write(path: str | Path, keep_previous: bool = False) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; flush that file and rename it to `path` on success.
 
@@ -47,7 +56,7 @@ def atomic_write(path: str | Path, keep_previous: bool = False) -> Iterator[Path
     """
     path = Path(path)
     temporary = temporary_path(path)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -58,8 +67,6 @@ def atomic_write(path: str | Path, keep_previous: bool = False) -> Iterator[Path
         finally:
             with suppress(OSError):  # renamed already
                 temporary.unlink()
-    except OSError as error:
-        raise WriteError(path, error) from error
 
 
 @contextmanager
@@ -71,7 +78,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     target = Path(path).resolve()
     temporary = temporary_path(target)
-    try:
+    with writing(path):
         check_new_folder(path)
         temporary.mkdir(parents=True)
         try:
@@ -81,8 +88,6 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             os.rename(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)  # renamed already, unless there was an error
-    except OSError as error:
-        raise WriteError(path, error) from error
 
 
 def check_new_folder(path: str | Path) -> None:

@@ -7,9 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from nvae.checkpoint import CheckpointError, load, restore, save, with_best_weights
 from nvae.config import flat
 from nvae.models.families import clone
@@ -88,7 +85,7 @@ def resume_training(trainer: Trainer, path: Path, run: str | None = None, change
                 Remedy.CHANGED_DATA,
             )
         warnings.append(f"{changed}; it continues with {len(trainer.data.training):,} training images")
-    if content["version"] == 1 and _shapes(saved["regularizers"]) != _shapes(trainer.regularizers.state_dict()):
+    if content["version"] == 1 and _shapes(saved.get("regularizers")) != _shapes(trainer.regularizers.state_dict()):
         saved = saved | {"regularizers": trainer.regularizers.state_dict()}
         warnings.append(
             f"{path} was written by version 1, which regularized other parts of the network: the state of the "
@@ -119,9 +116,9 @@ def _loads(
 
     def load(name: str, part: Stateful) -> None:
         if name == "optimizer":
-            load_optimizer(trainer.optimizer, states[name])
+            load_optimizer(trainer.optimizer, states[name], trainer.schedule)
             if trainer.position.step > trainer.position.skipped_steps and not trainer.optimizer.state:
-                raise ValueError("the moments are missing")
+                raise ValueError("got no moments, expected those of the steps so far")
         elif name == "best":
             _load_best(trainer, states[name])
         elif name != "scaler" or (states[name] and trainer.scaler.is_enabled()):
@@ -145,8 +142,8 @@ def _load_best(trainer: Trainer, state: dict[str, Any]) -> None:
             raise ValueError(f"kl_per_group: got {len(best.kl_per_group)} numbers, expected one per latent group")
 
 
-def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in state.items()}
+def _shapes(state: Any) -> dict[str, Any] | None:
+    return {name: getattr(tensor, "shape", None) for name, tensor in state.items()} if isinstance(state, dict) else None
 
 
 def _refuse_changes(config: ModelConfig, saved: ModelConfig, path: Path) -> None:
@@ -183,7 +180,7 @@ def recover(trainer: Trainer, path: Path, divergence: DivergenceError, run: str 
     if tries >= most:
         times = f"Going back to a checkpoint did not help, {tries} times in a row. " if tries else ""
         raise DivergenceError(divergence.problem, times + divergence.advice) from divergence
-    resume_training(trainer, path)
+    resume_training(trainer, path, changed_data=True)  # the images were accepted when the training started
     recovery = trainer.recovery
     recovery.tries = tries  # progress since the checkpoint counts
     recovery.change(step, trainer.rates.regularization_coefficient > 0)

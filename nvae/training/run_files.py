@@ -12,7 +12,7 @@ from pathlib import Path
 from nvae.checkpoint import FOLDER as WEIGHTS
 from nvae.checkpoint import CheckpointError, checkpoint_path, is_whole, model_path
 from nvae.system.errors import Remedy, UserError
-from nvae.system.files import link_or_copy, previous_path, remove_unfinished, unused_path
+from nvae.system.files import link_or_copy, previous_path, remove_unfinished, unused_path, writing
 from nvae.system.torch_files import DamagedFileError
 from nvae.training.loggers import FOLDER as RUNS
 from nvae.training.resuming import resume_training
@@ -101,11 +101,12 @@ class RunFiles:
     def _use_previous(self) -> str:
         """Make the previous checkpoint the newest one; return what happened to a damaged one, for a warning."""
         fate = ""
-        if self.checkpoint.exists():
-            damaged = unused_path(self.weights, f"{self.checkpoint.name}.damaged", "")
-            os.rename(self.checkpoint, damaged)
-            fate = f" and is kept as {damaged.name}"
-        link_or_copy(self.previous, self.checkpoint)
+        with writing(self.checkpoint):
+            if self.checkpoint.exists():
+                damaged = unused_path(self.weights, f"{self.checkpoint.name}.damaged", "")
+                os.rename(self.checkpoint, damaged)
+                fate = f" and is kept as {damaged.name}"
+            link_or_copy(self.previous, self.checkpoint)
         return fate
 
     def _advice(self) -> tuple[str, Remedy]:
@@ -123,7 +124,8 @@ class RunFiles:
 
         number = next(n for n in itertools.count(1) if not any(os.path.lexists(aside(path, n)) for path in paths))
         for path in filter(Path.exists, paths):
-            os.rename(path, aside(path, number))
+            with writing(aside(path, number)):
+                os.rename(path, aside(path, number))
             yield path, aside(path, number)
 
     # ------------------------------------------------------------------------------------------------------ copies

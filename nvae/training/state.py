@@ -62,14 +62,14 @@ def load_all_or_none(parts: Mapping[str, Stateful], loads: Mapping[str, Callable
             loads[loading]()
         loading = first_not_finite(parts) or ""
         if loading:
-            raise ValueError("got numbers that are not finite")
+            raise ValueError("got numbers that are not finite, expected finite ones")
     except Exception as error:  # a state of other code makes PyTorch raise almost anything
         for name, part in parts.items():
             part.load_state_dict(before[name])
         if isinstance(error, UserError):
             raise
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{loading}: {type(error).__name__}: {reason}") from error
+        own = str(error) if type(error) is ValueError else f"got a state of another kind ({type(error).__name__})"
+        raise ValueError(f"{loading}: {own}") from error
 
 
 @dataclass
@@ -110,7 +110,7 @@ class RunningMean:
         self.images = whole_number(state_dict, "images")
         self.means, self.maxima = dict(state_dict["means"]), dict(state_dict["maxima"])
         if not all(isinstance(value, Tensor) for value in (self.means | self.maxima).values()):
-            raise ValueError("expected tensors as running means")
+            raise ValueError("got values that are no tensors, expected means as tensors")
 
 
 class ValidationHistory:

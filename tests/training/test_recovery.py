@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -495,3 +496,15 @@ def test_validation_after_a_recovery_is_a_divergence_if_far_worse_than_uniform(m
     check_validation(trainer, -1e9, 12.0)
     with pytest.raises(DivergenceError):
         check_validation(trainer, -1e9, 13.0)
+
+
+def test_recovery_after_a_start_with_changed_data_goes_back_to_the_checkpoint(make_trainer, tmp_path, data):
+    """The checkpoint on the disk still names the images of before, which the user has accepted to change."""
+    trainer, changed = make_trainer(), make_trainer()
+    advance(trainer, 2)
+    save_training(trainer, tmp_path / "a.checkpoint")
+    changed.data = replace(data, training=data.training.flip(0))
+    resume_training(changed, tmp_path / "a.checkpoint", changed_data=True)
+    advance(changed, 1)
+    resuming.recover(changed, tmp_path / "a.checkpoint", DivergenceError("the loss became nan.", "Advice."))
+    assert (changed.position.step, changed.recovery.count) == (2, 1)

@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -306,6 +307,12 @@ DAMAGES = {
         remove("optimizer", "state", 0, "exp_inf"),
         put("optimizer", "state", 0, "exp_inf", torch.zeros(1, 2)),
         put("optimizer", "state", {}),
+        put("optimizer", "state", 10**6, {}),
+        put("optimizer", "state", 0, "step", torch.tensor(-1.0)),
+        put("optimizer", "state", 0, "step", torch.tensor(True)),
+        put("optimizer", "state", 0, "exp_inf", torch.zeros(1)),
+        lambda training: [moments.clear() for moments in training["optimizer"]["state"].values()],
+        lambda training: [moments.pop("exp_inf") for moments in training["optimizer"]["state"].values()],
     ],
     "optimizer.param_groups": [
         put("optimizer", "param_groups", "x"),
@@ -331,8 +338,10 @@ def test_resume_refuses_a_state_of_other_kinds_and_changes_nothing(make_trainer,
     change(content["training"])
     write_whole(content, path)
     damaged, before = path.read_bytes(), everything(again)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError) as error:
         resume_training(again, path)
+    assert isinstance(error.value, CheckpointError) or part == "data"
+    assert part == "data" or re.search(rf"training\.{part.partition('.')[0]}: .", str(error.value))
     assert path.read_bytes() == damaged
     assert not differences(before, everything(again))
 
@@ -342,8 +351,8 @@ HARMLESS = [
     put("running_mean", "means", 5, torch.zeros(())),
     put("optimizer", "param_groups", 0, "betas", "x"),
     put("optimizer", "param_groups", 0, "lr", None),
-    put("optimizer", "state", 10**6, {}),
     put("scaler", []),
+    put("recovery", "losses", torch.zeros(201, 3)),  # the last ones count
 ]
 
 
@@ -360,10 +369,23 @@ def test_resume_takes_nothing_from_a_file_that_the_config_decides(make_trainer, 
     metrics = [advance(either, 2)[1]["loss"] for either in (trainer, again)]
     assert torch.equal(*metrics)
     moved = differences(everything(trainer), everything(again))
-    assert all(key.startswith((".running_mean", ".optimizer.state.1000000")) for key in moved)
+    assert all(key.startswith((".running_mean", ".recovery.losses")) for key in moved)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("change", [remove("spectral"), put("spectral", [1]), put("spectral", {"right0": 3})])
+def test_resume_of_version1_without_the_state_of_the_regularization_starts_the_state_anew(root, tmp_path, change):
+    source = root / "tests" / "data" / "version1_nvlabs_style.checkpoint"
+    expected = torch.load(root / "tests" / "data" / "version1_nvlabs_style_expected.pt", weights_only=True)
+    content = torch.load(source, weights_only=True)
+    change(content["training"])
+    torch.save(content, tmp_path / "a.checkpoint")
+    data = Data(expected["pixels"][:14], expected["pixels"][14:])
+    trainer = Trainer(load(source)["config"], data, torch.device("cpu"))
+    assert len(resume_training(trainer, tmp_path / "a.checkpoint")) == 1
+    advance(trainer, 1)
+
+
 def test_resume_that_fails_in_the_middle_of_a_run_changes_nothing(make_trainer, path):
     trainer, later = make_trainer(ema_decay=0.5), make_trainer(ema_decay=0.5)
     advance(trainer, 2)

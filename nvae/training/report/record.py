@@ -197,7 +197,7 @@ def _read_saved(record: RunRecord, files: list[Path]) -> dict[str, Any]:
                 record.position = _position(training["progress"])
                 pairs = training.get("history", {"validations": []})["validations"]  # older files have no history
                 record.validations = [Validation(float(epoch), float(elbo), None) for epoch, elbo in pairs]
-            except (KeyError, TypeError, ValueError) as error:
+            except (LookupError, TypeError, ValueError, ArithmeticError) as error:
                 record.problems.append(f"{path} has a damaged training state: {error}.")
         return content["metadata"]
     return {}
