@@ -34,7 +34,7 @@ SIGNATURES = {
     "Sampler.noise": "(seeds, scale=1.0)",
     "Sampler.pseudo_inputs": "(noise)",
     "Sampler.sample": "(seeds, pixels='mean', noise_scale=1.0)",
-    "Sampler.top_down": "(noise, pixels='mean', seeds=(), start=None, return_states=False)",
+    "Sampler.top_down": "(noise, pixels='mean', seeds=None, start=None, return_states=False)",
     "UserError": "(message, *remedies)",
     "base_point": "(sampler, noise, pixels='mean', pixel_seed=0)",
     "build_model": "(config)",
