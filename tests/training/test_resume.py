@@ -352,7 +352,6 @@ HARMLESS = [
     put("optimizer", "param_groups", 0, "betas", "x"),
     put("optimizer", "param_groups", 0, "lr", None),
     put("scaler", []),
-    put("recovery", "losses", torch.zeros(201, 3)),  # the last ones count
 ]
 
 
