@@ -7,6 +7,7 @@ import errno
 import hashlib
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -73,7 +74,8 @@ def unpickled(path: Path, expected: str, others: Sequence[type] = (), before_zip
         _check_records(path, expected)
     elif not before_zip:
         raise zipfile.BadZipFile
-    with torch.serialization.safe_globals(list(others)):
+    with torch.serialization.safe_globals(list(others)), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about files of other programs, which are refused in a sentence
         # Mapped: torch then finds a record's numbers inside the file only, whatever size the record claims to have.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     if not isinstance(content, dict):
