@@ -318,6 +318,17 @@ def test_load_refuses_anything_but_one_finite_kl_per_group(model, tmp_path, kl):
 # ---------------------------------------------------------------------------------------- files of earlier versions
 
 
+def assert_samples(model, expected, count):
+    """Compare samples of a model with those that the program of the file drew."""
+    plain, recalibrated = Sampler(model, 0.7, iterations=0), Sampler(model, 0.7, iterations=3)
+    for name, images in (
+        ("samples", plain.sample(count)),
+        ("drawn_samples", plain.sample(count, "sample")),
+        ("recalibrated_samples", recalibrated.sample(count)),
+    ):
+        torch.testing.assert_close(images, expected[name], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("style", ["seed_style", "nvlabs_style"])
 @pytest.mark.parametrize("kind", ["model", "checkpoint"])
 def test_version1_file_samples_the_same_images(root, style, kind):
@@ -326,13 +337,7 @@ def test_version1_file_samples_the_same_images(root, style, kind):
     expected = torch.load(folder / f"version1_{style}_expected.pt", weights_only=True)
     model, metadata = load_model_and_metadata(folder / f"version1_{style}.{kind}")
     assert metadata["kl_per_group"] == [1.0 + i for i in range(len(model.groups))]
-    plain, recalibrated = Sampler(model, 0.7, iterations=0), Sampler(model, 0.7, iterations=3)
-    for name, images in (
-        ("samples", plain.sample(3)),
-        ("drawn_samples", plain.sample(3, "sample")),
-        ("recalibrated_samples", recalibrated.sample(3)),
-    ):
-        torch.testing.assert_close(images, expected[name], rtol=0, atol=1e-6)
+    assert_samples(model, expected, 3)
 
 
 @pytest.mark.slow
@@ -343,13 +348,7 @@ def test_version2_file_of_the_first_layout_samples_the_same_images(root, name, k
     folder = root / "tests" / "data"
     expected = torch.load(folder / f"version2_{name}_expected.pt", weights_only=True)["result"]
     model = load_model(folder / f"version2_{name}.{kind}")
-    plain, recalibrated = Sampler(model, 0.7, iterations=0), Sampler(model, 0.7, iterations=3)
-    for key, images in (
-        ("samples", plain.sample(2)),
-        ("drawn_samples", plain.sample(2, "sample")),
-        ("recalibrated_samples", recalibrated.sample(2)),
-    ):
-        torch.testing.assert_close(images, expected[key], rtol=0, atol=1e-6)
+    assert_samples(model, expected, 2)
 
 
 # ------------------------------------------------------------------------------------------------------- digest

@@ -82,7 +82,8 @@ class Trainer:
     @property
     def parts(self) -> dict[str, Stateful]:
         """Everything that evolves, weights included, by the name that a message gives."""
-        return {"weights": self.model, "averaged weights": self.eval_model, **self.evolving}
+        averaged = {} if self.ema is None else {"averaged weights": self.ema.model}
+        return {"weights": self.model, **averaged, **self.evolving}
 
     @property
     def eval_model(self) -> HierarchicalVAE:

@@ -372,15 +372,21 @@ def test_resume_takes_nothing_from_a_file_that_the_config_decides(make_trainer, 
 
 
 @pytest.mark.slow
+def old_training(root, name):
+    """Return the path of a checkpoint in tests/data, what its program computed, and a trainer for it on its images."""
+    folder = root / "tests" / "data"
+    path = folder / f"{name}.checkpoint"
+    expected = torch.load(folder / f"{name}_expected.pt", weights_only=True)
+    data = Data(expected["pixels"][:14], expected["pixels"][14:])
+    return path, expected, Trainer(load(path)["config"], data, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("change", [remove("spectral"), put("spectral", [1]), put("spectral", {"right0": 3})])
 def test_resume_of_version1_without_the_state_of_the_regularization_starts_the_state_anew(root, tmp_path, change):
-    source = root / "tests" / "data" / "version1_nvlabs_style.checkpoint"
-    expected = torch.load(root / "tests" / "data" / "version1_nvlabs_style_expected.pt", weights_only=True)
+    source, _, trainer = old_training(root, "version1_nvlabs_style")
     content = torch.load(source, weights_only=True)
     change(content["training"])
     torch.save(content, tmp_path / "a.checkpoint")
-    data = Data(expected["pixels"][:14], expected["pixels"][14:])
-    trainer = Trainer(load(source)["config"], data, torch.device("cpu"))
     assert len(resume_training(trainer, tmp_path / "a.checkpoint")) == 1
     advance(trainer, 1)
 
@@ -406,11 +412,7 @@ def test_resume_that_fails_in_the_middle_of_a_run_changes_nothing(make_trainer, 
 @pytest.mark.parametrize("style", ["seed_style", "nvlabs_style"])
 def test_resume_of_version1(root, style):
     """A checkpoint at step 4 of the code before version 2, and the weights that this code had at step 8."""
-    folder = root / "tests" / "data"
-    expected = torch.load(folder / f"version1_{style}_expected.pt", weights_only=True)
-    path = folder / f"version1_{style}.checkpoint"
-    data = Data(expected["pixels"][:14], expected["pixels"][14:])
-    trainer = Trainer(load(path)["config"], data, torch.device("cpu"))
+    path, expected, trainer = old_training(root, f"version1_{style}")
     warnings = resume_training(trainer, path)
     assert trainer.position.step == 4
     advance(trainer, 4)
@@ -424,14 +426,11 @@ def test_resume_of_version1(root, style):
 
 
 def test_resume_of_version1_with_other_regularized_convolutions_starts_their_vectors_anew(root, tmp_path):
-    source = root / "tests" / "data" / "version1_seed_style.checkpoint"
-    expected = torch.load(root / "tests" / "data" / "version1_seed_style_expected.pt", weights_only=True)
+    source, _, trainer = old_training(root, "version1_seed_style")
     content = torch.load(source, weights_only=True)
     vectors = content["training"]["spectral"]
     vectors["right0"] = torch.cat([vectors["right0"], vectors["right0"][:1]])  # one more convolution
     torch.save(content, tmp_path / "a.checkpoint")
-    data = Data(expected["pixels"][:14], expected["pixels"][14:])
-    trainer = Trainer(load(source)["config"], data, torch.device("cpu"))
     own = {name: tensor.clone() for name, tensor in trainer.regularizers.state_dict().items()}
     assert len(resume_training(trainer, tmp_path / "a.checkpoint")) == 1
     assert all(torch.equal(own[name], tensor) for name, tensor in trainer.regularizers.state_dict().items())
@@ -488,11 +487,7 @@ VERSION2 = ("nvae", "seed", "ladder", "dvp")  # files of commit e679c48, see tes
 @pytest.mark.parametrize("name", VERSION2)
 def test_resume_of_version2(root, name):
     """A checkpoint at step 7, in the middle of an epoch, and the weights of the uninterrupted training at step 12."""
-    folder = root / "tests" / "data"
-    expected = torch.load(folder / f"version2_{name}_expected.pt", weights_only=True)
-    path = folder / f"version2_{name}.checkpoint"
-    data = Data(expected["pixels"][:14], expected["pixels"][14:])
-    trainer = Trainer(load(path)["config"], data, torch.device("cpu"))
+    path, expected, trainer = old_training(root, f"version2_{name}")
     assert resume_training(trainer, path) == []
     assert (trainer.position.step, trainer.position.image) == (7, 4)
     metrics = advance(trainer, 5)[-1]
