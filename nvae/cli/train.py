@@ -70,20 +70,23 @@ def run(options: argparse.Namespace) -> None:
         return
     from nvae.system.devices import set_fast_defaults
     from nvae.training.events import print_event
-    from nvae.training.loop import train
+    from nvae.training.loop import Stopped, train
 
     name = options.name or "_".join(filter(None, (config_path(options.config).stem, options.dataset)))
     checkpoint = find_model(options.checkpoint) if options.checkpoint else None
     progress = sys.stderr.isatty()
     set_fast_defaults()
-    train(
-        config,
-        name,
-        options.device,
-        options.fresh,
-        on_event=print_event,
-        progress=progress,
-        checkpoint=checkpoint,
-        init_from=find_model(options.init_from) if options.init_from else None,
-        continue_with_changed_data=options.continue_with_changed_data,
-    )
+    try:
+        train(
+            config,
+            name,
+            options.device,
+            options.fresh,
+            on_event=print_event,
+            progress=progress,
+            checkpoint=checkpoint,
+            init_from=find_model(options.init_from) if options.init_from else None,
+            continue_with_changed_data=options.continue_with_changed_data,
+        )
+    except Stopped as stopped:  # reported already
+        raise SystemExit(stopped.code) from None

@@ -71,7 +71,9 @@ class TensorBoard(Logger):
 class WandB(Logger):
     """A run of Weights & Biases in the project `nvae`, with scalars and pictures. Needs the extra `wandb`.
 
-    A resumed run has the id of the earlier one, which is kept in the run's folder.
+    A resumed run has the id of the earlier one, which is kept in the run's folder. The axis of the charts is the metric
+    `step`: a training that goes back to a checkpoint repeats steps, and W&B drops what is logged at a smaller number of
+    its own step (https://docs.wandb.ai/guides/track/log/customize-logging-axes).
     """
 
     def __init__(self, folder: Path, config: ModelConfig) -> None:
@@ -94,12 +96,14 @@ class WandB(Logger):
             mode=config.training_parameters.wandb,
             settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False),
         )
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
 
     def log(self, metrics: dict[str, Any]) -> None:
-        self._run.log(_scalars(metrics), step=metrics["step"])
+        self._run.log(_scalars(metrics))
 
     def log_images(self, tag: str, image: Image.Image, step: int) -> None:
-        self._run.log({tag: self._image(image)}, step=step)
+        self._run.log({tag: self._image(image), "step": step})
 
     def close(self) -> None:
         self._run.finish()

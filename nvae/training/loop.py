@@ -33,8 +33,15 @@ from nvae.training.trainer import Trainer
 from nvae.training.validation import FID, evaluate_result, result, try_to_measure, validate
 
 
-class Stopped(SystemExit):
-    """Training was asked to stop by a signal, and has saved; the exit code is 128 plus the signal's number."""
+class Stopped(KeyboardInterrupt):
+    """Training was asked to stop by a signal, and has saved. A notebook stops at this cell, as after any interrupt.
+
+    code: the exit code of a program that ends by the signal, 128 plus the signal's number.
+    """
+
+    def __init__(self, signal_number: int, text: str) -> None:
+        super().__init__(text)
+        self.code = 128 + signal_number
 
 
 def train(
@@ -61,8 +68,8 @@ def train(
     init_from: a .model or .checkpoint file whose weights a new run starts from.
     continue_with_changed_data: continue although the images are not those of the checkpoint, with a warning.
     Sets torch's process-wide options for cuDNN and deterministic algorithms. Raises UserError, RunLockedError while the
-    run is trained elsewhere, DivergenceError where going back to a checkpoint does not help any more, and Stopped after
-    Ctrl-C or SIGTERM, with the state saved.
+    run is trained elsewhere, DivergenceError where going back to a checkpoint does not help any more, and Stopped, a
+    KeyboardInterrupt, after Ctrl-C or SIGTERM, with the state saved.
     """
     if isinstance(config, str):
         name = name or config_path(config).stem
@@ -236,11 +243,12 @@ class _Training:
         self.ranks.wait()  # torchrun ends the other processes as soon as one has ended
         self.bars.close()
         epochs = trainer.schedule.epochs
-        self.output.reporter.info(
+        text = (
             f"stopped in epoch {min(trainer.position.epoch + 1, epochs)} of {epochs}, step {trainer.position.step}, "
             f"and {saved}. To continue, run the same command again."
         )
-        raise Stopped(128 + signal_number)
+        self.output.reporter.info(text)
+        raise Stopped(signal_number, text)
 
     def _bar_numbers(self, metrics: dict[str, Any]) -> dict[str, str]:
         trainer, values = self.trainer, with_bound(metrics, self.trainer)

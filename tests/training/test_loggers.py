@@ -2,6 +2,7 @@ import json
 import os
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -192,7 +193,7 @@ def test_wandb_offline_records_scalars_pictures_and_one_id(offline, tmp_path, ca
     files = sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) == 2
     for step, file in zip((b"3", b"6"), files, strict=True):
-        values = {b"loss": rb"2\.5", b"kl_per_group/1": rb"1\.5", b"_step": step}
+        values = {b"loss": rb"2\.5", b"kl_per_group/1": rb"1\.5", b"step": step}
         patterns = {name: name + rb"[^\d/]{1,9}" + value for name, value in values.items()}
         record = file.read_bytes()  # protocol buffers: names and JSON values are plain text
         for text in (run_id, b"nvae", b"small", b"channel_towers"):
@@ -200,6 +201,40 @@ def test_wandb_offline_records_scalars_pictures_and_one_id(offline, tmp_path, ca
         for name, pattern in patterns.items():
             assert re.search(pattern, record), name
     assert len(list((folder / "wandb").rglob("*.png"))) == 2
+
+
+class FakeRun:
+    """Keeps what W&B keeps: nothing that is logged at a step below the largest so far."""
+
+    def __init__(self):
+        self.kept, self.axes, self.step = [], {}, 0
+
+    def define_metric(self, name, step_metric=None):
+        self.axes[name] = step_metric
+
+    def log(self, values, step=None):
+        self.step = self.step + 1 if step is None else step
+        if self.step >= max((step for step, _ in self.kept), default=-1):
+            self.kept.append((self.step, values))
+
+    def finish(self):
+        pass
+
+
+def test_wandb_keeps_the_steps_after_a_recovery(offline, tmp_path, monkeypatch):
+    fake = FakeRun()
+    module = SimpleNamespace(Image=lambda image: image.size, Settings=dict, init=lambda **_: fake)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    for first in (8, 4):  # the second one goes back to a checkpoint at step 4
+        logger, warnings = run_logger(offline, tmp_path, step=first)
+        for step in (first + 1, first + 2):
+            logger.log(LINE | {"step": step})
+            logger.log_images("samples", Image.new("RGB", (4, 2)), step)
+        logger.close()
+        assert warnings == []
+    scalars = [values["step"] for _, values in fake.kept if "loss" in values]
+    assert scalars == [values["step"] for _, values in fake.kept if "samples" in values] == [9, 10, 5, 6]
+    assert fake.axes["*"] == "step"
 
 
 def test_wandb_that_fails_is_one_warning(offline, tmp_path, monkeypatch):

@@ -267,6 +267,7 @@ def test_train_stopped_by_a_signal_continues_as_one_run(run, tmp_path, monkeypat
     with pytest.raises(Stopped) as stopped:
         run(fresh=True)
     assert stopped.value.code == 128 + signal.SIGTERM
+    assert isinstance(stopped.value, KeyboardInterrupt) and "step 5, and saved" in str(stopped.value)
     assert load(tmp_path / "saved_weights" / "small.checkpoint")["training"]["progress"]["step"] == 5
     assert kinds_of(tmp_path) == [("started", 0), ("stopped", 5)]
     assert "stopped, epoch 1.667 of 3" in (tmp_path / "runs" / "small" / "report.html").read_text("utf-8")

@@ -275,7 +275,7 @@ def test_train_holds_the_lock_until_it_ends(run, files, data, monkeypatch):
 
     def look(config, progress):
         held.append(locks.holder_path(files.lock).exists())
-        raise Stopped(1) if len(held) > 1 else UserError("no data")
+        raise Stopped(1, "") if len(held) > 1 else UserError("no data")
 
     monkeypatch.setattr(loop, "load_data", look)
     for error in (UserError, Stopped):
