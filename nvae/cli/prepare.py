@@ -142,10 +142,10 @@ def _dataset(options: argparse.Namespace) -> dict[str, Any]:
         return {"name": options.source} | ({"path": options.data} if options.data else {})
     path = Path(options.source)
     if not path.exists():
-        suggestion = f" Did you mean {name}?" if (name := nearest(options.source, names)) else ""
+        name = nearest(options.source, names)
+        advice = f"Did you mean {name}?" if name else f"The data sets are {', '.join(names)}."
         raise UserError(
-            f"SOURCE is '{options.source}', which does not exist; expected a folder, an archive, or one of "
-            f"{', '.join(names)}.{suggestion}"
+            f"SOURCE is '{options.source}', which does not exist; expected a folder, an archive or a data set. {advice}"
         )
     if options.data:
         raise UserError("--data is for the name of a data set, but SOURCE is a path. Leave --data out.")

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from nvae.config.fields import Located, allowed_for, choices, join, locate, schema_of, words_of
 from nvae.schema import DATASETS, ModelConfig
 from nvae.system.errors import InvalidValueError, UserError
+from nvae.system.files import plain_name
 
 ErrorKind = Literal[
     "unknown_config",  # got: the name; allowed: the names of all configs
@@ -103,10 +104,11 @@ def _shortened(text: str, most: int) -> str:
 
 
 def nearest(word: Any, words: Iterable[str]) -> str | None:
-    """Return the most similar of the words; None if no word is similar."""
+    """Return the most similar of the words, spelled as `plain_name` spells names; None if no word is similar."""
+    by_name = {plain_name(each): each for each in words}
     similar = isinstance(word, str) and len(word) <= MAX_SHOWN  # comparing takes the product of the lengths
-    matches = difflib.get_close_matches(word, list(words), n=1, cutoff=0.65) if similar else []
-    return matches[0] if matches else None
+    matches = difflib.get_close_matches(plain_name(word), by_name, n=1, cutoff=0.65) if similar else []
+    return by_name[matches[0]] if matches else None
 
 
 # ---------------------------------------------------------------------------------------- from pydantic's errors
@@ -145,7 +147,8 @@ def _fields_of(problem: Mapping[str, Any], where: Located, missing: list[str]) -
         return fields | {"key": join(key, cause.name), "got": cause.got, "allowed": cause.expected}
     if kind == "union_tag_invalid":  # the name of a data set
         name = got["name"]
-        allowed, suggestion = choices(DATASETS), nearest(name, DATASETS)
+        suggestion = nearest(name, DATASETS)
+        allowed = "the name of a data set" if suggestion else choices(DATASETS)
         return fields | {"key": f"{key}.name", "got": name, "allowed": allowed, "suggestion": suggestion}
     return fields | {"suggestion": nearest(got, words_of(where.schema))}
 

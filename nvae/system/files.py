@@ -30,6 +30,11 @@ class WriteError(UserError):
         super().__init__(f"{path} cannot be written: {reason}. Check the free disk space and the folder's permissions.")
 
 
+def plain_name(name: str) -> str:
+    """Return a name without what differs between spellings of one name: case, separators, and the ending .gz."""
+    return re.sub(r"[-_. ]", "", name.lower().removesuffix(".gz"))
+
+
 def previous_path(path: str | Path) -> Path:
     """Return where `atomic_write(path, keep_previous=True)` keeps the replaced file."""
     return Path(path).with_name(f"{Path(path).name}.previous")

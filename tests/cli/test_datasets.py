@@ -88,5 +88,9 @@ def test_description_names_the_extra_and_the_addresses(command, folder):
     assert ".[lmdb]" in command("-m", "datasets", "lmdb").out
 
 
-def test_unknown_name_is_refused(command, folder):
-    command("-m", "datasets", "mnistt").assert_refused("mnistt")
+@pytest.mark.parametrize(
+    ("name", "suggestion"), [("mnistt", "mnist"), ("Fashion-MNIST", "fashion_mnist"), ("STL-10", "stl10")]
+)
+def test_unknown_name_is_refused_with_the_nearest_one(command, folder, name, suggestion):
+    for arguments in (("datasets", name), ("datasets", name, "--show"), ("prepare", name)):
+        command("-m", *arguments).assert_refused(rf"{name}.*mean {suggestion}\?")

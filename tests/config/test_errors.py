@@ -65,7 +65,14 @@ def test_messages_render_as_recorded(tmp_path):
 
 @pytest.mark.parametrize(
     ("wrong", "right"),
-    [("tini", "tiny"), ("pengiun", "penguin"), ("model_configs/tiny", "tiny"), ("qqqqqq", None), ("x\0", None)],
+    [
+        ("tini", "tiny"),
+        ("pengiun", "penguin"),
+        ("model_configs/tiny", "tiny"),
+        ("Pen-guin", "penguin"),
+        ("qqqqqq", None),
+        ("x\0", None),
+    ],
 )
 def test_unknown_config_suggests_the_nearest_name(wrong, right):
     with pytest.raises(ConfigError) as caught:
@@ -279,6 +286,17 @@ def test_optimizer_betas_are_two_numbers_below_one(betas):
         ("sampling_method: bernouli\n", "bernoulli"),
         ("sampling_method: 3\n", None),
         ("dataset: {name: minst}\n", "mnist"),
+        ("dataset: {name: MNIST}\n", "mnist"),
+        ("dataset: {name: fashion-mnist}\n", "fashion_mnist"),
+        ("dataset: {name: Fashion MNIST}\n", "fashion_mnist"),
+        ("dataset: {name: cifar-10}\n", "cifar10"),
+        ("dataset: {name: CIFAR 100}\n", "cifar100"),
+        ("dataset: {name: CelebA}\n", "celeba"),
+        ("dataset: {name: CelebA-HQ}\n", "celeba_hq"),
+        ("dataset: {name: ImageNet-32}\n", "imagenet32"),
+        ("dataset: {name: qqqqqq}\n", None),
+        ("training_parameters: {optimizer: AdaMax}\n", "adamax"),
+        ("family: NVAE\n", "nvae"),
         ("training_parameters: {optimizer: adammax}\n", "adamax"),
         ("family: nvea\n", "nvae"),
     ],
