@@ -25,6 +25,7 @@ from nvae.system.torch_files import (
     EXPECTED,
     CheckpointError,
     DamagedFileError,
+    exists,
     read_whole,
     tensor_bytes,
     write_whole,
@@ -121,7 +122,7 @@ def load(path: str | Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     """Return the raw content of a file of this program, of any version."""
-    if not os.path.isfile(path):
+    if not exists(path) or not path.is_file():
         files = sorted(FOLDER.glob("*.checkpoint")) + sorted(FOLDER.glob("*.model"))
         existing = f"Existing files: {', '.join(map(str, files))}." if files else "Train a model first."
         raise CheckpointError(f"there is no file '{path}'. {_advice(path, existing)}")

@@ -46,6 +46,7 @@ HINTS = {
     "import": {Remedy.MODEL_CONFIG: "Use --config YAML to name the right config."},
 }
 INTERRUPTED = 130
+OF_THE_DISK = (errno.EIO, errno.EPIPE, errno.ENOSPC, errno.ESTALE)
 SAMPLING_MEMORY_HINT = "Ask for fewer images at once, or use --device cpu."
 
 
@@ -125,16 +126,15 @@ def _exit_code(main: Callable[[], int | None], command: str) -> int:
         by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
         print(f"interrupted{by}.", file=sys.stderr)
         return 128 + number
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+    except (RuntimeError, MemoryError, OSError) as error:
+        if is_out_of_memory(error):
+            problem = f"there is not enough memory. {MEMORY_HINTS.get(command, SAMPLING_MEMORY_HINT)}"
+        elif isinstance(error, OSError) and (error.filename or error.errno in OF_THE_DISK):
+            where = f": {error.filename}" if error.filename else ""
+            advice = ". Check the free disk space." if error.errno == errno.ENOSPC else ""
+            problem = f"{error.strerror}{where}{advice}"
+        else:
             raise
-        problem = f"there is not enough memory. {MEMORY_HINTS.get(command, SAMPLING_MEMORY_HINT)}"
-    except OSError as error:
-        if error.filename is None and error.errno not in (errno.EIO, errno.EPIPE, errno.ENOSPC):
-            raise
-        where = f": {error.filename}" if error.filename else ""
-        advice = ". Check the free disk space." if error.errno == errno.ENOSPC else ""
-        problem = f"{error.strerror}{where}{advice}"
     print(f"error: {problem}", file=sys.stderr)
     return code
 

@@ -272,6 +272,8 @@ def unpack(archive: Path, folder: Path, progress: bool = False) -> None:
                 raise ValueError(f"{name!r} is a link or a device, expected files and folders only")
     archives = sorted(folder.glob("*.tar"))
     for inner in tqdm(archives, description, leave=False, disable=not (progress and archives)):
+        if not inner.stem.strip("."):  # "...tar" would go into the folder above
+            raise ValueError(f"the name {inner.name!r} leads out of the archive")
         unpack(inner, inner.with_suffix(""))
         inner.unlink()
 

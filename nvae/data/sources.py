@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 from nvae.data.downloads import SourceFile, fetch
 from nvae.data.paths import dataset_folder
 from nvae.schema import NAMED_DATASETS, DownloadedDataset, ModelConfig
-from nvae.system.errors import UserError, is_out_of_memory
+from nvae.system.errors import UserError, error_of_system, is_out_of_memory
 
 Result = TypeVar("Result")
 
@@ -36,6 +37,7 @@ def obtain_and_read(config: ModelConfig, read: Callable[[dict[str, Path]], Resul
     Raises UserError.
     """
     assert isinstance(config.dataset, DownloadedDataset)
+    name, folder = config.dataset.name, dataset_folder(config.dataset)
     for again in (False, True):
         paths = obtain(config, progress, again)
         try:
@@ -43,8 +45,10 @@ def obtain_and_read(config: ModelConfig, read: Callable[[dict[str, Path]], Resul
         except (RuntimeError, OSError) as error:
             if is_out_of_memory(error):
                 raise
+            cause = error_of_system(error)
+            if cause is not None and cause.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+                raise UserError(f"{name} in '{folder}' cannot be read: {cause.strerror}. Check the disk.") from error
             reason = error
-    name, folder = config.dataset.name, dataset_folder(config.dataset)
     raise UserError(f"{name} in '{folder}' is damaged ({reason}). Delete its files to download it again.") from reason
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -68,4 +71,19 @@ class DivergenceError(UserError):
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that memory was not enough; PyTorch says so in the text of a RuntimeError."""
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, MemoryError) or bool(re.search("out of memory|can('t|not) allocate memory", text))
+
+
+def error_of_system(error: BaseException) -> OSError | None:
+    """Return the error of the operating system that an exception is or hides; None if a file's content is at fault.
+
+    zipfile raises an error of its own for an OSError, and torch one whose text ends with the number, such as "(5)".
+    EINVAL of an open file is about the content: a damaged file names wrong places in itself.
+    """
+    hidden: BaseException | None = error
+    while hidden is not None:
+        if isinstance(hidden, OSError) and (hidden.errno not in (None, errno.EINVAL) or hidden.filename):
+            return hidden
+        hidden = hidden.__cause__ or hidden.__context__
+    number = re.search(r"unable to .*\((\d+)\)$", str(error), re.M)
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import errno
 import hashlib
 import pickle
 import re
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nvae.system.errors import UserError, is_out_of_memory
+from nvae.system.errors import UserError, error_of_system, is_out_of_memory
 from nvae.system.files import WriteError, atomic_write
 
 ZIP_MAGIC = b"PK"  # torch.save writes zip files since PyTorch 1.6
@@ -47,6 +46,16 @@ def write_whole(content: dict[str, Any], path: Path, keep_previous: bool = True)
     except WriteError as error:
         kept = " The file saved before is unchanged." if path.exists() else ""
         raise CheckpointError(f"{error}{kept}") from error
+
+
+def exists(path: Path) -> bool:
+    """Return whether there is a file. Raises CheckpointError where the system cannot tell, which Path.exists hides."""
+    with explained_reading(path, EXPECTED):
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no possible name
+            return False
+    return True
 
 
 def read_whole(path: Path) -> dict[str, Any]:
@@ -95,12 +104,9 @@ def explained_reading(path: Path, expected: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:  # damaged files make zipfile and torch raise almost anything
-        # EINVAL: the file names a wrong place in itself.
-        is_of_system = isinstance(error, OSError) and error.errno != errno.EINVAL
-        if is_of_system or "unable to mmap" in str(error):
-            reason = getattr(error, "strerror", None) or str(error)
+        if (cause := error_of_system(error)) is not None:
             raise CheckpointError(
-                f"{path} cannot be read: {reason}. Check the disk and the file's permissions."
+                f"{path} cannot be read: {cause.strerror}. Check the disk, the memory and the file's permissions."
             ) from error
         if is_out_of_memory(error):
             raise

@@ -13,7 +13,7 @@ from nvae.checkpoint import FOLDER as WEIGHTS
 from nvae.checkpoint import CheckpointError, checkpoint_path, is_whole, model_path
 from nvae.system.errors import Remedy, UserError
 from nvae.system.files import link_or_copy, previous_path, remove_unfinished, unused_path, writing
-from nvae.system.torch_files import DamagedFileError
+from nvae.system.torch_files import DamagedFileError, exists
 from nvae.training.loggers import FOLDER as RUNS
 from nvae.training.resuming import resume_training
 from nvae.training.trainer import Trainer
@@ -71,12 +71,12 @@ class RunFiles:
         """
         from_first = trainer.ranks.from_first  # the process whose files count
         paths = (self.checkpoint, self.previous)
-        exist, has_copies = from_first(lambda: ([path.exists() for path in paths], bool(self.copies())))
+        exist, has_copies = from_first(lambda: ([*map(exists, paths)], bool(self.copies())))
         if not any(exist) and not has_copies:
             return None, []
         problems = []
-        for path, exists in zip(paths, exist, strict=True):
-            if not exists:
+        for path, is_there in zip(paths, exist, strict=True):
+            if not is_there:
                 problems.append("is missing")
                 continue
             try:

@@ -161,6 +161,8 @@ def test_find_model_prefers_files_then_checkpoints_then_results(folder):
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "use_tensor_checkpoints"),
         (MemoryError(), 2, "batch_size"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 2, "disk space"),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), 2, "memory"),
+        (OSError(errno.ESTALE, os.strerror(errno.ESTALE)), 2, os.strerror(errno.ESTALE)),
         (FileNotFoundError(errno.ENOENT, "gone", "a.png"), 2, "a.png"),
     ],
 )

@@ -154,6 +154,16 @@ def test_archive_that_could_write_outside_of_its_folder_is_refused(get, set_fold
     assert sorted(contents(tmp_path)) == ["set/a.tar"]
 
 
+@pytest.mark.parametrize("name", ["..tar", "...tar"])
+def test_archive_in_an_archive_that_names_the_folder_above_is_refused(get, set_folder, tmp_path, name):
+    """Each is unpacked into a folder of its name without .tar, which is a folder above for three dots."""
+    set_folder.mkdir()
+    (set_folder / "a.tar").write_bytes(tarred({name: tarred({"evil": b"1"})}))
+    with pytest.raises(UserError, match=r"a\.tar.*leads out"):
+        get(a=SourceFile("a.tar", unpack_to=".", found_as=("evil",)))
+    assert sorted(contents(tmp_path)) == ["set/a.tar"]
+
+
 @pytest.mark.parametrize("name", ["../evil", "x/../../evil", "/tmp/evil"])
 def test_zip_that_could_write_outside_of_its_folder_is_refused(get, set_folder, tmp_path, name):
     set_folder.mkdir()

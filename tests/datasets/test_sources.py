@@ -1,5 +1,7 @@
 """The table of files: addresses and checksums against torchvision's, and the answer without a network."""
 
+import errno
+import os
 import sys
 import types
 
@@ -21,9 +23,10 @@ from torchvision.datasets import (
 )
 from torchvision.datasets.imagenet import ARCHIVE_META
 
+from nvae.data import sources
 from nvae.data.downloads import CONNECTION_TIMEOUT
 from nvae.data.registry import LOADERS
-from nvae.data.sources import MEDMNIST_SETS, extra_of, medmnist_suffix, source_files
+from nvae.data.sources import MEDMNIST_SETS, extra_of, medmnist_suffix, obtain_and_read, source_files
 from nvae.schema import DATASETS, NAMED_DATASETS
 from nvae.system.errors import UserError
 
@@ -114,3 +117,29 @@ def test_extras_are_in_the_package(root):
     for name in DATASETS:
         if (extra := extra_of(name)) not in (None, "lmdb"):
             assert f"\n{extra} = [" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "readings"),
+    [
+        (OSError(errno.EIO, os.strerror(errno.EIO)), 1),
+        (OSError(errno.ESTALE, os.strerror(errno.ESTALE)), 1),
+        (FileNotFoundError(errno.ENOENT, "gone"), 2),
+        (RuntimeError("wrong checksum"), 2),
+    ],
+    ids=str,
+)
+def test_only_files_that_are_damaged_or_missing_are_obtained_again(make_config, monkeypatch, error, readings):
+    again = []
+
+    def obtained(config, progress, repeat):
+        again.append(repeat)
+        return {}
+
+    def read(paths):
+        raise error
+
+    monkeypatch.setattr(sources, "obtain", obtained)
+    with pytest.raises(UserError):
+        obtain_and_read(make_config(dataset={"name": "cifar10"}), read)
+    assert again == [False, True][:readings]

@@ -15,6 +15,7 @@ from nvae.system.torch_files import (
     CheckpointError,
     DamagedFileError,
     content_digest,
+    exists,
     read_whole,
     write_whole,
 )
@@ -152,9 +153,53 @@ def test_read_whole_does_not_take_an_error_of_the_system_for_damage(path, monkey
     assert not isinstance(raised.value, DamagedFileError)
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOMEM, errno.ETIMEDOUT])
+def test_read_whole_does_not_take_an_error_of_any_single_read_for_damage(path, monkeypatch, number):
+    """Also where zipfile replaces the error by one of its own, which says that the file is no zip file."""
+    left = [0]  # reads until the one that fails
+
+    class Failing(io.FileIO):
+        def count(self):
+            left[0] -= 1
+            if left[0] == 0:
+                raise OSError(number, os.strerror(number))
+
+        def readinto(self, buffer):
+            self.count()
+            return super().readinto(buffer)
+
+        def readall(self):
+            self.count()
+            return super().readall()
+
+    for module in ("builtins", "io"):  # zipfile opens by io.open
+        monkeypatch.setattr(f"{module}.open", lambda file, *mode: io.BufferedReader(Failing(file)))
+    assert is_same(read_whole(path), content())
+    reads = -left[0]
+    assert reads > 10
+    for left[0] in range(1, reads + 1):
+        with pytest.raises(CheckpointError, match=os.strerror(number)) as raised:
+            read_whole(path)
+        assert not isinstance(raised.value, DamagedFileError)
+
+
+def test_exists_does_not_take_an_error_of_the_system_for_a_missing_file(path, monkeypatch):
+    assert exists(path)
+    assert not any(map(exists, (path.with_name("b.model"), path / "below a file", path.with_name("a\0b"))))
+
+    def fail(*args, **kwargs):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("pathlib.Path.stat", fail)
+    with pytest.raises(CheckpointError):
+        exists(path)
+
+
 @pytest.mark.parametrize(
     "message",
     [
+        "unable to open file </a.model> in read-only mode: Input/output error (5)",
+        "unable to mmap 2048 bytes from file </a.model>: Stale file handle (116)\nException raised from here",
         "unable to mmap 2048 bytes from file </a.model>: Cannot allocate memory (12)",
         "unable to mmap 2048 bytes from file </a.model>: No such device (19)",
         "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory",

@@ -11,7 +11,7 @@ import torch
 
 from nvae.evaluation.quality.distances import FeatureStatistics
 from nvae.evaluation.quality.extractors.base import Extractor
-from nvae.system.errors import UserError
+from nvae.system.errors import UserError, error_of_system
 from nvae.system.files import atomic_write
 
 NAMES = (("mu", "sigma"), ("m", "s"))  # of the mean and of the covariance
@@ -49,6 +49,8 @@ def read_statistics(path: Path, extractor: Extractor) -> tuple[FeatureStatistics
     except FileNotFoundError as error:
         raise UserError(f"the file of statistics '{path}' does not exist.") from error
     except Exception as error:  # zipfile and NumPy raise almost any exception for a damaged file
+        if (cause := error_of_system(error)) is not None:
+            raise UserError(f"'{path}' cannot be read: {cause.strerror}.") from error
         raise UserError(f"'{path}' is damaged, or is no .npz file of statistics. Use another file.") from error
     if mean.shape != (extractor.dimensions,) or covariance.shape != (extractor.dimensions,) * 2:
         raise UserError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nvae.data.downloads import check_connection
 from nvae.evaluation.quality.extractors.base import DIGEST_LENGTH
-from nvae.system.errors import UserError
+from nvae.system.errors import UserError, error_of_system
 
 
 class PublishedFile(NamedTuple):
@@ -77,6 +77,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make torch raise almost anything
+        if (cause := error_of_system(error)) is not None:
+            raise UserError(f"'{path}' cannot be read: {cause.strerror}.") from error
         raise UserError(
             f"'{path}' is damaged, or is no file of weights. Delete the file to download it again."
         ) from error
