@@ -188,7 +188,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     from nvae.training import run_output
 
     for name in ("pictures", "film", "page"):
-        monkeypatch.setattr(run_output.RunOutput, name, lambda *arguments: None)
+        monkeypatch.setattr(run_output.RunOutput, name, lambda *arguments, **options: None)
     monkeypatch.setattr(run_output, "draw_data", lambda *arguments: None)
 
 

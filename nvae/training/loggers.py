@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from PIL import Image
 from nvae.config import config_to_yaml
 from nvae.schema import ModelConfig
 from nvae.system.errors import UserError
-from nvae.system.files import atomic_write
+from nvae.system.files import WriteError, atomic_write
 
 FOLDER = Path("runs")
 METRICS_FILE = "metrics.jsonl"
@@ -35,16 +36,6 @@ class Logger:
 
     def close(self) -> None:
         """Finish writing."""
-
-
-class JSONLines(Logger):
-    """metrics.jsonl: a JSON object per line of metrics. Pictures are files of their own, see `previews.py`."""
-
-    def __init__(self, folder: Path, config: ModelConfig, step: int) -> None:
-        self._file = folder / METRICS_FILE
-
-    def log(self, metrics: dict[str, Any]) -> None:
-        _append(self._file, metrics)
 
 
 class TensorBoard(Logger):
@@ -132,14 +123,17 @@ def open_wandb(folder: Path, config: ModelConfig, step: int) -> Logger | None:
 
 # By name: functions of the run's folder, the config and the step to continue from, which open a logger or return None.
 LOGGERS: dict[str, Callable[[Path, ModelConfig, int], Logger | None]] = {
-    METRICS_FILE: JSONLines,
     "TensorBoard": open_tensorboard,
     "Weights & Biases": open_wandb,
 }
 
 
 class RunLogger:
-    """All loggers of a run. A failing logger gives one warning and is removed; the training continues."""
+    """The lines of a run, in metrics.jsonl and events.jsonl, and all other loggers.
+
+    Lines that cannot be written, as on a full disk, are written with the next ones or by `close`. Another logger that
+    fails is removed. Both give one warning, and the training continues.
+    """
 
     def __init__(
         self, folder: Path, config: ModelConfig, step: int, groups: int, warn: Callable[[str], object]
@@ -148,30 +142,36 @@ class RunLogger:
 
         groups: number of latent groups. warn: receives warnings. `metrics` holds all lines of the run.
         """
-        self.folder, self._warn = folder, warn
+        self.folder, self._config, self._warn = folder, config, warn
         self.metrics: list[dict[str, Any]] = []
+        self._missing_events: list[dict[str, Any]] = []
+        self._failing: set[str] = set()
         self._loggers: dict[str, Logger] = {}
-        with self._attempt("the folder of the run"):
-            self._open(config, step, groups)
+        with self._retried(METRICS_FILE):
+            lines, damaged = read_metrics(folder / METRICS_FILE, groups)
+            if damaged:
+                warn(f"{folder / METRICS_FILE} has {damaged} damaged lines; they are removed.")
+            self.metrics = [line for line in lines if line["step"] <= step]
+            self._write_all()
         for name, open_logger in LOGGERS.items():
             with self._attempt(name):
                 logger = open_logger(folder, config, step)
                 if logger is not None:
                     self._loggers[name] = logger
 
-    def _open(self, config: ModelConfig, step: int, groups: int) -> None:
-        lines, damaged = read_metrics(self.folder / METRICS_FILE, groups)
-        if damaged:
-            self._warn(f"{self.folder / METRICS_FILE} has {damaged} damaged lines; they are removed.")
-        self.metrics = [line for line in lines if line["step"] <= step]
+    def _write_all(self) -> None:
+        """Write metrics.jsonl with all lines, and config.yaml."""
         with atomic_write(self.folder / METRICS_FILE) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in self.metrics), encoding="utf-8")
         with atomic_write(self.folder / "config.yaml") as temporary:
-            temporary.write_text(config_to_yaml(config), encoding="utf-8")
+            temporary.write_text(config_to_yaml(self._config), encoding="utf-8")
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Record a line of metrics with every logger."""
         self.metrics.append(metrics)
+        is_whole = METRICS_FILE not in self._failing
+        with self._retried(METRICS_FILE):
+            _append(self.folder / METRICS_FILE, metrics) if is_whole else self._write_all()
         self._for_all(lambda logger: logger.log(metrics))
 
     def log_event(self, event: dict[str, Any]) -> None:
@@ -179,24 +179,42 @@ class RunLogger:
 
         The file keeps all events of a run, also those after the step that a run continues from.
         """
-        file = self.folder / EVENTS_FILE
-        try:
-            _append(file, event)
-        except OSError as error:
-            self._warn(f"{file} cannot be written, so this event is missing there: {event['text']}: {error}")
+        self._missing_events.append(event)
+        self._write_events()
+
+    def _write_events(self) -> None:
+        with self._retried(EVENTS_FILE):
+            while self._missing_events:
+                _append(self.folder / EVENTS_FILE, self._missing_events[0])
+                del self._missing_events[0]
 
     def log_images(self, tag: str, image: Image.Image, step: int) -> None:
         """Record a picture with every logger."""
         self._for_all(lambda logger: logger.log_images(tag, image, step))
 
     def close(self) -> None:
-        """Close every logger."""
+        """Write what is missing, and close every logger."""
+        self._write_events()
+        if METRICS_FILE in self._failing:
+            with self._retried(METRICS_FILE):
+                self._write_all()
         self._for_all(lambda logger: logger.close())
 
     def _for_all(self, action: Callable[[Logger], object]) -> None:
         for name, logger in list(self._loggers.items()):
             with self._attempt(name):
                 action(logger)
+
+    @contextmanager
+    def _retried(self, name: str) -> Iterator[None]:
+        """Remember whether a file could be written; only the first error in a row is a warning."""
+        try:
+            yield
+            self._failing.discard(name)
+        except (OSError, WriteError) as error:
+            if name not in self._failing:
+                self._warn(f"{self.folder / name} cannot be written now; what is missing is written later: {error}")
+            self._failing.add(name)
 
     @contextmanager
     def _attempt(self, name: str) -> Iterator[None]:
@@ -239,13 +257,20 @@ def is_number(value: Any) -> bool:
 
 
 def _append(file: Path, content: dict[str, Any]) -> None:
-    """Append a line with a JSON object to a file; a last line that was cut off stays a line of its own."""
+    """Append a line with a JSON object to a file; a last line that was cut off stays a line of its own.
+
+    Raises OSError, and then leaves the file as it was.
+    """
     line = json.dumps(content)
-    with open(file, "ab+") as stream:
-        if stream.tell():
+    with open(file, "ab+", buffering=0) as stream:
+        size = stream.tell()
+        if size:
             stream.seek(-1, os.SEEK_END)
             line = line if stream.read(1) == b"\n" else f"\n{line}"
-        stream.write(f"{line}\n".encode())
+        encoded = f"{line}\n".encode()
+        if stream.write(encoded) < len(encoded):  # the disk is full now
+            stream.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
 
 
 def _parsed(file: Path) -> list[Any]:

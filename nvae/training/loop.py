@@ -23,7 +23,7 @@ from nvae.system.progress import ProgressBars
 from nvae.system.ranks import joined_ranks, local_index, started_by_torchrun
 from nvae.system.signals import stop_requests
 from nvae.training.events import Event, Reporter
-from nvae.training.metrics import Clock, metrics_line, with_bound
+from nvae.training.metrics import LATELY, OVERALL, Clock, duration_text, metrics_line, seconds_left, with_bound
 from nvae.training.report.page import utc_time
 from nvae.training.report.record import CONTINUED, EARLY_STOPPING, FINISHED, STARTED, STOPPED
 from nvae.training.resuming import calibrate, check_good, recover, resume_training, save_training, start_from
@@ -102,7 +102,7 @@ class _Training:
     def __init__(self, trainer: Trainer, files: RunFiles, output: RunOutput, progress: bool) -> None:
         self.trainer, self.files, self.output, self.progress = trainer, files, output, progress
         self.ranks = trainer.ranks
-        self.clock = Clock()
+        self.clock, self.overall = Clock(), Clock()  # of the steps, and of all work since the last line of metrics
 
     def run(self, fresh: bool, checkpoint: str | Path | None, init_from: str | Path | None, changed_data: bool) -> Path:
         trainer, files, output, info = self.trainer, self.files, self.output, self.output.reporter.info
@@ -133,6 +133,8 @@ class _Training:
                 how = f"continued from {start}" if start else "started"
                 output.event(CONTINUED if start else STARTED, f"training {how}, {utc_time()}")
             output.data()
+            if not trainer.is_finished:
+                output.page()
             self._train_and_recover()
             output.introduce_result()
             patience = trainer.schedule.early_stopping_patience
@@ -144,10 +146,15 @@ class _Training:
                 output.film()
                 end = f"no better validation for {patience} epochs" if trainer.stopped_early else "all epochs are done"
                 output.event(EARLY_STOPPING if trainer.stopped_early else FINISHED, f"{end}, {utc_time()}")
+            elif output.lacks_pictures:
+                output.pictures(model)
+                output.film()
             evaluate_result(trainer, output, model, self.progress)
-            output.page()
+        except Exception as error:
+            output.event("divergence" if isinstance(error, DivergenceError) else "error", str(error))
+            raise
         finally:
-            output.close()
+            output.finish()
         info(f"the result is {files.model}; pictures and metrics are in {output.folder}/")
         return files.model
 
@@ -162,12 +169,7 @@ class _Training:
                 self._stop_if_asked()
 
     def _recover(self, divergence: DivergenceError) -> None:
-        try:
-            event = recover(self.trainer, self.files.checkpoint, divergence, self.files.name)
-        except DivergenceError as end:
-            if self.ranks.is_first:
-                self.output.event("divergence", str(end))
-            raise
+        event = recover(self.trainer, self.files.checkpoint, divergence, self.files.name)
         if self.ranks.is_first:
             self.output.open()  # without the metrics of the steps that are taken again
             self.output.logger.log_event(event)
@@ -179,18 +181,22 @@ class _Training:
         finished = trainer.is_finished
         self.bars = ProgressBars(epochs, trainer.position.steps_per_epoch, position.epoch, self.progress)
         self.clock.reset()
+        self.overall.reset()
         try:
             while not finished:
                 epoch = position.epoch
                 for images_u8 in trainer.batches():
                     metrics = trainer.step(images_u8)
                     self.clock.step(len(images_u8))
+                    self.overall.step(len(images_u8))
                     number = position.image // position.batch_size or position.steps_per_epoch
                     self.bars.step(number, partial(self._bar_numbers, metrics))
                     due = checkpoint_due(trainer)
                     if due or position.epoch > epoch:
                         self._report(metrics, due)
                         self.clock.reset()
+                    elif self.ranks.is_first and self.output.page_is_due:
+                        self.output.page(self._line(metrics))
                     finished = trainer.is_finished
                     self._stop_if_asked()
                     if finished:
@@ -202,7 +208,7 @@ class _Training:
     def _report(self, last_step: dict[str, Any], checkpoint: bool) -> None:
         """Record a line of metrics; for a checkpoint also validate, save the state and draw the pictures."""
         trainer = self.trainer
-        line = metrics_line(trainer, last_step, self.clock)
+        line = self._line(last_step)
         if checkpoint:
             self.bars.activity("validating")
             line |= validate(trainer, self.output)
@@ -217,7 +223,8 @@ class _Training:
             earlier = [before[FID] for before in self.output.logger.metrics if FID in before]
             line |= try_to_measure(trainer, self.stop, self.output.reporter.warn)
             best_quality = FID in line and line[FID] < min(earlier, default=math.inf)
-        self.output.metrics(line)
+        self.output.metrics(line | {OVERALL: self.overall.images_per_second()})
+        self.overall.reset()
         if checkpoint:
             self.bars.activity("saving")
             save_training(trainer, self.files.checkpoint, self.files.name)
@@ -239,7 +246,6 @@ class _Training:
             saved = f"saved nothing, because {divergence.problem} {self.files.checkpoint} is the last good checkpoint"
         if self.ranks.is_first:
             self.output.event(STOPPED, f"{signal.Signals(signal_number).name} received, {saved}, {utc_time()}")
-            self.output.page()
         self.ranks.wait()  # torchrun ends the other processes as soon as one has ended
         self.bars.close()
         epochs = trainer.schedule.epochs
@@ -250,15 +256,19 @@ class _Training:
         self.output.reporter.info(text)
         raise Stopped(signal_number, text)
 
+    def _line(self, last_step: dict[str, Any]) -> dict[str, Any]:
+        return metrics_line(self.trainer, last_step, self.clock, self.overall)
+
     def _bar_numbers(self, metrics: dict[str, Any]) -> dict[str, str]:
         trainer, values = self.trainer, with_bound(metrics, self.trainer)
-        total = trainer.schedule.epochs * trainer.position.steps_per_epoch * trainer.position.batch_size
+        lines = [*self.output.logger.metrics[-LATELY:], self._line(metrics)]
+        left = seconds_left(lines, trainer.position.in_epochs, trainer.schedule.epochs)
         numbers = {
             "loss": f"{values['loss']:.6g}",
             "KL": f"{values['kl']:.1f}",
             "bits/dim": f"{values['bits_per_dimension']:.3f}",
             "images/s": f"{self.clock.images_per_second():.1f}",
-            "left": self.clock.time_left(total - trainer.position.images_seen),
+            "left": "?" if left is None else duration_text(left),
         }
         skipped = trainer.position.skipped_steps
         return numbers | ({"skipped": str(skipped)} if skipped else {})

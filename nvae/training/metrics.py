@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +13,9 @@ from torch import Tensor
 from nvae.training.trainer import Trainer
 
 COLLAPSED_KL = 0.01  # nats per image
+OVERALL = "overall_images_per_second"  # the key of the speed with validations, saving and drawing
+LATELY = 20  # lines of metrics that tell the time left
+YEAR = 365 * 86_400  # seconds
 
 
 def with_bound(values: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
@@ -22,10 +28,10 @@ def with_bound(values: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
     return values | {"kl": kl, "elbo": elbo, "bits_per_dimension": bits}
 
 
-def metrics_line(trainer: Trainer, last_step: dict[str, Any], clock: Clock) -> dict[str, Any]:
+def metrics_line(trainer: Trainer, last_step: dict[str, Any], clock: Clock, overall: Clock) -> dict[str, Any]:
     """Return the line of the steps since `trainer.running_mean` was cleared. last_step: what the last step returned.
 
-    Without a step that was not skipped, the line has no means.
+    Without a step that was not skipped, the line has no means. clock, overall: of the steps, and of all work.
     """
     means = trainer.running_mean.values()
     return {
@@ -36,17 +42,19 @@ def metrics_line(trainer: Trainer, last_step: dict[str, Any], clock: Clock) -> d
         **{key: value for key, value in last_step.items() if isinstance(value, float)},  # of the schedules
         "skipped_steps": trainer.position.skipped_steps,
         "recoveries": trainer.recovery.count,
-        "images_per_second": round(clock.images_per_second(), 2),
+        "images_per_second": clock.images_per_second(),
+        OVERALL: overall.images_per_second(),
     }
 
 
-def metrics_text(line: dict[str, Any], epochs: int) -> str:
-    """Return a line of metrics as a text."""
+def metrics_text(line: dict[str, Any], epochs: int, left: float | None) -> str:
+    """Return a line of metrics as a text. left: the seconds left, if known."""
     text = f"epoch {line['epoch']:g}/{epochs}: "
     if "loss" in line:
         text += f"loss {line['loss']:.6g}, KL {line['kl']:.1f}, {line['bits_per_dimension']:.3f} bits/dim, "
         text += f"gradient norm {line['gradient_norm']:.3g}, "
     text += f"{line['images_per_second']:.1f} images/s"
+    text += f", {duration_text(left)} left" if left else ""
     if line["skipped_steps"]:
         text += f", {line['skipped_steps']} steps skipped"
     if "validation_elbo" in line:
@@ -73,16 +81,41 @@ class Clock:
         self._images += images
 
     def images_per_second(self) -> float:
-        """Return the mean rate since the last reset."""
-        return self._images / max(time.perf_counter() - self._start, 1e-9)
+        """Return the mean rate since the last reset, to four digits."""
+        return float(f"{self._images / max(time.perf_counter() - self._start, 1e-9):.4g}")
 
-    def time_left(self, images: int) -> str:
-        """Return the time of a number of images as a text."""
-        return duration_text(max(images, 0) / max(self.images_per_second(), 1e-9))
+
+def wall_times(lines: Iterable[dict[str, Any]]) -> list[tuple[float, float]]:
+    """Return the images before each line of metrics but the first, since the line before, and the seconds they took.
+
+    Older lines tell the time of the training steps alone.
+    """
+    times = []
+    for before, line in pairwise(lines):
+        images = line.get("images", 0) - before.get("images", 0)
+        if images > 0 and (speed := line.get(OVERALL, line.get("images_per_second", 0))) > 0:
+            times.append((images, images / speed))
+    return times
+
+
+def seconds_left(lines: Sequence[dict[str, Any]], epoch: float, epochs: int) -> float | None:
+    """Estimate the time from the position, in epochs, to the end of all epochs, by the last lines of metrics."""
+    times = wall_times([{}, *lines][-LATELY - 1 :])
+    if not times or not lines[-1]["epoch"] > 0:
+        return None
+    images, seconds = map(sum, zip(*times, strict=True))
+    left = (epochs - epoch) * lines[-1].get("images", 0) / lines[-1]["epoch"] / images * seconds
+    return max(left, 0.0) if math.isfinite(left) else None
 
 
 def duration_text(seconds: float) -> str:
-    """Return a duration as a text, such as "1.5 h"."""
-    if seconds > 5400:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+    """Return a duration as a text, such as "45 s", "20 min", "3 h 20 min", or "2 days 5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(minutes / 60)
+    return f"{hours // 24} days {hours % 24} h" if seconds < 10 * YEAR else "more than 10 years"

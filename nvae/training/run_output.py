@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +21,14 @@ from nvae.system.errors import Remedy, UserError, is_out_of_memory
 from nvae.system.files import atomic_write
 from nvae.training.events import Reporter
 from nvae.training.loggers import RunLogger, new_event
-from nvae.training.metrics import metrics_text
+from nvae.training.metrics import metrics_text, seconds_left
 from nvae.training.report.page import write_page
 from nvae.training.report.previews import draw_curves, draw_data, draw_film, draw_reconstructions, draw_samples
 from nvae.training.report.record import record_of
 from nvae.training.run_files import RunFiles
 from nvae.training.trainer import Trainer
 
+PAGE_SECONDS, PAGE_PORTION = 60, 0.01  # between two pages at least; of the time, pages between checkpoints at most
 MEMORY_ADVICE = (
     "Set a smaller training_parameters.batch_size, a larger gradient_accumulation, or use_tensor_checkpoints to True."
 )
@@ -64,13 +67,15 @@ class RunOutput:
     """The output of a run: messages to a reporter, and files in runs/NAME/.
 
     Of several processes only the first one opens the folder and writes there. An error while a picture, the page or a
-    report is written becomes a warning, and the training continues.
+    report is written becomes a warning, and the training continues; `finish` tries again.
     """
 
     def __init__(self, trainer: Trainer, files: RunFiles, reporter: Reporter) -> None:
         self.trainer, self.files, self.reporter = trainer, files, reporter
         self.folder = files.folder
         self._logger: RunLogger | None = None
+        self._missing: dict[str, Callable[[], object]] = {}
+        self._page_due = math.inf
 
     def open(self) -> None:
         """Open the folder at the present step, without the metrics of later ones."""
@@ -83,6 +88,13 @@ class RunOutput:
         if self._logger is not None:
             self._logger.close()
             self._logger = None
+
+    def finish(self) -> None:
+        """Write what could not be written, the last page, which is not refreshed any more, and close the loggers."""
+        for what, write in list(self._missing.items()):
+            self.attempt(what, write)
+        self.close()
+        self.page(is_last=True)
 
     @property
     def logger(self) -> RunLogger:
@@ -138,9 +150,11 @@ class RunOutput:
     # --------------------------------------------------------------------------------------------------------- files
 
     def metrics(self, line: dict[str, Any]) -> None:
-        """Report and log a line of metrics."""
-        self.reporter.metrics(metrics_text(line, self.trainer.schedule.epochs), line)
+        """Log and report a line of metrics."""
         self.logger.log(line)
+        epochs = self.trainer.schedule.epochs
+        left = seconds_left(self.logger.metrics, self.trainer.position.in_epochs, epochs)
+        self.reporter.metrics(metrics_text(line, epochs, left), line)
 
     def event(self, kind: str, text: str) -> None:
         """Log an event at the present position."""
@@ -166,30 +180,52 @@ class RunOutput:
 
     def pictures(self, model: HierarchicalVAE | None = None) -> None:
         """Draw samples and reconstructions of a model (default: of the trainer's, for pictures), and curves."""
-        self.attempt("the pictures", lambda: self._draw(model or model_for_pictures(self.trainer)))
+        trainer, model, step = self.trainer, model or model_for_pictures(self.trainer), self.trainer.position.step
+        model.eval()
+
+        def samples() -> None:
+            self.logger.log_images("samples", draw_samples(model, self.folder, step), step)
+
+        def reconstructions() -> None:
+            picture = draw_reconstructions(model, trainer.data, self.folder, step)
+            self.logger.log_images("reconstructions", picture, step)
+
+        self.attempt("the samples", samples)
+        if trainer.schedule.write_reconstruction:
+            self.attempt("the reconstructions", reconstructions)
+        self.attempt("the curves", lambda: draw_curves(self.logger.metrics, group_names(model), self.folder))
+
+    @property
+    def lacks_pictures(self) -> bool:
+        """Whether a picture of the model is missing, because the disk was full for example."""
+        names = ["samples", *(["reconstructions"] if self.trainer.schedule.write_reconstruction else [])]
+        names += ["bits_per_dimension", "kl_per_group"] if self.logger.metrics else []
+        return not all((self.folder / f"{name}.png").exists() for name in names)
 
     def film(self) -> None:
         """Draw the film of the samples over the steps."""
         self.attempt("the film of the samples", lambda: draw_film(self.folder))
 
-    def page(self) -> None:
-        """Write report.html."""
-        trainer, files = self.trainer, self.files
-        self.attempt("the page of the run", lambda: write_page(record_of(trainer, files.name, files.root)))
+    def page(self, line: dict[str, Any] | None = None, is_last: bool = False) -> None:
+        """Write report.html. line: metrics of the steps since the last line. is_last: training ends."""
+        trainer, files, start = self.trainer, self.files, time.monotonic()
+        self.attempt(
+            "the page of the run", lambda: write_page(record_of(trainer, files.name, files.root, line, not is_last))
+        )
+        end = time.monotonic()
+        self._page_due = end + max(PAGE_SECONDS, (end - start) / PAGE_PORTION)
+
+    @property
+    def page_is_due(self) -> bool:
+        """Whether the page is so old that it is worth its time, between two checkpoints."""
+        return time.monotonic() >= self._page_due
 
     def attempt(self, what: str, write: Callable[[], object]) -> None:
         """Call a function that writes what training does not need; its error becomes a warning."""
+        self._missing.pop(what, None)
         try:
             write()
         except Exception as error:  # from files, fonts, backends, recalibration, pictures of any content
             step = self.trainer.position.step
             self.reporter.warn(f"{what} of step {step} could not be written: {error}", once=f"{what}: {error}")
-
-    def _draw(self, model: HierarchicalVAE) -> None:
-        trainer, step = self.trainer, self.trainer.position.step
-        model.eval()
-        self.logger.log_images("samples", draw_samples(model, self.folder, step), step)
-        if trainer.schedule.write_reconstruction:
-            picture = draw_reconstructions(model, trainer.data, self.folder, step)
-            self.logger.log_images("reconstructions", picture, step)
-        draw_curves(self.logger.metrics, group_names(model), self.folder)
+            self._missing[what] = write

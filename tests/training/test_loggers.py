@@ -1,7 +1,9 @@
 import json
 import os
 import re
+import subprocess
 import sys
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -130,11 +132,71 @@ def test_read_events_leaves_out_damaged_ones(tmp_path, change):
     assert read_events(tmp_path / "missing.jsonl") == ([], 0)
 
 
-def test_run_logger_event_that_cannot_be_written_is_a_warning(config, tmp_path):
+def test_run_logger_event_that_cannot_be_written_is_a_warning_and_written_later(config, tmp_path):
     logger, warnings = run_logger(config, tmp_path)
     (tmp_path / "events.jsonl").mkdir()
-    logger.log_event(EVENT)
-    assert len(warnings) == 1 and EVENT["text"] in warnings[0]
+    for step in (3, 4):
+        logger.log_event(EVENT | {"step": step})
+    assert len(warnings) == 1
+    (tmp_path / "events.jsonl").rmdir()
+    logger.close()
+    assert read_events(tmp_path / "events.jsonl") == ([EVENT, EVENT | {"step": 4}], 0)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 32 KiB, filled but for 2 KiB, and a function that frees the space."""
+    folder, filler = tmp_path / "disk", tmp_path / "disk" / "filler"
+    folder.mkdir()
+    options = ["mount", "-t", "tmpfs", "-o", "size=32k", "none", str(folder)]
+    if not hasattr(os, "geteuid") or os.geteuid() or subprocess.run(options, capture_output=True).returncode:
+        pytest.skip("needs to mount a small file system")
+    try:
+        yield folder, filler
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_run_logger_writes_all_lines_once_a_full_disk_has_space(config, small_disk):
+    folder, filler = small_disk
+    logger, warnings = run_logger(config, folder, step=0)
+    filler.write_bytes(bytes(4096))
+    steps, long = range(1, 60), EVENT | {"text": "x" * 1000}
+    with suppress(OSError), open(filler, "ab", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    for step in steps:  # of 80 bytes, in pages of 4 KiB
+        logger.log(LINE | {"step": step})
+    for step in range(8):
+        logger.log_event(long | {"step": step})
+    assert len(warnings) == 2
+    assert len(read_metrics(folder / "metrics.jsonl", 2)[0]) < len(steps)
+    filler.unlink()
+    logger.log(LINE | {"step": 60})
+    logger.log_event(EVENT | {"step": 60})
+    logger.close()
+    assert len(warnings) == 2
+    assert read_metrics(folder / "metrics.jsonl", 2) == ([LINE | {"step": step} for step in [*steps, 60]], 0)
+    assert [event["step"] for event in read_events(folder / "events.jsonl")[0]] == [*range(8), 60]
+    assert read_events(folder / "events.jsonl")[1] == 0
+
+
+def test_run_logger_writes_what_is_missing_when_it_closes(config, tmp_path, monkeypatch):
+    logger, warnings = run_logger(config, tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loggers, "_append", full)
+        patch.setattr(loggers, "atomic_write", full)
+        for step in (10, 11):
+            logger.log(LINE | {"step": step})
+        logger.log_event(EVENT)
+    assert len(warnings) == 2
+    logger.close()
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl", 2)[0]] == [10, 11]
+    assert read_events(tmp_path / "events.jsonl") == ([EVENT], 0)
 
 
 def test_tensorboard_gets_scalars_and_images(config, tmp_path):

@@ -21,10 +21,13 @@ from nvae.tools.grids import grid
 from nvae.training import loop, run_output, validation
 from nvae.training.loggers import read_events, read_metrics
 from nvae.training.loop import Stopped, checkpoint_due
+from nvae.training.report import previews
 from nvae.training.report.previews import draw_reconstructions
 from nvae.training.trainer import Trainer
 
 from .helpers import advance
+
+NO_TIMES = {"images_per_second": 0, "overall_images_per_second": 0}
 
 
 def kinds_of(folder):
@@ -278,7 +281,7 @@ def test_train_stopped_by_a_signal_continues_as_one_run(run, tmp_path, monkeypat
     assert kinds_of(tmp_path) == [("started", 0), ("stopped", 5), ("continued", 5), ("finished", 9)]
     assert "finished, epoch 3 of 3" in (tmp_path / "runs" / "small" / "report.html").read_text("utf-8")
     for before, after in zip(lines, metrics_of(tmp_path), strict=True):
-        assert before | {"images_per_second": 0} == after | {"images_per_second": 0}
+        assert before | NO_TIMES == after | NO_TIMES
 
 
 def test_train_stopped_before_the_first_line_of_metrics_has_a_page(run, tmp_path, monkeypatch):
@@ -306,15 +309,27 @@ def test_train_of_a_finished_run_adds_no_event(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_train_writes_the_page_at_every_checkpoint_and_at_the_end(run, tmp_path, monkeypatch):
-    steps = []
-
+def test_train_writes_the_page_at_the_start_at_every_checkpoint_and_at_the_end(run, tmp_path, monkeypatch):
     def write_page(record):
-        steps.append((record.position.step, len(record.metrics), record.state, bool(record.evaluation)))
+        assert record.problems == []
+        page = (record.position.step, len(record.metrics), record.state, bool(record.evaluation))
+        pages.append((*page, record.holder is not None))
 
+    pages = []
     monkeypatch.setattr(run_output, "write_page", write_page)
     run(epochs_per_checkpoint=2)
-    assert steps == [(6, 2, "unfinished", False), (9, 3, "finished", False), (9, 3, "finished", True)]
+    assert pages == [
+        (0, 0, "running", False, True),
+        (6, 2, "running", False, True),
+        (9, 3, "finished", False, True),
+        (9, 3, "finished", True, False),
+    ]
+    pages.clear()
+    monkeypatch.setattr(run_output, "PAGE_SECONDS", 0)
+    monkeypatch.setattr(run_output, "PAGE_PORTION", math.inf)
+    run(epochs_per_checkpoint=2, fresh=True)
+    steps = [(step, lines) for step, lines, *_ in pages]
+    assert steps == [(0, 0), (1, 1), (2, 1), (4, 2), (5, 2), (6, 2), (7, 3), (8, 3), (9, 3), (9, 3)]
 
 
 @pytest.mark.slow
@@ -392,6 +407,62 @@ def test_train_survives_errors_while_drawing(run, monkeypatch, failing):
     assert path.exists()
     assert len(warnings_of(events)) == 1
     assert "no such backend" in warnings_of(events)[0]
+
+
+def refreshes(folder):
+    page = (folder / "runs" / "small" / "report.html").read_text("utf-8")
+    return page.count('<meta http-equiv="refresh"')
+
+
+@pytest.mark.parametrize("end", [ValueError("lost"), KeyboardInterrupt(), DivergenceError("diverged.", "Try again.")])
+def test_train_that_fails_leaves_a_page_without_a_refresh_and_an_event(run, tmp_path, monkeypatch, end):
+    step = Trainer.step
+
+    def fails(trainer, images_u8):
+        if trainer.position.step == 1:
+            seen.append(refreshes(tmp_path))
+            raise end
+        return step(trainer, images_u8)
+
+    seen = []
+    monkeypatch.setattr(Trainer, "step", fails)
+    with pytest.raises(type(end)):
+        run(max_recoveries=0)
+    assert seen == [1] and refreshes(tmp_path) == 0
+    kinds = {ValueError: ["error"], KeyboardInterrupt: [], DivergenceError: ["divergence"]}[type(end)]
+    assert [kind for kind, _ in kinds_of(tmp_path)] == ["started", *kinds]
+
+
+@pytest.mark.slow
+def test_train_writes_the_pictures_that_a_full_disk_refused(run, tmp_path, monkeypatch):
+    save, full, folder = previews.save_picture, [True], tmp_path / "runs" / "small"
+
+    def refused(picture, path, metadata):
+        if full:
+            raise OSError(28, "No space left on device", str(path))
+        return save(picture, path, metadata)
+
+    monkeypatch.setattr(previews, "save_picture", refused)
+    evaluate_result = loop.evaluate_result
+
+    def free(*arguments):  # after the last checkpoint
+        full.clear()
+        return evaluate_result(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate_result", free)
+        _, events = run(epochs=1)
+    assert {"samples.png", "reconstructions.png", "data.png"} <= set(os.listdir(folder))
+    assert len(warnings_of(events)) == 3
+    full.append(True)
+    run(epochs=1, fresh=True)
+    assert not (folder / "samples.png").exists() and (folder / "kl_per_group.png").exists()
+    full.clear()
+    run(epochs=1)  # finished, draws what is missing
+    assert {"samples.png", "reconstructions.png", "data.png"} <= set(os.listdir(folder))
+    drawn = (folder / "samples.png").stat().st_mtime_ns
+    run(epochs=1)
+    assert (folder / "samples.png").stat().st_mtime_ns == drawn
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ CHARTS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("Gradient norm", "", {"mean": "gradient_norm", "maximum": "gradient_norm_max"}),
     ("Learning rate", "", {"learning rate": "learning_rate"}),
     ("KL weight", "", {"KL weight": "kl_coefficient"}),
-    ("Speed", "images per second", {"training steps": "images_per_second"}),
+    ("Speed", "images per second", {"training steps": "images_per_second", "overall": "overall_images_per_second"}),
     ("Skipped steps", "since the start", {"skipped": "skipped_steps"}),
 )
 LOGARITHMIC = ("Gradient norm",)

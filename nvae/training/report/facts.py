@@ -56,7 +56,9 @@ def facts_of(record: RunRecord) -> list[Fact]:
         images = "" if position.images is None else f"{position.images:,} images seen"
         facts.append(Fact("steps", f"{position.step:,}", images))
     if record.training_seconds is not None:
-        facts.append(Fact("training time", f"about {duration_text(record.training_seconds)}", "steps only"))
+        facts.append(Fact("training time", f"about {duration_text(record.training_seconds)}"))
+    if record.seconds_left is not None:
+        facts.append(Fact("time left", f"about {duration_text(record.seconds_left)}"))
     if metrics and metrics[-1].get("images_per_second"):
         facts.append(Fact("speed", f"{metrics[-1]['images_per_second']:,.1f} images/s", "lately"))
     if record.kl_per_group:

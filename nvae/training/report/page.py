@@ -26,6 +26,7 @@ LOSSLESS_SIDE = 160  # up to this side, pictures are embedded without loss
 MAX_LINES = 100  # of the table of numbers
 MAX_EVENTS = 200
 MAX_MARKS = 20
+REFRESH_SECONDS = 60  # of the page of a training that runs
 
 
 class Picture(NamedTuple):
@@ -76,6 +77,7 @@ def render_page(record: RunRecord) -> str:
         config=config_to_yaml(record.config) if record.config else "",
         table=_table(record),
         time=utc_time(),
+        refresh=REFRESH_SECONDS,
     )
 
 

@@ -20,9 +20,10 @@ from nvae.models.group_names import group_names
 from nvae.schema import ModelConfig
 from nvae.system.errors import UserError
 from nvae.system.files import previous_path
+from nvae.system.locks import holder_of
 from nvae.training.loggers import EVENTS_FILE, METRICS_FILE, is_event, is_number, read_events, read_metrics
 from nvae.training.loggers import FOLDER as RUNS
-from nvae.training.metrics import COLLAPSED_KL
+from nvae.training.metrics import COLLAPSED_KL, seconds_left, wall_times
 from nvae.training.position import COUNTS, whole_number
 from nvae.training.trainer import Trainer
 
@@ -82,6 +83,7 @@ class RunRecord:
     events: list[dict[str, Any]] = field(default_factory=list)
     evaluation: SavedEvaluation | None = None
     problems: list[str] = field(default_factory=list)
+    holder: str | None = None  # the process that trains the run now
 
     @property
     def folder(self) -> Path:
@@ -115,12 +117,14 @@ class RunRecord:
 
     @property
     def state(self) -> str:
-        """Whether the training is "finished" or was "stopped", or else "unfinished"."""
+        """Whether the training is "finished", "running", or was "stopped", or else "unfinished"."""
         last = self.events[-1]["kind"] if self.events else ""
         if last in (FINISHED, EARLY_STOPPING) or (
             self.position and self.epochs is not None and self.position.epoch >= self.epochs
         ):
             return "finished"
+        if self.holder is not None:
+            return "running"
         return "stopped" if last == STOPPED else "unfinished"
 
     @property
@@ -130,14 +134,16 @@ class RunRecord:
 
     @property
     def training_seconds(self) -> float | None:
-        """About the time of all training steps, without validations and pictures; None if there are no metrics."""
-        seconds, before = 0.0, 0
-        for line in self.metrics:
-            images, speed = line.get("images", before), line.get("images_per_second", 0)
-            if speed > 0 and images > before:
-                seconds += (images - before) / speed
-            before = images
+        """About the time of the training, with validations and pictures; None if there are no metrics."""
+        seconds = sum(seconds for _, seconds in wall_times([{}, *self.metrics]))
         return seconds if seconds and math.isfinite(seconds) else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """About the time to the end of all epochs; None if the training is finished, or if the time is not known."""
+        if self.state == "finished" or self.position is None or self.epochs is None:
+            return None
+        return seconds_left(self.metrics, self.position.epoch, self.epochs)
 
 
 def find_run(what: str) -> RunRecord | None:
@@ -154,6 +160,7 @@ def find_run(what: str) -> RunRecord | None:
         record = RunRecord(what, Path("."))
         if not any(map(os.path.exists, (record.folder, *record.saved_files))):
             return None
+    record.holder = holder_of(record.lock)
     files = ([path] if os.path.isfile(path) else []) + record.saved_files
     metadata = _read_saved(record, list(dict.fromkeys(filter(Path.exists, files))))
     _read_folder(record, metadata)
@@ -162,12 +169,19 @@ def find_run(what: str) -> RunRecord | None:
     return record
 
 
-def record_of(trainer: Trainer, name: str, root: Path) -> RunRecord:
-    """Return the record of a training in progress. root: the folder with runs/."""
+def record_of(
+    trainer: Trainer, name: str, root: Path, line: dict[str, Any] | None = None, running: bool = True
+) -> RunRecord:
+    """Return the record of a training in this process. root: the folder with runs/.
+
+    line: metrics since the last line. running: whether the training goes on.
+    """
     now = trainer.position
     position = Position(now.step, now.in_epochs, now.images_seen, now.skipped_steps)
     record = RunRecord(name, root, trainer.config, position, groups=group_names(trainer.model))
+    record.holder = "this process" if running else None
     _read_folder(record, trainer.metadata)
+    record.metrics += [] if line is None else [line]
     return record
 
 
@@ -277,6 +291,6 @@ def _read(
         return []
     if damaged:
         record.problems.append(f"{file} has {damaged} damaged lines, which are left out.")
-    elif not lines and record.folder.is_dir():
+    elif not lines and record.folder.is_dir() and not record.holder:  # the first line of a training takes its time
         record.problems.append(f"{file} is {'empty' if file.exists() else 'missing'}.")
     return lines

@@ -6,7 +6,6 @@ import os
 import shlex
 from typing import Any
 
-from nvae.system.locks import holder_of
 from nvae.training.report.facts import continuation, facts_of, state_text
 from nvae.training.report.record import RunRecord
 
@@ -19,8 +18,8 @@ def run_text(record: RunRecord) -> str:
     if record.is_empty:
         return "\n".join(printable(f"note: {problem}") for problem in record.problems)
     rows = [("run", f"{record.name}: {state_text(record)}")]
-    if holder := holder_of(record.lock):
-        rows.append(("now", f"trained by {holder}"))
+    if record.holder:
+        rows.append(("now", f"trained by {record.holder}"))
     rows += [(fact.name, f"{fact.value}{f' ({fact.remark})' if fact.remark else ''}") for fact in facts_of(record)]
     if (record.folder / "report.html").exists():
         rows.append(("page", str(record.folder / "report.html")))

@@ -184,8 +184,24 @@ def test_text_names_the_process_that_trains_the_run(run_folder):
     record = find_run(NAME)
     before = run_text(record)
     with run_lock(record.lock, NAME, print):
-        assert str(os.getpid()) in run_text(record)
-    assert run_text(record) == before
+        assert str(os.getpid()) in run_text(find_run(NAME))
+    assert run_text(find_run(NAME)) == before
+
+
+def test_time_left_is_that_of_the_last_lines(run_folder):
+    record = find_run(NAME)
+    assert (record.state, record.position.epoch, record.epochs) == ("stopped", 4, 5)
+    assert record.seconds_left == pytest.approx(400 / 20)  # 400 images an epoch, 20 images a second
+    for line in record.metrics[-2:]:
+        line["overall_images_per_second"] = 5.0  # with validations and pictures
+    assert record.seconds_left == pytest.approx(400 / 10 * (0.5 + 0.5 * 20 / 5) / 2)
+    assert record.training_seconds == pytest.approx(800 / 20 + 800 / 5)
+    record.position = record.position._replace(epoch=4.5)
+    assert record.seconds_left == pytest.approx(400 / 10 * (0.5 + 0.5 * 20 / 5) / 4)
+    record.metrics[-1]["images"] = 1e200
+    assert record.seconds_left is None or record.seconds_left >= 0
+    record.position = record.position._replace(epoch=5.0)
+    assert record.state == "finished" and record.seconds_left is None
 
 
 def test_evaluation_of_an_earlier_version_is_shown(run_folder):
