@@ -265,6 +265,7 @@ NVLABS = {
     "training_parameters.warmup_delay_portion": 1e-4,
     "training_parameters.regularization_constant": 1e-2,
     "training_parameters.spectral_exponent": 1,
+    "training_parameters.spectral_iterations": 4,
     "training_parameters.spectral_scope": "all",
 }
 
@@ -419,6 +420,7 @@ NEW_KEYS = {
     "training_parameters.sync_batch_norm": True,
     "training_parameters.keep_every": None,
     "training_parameters.evaluate_quality_every": None,
+    "training_parameters.spectral_iterations": 1,
     "training_parameters.keep_best": True,  # as the default: no number of a training depends on the key
 }
 

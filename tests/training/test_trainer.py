@@ -7,6 +7,7 @@ from nvae.config import available_configs, load_config
 from nvae.data.images import Data, to_float
 from nvae.data.registry import evaluation_images, load_data
 from nvae.models.nvae.config import groups_per_scale
+from nvae.models.nvae.convolutions import weight_matrix
 from nvae.models.nvae.regularization import BatchNormRegularization, SpectralRegularization, regularized_convolutions
 from nvae.objective import balanced_kl, elbo_terms
 from nvae.system.errors import UserError
@@ -110,7 +111,8 @@ def test_loss_nvlabs_style_is_the_sum_of_its_terms(make_trainer, balancing):
     """With everything at once: exponent 1, all convolutions, both coefficients between start and end, third step."""
     schedule = {"kl_balancing": balancing, "regularization_constant_initial": 2.0, "warmup_delay_portion": 1 / 18}
     trainer, twin = (make_trainer(NVLABS, **schedule) for _ in range(2))
-    assert (trainer.schedule.spectral_exponent, trainer.schedule.spectral_scope) == (1, "all")
+    schedule = trainer.schedule
+    assert (schedule.spectral_exponent, schedule.spectral_scope, schedule.spectral_iterations) == (1, "all", 4)
     for either in (trainer, twin):
         advance(either, 2)
     images_u8 = trainer.data.training[trainer.order()[8:12]]
@@ -121,13 +123,69 @@ def test_loss_nvlabs_style_is_the_sum_of_its_terms(make_trainer, balancing):
     terms = terms_of_step(twin, to_float(images_u8, "cpu"), 2)
     kl = balanced_kl(terms.kl, twin.model.levels, position) if balancing else position * terms.kl.sum(1)
     exact = sum(torch.linalg.svdvals(c.weight.flatten(1))[0] for c in regularized_convolutions(twin.model, "all"))
-    spectral = SpectralRegularization(regularized_convolutions(twin.model, "all"), 1)
+    spectral = SpectralRegularization(regularized_convolutions(twin.model, "all"), 1, 4)
     spectral.load_state_dict(twin.regularizers["spectral"].state_dict())
     regularization = spectral().item() + BatchNormRegularization(twin.model)().item()
     assert spectral().item() == pytest.approx(exact.item(), rel=0.05)
     expected = (kl - terms.log_likelihood).mean().item() + 2 ** (1 - position) * 0.1**position * regularization
     assert metrics["loss"].item() == pytest.approx(expected, rel=1e-6)
     assert (balanced_kl(terms.kl, twin.model.levels, position) - position * terms.kl.sum(1)).abs().min() > 1e-3
+
+
+class PowerIteration:
+    """Four power iterations per step for the largest singular value of one weight, as in the original NVAE."""
+
+    def __init__(self, right):
+        self.right = right.double().flatten()
+
+    def __call__(self, weight):
+        matrix = weight_matrix(weight)
+        with torch.no_grad():
+            for _ in range(4):
+                left = torch.nn.functional.normalize(matrix @ self.right, dim=0)
+                self.right = torch.nn.functional.normalize(matrix.T @ left, dim=0)
+        return left @ matrix @ self.right
+
+
+def test_three_steps_with_regularization_are_those_of_a_loop_in_float64(make_trainer):
+    """One weight at a time, from the same vectors. Lambda is large, so that the regularization decides about the moves.
+
+    Adamax (Kingma and Ba 2015): m and u are the running mean and maximum; the move is m / (1 - 0.9^t) / u.
+    """
+    schedule = {"regularization_constant": 1.0, "learning_rate_warmup_epochs": 0.0, "weight_decay": 0.0}
+    trainer, twin = (make_trainer(NVLABS, **schedule) for _ in range(2))
+    for module in trainer.model.modules():  # without two equal largest weights
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5, seeded(0, "gamma", module.num_features))
+    twin.model.load_state_dict(trainer.model.state_dict())
+    model, start = twin.model.double(), [p.detach().double() for p in trainer.model.parameters()]
+    by_shape = {}
+    for convolution in regularized_convolutions(model, "all"):
+        by_shape.setdefault(weight_matrix(convolution.weight).shape, []).append(convolution)
+    spectral = [
+        (convolution, PowerIteration(right))
+        for vectors, convolutions in zip(trainer.regularizers["spectral"].buffers(), by_shape.values(), strict=True)
+        for convolution, right in zip(convolutions, vectors, strict=True)
+    ]
+    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in start]
+    for step in range(3):
+        batch, rates = next(trainer.batches()), trainer.rates
+        images, _ = trainer.inputs_and_targets(batch)
+        trainer.step(batch)
+        noise = model.draw_noise(len(images), seeded(0, "training noise", step), posterior=True)
+        terms = elbo_terms(model.train()(images.double(), [part.double() for part in noise]), images.double())
+        loss = (balanced_kl(terms.kl, model.levels, rates.kl_coefficient) - terms.log_likelihood).mean()
+        sigmas = sum(iterate(convolution.weight) for convolution, iterate in spectral)
+        norms = sum(m.weight.abs().max() for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+        gradients = torch.autograd.grad(loss + sigmas + norms, list(model.parameters()))
+        with torch.no_grad():
+            for p, gradient, (mean, largest) in zip(model.parameters(), gradients, moments, strict=True):
+                mean.mul_(0.9).add_(0.1 * gradient)
+                largest.copy_(torch.maximum(0.999 * largest, gradient.abs() + 1e-3))
+                p.sub_(rates.learning_rate / (1 - 0.9 ** (step + 1)) * mean / largest)
+    assert max((p - before).abs().max() for p, before in zip(model.parameters(), start, strict=True)) > 0.025
+    for (name, ours), theirs in zip(trainer.model.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=1e-5, msg=name)
 
 
 def test_loss_without_regularization_constant_has_no_regularization(make_trainer):

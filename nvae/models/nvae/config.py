@@ -56,6 +56,7 @@ STYLES: dict[str, dict[str, Any]] = {
             "warmup_delay_portion": 1e-4,
             "regularization_constant": 1e-2,
             "spectral_exponent": 1,
+            "spectral_iterations": 4,
             "spectral_scope": "all",
         },
     },
@@ -96,6 +97,9 @@ class NVAETrainingParameters(TrainingParameters):
     )
     spectral_exponent: Literal[1, 2] = Field(
         2, description="Power of the largest singular values in the spectral regularization."
+    )
+    spectral_iterations: Annotated[int, Field(ge=1, le=100)] = Field(
+        1, description="Power iterations per training step, from the vectors of the last step, for the singular values."
     )
     spectral_scope: Literal["cells_and_heads", "all"] = Field(
         "cells_and_heads",

@@ -45,11 +45,12 @@ class SpectralRegularization(nn.Module):
 
     A weight is taken as the matrix (C_out, the rest). Power iteration gives the singular value; its vectors are buffers
     that stay between steps and are saved with a checkpoint. Weights of one shape are computed in one batch.
+    iterations: per call.
     """
 
-    def __init__(self, convolutions: Sequence[nn.Conv2d], exponent: int = 2) -> None:
+    def __init__(self, convolutions: Sequence[nn.Conv2d], exponent: int = 2, iterations: int = 1) -> None:
         super().__init__()
-        self.exponent = exponent
+        self.exponent, self.iterations = exponent, iterations
         by_shape: dict[tuple[int, int], list[nn.Conv2d]] = defaultdict(list)
         for convolution in convolutions:
             by_shape[len(convolution.weight), convolution.weight[0].numel()].append(convolution)
@@ -73,7 +74,7 @@ class SpectralRegularization(nn.Module):
         return torch.cat(values) if values else torch.zeros(0)
 
     def forward(self) -> Tensor:
-        return self.singular_values().pow(self.exponent).sum()
+        return self.singular_values(self.iterations).pow(self.exponent).sum()
 
 
 class _SingularValue(torch.autograd.Function):

@@ -85,6 +85,16 @@ def test_spectral_regularization_continues_its_power_iteration(convolutions):
     assert list(stepwise.parameters()) == [], "the weights belong to the model"
 
 
+def test_spectral_regularization_starts_with_40_power_iterations():
+    """Of a diagonal matrix S, k iterations turn a vector r into S^2k r, up to its length."""
+    convolution, values = nn.Conv2d(3, 3, 1), torch.tensor([1.0, 0.99, 0.97])
+    with torch.no_grad():
+        convolution.weight.copy_(values.diag()[:, :, None, None])
+    (vectors,) = SpectralRegularization([convolution]).buffers()
+    start = torch.randn(1, 3, 1, generator=torch.Generator().manual_seed(0)).flatten()
+    torch.testing.assert_close(vectors.flatten(), nn.functional.normalize(values**80 * start, dim=0))
+
+
 def test_spectral_regularization_starts_near_the_exact_value_and_follows_the_weights(convolutions):
     spectral = SpectralRegularization(convolutions)
     exact = true_values(convolutions).square().sum()
