@@ -5,7 +5,7 @@
 Trains each config on toy faces. For every number of iterations, one more regularizer with its own vectors follows the
 weights of the same training, so the numbers of iterations are compared on one trajectory. The error is relative to an
 exact singular value decomposition before every step. The cost is the forward and backward pass of the regularizer
-alone, as a share of a whole training step with one iteration. Prints a table and a line of JSON.
+alone, as a share of a whole training step. Prints a table and a line of JSON.
 """
 
 import argparse

@@ -37,6 +37,7 @@ _SCHEDULE = {
     "kl_anneal_portion": "warmup_portion",
     "kl_const_portion": "warmup_delay_portion",
 }
+LSUN_CATEGORIES = {"church": "church_outdoor"}  # by the original's names
 
 
 def matches(state: Mapping[str, Tensor]) -> bool:
@@ -141,15 +142,15 @@ def _images(dataset: str, source: str) -> dict[str, Any]:
             f"{source}: setting dataset: got {show(dataset)}, whose image size is unknown; give the config.",
             Remedy.MODEL_CONFIG,
         )
-    flip = not dataset.startswith("imagenet")
-    return {
-        "input_dimension": side,
-        "dataset": {
-            "name": "cifar10" if dataset == "cifar10" else "folder",
-            "path": f"dataset/{dataset}",
-            "horizontal_flip": flip,
-        },
-    }
+    section = {"name": "cifar10" if dataset == "cifar10" else "folder", "path": f"dataset/{dataset}"}
+    if dataset == "celeba_64":
+        section = {"name": "celeba", "path": "dataset/celeba", "resampling": "bilinear"}
+    scene = re.match(r"lsun_(bedroom|church|tower)", dataset)
+    if scene:
+        category = LSUN_CATEGORIES.get(scene[1], scene[1])
+        crop = {"fit": "crop_anywhere", "resampling": "bilinear"}
+        section = {"name": "lsun", "path": "dataset/lsun", "category": category, **crop}
+    return {"input_dimension": side, "dataset": {**section, "horizontal_flip": True}}
 
 
 def weights_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

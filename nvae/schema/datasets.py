@@ -79,10 +79,20 @@ class DatasetConfig(Section):
 class PictureDataset(DatasetConfig):
     """The keys of data sets that are decoded from picture files."""
 
-    fit: Literal["crop", "pad", "stretch"] = Field(
+    crop: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Count, Count] | None = Field(
+        None,
+        strict=False,  # a list in YAML
+        description="The part of every picture that is used, [left, top, width, height] in pixels, such as "
+        "[15, 40, 148, 148] for the pictures of CelebA as in NVAE; null for the whole picture. Pictures without this "
+        "part are left out.",
+    )
+    fit: Literal["crop", "crop_anywhere", "pad", "stretch"] = Field(
         "crop",
-        description="How a picture becomes square: crop the longer side at its center, pad the shorter side with the "
-        "background, or stretch.",
+        description="How a picture becomes square: crop the longer side at its center, or at a place that the "
+        "picture's name decides; pad the shorter side with the background, or stretch.",
+    )
+    resampling: Literal["lanczos", "bilinear"] = Field(
+        "lanczos", description="The filter that resizes pictures; bilinear is that of NVAE's program."
     )
     background: str = Field("white", description="Color behind transparent pixels and of padding: a name or #rrggbb.")
     percentiles: tuple[Percent, ...] | None = Field(

@@ -171,7 +171,7 @@ cells_per_split_enc: 5
 cells_per_input_dec: 4
 residual_posterior: False
 n_mix: 2
-dataset: {name: folder, path: dataset/celeba_64, horizontal_flip: True}
+dataset: {name: celeba, path: dataset/celeba, resampling: bilinear, horizontal_flip: True}
 """
     groups = {"num_latent_scales": 3, "num_groups_per_scale": 20, "min_groups_per_scale": 8}
     cells = {"num_preprocess_cells": 2, "num_postprocess_cells": 3}
@@ -211,9 +211,23 @@ THREE_SCALES = {"num_latent_scales": 3, "num_groups_per_scale": 20}
         # The original ignores the minimum without ada_groups.
         (THREE_SCALES | {"ada_groups": False, "min_groups_per_scale": 30}, {"groups": (20, 20, 20)}),
         ({"dataset": "celeba_256"}, {"input_dimension": 256}),
-        ({"dataset": "lsun_bedroom_128"}, {"input_dimension": 128}),
+        *(
+            (
+                {"dataset": f"lsun_{scene}_128"},
+                {
+                    "input_dimension": 128,
+                    "dataset.name": "lsun",
+                    "dataset.category": category,
+                    "dataset.fit": "crop_anywhere",
+                    "dataset.resampling": "bilinear",
+                    "dataset.horizontal_flip": True,
+                },
+            )
+            for scene, category in (("bedroom", "bedroom"), ("church", "church_outdoor"), ("tower", "tower"))
+        ),
         ({"dataset": "ffhq"}, {"input_dimension": 256}),
-        ({"dataset": "imagenet_32"}, {"input_dimension": 32, "dataset.horizontal_flip": False}),
+        ({"dataset": "imagenet_32"}, {"input_dimension": 32, "dataset.horizontal_flip": True}),
+        ({"dataset": "imagenet_64"}, {"dataset.name": "folder", "dataset.horizontal_flip": True}),
         ({"dataset": "cifar10"}, {"input_dimension": 32, "dataset.name": "cifar10", "dataset.path": "dataset/cifar10"}),
         ({"dataset": "mnist"}, {"input_dimension": 28, "padding": 2, "image_channels": 1, "dataset.binarize": True}),
         ({"dataset": "mnist"}, {"sampling_method": "bernoulli", "dataset.name": "mnist"}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from nvae.data.pictures.report import PictureError
 from nvae.schema import DatasetConfig, PictureDataset
 
 UPRIGHT = {  # EXIF orientation: how a picture is turned upright
@@ -25,12 +26,14 @@ def picture_keys(dataset: DatasetConfig) -> PictureDataset:
     return dataset if isinstance(dataset, PictureDataset) else PictureDataset()
 
 
-def fit(image: Image.Image, size: int, channels: int, keys: PictureDataset | None = None) -> np.ndarray:
+def fit(
+    image: Image.Image, size: int, channels: int, keys: PictureDataset | None = None, place: float = 0.5
+) -> np.ndarray:
     """Convert any image to uint8 (channels, size, size).
 
     The first frame of an animation is turned upright, scaled to 8 bits, composited on the background, converted to
-    gray or color, and made square, with Lanczos resampling. keys: fit, background and percentiles; default: the
-    defaults. A picture of the right size keeps its values.
+    gray or color, and made square. keys: fit, resampling, background and percentiles; default: the defaults. A picture
+    of the right size keeps its values. place: of the crop, from 0 (left or top) to 1, with fit: crop_anywhere.
     """
     keys = keys or PictureDataset()
     image.load()
@@ -44,9 +47,19 @@ def fit(image: Image.Image, size: int, channels: int, keys: PictureDataset | Non
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, keys.background), image)
-    image = _square(image.convert("L" if channels == 1 else "RGB"), size, keys)
+    image = _square(image.convert("L" if channels == 1 else "RGB"), size, keys, place)
     array = np.asarray(image)
     return array[None] if channels == 1 else array.transpose(2, 0, 1)
+
+
+def cropped(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """Return the part [left, top, width, height] of the picture turned upright. Raises PictureError without the part."""
+    left, top, width, height = box
+    if _transposition(image) is not None:
+        image = ImageOps.exif_transpose(image)
+    if left + width > image.width or top + height > image.height:
+        raise PictureError("too small", f"{image.width} x {image.height} pixels, without the part dataset.crop")
+    return image.crop((left, top, left + width, top + height))
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -102,11 +115,12 @@ def _to_8_bits(image: Image.Image, percentiles: tuple[float, ...] | None) -> Ima
     return scaled
 
 
-def _square(image: Image.Image, size: int, keys: PictureDataset) -> Image.Image:
+def _square(image: Image.Image, size: int, keys: PictureDataset, place: float) -> Image.Image:
     """Resize an image of mode L or RGB to (size, size)."""
-    resampling = Image.Resampling.LANCZOS
-    if keys.fit == "crop":
-        return ImageOps.fit(image, (size, size), resampling)
+    resampling = Image.Resampling[keys.resampling.upper()]
+    if keys.fit in ("crop", "crop_anywhere"):
+        centering = (place, place) if keys.fit == "crop_anywhere" else (0.5, 0.5)
+        return ImageOps.fit(image, (size, size), resampling, centering=centering)
     if keys.fit == "stretch":
         return image.resize((size, size), resampling)
     scale = size / max(image.size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -21,7 +22,7 @@ from tqdm.auto import tqdm
 
 from nvae.data.cache import CachedImages, memory_limit
 from nvae.data.images import CHUNK, Data
-from nvae.data.pictures.conversion import fit, has_deep_colors, is_deep, picture_keys
+from nvae.data.pictures.conversion import cropped, fit, has_deep_colors, is_deep, picture_keys
 from nvae.data.pictures.image_files import open_image, read_content, without_pillow_warnings
 from nvae.data.pictures.report import PictureError, PictureReport, is_other_file
 from nvae.data.threads import map_in_threads
@@ -229,7 +230,9 @@ def _decode_one(
         if min(image.size) < keys.min_image_size:
             raise PictureError("too small", f"{image.width} x {image.height} pixels")
         change = "gray" if is_deep(image) else "color" if has_deep_colors(image) else None
-        image_u8[:] = fit(image, size, channels, keys)
+        part = cropped(image, keys.crop) if keys.crop else image
+        place = zlib.crc32(picture.name.encode(errors="surrogateescape")) / 2**32
+        image_u8[:] = fit(part, size, channels, keys, place)
     return _Facts(digest, change)
 
 

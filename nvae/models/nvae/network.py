@@ -68,9 +68,7 @@ class NVAE(HierarchicalVAE):
         schedule = self.config.training_parameters
         convolutions = regularized_convolutions(self, schedule.spectral_scope)
         return {
-            "spectral": SpectralRegularization(
-                convolutions, schedule.spectral_exponent, schedule.spectral_iterations
-            ),
+            "spectral": SpectralRegularization(convolutions, schedule.spectral_exponent, schedule.spectral_iterations),
             "batch_norm": BatchNormRegularization(self),
         }
 

@@ -9,13 +9,14 @@ import zipfile
 
 import numpy as np
 import pytest
-import torchvision.datasets
+import torchvision
 from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import Flowers102
 
 from nvae.data.loaders import public_pictures
 from nvae.data.pictures.decoding import Picture
+from nvae.data.registry import load_original_images
 from nvae.schema import DATASETS, NAMED_DATASETS, PublicPictureDataset
 from nvae.system.errors import UserError
 
@@ -87,6 +88,34 @@ def test_celeba_is_cropped_as_in_the_literature(set_folder, load, celeba, folder
     data = load("celeba", input_dimension=64)
     assert data.training.shape == (1, 3, 64, 64)
     assert parts_of(data) == [[255], [255], [255]]
+
+
+@pytest.mark.parametrize("name", ["celeba", "folder", "lmdb"])
+def test_celeba64_is_what_the_program_of_nvae_sees(tmp_path, make_config, name):
+    """The crop [15, 40, 148, 148] and torchvision's Resize(64), of encoded pictures of 178 x 218 pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 218, 178, 3), np.uint8)
+    pictures = [Image.fromarray(picture) for picture in pixels]
+    dataset = {"name": name, "path": str(tmp_path), "resampling": "bilinear"}
+    if name == "celeba":
+        (tmp_path / "list_eval_partition.txt").write_text("0.png 0\n1.png 1\n1.png 2\n")
+    folders = ["img_align_celeba"] * 2 if name == "celeba" else ["train", "val"]
+    if name == "lmdb":
+        lmdb = pytest.importorskip("lmdb")
+        folders = ["train.lmdb", "validation.lmdb"]
+    for i, (folder, picture) in enumerate(zip(folders, pictures, strict=True)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        if name != "lmdb":
+            picture.save(tmp_path / folder / f"{i}.png")
+            continue
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        with lmdb.open(str(tmp_path / folder)) as environment, environment.begin(write=True) as transaction:
+            transaction.put(b"0", buffer.getvalue())
+    crop = {} if name == "celeba" else {"crop": [15, 40, 148, 148]}
+    data = load_original_images(make_config(dataset=dataset | crop, input_dimension=64))
+    for images_u8, picture in zip((data.training, data.validation), pictures, strict=True):
+        expected = torchvision.transforms.Resize(64)(torchvision.transforms.functional.crop(picture, 40, 15, 148, 148))
+        np.testing.assert_array_equal(images_u8[0].permute(1, 2, 0).numpy(), np.asarray(expected))
 
 
 def test_celeba_of_another_size_is_not_cropped(set_folder, load):

@@ -337,6 +337,35 @@ def test_fit_crop_keeps_the_center(load_one, upright):
     np.testing.assert_array_equal(load_one(np.ascontiguousarray(array), fit="crop"), center)
 
 
+def test_fit_crop_anywhere_crops_at_a_place_of_the_name(tmp_path, load):
+    """Uniformly along the longer side, the same in every run; the other side is whole."""
+    column, row = np.meshgrid(np.arange(3 * SIZE), np.arange(SIZE))
+    array = np.stack([column, row, 0 * row], -1).astype(np.uint8)
+    for i in range(200):
+        Image.fromarray(array).save(tmp_path / f"{i}.png", dpi=(i + 1, 1))
+    keys = {"max_image_pixels": 10_000, "fit": "crop_anywhere", "resampling": "bilinear"}
+    images, again = (np.stack(images_of(load(tmp_path, **keys))) for _ in range(2))
+    np.testing.assert_array_equal(images, again)
+    np.testing.assert_array_equal(images[..., 1], np.broadcast_to(row[:, :SIZE], images.shape[:3]))
+    left = images[:, 0, 0, 0].astype(float)
+    assert left.min() <= 1 and left.max() >= 2 * SIZE - 1
+    assert abs(left.mean() - SIZE) < 4 * 2 * SIZE / np.sqrt(12 * 200)
+
+
+def test_crop_is_the_part_of_the_upright_picture_and_needs_all_of_the_part(tmp_path, load):
+    array = np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8)
+    Image.fromarray(array).save(tmp_path / "upright.png")
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6  # stored lying on its side
+    Image.fromarray(np.ascontiguousarray(np.rot90(array))).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(array[:12]).save(tmp_path / "small.png")
+    data = load(tmp_path, max_image_pixels=10_000, crop=[3, 5, SIZE, SIZE])
+    part = array[5 : 5 + SIZE, 3 : 3 + SIZE]
+    for image in images_of(data):
+        np.testing.assert_array_equal(image, part)
+    assert "small.png" in data.report
+
+
 @pytest.mark.parametrize("upright", [False, True])
 def test_fit_pad_keeps_everything_between_the_background(load_one, upright):
     array = np.random.default_rng(0).integers(0, 256, (SIZE // 2, SIZE, 3), np.uint8)
