@@ -53,7 +53,7 @@ def fit(
 
 
 def cropped(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """Return the part [left, top, width, height] of the picture turned upright. Raises PictureError without the part."""
+    """Return the part [left, top, width, height] of the picture turned upright. Raises PictureError if it has none."""
     left, top, width, height = box
     if _transposition(image) is not None:
         image = ImageOps.exif_transpose(image)
