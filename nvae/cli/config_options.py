@@ -60,7 +60,7 @@ def load_config_of(options: argparse.Namespace, config: str) -> ModelConfig:
     from nvae.config import load_config
 
     given = {name: value for name in OPTIONS if (value := getattr(options, name, None)) is not None}
-    texts = {name: json.dumps(value) if name in ("dataset", "data") else value for name, value in given.items()}
+    texts = {name: json.dumps(value) if name == "dataset" else value for name, value in given.items()}
     overrides = {name: f"{OPTIONS[name][0]}={text}" for name, text in texts.items()}
     data = overrides.pop("data", None)
     loaded = load_config(config, [*overrides.values(), *options.overrides])

@@ -6,7 +6,6 @@ The databases have the layout of the original NVAE: its program reads them too.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,7 +126,7 @@ def _config(options: argparse.Namespace) -> ModelConfig:
         "input_dimension": options.size or (facts.size if facts else SIZE),
         "image_channels": options.channels or (facts.channels if facts else CHANNELS),
     } | {f"dataset.{key}": value for key, value in _dataset(options).items()}
-    given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]  # JSON is YAML
+    given = [f"{key}={value}" for key, value in values.items()]
     return parse_config(yaml.safe_dump(MODEL), [*given, *options.overrides])
 
 

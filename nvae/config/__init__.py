@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from nvae.config.auto import resolve_auto
 from nvae.config.errors import ConfigError, Place, config_error, nearest, place_of
-from nvae.config.fields import SECTION, choices
+from nvae.config.fields import SECTION, choices, locate, schema_of, takes_any_text, takes_null
 from nvae.config.migrations import RENAMED_KEYS, migrate_config, migrate_keys
 from nvae.config.yaml_file import read_value, read_yaml
 from nvae.models.families import FAMILIES, config_class
@@ -66,7 +66,8 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> ModelConfig:
     """Read and validate a config.
 
     name: the name of a file in `model_configs/` or the path of a YAML file.
-    overrides: `key=value` texts, the key dotted (`training_parameters.epochs=3`), the value YAML.
+    overrides: `key=value` texts, the key dotted (`training_parameters.epochs=3`), the value YAML. A key for any text,
+    such as dataset.path, takes the value as it is, without quotes; null means null where the key may be null.
     Raises ConfigError.
     """
     path = config_path(name)
@@ -118,10 +119,26 @@ def _validated(data: dict[str, Any], places: Mapping[str, Place]) -> ModelConfig
     if resolved := data.get(RESOLVED) is True:
         del data[RESOLVED]
     model = _class_of(data, places)
+    _restore_texts(data, model, places)
     try:
         return model.model_validate(data, context={"resolved": resolved})
     except ValidationError as error:
         raise config_error(error, model, places) from None
+
+
+def _restore_texts(data: dict[str, Any], model: type[ModelConfig], places: Mapping[str, Place]) -> None:
+    """Give every key for any text the text that was written, where YAML reads something else in it."""
+    for key, place in places.items():
+        *parents, name = key.split(".")
+        section: Any = data
+        for parent in parents:
+            section = section.get(parent) if isinstance(section, dict) else None
+        if place.text is None or not isinstance(section, dict) or section.get(name, place.text) == place.text:
+            continue
+        member = [section.get("name", "folder")] if parents == ["dataset"] else []
+        schema = locate(schema_of(model), [*parents, *member, name]).schema
+        if takes_any_text(schema):
+            section[name] = None if place.text == "null" and takes_null(schema) else place.text
 
 
 def _class_of(data: Mapping[str, Any], places: Mapping[str, Place]) -> type[ModelConfig]:
@@ -144,11 +161,11 @@ def _parse_override(override: str) -> tuple[str, Any, Place]:
     if not equals or not key.strip():
         allowed = "key=value, such as training_parameters.epochs=3"
         raise ConfigError("invalid_override", got=override, allowed=allowed)
-    place, key = Place(f"override {override}"), RENAMED_KEYS.get(key.strip(), key.strip())
+    place, key = Place(f"override {override}", text=text), RENAMED_KEYS.get(key.strip(), key.strip())
     try:
         return key, read_value(text), place
     except ValueError:
-        raise ConfigError("invalid_value", place=place, key=key, got=text, allowed="a value in YAML") from None
+        return key, text, place
 
 
 def _override(data: dict[str, Any], key: str, value: Any, places: Mapping[str, Place]) -> None:

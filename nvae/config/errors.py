@@ -28,10 +28,14 @@ MAX_SHOWN_TEXT = 400  # characters of a key, a file name or a problem
 
 
 class Place(NamedTuple):
-    """The place where a key was written: a file, or the text of an override."""
+    """The place where a key was written: a file, or the text of an override.
+
+    text: what was written, where it is not quoted and a key for any text takes it as it is.
+    """
 
     file: str
     line: int | None = None
+    text: str | None = None
 
 
 class ConfigError(UserError):

@@ -66,7 +66,7 @@ def locate(model: Schema, loc: Sequence[str | int]) -> Located:
     section = schema = model
     for part in loc:
         if "oneOf" in schema:  # pydantic names the chosen member of a union, which is no key
-            schema = section = next(s for s in schema["oneOf"] if part in words_of(s["properties"]["name"]))
+            schema = section = next((s for s in schema["oneOf"] if part in words_of(s["properties"]["name"])), {})
             continue
         keys.append(str(part))
         if "properties" in schema:
@@ -88,6 +88,17 @@ def words_of(schema: Schema) -> list[str]:
     listed = [schema["const"]] if "const" in schema else schema.get("enum", [])
     texts = [word for word in listed if isinstance(word, str)]
     return texts + [word for part in schema.get("anyOf", []) for word in words_of(part)]
+
+
+def takes_any_text(schema: Schema) -> bool:
+    """Return whether a key of this schema may be any text, not one of a list."""
+    is_text = schema.get("type") == "string" and not words_of(schema)
+    return is_text or any(map(takes_any_text, schema.get("anyOf", [])))
+
+
+def takes_null(schema: Schema) -> bool:
+    """Return whether a key of this schema may be null."""
+    return schema.get("type") == "null" or any(map(takes_null, schema.get("anyOf", [])))
 
 
 def choices(values: Iterable[Any]) -> str:

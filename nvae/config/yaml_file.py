@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -11,11 +11,21 @@ from nvae.config.errors import ConfigError, Place
 
 MAX_CHARACTERS = 100_000  # of a file; the largest real config has about 5,000
 MAX_NUMBER = 100  # characters of a number
+MAX_EXACT = 2**53  # below, a float is exact
 MAX_MERGED = 200  # entries of a section that merges others (`<<`)
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe YAML loader that also reads 1e-2 as a number (YAML 1.2); PyYAML reads a text."""
+    """A safe YAML loader whose plain words are null, booleans, the numbers of YAML 1.2, and else texts.
+
+    PyYAML itself has YAML 1.1: 064 is octal, 1:30 is 90, 1e-2 is a text, and 2024-01-01 is a date. Booleans (yes, on)
+    and 1_000 are as in YAML 1.1, which earlier files may have.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
+        first: [(tag, words) for tag, words in pairs if tag.rpartition(":")[2] in ("bool", "merge", "null")]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """Construct a value; turn all errors of PyYAML's constructors into ConstructorError with the line."""
@@ -34,9 +44,28 @@ class _Loader(yaml.SafeLoader):
             raise _problem("a section has too many keys", node)
 
 
+_DIGITS = "[0-9]+(?:_[0-9]+)*"
+_NUMBER = rf"(?:{_DIGITS}(?:\.(?:{_DIGITS})?)?|\.{_DIGITS})(?:[eE][-+]?[0-9]+)?"
+_BASED = "0x[0-9a-fA-F]+|0o[0-7]+|0b[01]+"
+_NOT_FINITE = r"\.(?:inf|Inf|INF|nan|NaN|NAN)"
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float", re.compile(rf"^[-+]?(?:{_NUMBER}|{_BASED}|{_NOT_FINITE})$"), list("-+.0123456789")
 )
+
+
+def _number(loader: _Loader, node: yaml.ScalarNode) -> int | float:
+    """Return the number of a node, an int where the number is whole: `epochs: 1e2` is 100."""
+    text = loader.construct_scalar(node)
+    if re.fullmatch(rf"[-+]?(?:{_BASED})", text):
+        return int(text, 0)
+    if re.fullmatch(rf"[-+]?{_DIGITS}", text):
+        return int(text)
+    value = float(re.sub(rf"{_NOT_FINITE}$", lambda match: match[0][1:], text))
+    return int(value) if value.is_integer() and abs(value) < MAX_EXACT else value
+
+
+for _tag in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _number)
 
 
 def _problem(text: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
@@ -58,7 +87,10 @@ def read_yaml(text: str, source: str) -> tuple[dict[str, Any], dict[str, Place]]
             return
         visited.add(id(node))
         for key_node, value_node in node.value:
-            key, place = f"{prefix}{key_node.value}", Place(source, key_node.start_mark.line + 1)
+            key = f"{prefix}{key_node.value}"
+            is_plain = isinstance(value_node, yaml.ScalarNode) and value_node.style is None
+            text = value_node.value if is_plain and value_node.tag != "tag:yaml.org,2002:null" else None
+            place = Place(source, key_node.start_mark.line + 1, text)
             if key in places:
                 raise ConfigError("duplicate_key", key=key, place=place, got=places[key].line)
             places[key] = place

@@ -189,6 +189,30 @@ def test_numbers_may_have_an_exponent(text, number):
     assert parse_config(SMALL + "dataset: {path: e5}\n").dataset.path == "e5"
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1e2", 100), ("064", 64), ("09", 9), ("0x10", 16), ("0o17", 15), ("0b11", 3), ("1_000", 1000), ("+7", 7)]
+    + [("15.0", 15), ("1.5e1", 15), ("5.", 5), ("1e+0", 1)],
+)
+def test_whole_numbers_are_those_of_yaml_1_2(text, number):
+    """YAML 1.1, which PyYAML reads, takes 064 for 52 and 1:30 for 90."""
+    in_file = parse_config(SMALL + f"training_parameters:\n  epochs: {text}\n")
+    override = parse_config(SMALL, [f"training_parameters.epochs={text}"])
+    assert in_file.training_parameters.epochs == override.training_parameters.epochs == number
+
+
+@pytest.mark.parametrize(("word", "expected"), [("yes", True), ("On", True), ("true", True), ("no", False)])
+def test_booleans_are_those_of_yaml_1_1(word, expected):
+    assert parse_config(SMALL + f"fixed_flows: {word}\n").fixed_flows is expected
+
+
+@pytest.mark.parametrize("text", ["2024", "2024-01-01", "yes", "1e2", "0x10", "=", "064", "1.50"])
+def test_key_for_any_text_takes_it_as_it_is_in_a_file(text):
+    for name in ("folder", "mnist"):
+        assert parse_config(SMALL + f"dataset:\n  name: {name}\n  path: {text}\n").dataset.path == text
+    assert parse_config(SMALL + "dataset:\n  name: mnist\n  path: ~\n").dataset.path is None
+
+
 def test_validated_config_is_frozen(config):
     with pytest.raises(ValueError, match="frozen"):
         config.latent_size = 3
@@ -352,6 +376,25 @@ def test_override_sets_any_key():
     schedule = config.training_parameters
     assert (schedule.epochs, schedule.batch_size, schedule.optimizer_betas) == (3, 5, (0.5, 0.9))
     assert parse_config(SMALL, ["training_parameters={epochs: 3}"]).training_parameters.epochs == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["photos #1", "2024", "2024-01-01", "~", "yes", "1e2", "1:30", "0x10", "a: b", "[x", "*x", "@x", '"q"', " x ", "="],
+)
+def test_override_of_a_key_for_any_text_takes_it_as_it_is(text):
+    for section in ("", "dataset: {name: mnist}\n", "dataset: {path: other}\n"):
+        assert parse_config(SMALL + section, [f"dataset.path={text}"]).dataset.path == text
+    assert parse_config(SMALL, ["dataset.name=celeba", f"dataset.path={text}"]).dataset.path == text
+
+
+def test_override_null_is_no_text_where_the_key_may_be_null():
+    assert parse_config(SMALL + "dataset: {name: mnist, path: x}\n", ["dataset.path=null"]).dataset.path is None
+    assert parse_config(SMALL, ["dataset.path=null"]).dataset.path == "null"
+
+
+def test_override_of_the_background_may_be_its_hexadecimal_form():
+    assert parse_config(SMALL, ["dataset.background=#ffffff"]).dataset.background == "#ffffff"
 
 
 def test_override_does_not_reach_other_aliases_of_a_section():
