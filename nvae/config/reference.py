@@ -16,10 +16,10 @@ One YAML file defines a model completely. A file holds `key: value` lines; the k
 `dataset:`, those of the training schedule below `training_parameters:`. Keys without a default are required.
 An override sets one key, with a dotted name: `training_parameters.epochs=3`.
 
-Numbers are those of YAML 1.2, and also `1_000`: `1e2` is 100, `064` is 64, `0x10` is 16. Booleans are True and False, or
-yes and no, on and off. A key for any text (`dataset.path`, `dataset.background`) takes an override's value as it is, with
-`#`, quotes and spaces: `dataset.background=#ffffff`; only `null` is no text where the key may be null. In a file, a space
-and `#` begin a comment, unless the text is in quotes: `background: "#ffffff"`.
+Numbers are those of YAML 1.2, and also `1_000`: `1e2` is 100, `064` is 64, `0x10` is 16. Booleans are True and False,
+or yes and no, on and off. A key for any text (`dataset.path`, `dataset.background`) takes an override's value as it
+is, with `#`, quotes and spaces: `dataset.background=#ffffff`; only `null` is no text where the key may be null. In a
+file, a space and `#` begin a comment, unless the text is in quotes: `background: "#ffffff"`.
 
 The config that a run saves holds every key and the line `resolved: True`. Defaults of later versions do not apply to
 such a file: a key that is newer than the file takes the behavior of before the key existed.
