@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -22,7 +22,7 @@ class _Loader(yaml.SafeLoader):
     and 1_000 are as in YAML 1.1, which earlier files may have.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
+    yaml_implicit_resolvers = {  # noqa: RUF012 (of the base class)
         first: [(tag, words) for tag, words in pairs if tag.rpartition(":")[2] in ("bool", "merge", "null")]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
