@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nvae.data.cache import new_images
 from nvae.system.errors import Remedy, UserError
+from nvae.system.files import text_in_place_of
 from nvae.system.memory_maps import releasing
 
 CHUNK_BYTES = 2**26  # of values that are read at once
@@ -114,6 +115,8 @@ class ArrayFile:
         except (UserError, MemoryError):
             raise
         except Exception as error:  # zipfile and NumPy raise almost any exception for a damaged file
+            if self.path.is_file() and (text := text_in_place_of(self.path)):
+                raise UserError(f"{self.path} is {text}", *self._remedies) from error
             raise UserError(
                 f"{self.path} cannot be read ({str(error) or type(error).__name__}): not a sound .npz or .npy file. "
                 f"{self._advice}",

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from tqdm.auto import tqdm
 
 from nvae.system.errors import Remedy, UserError
-from nvae.system.files import DAY, DISK_FULL, WriteError, remove_unfinished, temporary_path
+from nvae.system.files import DAY, DISK_FULL, WriteError, remove_unfinished, temporary_path, text_in_place_of
 from nvae.system.locks import folder_lock
 
 CONNECTION_TIMEOUT = 5  # seconds until a host counts as unreachable, the search for its address included
@@ -98,7 +98,10 @@ def fetch(
                         rest = [each for each in missing[number:] if each.find_original(folder) is None]
                         raise _failed_download(name, rest, folder, error) from error
                 elif file.md5 and pooch.file_hash(original, alg="md5") != file.md5:
-                    raise UserError(f"{original} is damaged: wrong checksum. Delete the file to download it again.")
+                    damage = (
+                        text_in_place_of(original) or "damaged: wrong checksum. Delete the file to download it again."
+                    )
+                    raise UserError(f"{original} is {damage}")
                 _place(name, file, original, folder, staging, progress)
     paths = {key: path for key, file in files.items() if (path := file.find(folder))}
     if len(paths) < len(files):
@@ -125,6 +128,8 @@ def _place(name: str, file: SourceFile, original: Path, folder: Path, staging: P
         except Exception as error:  # zipfile and tarfile raise almost any exception for a damaged file
             if isinstance(error, MemoryError) or getattr(error, "errno", None) in DISK_FULL:
                 raise
+            if text := text_in_place_of(original):
+                raise UserError(f"{original} is {text}") from error
             raise UserError(
                 f"the archive {original.name} of {name} cannot be unpacked ({error or type(error).__name__}). Delete "
                 f"the file, if it is in '{folder}', to download it again."

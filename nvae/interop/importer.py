@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from nvae.interop import mgp123, nvlabs
 from nvae.interop.key_mapping import InteropError, KeyMap, load_with_key_map
+from nvae.interop.objects import OBJECTS
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.schema import ModelConfig
 from nvae.system.errors import Remedy
@@ -40,6 +42,8 @@ class Project(Protocol):
 
 PROJECTS: tuple[Project, ...] = (nvlabs, mgp123)
 
+# What all names begin with if the network was saved inside of DataParallel, torch.compile, or another module.
+_WRAPPERS = re.compile(r"((module|_orig_mod|model)\.)*")
 _EXPECTED = "expected a checkpoint of " + " or of ".join(project.NAME for project in PROJECTS)
 
 
@@ -56,16 +60,18 @@ def import_checkpoint(path: str | Path, config: ModelConfig | None = None) -> Im
 
     config: the architecture, if the file does not describe it or describes it wrongly.
     Every tensor of the file must match one of the model, and the other way round. Only tensors, plain values and the
-    class that holds the original's settings are unpickled. Raises UserError.
+    OBJECTS are unpickled. Raises UserError.
     """
     source, path = str(path), Path(path)
     with explained_reading(path, _EXPECTED):
-        content = unpickled(path, _EXPECTED, others=[argparse.Namespace], before_zip=True)
+        content = unpickled(path, _EXPECTED, others=OBJECTS, before_zip=True)
         state = in_memory(content.get("state_dict"), path.stat().st_size)
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
     ):
         raise InteropError(f"{source}: 'state_dict' is missing or is no dictionary of named tensors.")
+    wrappers = _WRAPPERS.match(os.path.commonprefix([*state]))
+    state = {name[wrappers.end() if wrappers else 0 :]: tensor for name, tensor in state.items()}
     project = next((project for project in PROJECTS if project.matches(state)), None)
     if project is None:
         raise InteropError(f"{source}: got the weights of an unknown network, {_EXPECTED}.")

@@ -35,6 +35,21 @@ def plain_name(name: str) -> str:
     return re.sub(r"[-_. ]", "", name.lower().removesuffix(".gz"))
 
 
+def text_in_place_of(file: Path | bytes) -> str:
+    """Return what a file is, and what to do, if it is a text that came in place of the file itself; else nothing.
+
+    file: a path, or the first 16 bytes or more. Raises OSError.
+    """
+    if isinstance(file, Path):
+        with open(file, "rb") as opened:
+            file = opened.read(100)
+    texts = (
+        (rb"version https://", "a Git LFS pointer. Run git lfs pull in its repository to get the file itself."),
+        (rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|!--|\?xml)", "a saved web page. Download the file itself."),
+    )
+    return next((text for start, text in texts if re.match(start, file, re.IGNORECASE)), "")
+
+
 def previous_path(path: str | Path) -> Path:
     """Return where `atomic_write(path, keep_previous=True)` keeps the replaced file."""
     return Path(path).with_name(f"{Path(path).name}.previous")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nvae.system.errors import UserError, error_of_system, is_out_of_memory
-from nvae.system.files import WriteError, atomic_write
+from nvae.system.files import WriteError, atomic_write, text_in_place_of
 
 ZIP_MAGIC = b"PK"  # torch.save writes zip files since PyTorch 1.6
 DIGEST = "digest"  # the key of a file's digest
@@ -71,11 +71,11 @@ def read_whole(path: Path) -> dict[str, Any]:
     return content
 
 
-def unpickled(path: Path, expected: str, others: Sequence[type] = (), before_zip: bool = False) -> dict[str, Any]:
+def unpickled(path: Path, expected: str, others: Sequence[Any] = (), before_zip: bool = False) -> dict[str, Any]:
     """Return the dictionary in a file of `torch.save`, without running code; its tensors stay in the mapped file.
 
-    others: classes that the file may have beside tensors and plain values. before_zip: allow the format before PyTorch
-    1.6. Call this in `explained_reading`.
+    others: what the file may have beside tensors and plain values, for `torch.serialization.safe_globals`. before_zip:
+    allow the format before PyTorch 1.6. Call this in `explained_reading`.
     """
     with open(path, "rb") as file:
         is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
@@ -110,6 +110,8 @@ def explained_reading(path: Path, expected: str) -> Iterator[None]:
             ) from error
         if is_out_of_memory(error):
             raise
+        if text := text_in_place_of(path):
+            raise CheckpointError(f"{path} is {text}") from error
         if isinstance(error, pickle.UnpicklingError) and (unsafe := re.search(r"GLOBAL (\S+)", str(error))):
             raise CheckpointError(
                 f"{path} was written by another program: got {unsafe[1][:100]!r} in the file, which could run code; "

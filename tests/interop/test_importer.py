@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import pickle
 import zipfile
+from pathlib import Path, PureWindowsPath
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,9 +16,11 @@ from nvae.config import config_from_dict
 from nvae.interop import mgp123, nvlabs
 from nvae.interop.importer import PROJECTS, import_checkpoint
 from nvae.interop.key_mapping import InteropError
+from nvae.interop.objects import OBJECTS, Skipped
 from nvae.models.families import build_model
 from nvae.schema import ModelConfig
 from nvae.system.errors import Remedy, UserError
+from nvae.system.torch_files import CheckpointError, DamagedFileError, unpickled
 
 LARGER = {
     "num_groups_per_scale": 3,
@@ -151,6 +155,77 @@ def test_seed_checkpoint_without_its_yaml_becomes_the_recorded_model(file, impor
     assert (derived.config.sampling_method, derived.config.n_mix) == (config.sampling_method, config.n_mix)
 
 
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "model.module.model."])
+def test_prefixes_of_wrapped_networks_are_removed(checkpoint, file, wrapper):
+    content, expected = checkpoint(**PLAIN)
+    content["state_dict"] = {f"{wrapper}{name}": tensor for name, tensor in content["state_dict"].items()}
+    assert_same(import_checkpoint(file(content)).model, expected)
+
+
+def test_prefix_of_some_names_only_is_kept(checkpoint, file):
+    content, _ = checkpoint(**PLAIN)
+    content["state_dict"]["module.extra"] = torch.zeros(2)
+    with pytest.raises(InteropError, match=r"'module\.extra'"):
+        import_checkpoint(file(content))
+
+
+def test_numbers_of_numpy_and_paths_beside_the_weights_are_read_without_their_classes(checkpoint, file):
+    content, expected = checkpoint(**PLAIN)
+    content["best"] = [
+        np.float64(1.5),
+        np.float32(0.5),
+        np.bool_(True),
+        np.float16(2),
+        np.str_("a"),
+        np.datetime64(1, "s"),
+    ]
+    content["state"] = ("MT19937", np.arange(5, dtype=np.uint32), np.dtype("f4"))
+    content["args"].num_x_bits = np.int64(content["args"].num_x_bits)
+    content["args"].folder, content["args"].windows = Path("runs") / "a", PureWindowsPath("C:/runs")
+    path = file(content)
+    assert_same(import_checkpoint(path).model, expected)
+    read = unpickled(path, "", others=OBJECTS)
+    assert read["best"][:4] == [1.5, 0.5, True, 2.0]
+    assert [type(value) for value in read["best"][:4]] == [float, float, bool, float]
+    assert {type(value) for value in [*read["best"][4:], *read["state"][1:], read["args"].folder]} == {Skipped}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("numpy._core.multiarray.scalar", (1, 2)),
+        ("numpy.core.multiarray.scalar", ("f8", b"abc")),
+        ("numpy._core.multiarray._reconstruct", ({}, -1, None)),
+        ("numpy.dtype", ("O", True, True)),
+        ("pathlib.PosixPath", ("/", {})),
+    ],
+)
+def test_stand_ins_take_any_arguments(checkpoint, file, name, arguments):
+    """A hostile file chooses what the names are called with."""
+    content, expected = checkpoint(**PLAIN)
+    (stand_in,) = {each for each, full in OBJECTS if full == name}
+    assert isinstance(stand_in(*arguments), Skipped)
+    content["extra"] = Called(arguments)
+    module, _, function = name.rpartition(".")
+    path = file(content)
+    with zipfile.ZipFile(path) as archive:
+        records = {member: archive.read(member) for member in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, record in records.items():
+            archive.writestr(member, record.replace(b"c__builtin__\nprint\n", f"c{module}\n{function}\n".encode()))
+    assert_same(import_checkpoint(path).model, expected)
+
+
+class Called:
+    """Unpickling it would call `print`, of which a test makes another name."""
+
+    def __init__(self, arguments):
+        self.arguments = arguments
+
+    def __reduce__(self):
+        return print, self.arguments
+
+
 # ---------------------------------------------------------------------------------------------------- bad files
 
 
@@ -174,6 +249,29 @@ def test_objects_of_other_classes_are_never_created(checkpoint, file, tmp_path):
     with pytest.raises(UserError):
         import_checkpoint(old)
     assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [(b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"), (b"<!doctype html>", "web page")],
+)
+def test_text_in_place_of_a_file_is_named(tmp_path, content, advice):
+    path = tmp_path / "a.model"
+    path.write_bytes(content)
+    for read in (import_checkpoint, load_model):
+        with pytest.raises(CheckpointError, match=advice) as error:
+            read(path)
+        assert not isinstance(error.value, DamagedFileError)  # which recovery would replace by the file saved before
+
+
+@pytest.mark.parametrize("name", ["npscalar", "ddp"])
+def test_files_of_other_programs_are_read_as_weights(root, name):
+    """Both hold a few tensors of a network of the original NVAE."""
+    path = root.parent / "shared" / "cases" / f"{name}.pt"
+    if not path.is_file():
+        pytest.skip(f"the file is missing: {path}")
+    with pytest.raises(InteropError, match="lacks 'dec_sampler"):
+        import_checkpoint(path)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

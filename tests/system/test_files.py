@@ -14,6 +14,7 @@ from nvae.system.files import (
     atomic_write,
     previous_path,
     remove_unfinished,
+    text_in_place_of,
     unused_path,
 )
 
@@ -194,3 +195,23 @@ def test_atomic_folder_turns_errors_of_the_system_into_write_errors(tmp_path):
     with pytest.raises(WriteError) as raised, atomic_folder(tmp_path / "new"):
         raise OSError(errno.ENOSPC, "full")
     assert raised.value.disk_full and names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b"\xef\xbb\xbf\n <HTML lang='en'>", "web page"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "web page"),
+        (b"version: 3\nname: x\n", None),
+        (b"<svg>", None),
+        (b"PK\x03\x04", None),
+        (b"", None),
+    ],
+)
+def test_text_in_place_of_a_file_is_recognized(tmp_path, content, found):
+    path = tmp_path / "a.bin"
+    path.write_bytes(content)
+    for text in (text_in_place_of(path), text_in_place_of(content)):
+        assert found in text if found else text == ""

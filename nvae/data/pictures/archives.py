@@ -17,6 +17,7 @@ from nvae.data.pictures.folders import PART_FOLDERS
 from nvae.data.pictures.image_files import MAX_FILE_BYTES, read_content
 from nvae.data.pictures.report import PictureError
 from nvae.system.errors import Remedy, UserError
+from nvae.system.files import text_in_place_of
 
 TOP_FOLDER_SHARE = 0.9  # of the files, in a folder that only wraps the archive's content
 
@@ -50,6 +51,8 @@ def _open(path: Path) -> tarfile.TarFile | zipfile.ZipFile:
                     "extract the archive and set dataset.path to the extracted folder.",
                     Remedy.DATASET_PATH,
                 ) from error
+    if text := text_in_place_of(path):
+        raise UserError(f"dataset.path '{path}' is {text}", Remedy.DATASET_PATH)
     raise UserError(
         f"dataset.path '{path}' is a file, and no zip or tar archive that can be read; expected a folder, .zip, .tar, "
         ".tar.gz, .tar.bz2 or .tar.xz. Extract an archive of another kind, and set dataset.path to the extracted "

@@ -20,6 +20,7 @@ from nvae.data.pictures.conversion import fit, is_deep, picture_keys, upright_si
 from nvae.data.pictures.report import PictureError
 from nvae.schema import ModelConfig
 from nvae.system.errors import UserError
+from nvae.system.files import text_in_place_of
 
 # The formats that Pillow decodes without other programs. EPS would start Ghostscript on the file.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -54,7 +55,8 @@ def _check_format(prefix: bytes) -> None:
     accepts = (Image.OPEN[name][1] for name in FORMATS if name in Image.OPEN)
     accepted = [accept(prefix) for accept in accepts if accept]
     if True not in accepted:  # a text: Pillow recognizes the format, but was built without its decoder
-        raise PictureError("not an image", str(next(filter(None, accepted), "")))
+        text = text_in_place_of(prefix).partition(".")[0]
+        raise PictureError("not an image", text or str(next(filter(None, accepted), "")))
 
 
 @contextmanager
