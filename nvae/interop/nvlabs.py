@@ -117,6 +117,7 @@ def config_of_settings(args: Mapping[str, Any], source: str) -> tuple[ModelConfi
 def _schedule(args: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of training_parameters that the settings contain."""
     schedule = {ours: args[theirs] for theirs, ours in _SCHEDULE.items() if theirs in args}
+    schedule |= {"learning_rate_decay": "nvlabs", "skip_high_losses": False}
     if args.get("weight_decay_norm_anneal") is True and "weight_decay_norm_init" in args:
         schedule["regularization_constant_initial"] = args["weight_decay_norm_init"]
     factors = [args.get(key, 1) for key in ("batch_size", "num_process_per_node", "num_proc_node")]

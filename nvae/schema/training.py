@@ -14,7 +14,7 @@ OptimizerName = Literal[
     "adamw",
     "muon",
 ]
-LearningRateDecay = Literal["after_kl_warmup", "after_its_warmup", "from_start"]
+LearningRateDecay = Literal["after_kl_warmup", "after_its_warmup", "from_start", "nvlabs"]
 WARMUPS = ("warmup_epochs", "warmup_steps", "warmup_portion")  # three ways to give the length of the KL warm-up
 
 
@@ -45,10 +45,17 @@ class TrainingParameters(Section):
         0.0,
         description="Epochs of a linear rise from zero to learning_rate (the key warmup_epochs of the original NVAE).",
     )
-    learning_rate_schedule: Literal["cosine", "constant", "plateau"] = Field(
+    learning_rate_schedule: Literal["cosine", "cosine_restarts", "cyclic", "constant", "plateau"] = Field(
         "cosine",
-        description="The learning rate after its warm-up: a cosine, constant, or multiplied by plateau_factor whenever "
-        "the validation ELBO has not improved for plateau_patience epochs.",
+        description="The learning rate after its warm-up: a cosine; a cosine that starts again after every "
+        "learning_rate_period; down and up again on straight lines within every learning_rate_period; constant; or "
+        "multiplied by plateau_factor whenever the validation ELBO has not improved for plateau_patience epochs.",
+    )
+    learning_rate_period: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
+        10.0, description="Epochs of one cosine of cosine_restarts, the first one, or of one cycle of cyclic."
+    )
+    learning_rate_period_factor: Annotated[int, Field(ge=1, le=100)] = Field(
+        1, description="Factor on the epochs of each further cosine of cosine_restarts."
     )
     learning_rate_update: Literal["step", "epoch"] = Field(
         "step", description="Change the learning rate at every step, or keep it constant within an epoch."
@@ -56,7 +63,8 @@ class TrainingParameters(Section):
     learning_rate_decay: LearningRateDecay = Field(
         "after_kl_warmup",
         description="Start of the cosine: after the KL warm-up, or after the learning rate's own; from_start: the "
-        "cosine of all epochs, scaled so that it equals learning_rate at the end of the learning rate's warm-up.",
+        "cosine of all epochs, scaled so that it equals learning_rate at the end of the learning rate's warm-up; "
+        "nvlabs: the cosine of the original NVAE, constant within an epoch and at learning_rate_min in the last epoch.",
     )
     plateau_patience: Epochs = Field(
         10,
@@ -93,6 +101,10 @@ class TrainingParameters(Section):
         0.0, description="Portion of all epochs before the KL warm-up begins."
     )
     epochs: Epochs = Field(100, description="Passes over the training images.")
+    max_steps_per_epoch: Count | None = Field(
+        None,
+        description="End an epoch after this number of steps, each epoch with other images; null for all images.",
+    )
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = Field(20, description="Images per step.")
     gradient_accumulation: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         1,
@@ -135,6 +147,9 @@ class TrainingParameters(Section):
     )
     gradient_skip_threshold: PositiveRate | None = Field(
         None, description="Skip a step whose gradient norm is larger; null to skip only steps that are not finite."
+    )
+    skip_high_losses: bool = Field(
+        True, description="Skip a step whose loss is far above the losses of the last 200 steps (docs/training.md)."
     )
     max_recoveries: Annotated[int, Field(ge=0, le=100)] = Field(
         3,

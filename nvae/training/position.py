@@ -69,7 +69,13 @@ class Position:
     @property
     def steps_per_epoch(self) -> int:
         """The number of full batches. The remaining images are left out of an epoch."""
-        return self.num_images // self.batch_size
+        return self.images_per_epoch // self.batch_size
+
+    @property
+    def images_per_epoch(self) -> int:
+        """The images of an epoch's order that its batches may have: all, or those of max_steps_per_epoch."""
+        most = self.schedule.max_steps_per_epoch
+        return self.num_images if most is None else min(self.num_images, most * self.batch_size)
 
     @property
     def in_epochs(self) -> float:
@@ -90,7 +96,7 @@ class Position:
 
     def end_epoch_without_a_full_batch(self) -> None:
         """Go to the next epoch if this one has no full batch left."""
-        if self.image + self.batch_size > self.num_images:
+        if self.image + self.batch_size > self.images_per_epoch:
             self.epoch, self.image = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:

@@ -92,12 +92,13 @@ class Recovery:
 
     # --------------------------------------------------------------------------------------------------- the steps
 
-    def reason_to_skip(self, numbers: StepNumbers, kl_weight: float, threshold: float | None) -> SkipReason | None:
+    def reason_to_skip(self, numbers: StepNumbers, kl_weight: float, schedule: TrainingParameters) -> SkipReason | None:
         """Return why a step must be skipped, or None.
 
-        threshold: gradient_skip_threshold. A loss is too high if it is far above the last 200 accepted ones, each at
-        the present weight of the KL, so that the KL warm-up never makes a loss too high.
+        With skip_high_losses, a loss is too high if it is far above the last 200 accepted ones, each at the present
+        weight of the KL, so that the KL warm-up never makes a loss too high.
         """
+        threshold = schedule.gradient_skip_threshold
         if not all(map(math.isfinite, numbers)):
             return SkipReason("finite numbers", ADVICE)
         if threshold is not None and numbers.gradient_norm > threshold:
@@ -106,7 +107,7 @@ class Recovery:
                 "Raise gradient_skip_threshold above the usual norm, such as "
                 f"{2 * numbers.gradient_norm:.2g}, or set it to null.",
             )
-        if len(self.losses) == WINDOW:
+        if schedule.skip_high_losses and len(self.losses) == WINDOW:
             limit = highest_usual([loss + (kl_weight - weight) * kl for loss, kl, weight in self.losses])
             if numbers.loss > limit:
                 return SkipReason(f"a loss of at most {limit:.6g}, which is far above the last ones", ADVICE)

@@ -61,11 +61,14 @@ def learning_rate(position: Position, validations: Sequence[Validation] = ()) ->
     """Return the learning rate: 1. a linear rise, 2. constant until the cosine starts, 3. the cosine.
 
     The cosine reaches `learning_rate_min` at the end of the last epoch. The learning_rate_schedule "constant" stays at
-    the second part; "plateau" multiplies the rate after every plateau of the validations. With
+    the second part; "plateau" multiplies the rate after every plateau of the validations; "cosine_restarts" and
+    "cyclic" repeat. learning_rate_decay "nvlabs" is the original NVAE's cosine. With
     learning_rate_update "epoch", the rate of a whole epoch is that of its beginning, and the rise reaches
     `learning_rate` in its last epoch.
     """
     schedule, epoch = position.schedule, position.in_epochs
+    if (schedule.learning_rate_schedule, schedule.learning_rate_decay) == ("cosine", "nvlabs"):
+        return _rate_of_nvlabs(position)
     highest, lowest = schedule.learning_rate, schedule.learning_rate_min
     warmup, rise_ends = schedule.learning_rate_warmup_epochs, schedule.learning_rate_warmup_epochs
     rising = max(epoch / warmup, 1e-3) if epoch < warmup else 1.0
@@ -86,11 +89,44 @@ def learning_rate(position: Position, validations: Sequence[Validation] = ()) ->
         start = max(sum(kl_warmup(position)), rise_ends)
     if epoch <= start:
         return highest
+    if schedule.learning_rate_schedule != "cosine":
+        passed = epoch if schedule.learning_rate_decay == "from_start" else epoch - start
+        return lowest + (highest - lowest) * _wave(passed, schedule)
     if epoch >= schedule.epochs:
         return lowest
     if schedule.learning_rate_decay == "from_start":
         return lowest + (highest - lowest) * _cosine(epoch / schedule.epochs) / _cosine(start / schedule.epochs)
     return lowest + (highest - lowest) * _cosine((epoch - start) / (schedule.epochs - start)) / 2
+
+
+def _rate_of_nvlabs(position: Position) -> float:
+    """Return the learning rate of the original NVAE: PyTorch's CosineAnnealingLR of T = epochs - warm-up - 1 steps.
+
+    The warm-up rises at every step, from 0. The scheduler makes its first step after the first epoch beyond the
+    warm-up, starts from the rate of the warm-up's last step, and reaches the minimum in the last epoch.
+    """
+    schedule, warmup = position.schedule, position.schedule.learning_rate_warmup_epochs
+    if position.in_epochs < warmup:
+        return schedule.learning_rate * position.in_epochs / warmup
+    warmup_steps, lowest = warmup * position.steps_per_epoch, schedule.learning_rate_min
+    highest = schedule.learning_rate * (1 - 1 / max(warmup_steps, 1) if warmup else 1)
+    length = schedule.epochs - warmup - 1
+    passed = min(max(position.epoch - warmup, 0), length)
+    return lowest + (highest - lowest) * _cosine(passed / length) / 2 if length > 0 else highest
+
+
+def _wave(passed: float, schedule: TrainingParameters) -> float:
+    """Return the part of the way from the lowest to the highest rate, `passed` epochs after the highest rate.
+
+    cosine_restarts: Loshchilov and Hutter 2017, a cosine from 1 to 0 per period, each `learning_rate_period_factor`
+    times as long as the one before. cyclic: Smith 2017, the triangle from 1 to 0 and back to 1 within a period.
+    """
+    period, factor = schedule.learning_rate_period, schedule.learning_rate_period_factor
+    if schedule.learning_rate_schedule == "cyclic":
+        return abs(1 - 2 * (passed / period % 1))
+    while factor > 1 and passed >= period:
+        passed, period = passed - period, period * factor
+    return _cosine(passed / period % 1) / 2
 
 
 def _cosine(position: float) -> float:

@@ -118,7 +118,7 @@ class Trainer:
     def batches(self) -> Iterator[Tensor]:
         """Yield the batches of the rest of the epoch, uint8 (B, C, S, S). Call `step` with each before the next one."""
         order, size = self.order(), self.position.batch_size
-        starts = range(self.position.image, len(order) - size + 1, size)
+        starts = range(self.position.image, self.position.images_per_epoch - size + 1, size)
         with closing(self._batch_source.batches(order[first : first + size] for first in starts)) as batches:
             yield from batches
 
@@ -155,7 +155,7 @@ class Trainer:
         gradient_norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
 
         numbers = self._step_numbers(means["loss"], means.pop("weighted_kl"), gradient_norm)
-        reason = self.recovery.reason_to_skip(numbers, rates.kl_coefficient, self.schedule.gradient_skip_threshold)
+        reason = self.recovery.reason_to_skip(numbers, rates.kl_coefficient, self.schedule)
         metrics = {**means, "gradient_norm": gradient_norm, **rates._asdict(), "skipped": reason is not None}
         if reason is None:
             self._apply(gradient_norm, rates.learning_rate)

@@ -12,6 +12,7 @@ import torch
 from nvae.checkpoint import load
 from nvae.evaluation.likelihood import Estimate, evaluate
 from nvae.objective import Loss, weighted_negative_elbo
+from nvae.schema import TrainingParameters
 from nvae.system.errors import DivergenceError
 from nvae.training import loop, recovery, resuming, validation
 from nvae.training import trainer as trainer_module
@@ -26,6 +27,7 @@ from nvae.training.validation import check_validation
 from .helpers import LADDER, NVLABS, advance, at, differences, everything
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
+SCHEDULE = TrainingParameters()
 SMALL = {"number_of_scales": 1, "initial_splits_per_scale": 1}
 # Three steps an epoch, checkpoints at the steps 6, 12 and 18.
 LENGTH = {"epochs": 6, "epochs_per_checkpoint": 2, "warmup_epochs": 1.0, "evaluation_samples": 0}
@@ -357,25 +359,29 @@ def test_highest_usual_is_far_above_the_median():
 
 def test_loss_is_compared_once_the_window_is_full():
     losses = [float(i % 10) for i in range(recovery.WINDOW)]  # median 4.5, highest 9
-    assert recorded(losses[1:]).reason_to_skip(numbers(1e30), 1.0, None) is None
+    assert recorded(losses[1:]).reason_to_skip(numbers(1e30), 1.0, SCHEDULE) is None
     state = recorded([1e9, *losses])  # the first one has left the window
-    assert state.reason_to_skip(numbers(94.4), 1.0, None) is None
-    assert state.reason_to_skip(numbers(94.6), 1.0, None) is not None
-    assert state.reason_to_skip(numbers(-1e30), 1.0, None) is None
+    assert state.reason_to_skip(numbers(94.4), 1.0, SCHEDULE) is None
+    assert state.reason_to_skip(numbers(94.6), 1.0, SCHEDULE) is not None
+    assert state.reason_to_skip(numbers(-1e30), 1.0, SCHEDULE) is None
+    never = TrainingParameters(skip_high_losses=False, gradient_skip_threshold=5.0)
+    assert state.reason_to_skip(numbers(1e30), 1.0, never) is None
+    assert state.reason_to_skip(numbers(math.nan), 1.0, never) is not None
+    assert state.reason_to_skip(numbers(1.0, gradient_norm=6.0), 1.0, never) is not None
 
 
 def test_loss_that_the_kl_warmup_raises_is_usual():
     """From one step to the next, the weight of a KL of 10,000 nats rises from 1e-4 to 1."""
     state = recorded([100.0] * recovery.WINDOW, kl=1e4, weight=1e-4)
-    assert state.reason_to_skip(numbers(1e4 + 99, 1e4), 1.0, None) is None
-    assert state.reason_to_skip(numbers(1e4 + 99, 1.0), 1e-4, None) is not None
-    assert state.reason_to_skip(numbers(3e5, 1e4), 1.0, None) is not None
+    assert state.reason_to_skip(numbers(1e4 + 99, 1e4), 1.0, SCHEDULE) is None
+    assert state.reason_to_skip(numbers(1e4 + 99, 1.0), 1e-4, SCHEDULE) is not None
+    assert state.reason_to_skip(numbers(3e5, 1e4), 1.0, SCHEDULE) is not None
 
 
 @pytest.mark.parametrize("field", StepNumbers._fields)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_number_not_finite_is_a_reason_to_skip(field, value):
-    assert Recovery().reason_to_skip(numbers(1.0)._replace(**{field: value}), 1.0, None) is not None
+    assert Recovery().reason_to_skip(numbers(1.0)._replace(**{field: value}), 1.0, SCHEDULE) is not None
 
 
 def test_step_far_above_the_last_losses_changes_only_the_counts(make_trainer, sensitive, monkeypatch):

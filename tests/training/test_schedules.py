@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import torch
 
 from nvae.schema import TrainingParameters
 from nvae.training.schedules import Validation, kl_warmup, learning_rate, plateau_reductions
@@ -101,6 +102,114 @@ def test_learning_rate_is_continuous(decay):
     schedule = SCHEDULE.model_copy(update={"learning_rate_decay": decay})
     rates = [learning_rate(at(step / 100, schedule, 100)) for step in range(1, 3100)]
     assert max(abs(b - a) for a, b in zip(rates, rates[1:], strict=False)) < 1e-4
+
+
+# ----------------------------------------------------------------------------------- the original NVAE, and repetitions
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(400, 5), (45, 1), (90, 5), (7, 0), (6, 5), (5, 5), (3, 5)])
+def test_learning_rate_nvlabs_is_that_of_the_original_program(epochs, warmup):
+    """PyTorch's scheduler, stepped as the program does: before each epoch beyond the first after the warm-up."""
+    steps, highest, lowest = 4, 8e-3, 1e-4
+    schedule = TrainingParameters(
+        epochs=epochs,
+        learning_rate=highest,
+        learning_rate_min=lowest,
+        learning_rate_warmup_epochs=float(warmup),
+        learning_rate_decay="nvlabs",
+    )
+    optimizer = torch.optim.Adamax([torch.nn.Parameter(torch.zeros(1))], highest)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, float(epochs - warmup - 1), lowest)
+    (group,), step, expected, actual = optimizer.param_groups, 0, [], []
+    for epoch in range(epochs):
+        if epoch > warmup:
+            optimizer.step()
+            scheduler.step()
+        for i in range(steps):
+            if step < warmup * steps:
+                group["lr"] = highest * step / (warmup * steps)
+            expected.append(group["lr"])
+            actual.append(learning_rate(at(epoch + i / steps, schedule, steps)))
+            step += 1
+    assert actual == pytest.approx(expected, rel=1e-9, abs=1e-15)
+    assert actual[0] == (0 if warmup else highest)
+    if epochs > warmup + 2:
+        assert actual[-steps:] == pytest.approx([lowest] * steps)
+        assert min(actual[warmup * steps : -steps]) > lowest * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("epochs", [400, 45])
+def test_learning_rate_nvlabs_per_epoch_with_many_steps(epochs):
+    """The table of the rates per epoch; a warm-up of many steps ends at the highest rate."""
+    warmup = 5 if epochs == 400 else 1
+    schedule = TrainingParameters(
+        epochs=epochs, learning_rate_min=1e-4, learning_rate_warmup_epochs=warmup * 1.0, learning_rate_decay="nvlabs"
+    )
+    for epoch in range(warmup, epochs):
+        expected = 1e-4 + (1e-2 - 1e-4) * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup - 1))) / 2
+        rates = {learning_rate(at(epoch + part, schedule, 10**6)) for part in (0.0, 0.5, 0.999)}
+        assert len(rates) == 1
+        assert rates.pop() == pytest.approx(expected, rel=2e-6)
+
+
+@pytest.mark.parametrize("factor", [1, 3])
+def test_learning_rate_cosine_restarts_is_that_of_pytorch(factor):
+    schedule = TrainingParameters(
+        epochs=60,
+        learning_rate_min=1e-3,
+        learning_rate_schedule="cosine_restarts",
+        learning_rate_period=4.0,
+        learning_rate_period_factor=factor,
+        learning_rate_decay="after_its_warmup",
+        learning_rate_warmup_epochs=2.0,
+    )
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1e-2)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 4, factor, 1e-3)
+    for epoch in range(58):
+        for part in (0.0, 0.25, 0.9):
+            scheduler.step(epoch + part)
+            (expected,) = scheduler.get_last_lr()
+            assert learning_rate(at(2 + epoch + part, schedule, 100)) == pytest.approx(expected)
+    assert learning_rate(at(1.0, schedule, 100)) == pytest.approx(5e-3)
+    from_start = schedule.model_copy(update={"learning_rate_decay": "from_start"})
+    scheduler.step(7.0)
+    assert learning_rate(at(7.0, from_start, 100)) == pytest.approx(scheduler.get_last_lr()[0])
+
+
+def test_learning_rate_cyclic_is_that_of_pytorch_from_its_top():
+    schedule = TrainingParameters(
+        epochs=60,
+        learning_rate_min=1e-3,
+        learning_rate_schedule="cyclic",
+        learning_rate_period=8.0,
+        learning_rate_decay="after_its_warmup",
+        learning_rate_warmup_epochs=4.0,
+    )
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1e-2)
+    cycle = torch.optim.lr_scheduler.CyclicLR(optimizer, 1e-3, 1e-2, step_size_up=4, cycle_momentum=False)
+    rates = []
+    for _ in range(60):
+        rates.append(cycle.get_last_lr()[0])
+        optimizer.step()
+        cycle.step()
+    assert [learning_rate(at(epoch, schedule, 100)) for epoch in range(4, 60)] == pytest.approx(rates[4:])
+    per_epoch = schedule.model_copy(update={"learning_rate_update": "epoch"})
+    assert learning_rate(at(10.9, per_epoch, 100)) == learning_rate(at(10.0, per_epoch, 100))
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 99])
+def test_max_steps_per_epoch_ends_an_epoch(make_trainer, most):
+    """Of three batches; every epoch has an order of its own, so that all images are seen in time."""
+    trainer, seen = make_trainer(max_steps_per_epoch=most, epochs=30), []
+    assert trainer.position.steps_per_epoch == min(most, 3)
+    for epoch in range(30):
+        order, batches = trainer.order(), list(trainer.batches())
+        assert len(batches) == min(most, 3)
+        seen += order[: len(batches) * 4].tolist()
+        for batch in batches:
+            trainer.position.advance(len(batch), False)
+        assert (trainer.position.epoch, trainer.position.image) == (epoch + 1, 0)
+    assert set(seen) == set(range(14))
 
 
 # ------------------------------------------------------------------------------------- per epoch, from_start, plateau
