@@ -75,11 +75,14 @@ def training_bytes(config: ModelConfig, batch_size: int, cost: Cost | None = Non
     return batch_size * cost.saved_bytes + cost.fixed_bytes + cost.parameters * FLOAT32_BYTES * copies
 
 
-def summary(config: ModelConfig) -> str:
-    """Return a text that describes a config: levels, parameters, memory, operations and schedule."""
+def summary(config: ModelConfig, cost: Cost | None = None) -> str:
+    """Return a text that describes a config: levels, parameters, memory, operations and schedule.
+
+    cost: of the config, where it is known already.
+    """
     with torch.device("meta"):
         model = build_model(config)
-    cost = cost_per_image(config)
+    cost = cost or cost_per_image(config)
     schedule = config.training_parameters
     memory = training_bytes(config, schedule.batch_size // schedule.gradient_accumulation, cost)
     fixed = f", and {cost.fixed_operations / 1e9:.2f} GFLOP per batch" if cost.fixed_operations else ""

@@ -54,7 +54,9 @@ def add_arguments(parser: Parser) -> None:
     parser.switch("--continue-with-changed-data", "continue although pictures were added, removed or changed", "refuse")
     add_device(parser)
     parser.switch("--fresh", "start over; an earlier checkpoint is kept under another name", "continue")
-    parser.switch("--dry-run", "describe the model and its cost, train nothing", "train")
+    parser.switch(
+        "--dry-run", "describe the model and its cost, and how long its training takes here; train nothing", "train"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -63,12 +65,17 @@ def run(options: argparse.Namespace) -> None:
     from nvae.config import config_path
 
     config = load_config_of(options, options.config)
-    if options.dry_run:
-        from nvae.summary import summary
+    from nvae.system.devices import choose_device, set_fast_defaults
 
-        print(summary(config))
+    if options.dry_run:
+        from nvae.summary import cost_per_image, summary
+        from nvae.training.estimate import time_text
+
+        cost = cost_per_image(config)
+        print(summary(config, cost), flush=True)
+        set_fast_defaults()
+        print(time_text(config, choose_device(options.device), cost))
         return
-    from nvae.system.devices import set_fast_defaults
     from nvae.training.events import print_event
     from nvae.training.loop import Stopped, train
 

@@ -15,7 +15,7 @@ from nvae.models.families import clone
 from nvae.models.group_names import group_names
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.schema import ModelConfig
-from nvae.summary import num_parameters, training_bytes
+from nvae.summary import Cost, num_parameters, training_bytes
 from nvae.system.devices import available_bytes
 from nvae.system.errors import Remedy, UserError, is_out_of_memory
 from nvae.system.files import atomic_write
@@ -34,9 +34,12 @@ MEMORY_ADVICE = (
 )
 
 
-def memory_warning(config: ModelConfig, batch_size: int, device: torch.device) -> str | None:
-    """Compare the estimated memory of training with the memory of the device; return a warning if it is too small."""
-    needed, available = training_bytes(config, batch_size), available_bytes(device)
+def memory_warning(config: ModelConfig, batch_size: int, device: torch.device, cost: Cost | None = None) -> str | None:
+    """Compare the estimated memory of training with the memory of the device; return a warning if it is too small.
+
+    cost: of the config, where it is known already.
+    """
+    needed, available = training_bytes(config, batch_size, cost), available_bytes(device)
     if available is None or needed <= available:
         return None
     return (
