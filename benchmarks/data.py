@@ -51,7 +51,7 @@ def cached(size, num_bytes):
         for first in range(0, len(images_u8), BATCH):
             images_u8[first : first + BATCH] = chunk[: len(images_u8) - first]
         release_pages()
-        return {}
+        return ""
 
     file = CachedImages(f"benchmark_{size}", "images")
     file.write(shape, fill)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nvae.data.cache import new_images
 from nvae.system.errors import Remedy, UserError
-from nvae.system.files import text_in_place_of
+from nvae.system.files import text_in_place_of, zip_members
 from nvae.system.memory_maps import releasing
 
 CHUNK_BYTES = 2**26  # of values that are read at once
@@ -47,7 +47,9 @@ class ArrayFile:
                 self._is_zip = stream.read(2) == b"PK"
             if self._is_zip:
                 with zipfile.ZipFile(path) as archive:
-                    sizes = {member.filename: member.file_size for member in archive.infolist()}
+                    sizes = {member.filename: member.file_size for member in zip_members(archive)}
+                    for name in sizes:
+                        archive.open(name).close()  # compares the two places of the name: a damaged one must not hide
                 names = {name.removesuffix(".npy"): size for name, size in sizes.items() if name.endswith(".npy")}
             else:
                 names = {"": path.stat().st_size}

@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -144,6 +145,20 @@ def link_or_copy(path: str | Path, target: str | Path) -> None:
     finally:
         with suppress(OSError):  # renamed already, unless both names were links to one file: then both remain
             temporary.unlink()
+
+
+def zip_members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """Return all members of a zip file. Raises BadZipFile where the list at its end has not as many as it says.
+
+    zipfile itself skips members behind a damaged length without a word.
+    """
+    members, file = archive.infolist(), archive.fp
+    assert file
+    file.seek(-12 - len(archive.comment), 2)
+    count = int.from_bytes(file.read(2), "little")
+    if count not in (len(members) % 2**16, 2**16 - 1):  # 65,535: a longer number is elsewhere
+        raise zipfile.BadZipFile(f"its list has {len(members)} files, and says {count}")
+    return members
 
 
 def remove_unfinished(

@@ -179,7 +179,7 @@ def test_two_programs_decode_the_same_pictures_at_once(cache, pictures, start_pr
     results = [program.communicate(timeout=300)[0] for program in programs]
     assert [program.returncode for program in programs] == [0, 0]
     assert results[0] == results[1] != ""
-    assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".npy"]
+    assert sorted(path.suffix for path in cache.iterdir()) == [".facts", ".npy"]
 
 
 def test_another_program_writes_the_same_images_meanwhile(cache, picture_config, monkeypatch):

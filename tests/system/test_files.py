@@ -2,6 +2,7 @@ import errno
 import os
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from nvae.system.files import (
     remove_unfinished,
     text_in_place_of,
     unused_path,
+    zip_members,
 )
 
 
@@ -215,3 +217,19 @@ def test_text_in_place_of_a_file_is_recognized(tmp_path, content, found):
     path.write_bytes(content)
     for text in (text_in_place_of(path), text_in_place_of(content)):
         assert found in text if found else text == ""
+
+
+@pytest.mark.parametrize("comment", [b"", b"a comment"])
+def test_zip_members_are_as_many_as_the_file_says(tmp_path, comment):
+    file = tmp_path / "a.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.comment = comment
+        for name in "abc":
+            archive.writestr(name, name)
+    with zipfile.ZipFile(file) as archive:
+        assert [member.filename for member in zip_members(archive)] == ["a", "b", "c"]
+    content = bytearray(file.read_bytes())
+    content[content.index(b"PK\1\2") + 32] = 47  # the length of the comment of the first member: all of the second one
+    file.write_bytes(content)
+    with zipfile.ZipFile(file) as archive, pytest.raises(zipfile.BadZipFile):
+        zip_members(archive)

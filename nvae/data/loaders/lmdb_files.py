@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
@@ -88,6 +89,7 @@ class _Database:
         stat = file.stat()
         if not file.is_file():
             raise UserError(f"'{file}' is not a regular file; expected an LMDB database.")  # a pipe would block forever
+        self._path = path
         self.stamp = f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
         # Without a lock, nothing is written, so that the disk may be read-only.
         self._environment = lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False)
@@ -97,8 +99,18 @@ class _Database:
             raise UserError(f"the LMDB database '{path}' is damaged. Copy the database again.")
 
     def keys(self) -> list[bytes]:
-        with self._environment.begin() as transaction:
-            return list(transaction.cursor().iternext(values=False))
+        """Return all keys. Raises UserError for a key that is damaged: it is not found in its place, or is another's.
+
+        LMDB has no checksums, so that a damaged value stays unnoticed where it can be decoded.
+        """
+        with self._environment.begin(buffers=True) as transaction:
+            count = transaction.stat()["entries"]
+            # Damaged pages may lead back to earlier ones.
+            keys = [bytes(key) for key in islice(transaction.cursor().iternext(values=False), count + 1)]
+            is_whole = len(set(keys)) == len(keys) == count
+            if not is_whole or any(transaction.get(key) is None for key in keys):
+                raise UserError(f"the LMDB database '{self._path}' has damaged keys. Copy the database again.")
+        return keys
 
     def get(self, key: bytes) -> bytes:
         with self._environment.begin() as transaction:  # of this call alone: the calls are in many threads

@@ -17,7 +17,7 @@ from nvae.data.pictures.folders import PART_FOLDERS
 from nvae.data.pictures.image_files import MAX_FILE_BYTES, read_content
 from nvae.data.pictures.report import PictureError
 from nvae.system.errors import Remedy, UserError
-from nvae.system.files import text_in_place_of
+from nvae.system.files import text_in_place_of, zip_members
 
 TOP_FOLDER_SHARE = 0.9  # of the files, in a folder that only wraps the archive's content
 
@@ -68,7 +68,7 @@ def _zip_pictures(archive: zipfile.ZipFile) -> Iterator[Picture]:
         with lock, archive.open(info) as member:
             return read_content(member)
 
-    for info in archive.infolist():
+    for info in zip_members(archive):
         parts = _visible_parts(info.filename.replace("\\", "/"))
         if info.is_dir() or not parts:
             continue

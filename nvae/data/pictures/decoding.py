@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -30,7 +31,7 @@ from nvae.schema import DatasetConfig, ModelConfig, PictureDataset
 from nvae.system.errors import UserError
 from nvae.system.memory_maps import releasing
 
-VERSION = 1  # of the decoder: images that another version decoded are not used again
+VERSION = 2  # of the decoder: images that another version decoded are replaced
 
 
 class Picture(NamedTuple):
@@ -85,19 +86,24 @@ def decode_pictures(
     """
     shape = (len(pictures), config.image_channels, config.input_dimension, config.input_dimension)
     cached = _cached_images(pictures, config, source, leave_out_duplicates)
-    if (decoded := _from_cache(cached, shape)) is not None:
-        return decoded
+    found, notes = _from_cache(cached, shape, progress)
+    if found and found[1].final:
+        return found[1].with_images(found[0])
 
     def decode(images_u8: np.ndarray) -> _Decoded:
         return _decode(pictures, images_u8, config, source, progress, leave_out_duplicates)
 
-    if not cache and math.prod(shape) <= memory_limit():
+    if cache or math.prod(shape) > memory_limit():
+        cached.write(shape, lambda images_u8: decode(images_u8).model_dump_json())
+        found, _ = _from_cache(cached, shape, progress)
+        if not found:
+            raise UserError(f"the cache file {cached.path} was changed by another program. Start again.")
+    else:
         images_u8 = np.empty(shape, np.uint8)
-        return decode(images_u8).with_images(images_u8)
-    cached.write(shape, lambda images_u8: decode(images_u8).model_dump_json())
-    if (decoded := _from_cache(cached, shape, accept_temporary=True)) is None:
-        raise UserError(f"the cache file {cached.path} was changed by another program. Start again.")
-    return decoded
+        found = images_u8, decode(images_u8)
+    decoded = found[1].with_images(found[0])
+    report = decoded.report.model_copy(update={"notes": (*decoded.report.notes, *notes)})
+    return decoded._replace(report=report)
 
 
 def decode_parts(
@@ -135,10 +141,10 @@ def _cached_images(
     size, channels, keys = config.input_dimension, config.image_channels, picture_keys(config.dataset)
     own_keys = {key: getattr(keys, key) for key in PictureDataset.model_fields if key not in DatasetConfig.model_fields}
     path = os.path.abspath(source)
-    settings = _digest([repr((VERSION, path, size, channels, own_keys, leave_out_duplicates))])
+    settings = _digest([repr((1, path, size, channels, own_keys, leave_out_duplicates))])
     stem = "".join(c if c.isalnum() and c.isascii() else "_" for c in Path(path).name)[:40]
     names = (f"{picture.name}\0{picture.stamp}\0" for picture in pictures)
-    return CachedImages(f"{stem}_{size}x{size}x{channels}_{settings}", _digest(names))
+    return CachedImages(f"{stem}_{size}x{size}x{channels}_{settings}", _digest(chain([f"{VERSION}\0"], names)))
 
 
 def _digest(texts: Iterable[str]) -> str:
@@ -148,19 +154,16 @@ def _digest(texts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _from_cache(cached: CachedImages, shape: tuple[int, ...], accept_temporary: bool = False) -> DecodedPictures | None:
-    """Return what `decode_pictures` kept in a file; None for no file and for a damaged one.
-
-    accept_temporary: also images without those whose faults may be gone by now.
-    """
-    if (found := cached.read(shape)) is None:
-        return None
-    images_u8, facts = found
+def _from_cache(
+    cached: CachedImages, shape: tuple[int, ...], progress: bool
+) -> tuple[tuple[np.ndarray, _Decoded] | None, tuple[str, ...]]:
+    """Return what `decode_pictures` kept in a file, None for no file and for a damaged one; and sentences on damage."""
     try:
-        decoded = _Decoded.model_validate_json(facts)
-    except ValidationError:
-        return None
-    return decoded.with_images(images_u8) if decoded.final or accept_temporary else None
+        if (kept := cached.read(shape, progress)) is None:
+            return None, ()
+        return (kept[0], _Decoded.model_validate_json(kept[1])), ()
+    except ValueError:
+        return None, (f"{cached.path} was damaged, so the pictures were decoded again",)
 
 
 # ---------------------------------------------------------------------------------------------------- the decoding

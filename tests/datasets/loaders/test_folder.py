@@ -1,7 +1,9 @@
 import itertools
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -198,7 +200,7 @@ def test_folder_without_memory_is_an_error_and_not_a_fault_of_the_picture(image_
     monkeypatch.setattr(pictures, "read_content", refuse_every_fourth(pictures.read_content, MemoryError()))
     with pytest.raises(MemoryError):
         load(image_folder)
-    assert list(cache.glob("*.json")) == []
+    assert list(cache.glob("*.facts")) == []
 
 
 def refuse_every_fourth(function, error):
@@ -212,21 +214,51 @@ def refuse_every_fourth(function, error):
     return refuse
 
 
-@pytest.mark.parametrize("damage", ["cut", "facts", "infinity", "kind", "no facts"])
-def test_folder_damaged_cache_is_replaced(image_folder, load, cache, damage):
-    expected = load(image_folder).fingerprint
-    (images,), (facts,) = cache.glob("*.npy"), cache.glob("*.json")
+@pytest.mark.parametrize("damage", ["cut", "bit", "zeros", "other images", "facts", "digit of facts", "no facts"])
+def test_folder_damaged_cache_is_noticed_and_replaced(image_folder, load, cache, damage):
+    expected = load(image_folder)
+    fingerprint = expected.fingerprint  # before the file changes
+    (images,), (facts,) = cache.glob("*.npy"), cache.glob("*.facts")
+    content, known = bytearray(images.read_bytes()), facts.read_text()
     if damage == "cut":
-        images.write_bytes(images.read_bytes()[:-100])
+        images.write_bytes(content[:-100])
+    elif damage == "bit":
+        content[len(content) // 2] ^= 1
+        images.write_bytes(content)
+    elif damage == "zeros":  # after a power cut: the place is reserved, and nothing was written
+        images.write_bytes(content[:128] + bytes(len(content) - 128))
+    elif damage == "other images":  # a program that was killed after it had replaced the images
+        images.write_bytes(content[:128] + content[128:][::-1])
     elif damage == "facts":
         facts.write_text('{"indices": [3, 2], "report": 1}')
-    elif damage == "infinity":
-        facts.write_text('{"indices": [Infinity], "report": {}}')
-    elif damage == "kind":
-        facts.write_text(facts.read_text().replace('"left_out": {', '"left_out": {"odd": [], '))
+    elif damage == "digit of facts":
+        facts.write_text(known.replace("0,1,2", "0,1,3"))
+        assert facts.read_text() != known
     else:
         facts.unlink()
-    assert load(image_folder).fingerprint == expected
+    again = load(image_folder)
+    assert again.fingerprint == fingerprint
+    (sentence,) = set(again.warnings) - set(expected.warnings) or [None]
+    assert (sentence is None) == (damage == "no facts")  # which an interrupted program leaves
+    assert sentence is None or str(images) in sentence
+    assert (load(image_folder).warnings, facts.read_text()) == (expected.warnings, known)
+
+
+@pytest.mark.parametrize("interrupted", ["while decoding", "before the facts"])
+def test_folder_interrupted_cache_has_no_facts(image_folder, load, cache, monkeypatch, interrupted):
+    expected = load(image_folder).fingerprint
+    shutil.rmtree(cache)
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((np.memmap, "flush") if interrupted == "while decoding" else (Path, "write_bytes")), interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            load(image_folder)
+    assert [file.suffix for file in cache.iterdir()] == ([] if interrupted == "while decoding" else [".npy"])
+    again = load(image_folder)
+    assert (again.fingerprint, again.warnings) == (expected, ())
 
 
 def test_folder_images_of_the_cache_can_be_changed_in_memory(image_folder, load, cache):

@@ -185,6 +185,22 @@ def test_lmdb_faults_are_one_sentence(tmp_path, images, load, kind):
     assert messages[0] == messages[1]
 
 
+@pytest.mark.parametrize(("key", "damaged"), [(b"145", b"045"), (b"197", b"199"), (b"267", b"2v7")])
+def test_lmdb_damaged_key_is_refused(tmp_path, images, key, damaged):
+    write(tmp_path / "db", {str(i).encode(): png(images[0][0]) for i in range(300)})
+    assert len(lmdb_pictures(tmp_path / "db")) == 300
+    file = tmp_path / "db" / "data.mdb"
+    whole = file.read_bytes()
+    refused = 0
+    for place in [match.start() for match in re.finditer(key, whole)]:  # also in pages without use
+        file.write_bytes(whole[:place] + damaged + whole[place + len(key) :])
+        try:
+            assert [picture.name for picture in lmdb_pictures(tmp_path / "db")] == [str(i) for i in range(300)]
+        except UserError:
+            refused += 1
+    assert refused
+
+
 def test_lmdb_runs_no_file_of_the_working_directory(tmp_path, images, load, monkeypatch):
     for name in ("train", "validation"):
         write(tmp_path / f"{name}.lmdb", {b"0": png(images[0][0])})

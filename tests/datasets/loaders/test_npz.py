@@ -206,6 +206,25 @@ def test_npz_damaged_files_are_refused(tmp_path, images, load, save):
             load(file.name)
 
 
+def test_npz_damaged_bit_of_a_list_of_members_hides_no_array(tmp_path, images, load):
+    file = tmp_path / "a.npz"
+    np.savez(file, x_train=images[:12], x_val=images[12:15], x_test=images[15:])
+    whole, expected = file.read_bytes(), load()
+    directory, same = whole.index(b"PK\1\2"), 0
+    for bit in range(8 * directory, 8 * len(whole), 7):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(content)
+        try:
+            data = load()
+        except UserError:
+            continue
+        same += 1  # a date, for example
+        assert all(torch.equal(getattr(data, part), getattr(expected, part)) for part in ("training", "validation"))
+        assert torch.equal(data.test, expected.test)
+    assert 0 < same < (len(whole) - directory) / 2
+
+
 def test_npz_missing_file_and_folder_are_refused(tmp_path, load):
     for name in ("missing.npz", "."):
         with pytest.raises(UserError, match=r"dataset\.path"):
