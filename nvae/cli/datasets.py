@@ -134,7 +134,7 @@ def _description(name: str, data: str | None) -> str:
 def _on_disk(name: str, folder: str) -> str:
     """Return whether a folder holds what the loader of a public data set reads with the default keys."""
     path = Path(folder).expanduser()
-    return "no" if any(file.find(path) is None for file in _sources(name).values()) else "yes"
+    return "no" if any(file.find(path, name) is None for file in _sources(name).values()) else "yes"
 
 
 def _sources(name: str) -> dict[str, SourceFile]:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
+from nvae.data.paths import find_below
 from nvae.system.errors import Remedy, UserError
 from nvae.system.files import DAY, DISK_FULL, WriteError, remove_unfinished, temporary_path, text_in_place_of
 from nvae.system.locks import folder_lock
@@ -37,17 +38,23 @@ class SourceFile(NamedTuple):
     md5: str = ""  # empty where none is known
     starts_with: str = ""  # the first bytes, for files without a checksum
     unpack_to: str | None = None  # of an archive: the folder for its content, in the data set's folder
-    found_as: tuple[str, ...] = ()  # glob patterns in the data set's folder: one match is enough; () for `name`
+    found_as: tuple[str, ...] = ()  # patterns of `find_below`: one match is enough; () for a file called `name`
 
-    def find(self, folder: Path) -> Path | None:
-        """Return the path of the content in a data set's folder, None if the content is not there."""
-        matches = (match for pattern in self.found_as or (self.name,) for match in folder.glob(pattern))
-        return next(matches, None)
+    def find(self, folder: Path, dataset: str) -> Path | None:
+        """Return the path of the content in a data set's folder or below, None if the content is not there."""
+        md5 = "" if self.unpack_to else self.md5
+        return find_below(folder, self.found_as or (self.name,), dataset, md5, files=not self.found_as)
 
-    def find_original(self, folder: Path) -> Path | None:
-        """Return the path of the file itself, at its place or directly in the folder, None if neither exists."""
-        candidates = (folder / self.name, folder / Path(self.name).name)
-        return next((path for path in candidates if path.is_file()), None)
+    def find_original(self, folder: Path, dataset: str) -> Path | None:
+        """Return the path of the file itself in a data set's folder or below, None if the file is not there."""
+        return find_below(folder, (self.name, Path(self.name).name), dataset, self.md5, files=True)
+
+    def is_damaged(self, path: Path) -> bool:
+        """Return whether a file is not the published one; unknown of a file that a browser has decompressed."""
+        import pooch
+
+        has_digest = bool(self.md5) and path.suffix == Path(self.name).suffix
+        return has_digest and pooch.file_hash(path, alg="md5") != self.md5
 
 
 def fetch(
@@ -66,8 +73,8 @@ def fetch(
     again: repeat the download, or the unpacking of archives that are in the folder, although the content is there.
     Raises UserError, which says what to download by hand.
     """
-    missing = _missing(files, folder, again)
-    absent = [file for file in missing if file.find_original(folder) is None]
+    missing = _missing(name, files, folder, again)
+    absent = [file for file in missing if file.find_original(folder, name) is None]
     if any(not file.url for file in absent):
         names = _listed(Path(file.name).name for file in absent)
         raise UserError(
@@ -82,12 +89,10 @@ def fetch(
             Remedy.DATASET_PATH,
         )
     if missing:
-        import pooch
-
         with _staging(folder, name, progress) as staging:
-            missing = _missing(files, folder, again)  # without what another process has got meanwhile
+            missing = _missing(name, files, folder, again)  # without what another process has got meanwhile
             for number, file in enumerate(missing):
-                original = file.find_original(folder)
+                original = file.find_original(folder, name)
                 if original is None:
                     original = staging / Path(file.name).name
                     try:
@@ -95,24 +100,24 @@ def fetch(
                     except (OSError, ValueError) as error:
                         if getattr(error, "errno", None) in DISK_FULL:
                             raise
-                        rest = [each for each in missing[number:] if each.find_original(folder) is None]
+                        rest = [each for each in missing[number:] if each.find_original(folder, name) is None]
                         raise _failed_download(name, rest, folder, error) from error
-                elif file.md5 and pooch.file_hash(original, alg="md5") != file.md5:
+                elif file.is_damaged(original):
                     damage = (
                         text_in_place_of(original) or "damaged: wrong checksum. Delete the file to download it again."
                     )
                     raise UserError(f"{original} is {damage}")
                 _place(name, file, original, folder, staging, progress)
-    paths = {key: path for key, file in files.items() if (path := file.find(folder))}
+    paths = {key: path for key, file in files.items() if (path := file.find(folder, name))}
     if len(paths) < len(files):
         names = _listed(dict.fromkeys(file.name for key, file in files.items() if key not in paths))
         raise UserError(f"{name}: the content of {names} is not the expected one. Get the files from {homepage}.")
     return paths
 
 
-def _missing(files: Mapping[str, SourceFile], folder: Path, again: bool) -> list[SourceFile]:
+def _missing(name: str, files: Mapping[str, SourceFile], folder: Path, again: bool) -> list[SourceFile]:
     """Return the files whose content is not in the folder, each once: an archive may hold that of several entries."""
-    return list({file.name: file for file in files.values() if again or file.find(folder) is None}.values())
+    return list({file.name: file for file in files.values() if again or file.find(folder, name) is None}.values())
 
 
 def _place(name: str, file: SourceFile, original: Path, folder: Path, staging: Path, progress: bool) -> None:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
-from nvae.schema import DownloadedDataset, FolderDataset, LmdbDataset, NpzDataset
+from nvae.schema import NAMED_DATASETS, DownloadedDataset, FolderDataset, LmdbDataset, NpzDataset
 from nvae.system.errors import Remedy, UserError
+from nvae.system.files import UNFINISHED, plain_name
+
+MAX_DEPTH = 5  # of an entry in the folder of a data set, such as data/MNIST/raw/train-images-idx3-ubyte
 
 
 def dataset_path(dataset: FolderDataset | LmdbDataset | NpzDataset | DownloadedDataset) -> Path:
@@ -35,3 +44,75 @@ def dataset_folder(dataset: LmdbDataset | DownloadedDataset) -> Path:
             Remedy.DATASET_PATH,
         )
     return folder
+
+
+class _Entry(NamedTuple):
+    """A file or folder below a folder, and the plain names of the parts of its path there."""
+
+    path: Path
+    names: list[str]
+
+
+def find_below(folder: Path, patterns: Sequence[str], dataset: str, md5: str = "", files: bool = False) -> Path | None:
+    """Return what matches a pattern in a folder or below, None if nothing does.
+
+    patterns: the last parts of a path, with wildcards; names are compared as `plain_name` spells them. The first
+    pattern with a match decides, then whether the match has this MD5, then whether it is in a folder with the name of
+    the data set, then its depth. Folders whose names begin with that of another data set are left out. Where a folder
+    holds nothing but an entry of its own name, as copies of data sets on Kaggle do, the entry is the match. files:
+    match files only.
+    """
+    exact = (_innermost(path) for pattern in patterns for path in folder.glob(pattern))
+    if (found := next((path for path in exact if path.is_file() or not files), None)) is not None:
+        return found
+    entries, own = list(_entries_below(folder, dataset)), plain_name(dataset)
+    for pattern in patterns:
+        parts = [plain_name(part) for part in pattern.split("/")]
+        matches = [
+            entry
+            for entry in entries
+            if len(tail := entry.names[-len(parts) :]) == len(parts)
+            and all(map(fnmatchcase, tail, parts))
+            and (entry.path.is_file() or not files)
+        ]
+        if matches:
+            matches.sort(key=lambda entry: own not in entry.names[:-1])
+            paths = [_innermost(entry.path) for entry in matches]
+            return next((path for path in paths if len(paths) > 1 and _has_md5(path, md5)), paths[0])
+    return None
+
+
+def _entries_below(folder: Path, dataset: str) -> Iterator[_Entry]:
+    """Yield the entries of a folder and its subfolders, breadth first."""
+    names, own = [plain_name(name) for name in NAMED_DATASETS], plain_name(dataset)
+    level = [_Entry(folder, [])]
+    for _ in range(MAX_DEPTH):
+        parents, level = level, []
+        for parent in parents:
+            with suppress(OSError):  # no folder, or one that cannot be read
+                for found in sorted(os.scandir(parent.path), key=lambda found: found.name):
+                    name = plain_name(found.name)
+                    if found.name.startswith(".") or found.name.endswith(UNFINISHED):
+                        continue
+                    if found.is_dir():
+                        if max((each for each in names if name.startswith(each)), key=len, default=own) != own:
+                            continue
+                        level.append(_Entry(Path(found.path), [*parent.names, name]))
+                    yield _Entry(Path(found.path), [*parent.names, name])
+
+
+def _innermost(path: Path) -> Path:
+    """Return the entry of a folder that has the folder's name and is alone in the folder, as deep as there is one."""
+    while path.is_dir():
+        with os.scandir(path) as entries:
+            visible = list(islice((entry.name for entry in entries if not entry.name.startswith(".")), 2))
+        if visible != [path.name]:
+            break
+        path /= path.name
+    return path
+
+
+def _has_md5(path: Path, md5: str) -> bool:
+    import pooch
+
+    return bool(md5) and path.is_file() and pooch.file_hash(path, alg="md5") == md5

@@ -79,7 +79,8 @@ def test_description_looks_into_the_given_folder(command, mnist):
     result = command("-m", "datasets", "mnist", "--data", "dataset/mnist")
     assert re.search(r"on disk +yes, in dataset/mnist", result.out)
     assert "path: dataset/mnist" in result.out
-    assert re.search(r"on disk +no", command("-m", "datasets", "mnist", "--data", "dataset").out)
+    assert re.search(r"on disk +yes", command("-m", "datasets", "mnist", "--data", "dataset").out)
+    assert re.search(r"on disk +no", command("-m", "datasets", "kmnist", "--data", "dataset").out)
 
 
 def test_description_names_the_extra_and_the_addresses(command, folder):

@@ -16,7 +16,7 @@ from nvae.data.splits import split_arrays
 from nvae.schema import ModelConfig
 from nvae.system.errors import UserError
 
-IMAGES_MAGIC = 2051
+GZIP_MAGIC, IMAGES_MAGIC = b"\x1f\x8b", 2051
 
 
 def load_idx(config: ModelConfig, progress: bool = False) -> Data:
@@ -30,7 +30,9 @@ def load_idx(config: ModelConfig, progress: bool = False) -> Data:
 def _read_images(file: Path) -> Tensor:
     """Read uint8 (N, 1, 28, 28) from an IDX file: magic number, count, rows, columns (big-endian), pixels."""
     try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        content = file.read_bytes()
+        if content.startswith(GZIP_MAGIC):  # whatever the name: browsers decompress files and keep their names
+            content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:  # gzip raises any of them for a damaged file
         raise UserError(f"{file} cannot be read ({error}). Delete the file to download it again.") from error
     header = np.frombuffer(content[:16] if len(content) >= 16 else bytes(16), ">u4")

@@ -30,7 +30,7 @@ def load_medmnist(config: ModelConfig, progress: bool = False) -> Data:
     name, folder = config.dataset.name, dataset_folder(config.dataset)
     files = source_files(config.dataset, config.input_dimension)
     file = files["images"]
-    if file.find(folder) is None:
+    if file.find(folder, name) is None:
         # The package knows the addresses and the checksums; a file that is there needs no package.
         advice = f", or download {file.url} by hand into '{folder}'"
         info = import_extra("medmnist.info", name, "medmnist", advice).INFO[name]

@@ -24,6 +24,7 @@ from nvae.system.errors import UserError
 CELEBA_SIZE = (178, 218)
 CELEBA_BOX = (15, 40, 163, 188)  # of NVAE: 148 x 148 pixels around the face
 CELEBA_PARTS = {"0": "training", "1": "validation", "2": "test"}
+FLOWERS_PARTS = {"training": "trnid", "validation": "valid", "test": "tstid"}  # variables of setid.mat
 TRAINING_SHARE = 0.9  # of the faces without a published split: NVAE's 27,000 and 63,000 images
 
 Parts = dict[str, list[Picture]]
@@ -72,11 +73,15 @@ def _folders(paths: dict[str, Path], dataset: PublicPictureDataset) -> Parts:
 
 
 def _celeba(paths: dict[str, Path], dataset: PublicPictureDataset) -> Parts:
-    """List the pictures as the file list_eval_partition.txt says: lines of a file name and the number of a part."""
+    """List the pictures as the file list_eval_partition.txt says: lines of a file name and the number of a part.
+
+    The file of Kaggle has a first line of titles, and commas.
+    """
     folder = paths["pictures"]
     parts: Parts = {part: [] for part in CELEBA_PARTS.values()}
-    for line in paths["partition"].read_text("utf-8", "replace").splitlines():
-        name, _, number = line.strip().partition(" ")
+    lines = paths["partition"].read_text("utf-8", "replace").splitlines()
+    for line in lines[lines[:1] == ["image_id,partition"] :]:
+        name, _, number = line.strip().replace(",", " ").partition(" ")
         if number not in CELEBA_PARTS:
             raise UserError(f"{paths['partition']}: got '{line[:100]}', expected a file name and 0, 1 or 2 per line.")
         file = folder / Path(name).name
@@ -96,8 +101,10 @@ def _faces(paths: dict[str, Path], dataset: PublicPictureDataset) -> Parts:
     found, folder = paths["pictures"], dataset_folder(dataset)
     if found.name == "train.lmdb":
         return _databases({"training": found, "validation": found.with_name("validation.lmdb")}, dataset)
-    if (folder / "train").is_dir() and (folder / "val").is_dir():
-        return _folders({"training": folder / "train", "validation": folder / "val"}, dataset)
+    if found.name == "val" and (training := found.with_name("train")).is_dir():
+        return _folders({"training": training, "validation": found}, dataset)
+    if found.name == "val":
+        found = folder
     folder = found if found.is_dir() else folder
     pictures = [picture for picture in list_pictures(folder) if not is_other_file(picture.name)]
     count = min(max(1, round(TRAINING_SHARE * len(pictures))), len(pictures) - 1)
@@ -110,17 +117,32 @@ def _databases(paths: dict[str, Path], dataset: PublicPictureDataset) -> Parts:
     return {part: lmdb_pictures(path) for part, path in paths.items()}
 
 
-def _torchvision(paths: dict[str, Path], dataset: PublicPictureDataset) -> Parts:
-    """List the pictures of torchvision's class for dtd or flowers102; it reads which part a picture is in."""
-    from torchvision.datasets import DTD, Flowers102  # takes a second
+def _flowers(paths: dict[str, Path], dataset: PublicPictureDataset) -> Parts:
+    """List the pictures as setid.mat says: the numbers of the pictures of each part."""
+    from scipy.io import loadmat
 
-    folder = dataset_folder(dataset)
-    make = partial(DTD, partition=dataset.partition) if isinstance(dataset, DtdDataset) else Flowers102
-    parts: Parts = {}
-    for part, name in (("training", "train"), ("validation", "val"), ("test", "test")):
-        files = make(folder, split=name, loader=os.fspath)
-        parts[part] = [_picture(Path(files[i][0]), folder) for i in range(len(files))]
-    return parts
+    folder = paths["pictures"]
+    try:
+        numbers = loadmat(paths["parts"], variable_names=FLOWERS_PARTS.values())
+    except Exception as error:  # scipy raises almost any exception for a damaged file
+        raise OSError(f"{paths['parts']}: {error}") from error
+    return {
+        part: [_picture(folder / f"image_{number:05}.jpg", folder) for number in numbers[key].flat]
+        for part, key in FLOWERS_PARTS.items()
+    }
+
+
+def _textures(paths: dict[str, Path], dataset: PublicPictureDataset) -> Parts:
+    """List the pictures as the lists of a partition say, such as labels/train1.txt."""
+    assert isinstance(dataset, DtdDataset)
+    labels = paths["pictures"].parent
+    folder, parts = labels.with_name("images"), {"training": "train", "validation": "val", "test": "test"}
+    return {
+        part: [
+            _picture(folder / line, folder) for line in (labels / f"{name}{dataset.partition}.txt").read_text().split()
+        ]
+        for part, name in parts.items()
+    }
 
 
 LISTS: dict[str, Callable[[dict[str, Path], PublicPictureDataset], Parts]] = {
@@ -131,6 +153,6 @@ LISTS: dict[str, Callable[[dict[str, Path], PublicPictureDataset], Parts]] = {
     "imagenet": _folders,
     "places365": _folders,
     "lsun": _databases,
-    "flowers102": _torchvision,
-    "dtd": _torchvision,
+    "flowers102": _flowers,
+    "dtd": _textures,
 }

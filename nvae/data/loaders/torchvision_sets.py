@@ -12,7 +12,6 @@ from torch import Tensor
 
 from nvae.data.extras import import_extra
 from nvae.data.images import Data
-from nvae.data.paths import dataset_folder
 from nvae.data.pictures.folders import read_pictures
 from nvae.data.sources import obtain_and_read
 from nvae.data.splits import split_arrays
@@ -32,14 +31,14 @@ def load_torchvision_set(config: ModelConfig, progress: bool = False) -> Data:
     def read(paths: dict[str, Path]) -> list[Tensor]:
         if all(path.is_dir() for path in paths.values()):
             return [read_pictures(paths[part], "RGB", progress) for part in ("training", "test")]
-        return _read_arrays(dataset)
+        return _read_arrays(dataset, paths)
 
     *training, test = obtain_and_read(config, read, progress)
     return split_arrays(config, training, [test])
 
 
-def _read_arrays(dataset: DownloadedDataset) -> list[Tensor]:
-    """Read uint8 (N, 3, H, W) of each training part, then of the test part."""
+def _read_arrays(dataset: DownloadedDataset, paths: dict[str, Path]) -> list[Tensor]:
+    """Read uint8 (N, 3, H, W) of each training part, then of the test part, from the folders of the paths."""
     from torchvision.datasets import CIFAR10, CIFAR100, STL10, SVHN  # takes a second
 
     sets: dict[str, tuple[Callable[..., Any], list[Any]]] = {
@@ -49,5 +48,8 @@ def _read_arrays(dataset: DownloadedDataset) -> list[Tensor]:
         "stl10": (STL10, ["train", "unlabeled", "test"]),
     }
     make, parts = sets[dataset.name]
-    arrays = [make(dataset_folder(dataset), part).data for part in parts]
+    # torchvision's name of the folder of the files; they may be in any folder.
+    make = type(make.__name__, (make,), {"base_folder": "."})  # type: ignore[arg-type]
+    first = next(iter(paths.values()))
+    arrays = [make(paths.get(part, first).parent, part).data for part in parts]
     return [torch.from_numpy(np.moveaxis(array, 3, 1) if array.shape[3] == 3 else array) for array in arrays]

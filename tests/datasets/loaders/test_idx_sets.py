@@ -1,4 +1,5 @@
 import gzip
+import hashlib
 import io
 import zipfile
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from nvae.data.paths import find_below
 from nvae.schema import NAMED_DATASETS
 from nvae.system.errors import UserError
 
@@ -69,6 +71,48 @@ def test_idx_set_reads_the_files_of_torchvision(set_folder, images, load, name, 
     for part, pixels in images.items():
         (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(pixels))
     assert load(name, input_dimension=28).training.shape == (7, 1, 28, 28)
+
+
+@pytest.mark.parametrize("name", ["train-images.idx3-ubyte", "train-images-idx3-ubyte/train-images-idx3-ubyte"])
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_mnist_is_found_under_other_spellings_whether_compressed_or_not(set_folder, images, load, name, packed, suffix):
+    for part, pixels in images.items():
+        file = set_folder / "archive" / f"{name}{suffix}".replace("train", part)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(gzip.compress(idx(pixels)) if packed else idx(pixels))
+    assert torch.equal(load(input_dimension=28).training[:, 0], torch.from_numpy(images["train"]))
+
+
+def test_mnist_as_kaggle_has_it_is_read(root, load):
+    folder = root.parent / "shared" / "cases" / "kaggle_mnist"
+    if not folder.is_dir():
+        pytest.skip(f"the folder is missing: {folder}")
+    data = load(keys={"path": str(folder)}, input_dimension=28)
+    content = (folder / "t10k-images.idx3-ubyte").read_bytes()[16:]
+    assert data.validation.numpy().tobytes() == content and len(data.training) == 60
+
+
+def test_folder_of_several_sets_gives_each_its_own_files(set_folder, images, load):
+    """torchvision's layout in one root: the files of these sets have the same names."""
+    for gray, folder in enumerate(("notMNIST", "MNIST", "FashionMNIST")):
+        raw = set_folder / folder / ("" if folder == "notMNIST" else "raw")
+        raw.mkdir(parents=True)
+        for part, pixels in images.items():
+            (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(np.full_like(pixels, gray)))
+    assert load("mnist", input_dimension=28).training.unique().tolist() == [1]
+    assert load("fashion_mnist", input_dimension=28).training.unique().tolist() == [2]
+    with pytest.raises(UserError, match="no route"):  # the files of other sets are not taken for it
+        load("emnist", input_dimension=28)
+
+
+def test_of_several_files_of_one_name_the_published_one_is_taken(tmp_path):
+    for folder in "abc":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.bin").write_bytes(folder.encode())
+    md5 = hashlib.md5(b"b").hexdigest()
+    assert find_below(tmp_path, ["x.bin"], "mnist", md5) == tmp_path / "b" / "x.bin"
+    assert find_below(tmp_path, ["x.bin"], "mnist") == tmp_path / "a" / "x.bin"
 
 
 def test_mnist_validation_images_are_training_images(files, images, load):

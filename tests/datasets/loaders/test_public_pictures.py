@@ -136,6 +136,27 @@ def test_celeba_is_downloaded_once(load, server, celeba, accept):
     assert server.requests == urls
 
 
+def test_celeba_of_kaggle_is_found_with_its_doubled_folder_and_list_with_commas(set_folder, load, celeba):
+    pictures, _ = celeba
+    for name, content in pictures.items():
+        file = set_folder / "archive" / "img_align_celeba" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    (set_folder / "archive" / "list_eval_partition.csv").write_text(
+        "image_id,partition\n000000.jpg,0\n000001.jpg,1\n000002.jpg,2\n"
+    )
+    assert parts_of(load("celeba")) == [[255], [255], [255]]
+
+
+def test_celeba_as_kaggle_has_it_is_read(root, load):
+    folder = root.parent / "shared" / "cases" / "kaggle_celeba"
+    if not folder.is_dir():
+        pytest.skip(f"the folder is missing: {folder}")
+    data = load("celeba", {"path": str(folder)})
+    numbers = [line.rpartition(",")[2] for line in (folder / "list_eval_partition.csv").read_text().splitlines()[1:]]
+    assert [len(data.training), len(data.validation), len(data.test)] == [numbers.count(part) for part in "012"]
+
+
 def test_celeba_damaged_partition_is_refused(set_folder, load):
     write(set_folder / "img_align_celeba" / "1.png", 0)
     (set_folder / "list_eval_partition.txt").write_bytes(b"\xff\xfe 7")
@@ -171,6 +192,13 @@ def test_faces_in_train_and_val_are_split_so(set_folder, load):
     assert parts_of(load("ffhq")) == [[10, 30], [0, 20], None]
 
 
+@pytest.mark.parametrize("folder", ["celeba_hq", "archive/celeba_hq"])
+def test_faces_are_found_below_a_folder(set_folder, load, folder):
+    for i in range(4):
+        write(set_folder / folder / ("train" if i % 2 else "val") / "female" / f"{i}.jpg", GRAYS[i])
+    assert parts_of(load("celeba_hq")) == [[10, 30], [0, 20], None]
+
+
 def test_faces_of_databases_are_read(set_folder, load):
     pytest.importorskip("nvae.data.loaders.lmdb_files", reason="there is no reader of LMDB databases")
     lmdb = pytest.importorskip("lmdb", reason="the extra 'lmdb' is not installed")
@@ -193,6 +221,22 @@ def test_tiny_imagenet_reads_the_three_folders(set_folder, load):
     (root / "val" / "val_annotations.txt").write_text("val_0.JPEG n00")
     write(root / "test" / "images" / "test_0.JPEG", 200)
     assert parts_of(load("tiny_imagenet")) == [[0, 20, 10, 30], [100], [200]]
+
+
+def test_tiny_imagenet_of_kaggle_is_found_in_its_doubled_folder(set_folder, load):
+    root = set_folder / "tiny-imagenet-200" / "tiny-imagenet-200"
+    for part, gray in (("train", 1), ("val", 2), ("test", 3)):
+        write(root / part / "images" / "0.JPEG", gray)
+    assert parts_of(load("tiny_imagenet")) == [[1], [2], [3]]
+
+
+def test_imagenet_of_kaggle_is_found_beside_its_annotations(set_folder, load):
+    for part, gray in (("train", 1), ("val", 2)):
+        write(set_folder / "ILSVRC" / "Data" / "CLS-LOC" / part / "n01" / "0.JPEG", gray)
+        annotations = set_folder / "ILSVRC" / "Annotations" / "CLS-LOC" / part / "0.xml"
+        annotations.parent.mkdir(parents=True)
+        annotations.touch()
+    assert parts_of(load("imagenet")) == [[1], [2], None]
 
 
 def test_tiny_imagenet_is_downloaded_once(load, server, accept):
@@ -260,6 +304,18 @@ def test_dtd_reads_the_lists_of_a_partition(set_folder, load):
     assert parts_of(load("dtd", {"partition": 2})) == [[10, 20], [30, 40], [50, 0]]
 
 
+def test_dtd_and_flowers102_are_found_where_their_archives_were_unpacked(set_folder, load):
+    for i, part in enumerate(("train", "val", "test")):
+        write(set_folder / "dtd" / "images" / "banded" / f"banded_{i}.jpg", GRAYS[i])
+        (set_folder / "dtd" / "labels").mkdir(exist_ok=True)
+        (set_folder / "dtd" / "labels" / f"{part}1.txt").write_text(f"banded/banded_{i}.jpg\n")
+        write(set_folder / "flowers" / "jpg" / f"image_0000{i + 1}.jpg", GRAYS[i])
+    savemat(set_folder / "flowers" / "imagelabels.mat", {"labels": np.ones(3, int)})
+    savemat(set_folder / "flowers" / "setid.mat", {"trnid": [3], "valid": [1], "tstid": [2]})
+    assert parts_of(load("dtd")) == [[0], [10], [20]]
+    assert parts_of(load("flowers102")) == [[20], [0], [10]]
+
+
 def test_dtd_without_lists_is_downloaded_again(set_folder, load, server, accept):
     (set_folder / "dtd" / "dtd" / "labels").mkdir(parents=True)
     accept()
@@ -297,36 +353,6 @@ def test_flowers102_without_scipy_names_the_extra(load, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(UserError, match=r"\[flowers102\]"):
         load("flowers102")
-
-
-@pytest.mark.parametrize(
-    ("name", "keys", "class_name", "expected"),
-    [
-        ("dtd", {}, "DTD", {"partition": 1}),
-        ("dtd", {"partition": 7}, "DTD", {"partition": 7}),
-        ("flowers102", {}, "Flowers102", {}),
-    ],
-)
-def test_torchvision_lists_the_pictures_of_every_part(load, set_folder, monkeypatch, name, keys, class_name, expected):
-    requests = []
-
-    class Recorder:
-        def __init__(self, folder, loader, **arguments):
-            assert folder == set_folder
-            requests.append(arguments)
-            self.loader = loader
-
-        def __len__(self):
-            return 1
-
-        def __getitem__(self, index):
-            return self.loader(set_folder / "1.png"), 0
-
-    write(set_folder / "1.png", 7)
-    monkeypatch.setattr(torchvision.datasets, class_name, Recorder)
-    monkeypatch.setattr("nvae.data.sources.fetch", lambda *args: {})
-    assert parts_of(load(name, keys)) == [[7], [7], [7]]
-    assert requests == [expected | {"split": split} for split in ("train", "val", "test")]
 
 
 # ------------------------------------------------------------------------------------------------------------ lsun

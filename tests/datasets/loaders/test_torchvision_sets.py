@@ -248,6 +248,14 @@ def test_stl10_is_resized(stl10, load):
     assert data.training.shape == (7, 1, 64, 64)
 
 
+@pytest.mark.parametrize("folder", ["", "archive", "archive/STL 10/binary"])
+def test_arrays_are_found_in_any_folder(set_folder, stl10, load, folder):
+    elsewhere = set_folder / folder / "stl10"
+    elsewhere.parent.mkdir(parents=True, exist_ok=True)
+    (set_folder / STL10.base_folder).rename(elsewhere)
+    assert torch.equal(load("stl10", input_dimension=96).validation, torch.from_numpy(stl10["test"]))
+
+
 # ------------------------------------------------------------------------------------------------------ the requests
 
 
@@ -272,7 +280,7 @@ def test_torchvision_reads_every_part_of_the_folder(load, set_folder, monkeypatc
             self.data = np.zeros((2, 32, 32, 3) if last else (2, 3, 32, 32), np.uint8)
 
     monkeypatch.setattr(torchvision.datasets, class_name, Recorder)
-    monkeypatch.setattr("nvae.data.sources.fetch", lambda *args: {"images": set_folder})
+    monkeypatch.setattr("nvae.data.sources.fetch", lambda *args: {"images": set_folder / "a.bin"})
     data = load(name, keys)
     assert requests == expected
     assert len(data.training) == 2 * (len(expected) - 1)
