@@ -22,6 +22,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {  # keys of a config, of the data sets th
     "folder": {"path": "my_pictures"},
     "lmdb": {"path": "my_databases"},
     "npz": {"path": "my_images.npz"},
+    "tfrecord": {"path": "my_records"},
 }
 
 
@@ -80,7 +81,9 @@ def table() -> list[tuple[str, ...]]:
 
 
 def _rows_with_disk(data: str) -> list[tuple[str, ...]]:
-    return [(*row, _on_disk(row[0], f"{data}/{row[0]}") if row[0] in NAMED_DATASETS else "-") for row in table()]
+    return [
+        (*row, _on_disk(row[0], f"{data}/{_owner(row[0])}") if row[0] in NAMED_DATASETS else "-") for row in table()
+    ]
 
 
 def _first_sentence(name: str) -> str:
@@ -101,7 +104,7 @@ def _description(name: str, data: str | None) -> str:
     refuse_unknown("data set", name, list(DATASETS))
     facts, extra = NAMED_DATASETS.get(name), extra_of(name)
     install = [f"needs the extra {extra}: pip install -e '.[{extra}]'"] if extra else []
-    where = data or f"dataset/{name}"
+    where = data or f"dataset/{_owner(name)}"
     example = {"name": name} | ({"path": data} if data else EXAMPLES.get(name, {}))
     lines = [f"{name}: {facts.title if facts else _first_sentence(name)}", ""]
     if facts:
@@ -134,7 +137,13 @@ def _description(name: str, data: str | None) -> str:
 def _on_disk(name: str, folder: str) -> str:
     """Return whether a folder holds what the loader of a public data set reads with the default keys."""
     path = Path(folder).expanduser()
-    return "no" if any(file.find(path, name) is None for file in _sources(name).values()) else "yes"
+    return "no" if any(file.find(path, _owner(name)) is None for file in _sources(name).values()) else "yes"
+
+
+def _owner(name: str) -> str:
+    from nvae.data.paths import owner_of_files
+
+    return owner_of_files(name)
 
 
 def _sources(name: str) -> dict[str, SourceFile]:

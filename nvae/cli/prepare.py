@@ -136,7 +136,7 @@ def _dataset(options: argparse.Namespace) -> dict[str, Any]:
     from nvae.data.loaders.lmdb_files import DATABASES
     from nvae.schema import DATASETS
 
-    names = [name for name in DATASETS if name not in ("folder", "lmdb", "npz")]
+    names = [name for name in DATASETS if name not in ("folder", "lmdb", "npz", "tfrecord")]
     if options.source in names:
         return {"name": options.source} | ({"path": options.data} if options.data else {})
     path = Path(options.source)
@@ -150,6 +150,8 @@ def _dataset(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--data is for the name of a data set, but SOURCE is a path. Leave --data out.")
     if path.suffix.lower() in (".npz", ".npy"):
         name = "npz"
+    elif path.suffix.lower() in (".tfrecord", ".tfrecords"):
+        name = "tfrecord"
     else:
         name = "lmdb" if (path / DATABASES["training"]).exists() else "folder"
     return {"name": name, "path": options.source}

@@ -10,20 +10,25 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from nvae.schema import NAMED_DATASETS, DownloadedDataset, FolderDataset, LmdbDataset, NpzDataset
+from nvae.schema import NAMED_DATASETS, DownloadedDataset, FolderDataset, LmdbDataset, NpzDataset, TfrecordDataset
 from nvae.system.errors import Remedy, UserError
 from nvae.system.files import UNFINISHED, plain_name
 
 MAX_DEPTH = 5  # of an entry in the folder of a data set, such as data/MNIST/raw/train-images-idx3-ubyte
 
 
-def dataset_path(dataset: FolderDataset | LmdbDataset | NpzDataset | DownloadedDataset) -> Path:
-    """Return `dataset.path`, ~ expanded, or by default dataset/NAME.
+def owner_of_files(name: str) -> str:
+    """Return the data set whose files a data set reads: itself, or the one that it is made of."""
+    return (NAMED_DATASETS[name].made_of if name in NAMED_DATASETS else "") or name
+
+
+def dataset_path(dataset: FolderDataset | LmdbDataset | NpzDataset | TfrecordDataset | DownloadedDataset) -> Path:
+    """Return `dataset.path`, ~ expanded, or by default dataset/NAME, of the owner of the files.
 
     The file or folder may be missing. Raises UserError for a path that cannot be opened.
     """
     try:
-        path = Path(dataset.path or f"dataset/{dataset.name}").expanduser()
+        path = Path(dataset.path or f"dataset/{owner_of_files(dataset.name)}").expanduser()
         path.exists()
     except (OSError, RuntimeError) as error:  # RuntimeError: ~ with the name of no user
         raise UserError(

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from nvae.data.images import Data, binarize, map_chunks, to_float
 from nvae.data.loaders.folder import load_folder
-from nvae.data.loaders.idx_sets import load_idx
+from nvae.data.loaders.idx_sets import load_idx, load_stacked_mnist
 from nvae.data.loaders.lmdb_files import load_lmdb
 from nvae.data.loaders.npz import load_npz
 from nvae.data.loaders.npz_sets import load_downsampled_imagenet, load_medmnist
 from nvae.data.loaders.omniglot import load_omniglot
 from nvae.data.loaders.public_pictures import LISTS, load_public_pictures
+from nvae.data.loaders.tfrecord import load_tfrecord
 from nvae.data.loaders.torchvision_sets import load_torchvision_set
 from nvae.data.loaders.toy_faces import load_toy_faces
 from nvae.data.sources import MEDMNIST_SETS
@@ -29,8 +30,10 @@ LOADERS: dict[str, Callable[..., Data]] = {
     "folder": load_folder,
     "lmdb": load_lmdb,
     "npz": load_npz,
+    "tfrecord": load_tfrecord,
     "toy_faces": load_toy_faces,
     "omniglot": load_omniglot,
+    "stacked_mnist": load_stacked_mnist,
     **dict.fromkeys(("mnist", "fashion_mnist", "kmnist", "emnist"), load_idx),
     **dict.fromkeys(("cifar10", "cifar100", "svhn", "stl10"), load_torchvision_set),
     **dict.fromkeys(("imagenet32", "imagenet64"), load_downsampled_imagenet),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nvae.data.downloads import SourceFile, fetch
-from nvae.data.paths import dataset_folder
+from nvae.data.paths import dataset_folder, owner_of_files
 from nvae.schema import NAMED_DATASETS, DownloadedDataset, ModelConfig
 from nvae.system.errors import UserError, error_of_system, is_out_of_memory
 
@@ -27,7 +27,7 @@ def obtain(config: ModelConfig, progress: bool = False, again: bool = False) -> 
     assert isinstance(dataset, DownloadedDataset)
     files = source_files(dataset, config.input_dimension)
     homepage = NAMED_DATASETS[dataset.name].homepage
-    return fetch(dataset.name, files, dataset_folder(dataset), homepage, progress, again)
+    return fetch(owner_of_files(dataset.name), files, dataset_folder(dataset), homepage, progress, again)
 
 
 def obtain_and_read(config: ModelConfig, read: Callable[[dict[str, Path]], Result], progress: bool = False) -> Result:

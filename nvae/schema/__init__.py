@@ -16,6 +16,8 @@ from nvae.schema.datasets import (
     OmniglotDataset,
     PictureDataset,
     PublicPictureDataset,
+    StackedMnistDataset,
+    TfrecordDataset,
     ToyFacesDataset,
     dataset_class,
     select_dataset,

@@ -143,6 +143,18 @@ class LmdbDataset(PictureDataset):
     path: PathText = Field("dataset", description="The folder of train.lmdb and validation.lmdb.")
 
 
+class TfrecordDataset(PictureDataset):
+    """Pictures in TFRecord files, as Glow's data sets have them."""
+
+    name: Literal["tfrecord"] = Field(description="Pictures in TFRecord files.")
+    path: PathText = Field("dataset", description="A .tfrecords file, or a folder of such files.")
+    validation_fraction: ValidationFraction = Field(
+        0.05,
+        description="Fraction of the pictures that is kept for validation, chosen by position. Without effect where "
+        "files for validation or test exist.",
+    )
+
+
 class NpzDataset(DatasetConfig):
     """Arrays of images in an .npz or .npy file."""
 
@@ -192,6 +204,19 @@ class EmnistDataset(DownloadedDataset):
     version: Literal["balanced", "byclass", "bymerge", "letters", "digits", "mnist"] = Field(
         "balanced", description="The published subset."
     )
+
+
+class StackedMnistDataset(DownloadedDataset):
+    """Three random digits of MNIST as the channels of an image (Metz et al. 2017), made of the files of mnist."""
+
+    name: Literal["stacked_mnist"] = Field(description="Three digits of MNIST as the channels of an image.")
+    training_images: Annotated[int, Field(ge=1, le=10_000_000)] = Field(
+        128_000, description="Number of images, of training digits; 128,000 in Lin et al. (2018)."
+    )
+    test_images: Annotated[int, Field(ge=1, le=10_000_000)] = Field(
+        26_000, description="Number of images for the test, of test digits."
+    )
+    stack_seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = Field(0, description="Seed of the choice of the digits.")
 
 
 class SvhnDataset(DownloadedDataset):
@@ -250,10 +275,12 @@ AnyDataset = Annotated[
     FolderDataset
     | LmdbDataset
     | NpzDataset
+    | TfrecordDataset
     | ToyFacesDataset
     | DownloadedDataset
     | OmniglotDataset
     | EmnistDataset
+    | StackedMnistDataset
     | SvhnDataset
     | PublicPictureDataset
     | DtdDataset

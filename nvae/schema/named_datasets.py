@@ -30,6 +30,7 @@ class NamedDataset(NamedTuple):
     pixel_bits: int = 8
     keys: Literal["arrays", "pictures", "own"] = "arrays"  # of the config: those of all arrays, of all pictures, or own
     extra: str | None = None  # of this package, which the data set needs
+    made_of: str = ""  # the data set whose files these are, if not its own
     files: dict[str, dict[str, Any]] = {}  # by part or role, see `source_files` of nvae/data/sources.py
 
 

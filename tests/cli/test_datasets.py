@@ -42,7 +42,7 @@ def test_list_says_what_is_on_the_disk(command, mnist):
     assert result.code == 0
     found = on_disk(result.out)
     assert set(found) == set(DATASETS)
-    assert [name for name, text in found.items() if text == "yes"] == ["mnist"]
+    assert [name for name, text in found.items() if text == "yes"] == ["mnist", "stacked_mnist"]  # of one set's files
     assert {name for name, text in found.items() if text == "-"} == set(DATASETS) - set(NAMED_DATASETS)
     mnist[0].unlink()
     assert on_disk(command("-m", "datasets").out)["mnist"] == "no"
@@ -71,7 +71,7 @@ def test_description_has_the_keys_and_the_line_of_the_config(command, folder, na
     if name in NAMED_DATASETS:
         facts = NAMED_DATASETS[name]
         assert facts.homepage in result.out and facts.license in result.out
-        assert re.search(rf"on disk +no, in dataset/{name}", result.out)
+        assert re.search(rf"on disk +no, in dataset/{facts.made_of or name}", result.out)
 
 
 def test_description_looks_into_the_given_folder(command, mnist):

@@ -1,4 +1,4 @@
-"""mnist, fashion_mnist, kmnist and emnist: read from IDX files."""
+"""mnist, stacked_mnist, fashion_mnist, kmnist and emnist: read from IDX files."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nvae.data.images import Data
+from nvae.data.cache import new_images
+from nvae.data.images import CHUNK, Data
 from nvae.data.sources import obtain
 from nvae.data.splits import split_arrays
-from nvae.schema import ModelConfig
+from nvae.schema import ModelConfig, StackedMnistDataset
 from nvae.system.errors import UserError
+from nvae.system.seeds import seeded
 
 GZIP_MAGIC, IMAGES_MAGIC = b"\x1f\x8b", 2051
 
@@ -25,6 +27,26 @@ def load_idx(config: ModelConfig, progress: bool = False) -> Data:
     if config.dataset.name == "emnist":
         images = {part: images_u8.swapaxes(2, 3) for part, images_u8 in images.items()}  # the file has columns first
     return split_arrays(config, [images["training"]], [images["test"]], pad=True)
+
+
+def load_stacked_mnist(config: ModelConfig, progress: bool = False) -> Data:
+    """Stack three random digits per image; an image depends on the seed, the part and its number alone.
+
+    Raises UserError.
+    """
+    dataset = config.dataset
+    assert isinstance(dataset, StackedMnistDataset)
+    counts = {"training": dataset.training_images, "test": dataset.test_images}
+    parts = {}
+    for part, file in obtain(config, progress).items():
+        digits = _read_images(file)[:, 0]
+        indices = torch.randint(
+            len(digits), (counts[part], 3), generator=seeded(dataset.stack_seed, f"stacked {part} images")
+        )
+        parts[part] = new_images(counts[part], 3, *digits.shape[1:])
+        for chosen, target in zip(indices.split(CHUNK), parts[part].split(CHUNK), strict=True):
+            target.copy_(digits[chosen])
+    return split_arrays(config, [parts["training"]], [parts["test"]], pad=True)
 
 
 def _read_images(file: Path) -> Tensor:

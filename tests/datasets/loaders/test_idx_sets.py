@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from nvae.data.loaders.idx_sets import load_stacked_mnist
 from nvae.data.paths import find_below
 from nvae.schema import NAMED_DATASETS
 from nvae.system.errors import UserError
@@ -143,6 +144,42 @@ def test_mnist_damaged_file_is_refused(files, load, damage):
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(UserError, match="train-images"):
         load()
+
+
+# --------------------------------------------------------------------------------------------------- stacked_mnist
+
+
+def test_stacked_mnist_has_a_digit_of_its_part_in_every_channel(files, images, load):
+    keys = {"training_images": 40, "test_images": 30}
+    data = load("stacked_mnist", keys, input_dimension=28, image_channels=3)
+    assert data.training.shape == (40, 3, 28, 28) and data.validation.shape == (30, 3, 28, 28)
+    for part, key in ((data.training, "train"), (data.validation, "t10k")):
+        digits = [digit.tobytes() for digit in images[key]]
+        triples = [tuple(digits.index(channel.tobytes()) for channel in image) for image in part.numpy()]
+        assert {number for triple in triples for number in triple} == set(range(len(digits)))
+        assert len(set(triples)) > 15  # of 343 and 27
+
+
+def test_stacked_mnist_image_depends_on_seed_and_number_alone(files, load):
+    def training(**keys):
+        return load("stacked_mnist", {"test_images": 2} | keys, input_dimension=28, image_channels=3).training
+
+    many = training(training_images=300)
+    assert torch.equal(training(training_images=7), many[:7])
+    assert not torch.equal(training(training_images=300, stack_seed=1), many)
+    assert load("stacked_mnist", {"training_images": 9}, input_dimension=32, image_channels=3).training.shape[2] == 32
+
+
+def test_stacked_mnist_reads_the_files_of_mnist(files, load, make_config, monkeypatch):
+    (files.parent / "dataset").mkdir()
+    files.rename(files.parent / "dataset" / "mnist")
+    monkeypatch.chdir(files.parent)
+    config = make_config(
+        dataset={"name": "stacked_mnist", "training_images": 5, "test_images": 2, "validation_images": 1},
+        input_dimension=28,
+    )
+    data = load_stacked_mnist(config)
+    assert [len(data.training), len(data.validation), len(data.test)] == [4, 1, 2]
 
 
 # ---------------------------------------------------------------------------------------------------------- emnist
