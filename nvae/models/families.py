@@ -52,7 +52,11 @@ def build_model(config: ModelConfig) -> HierarchicalVAE:
     network = getattr(import_module(f"{family.package}.network"), family.network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training_parameters.seed)
-        return network(config).to(memory_format=torch.channels_last)
+        model = network(config)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dim() == 4:  # of a shape such as (1, 1, S, S), both formats are the same: its strides stay
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return model
 
 
 def clone(model: HierarchicalVAE) -> HierarchicalVAE:

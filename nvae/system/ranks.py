@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -13,11 +14,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nvae.system.errors import UserError
+from nvae.system.errors import InvalidValueError, UserError
 from nvae.system.signals import ending_at_once
 
-# The other ranks wait while the first one saves and draws. A process that ends is noticed without a timeout.
-TIMEOUT = timedelta(hours=1)
+# Minutes: the other ranks wait while the first one saves and draws. A process that ends is noticed without a timeout.
+TIMEOUT, MAX_TIMEOUT = 30, 100_000
 CONNECTION_WORDS = ("connection", "gloo", "nccl", "socket", "timed out")
 BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "cpu": "gloo"}  # NCCL for the tensors of GPUs, gloo for all others
 
@@ -104,16 +105,20 @@ class Ranks:
             self.wait()
         self.wait()
 
-    def distributed(self, model: nn.Module, broadcast_buffers: bool) -> nn.Module:
-        """Return the model, of several ranks with gradients that are means over the ranks.
+    def distributed(self, model: nn.Module) -> nn.Module:
+        """Return the model, of several ranks with the first rank's weights and gradients that are means over the ranks.
 
-        broadcast_buffers: give all ranks the first rank's buffers in every pass.
+        Buffers are each rank's own from then on, see `copy_buffers`.
         """
         if self.count == 1:
             return model
+        for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
+            parameter.register_hook(partial(_with_strides, parameter.stride()))
         device = next(model.parameters()).device
         device_ids = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=broadcast_buffers)
+        network = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+        network.broadcast_buffers = False  # in every pass; the option of this name is deprecated in PyTorch 2.13
+        return network
 
     def copy_buffers(self, model: nn.Module) -> None:
         """Set a model's buffers to those of the first rank."""
@@ -122,9 +127,29 @@ class Ranks:
                 dist.broadcast(buffer, 0)
 
 
+def _with_strides(strides: tuple[int, ...], grad: Tensor) -> Tensor:
+    """Return a gradient with its parameter's strides where only dimensions of size 1 have others.
+
+    The numbers are at the same places in both cases, but DistributedDataParallel warns of other strides.
+    """
+    is_same = all(size == 1 or a == b for size, a, b in zip(grad.shape, grad.stride(), strides, strict=True))
+    return grad.as_strided(grad.shape, strides) if is_same else grad
+
+
 def started_by_torchrun() -> bool:
     """Return whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
+
+
+def _timeout() -> timedelta:
+    """Return how long a rank waits for another one, from the environment. Raises InvalidValueError."""
+    text = os.environ.get("NVAE_TIMEOUT", str(TIMEOUT))
+    try:
+        if 0 < float(text) <= MAX_TIMEOUT:
+            return timedelta(minutes=float(text))
+    except ValueError:
+        pass
+    raise InvalidValueError("the environment variable NVAE_TIMEOUT", repr(text), f"minutes, up to {MAX_TIMEOUT:,}")
 
 
 def local_index() -> int:
@@ -151,7 +176,7 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     try:
         with ending_at_once():  # waits for the other processes, of which one may have failed; nothing is open yet
-            dist.init_process_group(BACKENDS[device.type], timeout=TIMEOUT)
+            dist.init_process_group(BACKENDS[device.type], timeout=_timeout())
         try:
             yield Ranks(dist.get_rank(), dist.get_world_size(), local_index())
         finally:

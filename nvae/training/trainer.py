@@ -56,7 +56,7 @@ class Trainer:
             synchronize_batch_norms(self.model)
         self.regularizers = nn.ModuleDict(self.model.regularization_terms())
         self.optimizer = build_optimizer(self.model, self.schedule)
-        self.network: Any = self.ranks.distributed(self.model, broadcast_buffers=not synchronize)
+        self.network: Any = self.ranks.distributed(self.model)
         self.half = half_dtype(device) if self.schedule.half_precision else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)
         self.running_mean = RunningMean()

@@ -65,6 +65,7 @@ def test_torchrun_trains_as_one_process_and_another_number_continues(start, trai
     code, output = finish(start())
     assert code == 0, output
     assert output.count("epoch 2/2") == 1
+    assert "Warning" not in output
     ranks = load(CHECKPOINT)
     (folder / "saved_weights").rename("of_ranks")
     (folder / "runs").rename("runs_of_ranks")

@@ -5,6 +5,7 @@ Arguments: the file of the tasks by name, a .pt dictionary; index, count.
 
 import os
 import sys
+import warnings
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from nvae.training.validation import share_statistics
 def main() -> None:
     file, index, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
+    warnings.simplefilter("error")  # one of PyTorch's would be on the screen of every training
     dist.init_process_group("gloo", init_method=f"file://{file}.store", rank=index, world_size=count)
     tasks, ranks = torch.load(file, weights_only=True), Ranks(index, count)
     torch.save({name: results(task, ranks) for name, task in tasks.items()}, f"{file}.{index}")
