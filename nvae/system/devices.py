@@ -9,6 +9,7 @@ import sys
 import torch
 
 from nvae.system.errors import UserError
+from nvae.system.limits import cpu_count, memory_bytes
 
 
 def choose_device(name: str | None = None, index: int = 0) -> torch.device:
@@ -28,13 +29,8 @@ def choose_device(name: str | None = None, index: int = 0) -> torch.device:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Return the free memory of a CUDA device, or the memory of the machine; None if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # some systems do not have these values
-        return None
+    """Return the free memory of a CUDA device, or the memory that this process may use; None if unknown."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_bytes()
 
 
 def half_dtype(device: torch.device) -> torch.dtype:
@@ -59,7 +55,9 @@ def set_deterministic(deterministic: bool) -> None:
 
 
 def set_fast_defaults() -> None:
-    """Set options of a program of ours that make it faster: cuDNN's search, and memory that is kept.
+    """Set options of a program of ours that make it faster: cuDNN's search, no more threads than CPUs, kept memory.
+
+    PyTorch starts a thread for each CPU of the machine, also in a container with fewer, unless OMP_NUM_THREADS is set.
 
     glibc keeps the memory of freed tensors instead of returning it to the system (Linux, CPU; nothing elsewhere). A
     training step frees and allocates the same gigabytes again and again. The system would have to map and zero every
@@ -67,6 +65,8 @@ def set_fast_defaults() -> None:
     Results change only by rounding.
     """
     torch.backends.cudnn.benchmark = True
+    if "OMP_NUM_THREADS" not in os.environ and cpu_count() < torch.get_num_threads():
+        torch.set_num_threads(cpu_count())
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
     if mallopt is None:  # another C library
         return

@@ -3,6 +3,7 @@ import ctypes
 import pytest
 import torch
 
+from nvae.system import devices
 from nvae.system.devices import available_bytes, choose_device, set_fast_defaults
 from nvae.system.errors import UserError
 
@@ -39,6 +40,22 @@ def test_choose_device_gives_each_process_a_gpu(monkeypatch):
 def test_choose_device_refuses_a_missing_device(name):
     with pytest.raises(UserError, match=f"'{name}'.*cpu"):
         choose_device(name)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "variable", "threads"), [(2, None, 2), (64, None, 8), (2, "8", 8)], ids=["few", "many", "chosen"]
+)
+def test_set_fast_defaults_starts_no_more_threads_than_cpus(monkeypatch, cpus, variable, threads):
+    set_threads = [8]
+    monkeypatch.setattr(devices, "cpu_count", lambda: cpus)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: set_threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", set_threads.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    set_fast_defaults()
+    assert set_threads[-1] == threads
 
 
 def test_set_fast_defaults_works_without_glibc(monkeypatch):

@@ -29,6 +29,7 @@ from nvae.data.pictures.report import PictureError, PictureReport, is_other_file
 from nvae.data.threads import map_in_threads
 from nvae.schema import DatasetConfig, ModelConfig, PictureDataset
 from nvae.system.errors import UserError
+from nvae.system.limits import cpu_count
 from nvae.system.memory_maps import releasing
 
 VERSION = 2  # of the decoder: images that another version decoded are replaced
@@ -186,7 +187,7 @@ def _decode(
 ) -> _Decoded:
     """Fill `images_u8` from the front."""
     size, channels, keys = config.input_dimension, config.image_channels, picture_keys(config.dataset)
-    threads = config.training_parameters.workers or os.cpu_count() or 1
+    threads = config.training_parameters.workers or cpu_count()
 
     def decode(job: tuple[int, Picture]) -> _Facts | PictureError:
         i, picture = job
