@@ -11,7 +11,7 @@ from torch import Tensor
 from nvae.data.images import to_float
 from nvae.evaluation.kl_chart import draw_bars
 from nvae.evaluation.likelihood import Estimate
-from nvae.evaluation.quality.copies import THRESHOLD, Copies
+from nvae.evaluation.quality.copies import Copies
 from nvae.evaluation.quality.measure import Quality, Reference, Row
 from nvae.evaluation.quality.report import MOST_ALIKE, REAL, numbers, row_name
 from nvae.inference.arguments import format_values
@@ -112,12 +112,12 @@ def draw_samples_beside_real(
 
 
 def draw_copies(copies: Copies, sampler: Sampler, training_u8: Tensor, seed: int, pixels: Pixels) -> Image.Image:
-    """Draw the samples most like a training image, each above that image, with the ratio of distances."""
+    """Draw the samples most like a training image, each above that image, with their difference."""
     chosen = copies.most_alike(MOST_ALIKE)
     samples = sampler.sample([seed + index for index in chosen], pixels).cpu()
     nearest = to_float(training_u8[copies.nearest[chosen]], "cpu", sampler.model.config.pixel_bits)
-    ratios = copies.ratio[chosen].tolist()
-    captions = [f"ratio {ratio:.2f}" for ratio in ratios]
+    differences = copies.difference[chosen].tolist()
+    captions = [f"difference {difference:.2f}" for difference in differences]
     captions += [f"image {index}" for index in copies.nearest[chosen].tolist()]
     return grid(
         torch.cat([samples, nearest]),
@@ -125,5 +125,5 @@ def draw_copies(copies: Copies, sampler: Sampler, training_u8: Tensor, seed: int
         96,
         labels=["sample", "nearest training image"],
         captions=captions,
-        marked={cell for cell, ratio in enumerate(ratios) if ratio < THRESHOLD},
+        marked={cell for cell, difference in enumerate(differences) if difference < 1},
     )

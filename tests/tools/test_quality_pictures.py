@@ -55,7 +55,7 @@ def test_copies_are_marked(measured):
     _, data, samplers, quality = measured
     row = quality.rows[1]
     plain = draw_copies(row.copies, samplers[1], data.training, 0, "mean")
-    copies = replace(row.copies, ratio=torch.zeros_like(row.copies.ratio))
+    copies = replace(row.copies, difference=torch.zeros_like(row.copies.difference))
     marked = draw_copies(copies, samplers[1], data.training, 0, "mean")
     assert plain.size == marked.size
     frame = (220, 40, 90)

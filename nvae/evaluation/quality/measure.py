@@ -113,6 +113,14 @@ class Row(NamedTuple):
     seconds_per_image: float | None = None  # of sampling, without the extractors
 
 
+class HeldOut(NamedTuple):
+    """The search for copies among validation images, where only those that the data set has twice can be copies."""
+
+    images: int
+    equal: int  # thumbnails that equal one of a training image
+    copies: int  # without the equal ones: the errors of the search, and nearly equal pictures
+
+
 class Quality(NamedTuple):
     """The quality of a model's samples."""
 
@@ -124,7 +132,7 @@ class Quality(NamedTuple):
     rows: list[Row]
     real: Row | None  # as many other images of the data set against the same reference
     movement: list[float] | None  # per latent group, at the temperature of the last row
-    held_out_copies: tuple[int, int] | None  # copies among validation images, and how many were compared
+    held_out: HeldOut | None  # what the search for copies says of validation images
 
 
 def in_8_bits(images: Tensor) -> Tensor:
@@ -183,7 +191,8 @@ def measure_quality(
         movement = movement_per_group(samplers[-1], pixels=settings.shown, seed=settings.seed)
     if "copies" in settings.metrics:
         unseen = thumbnails_of(data.validation[: settings.images], model.config.pixel_bits)
-        held_out = (measurement.copies(unseen).count, len(unseen))
+        copies = measurement.copies(unseen)
+        held_out = HeldOut(len(unseen), copies.equal, copies.count - copies.equal)
     facts = [extractor.facts() for extractor in extractors]
     return Quality(settings, settings.images, len(reference.own), part, facts, rows, real, movement, held_out)
 

@@ -94,12 +94,13 @@ def _copies_lines(quality: Quality, dataset: str) -> list[str]:
         if row.copies is not None:
             lines.append(
                 f"{row_name(row)}: {row.copies.count:,} of {quality.samples:,} samples are copies of training images "
-                f"of {dataset} (ratio below 1/3{_if_others(quality)}); "
-                f"smallest ratio {row.copies.ratio.min().item():.2f}"
+                f"of {dataset} (difference below 1{_if_others(quality)}); "
+                f"smallest difference {row.copies.difference.min().item():.2f}"
             )
-    if lines and quality.held_out_copies is not None:
-        count, total = quality.held_out_copies
-        lines.append(f"for comparison: {count:,} of {total:,} validation images of {dataset}")
+    if lines and quality.held_out is not None:
+        images, equal, copies = quality.held_out
+        twice = f", without {equal:,} that equal a training image" if equal else ""
+        lines.append(f"for comparison: {copies:,} of {images - equal:,} validation images of {dataset}{twice}")
     return ["", *lines] if lines else []
 
 
@@ -127,7 +128,7 @@ def to_dict(quality: Quality) -> dict[str, Any]:
         "real": None if quality.real is None else _row_dict(quality.real, quality),
         "movement_per_group": plain(quality.movement),
         "movement_temperature": None if quality.movement is None else plain(quality.rows[-1].temperature),
-        "copies_among_held_out_images": plain(quality.held_out_copies),
+        "copies_among_held_out_images": quality.held_out and quality.held_out._asdict(),
     }
 
 
@@ -145,8 +146,7 @@ def _row_dict(row: Row, quality: Quality) -> dict[str, Any]:
             {
                 "seed": quality.settings.seed + index,
                 "training_image": int(row.copies.nearest[index]),
-                "ratio": float(row.copies.ratio[index]),
-                "distance": float(row.copies.distance[index]),
+                "difference": float(row.copies.difference[index]),
             }
             for index in row.copies.most_alike(MOST_ALIKE)
         ]

@@ -62,7 +62,7 @@ def test_all_metrics(model, data):
         features = row.features["pixels"]
         assert features.fid > 0 and math.isfinite(features.kid.mean) and list(features.manifolds) == [3]
         assert row.path_lengths["pixels"].mean > 0
-        assert len(row.copies.ratio) == 24 and row.copies.count == 0
+        assert len(row.copies.difference) == 24 and row.copies.count == 0
         assert row.seconds_per_image > 0
     assert quality.reference_images == 24 and len(quality.movement) == 4
     assert quality.real.features["pixels"].fid < min(row.features["pixels"].fid for row in quality.rows)
@@ -146,7 +146,7 @@ def test_copies_are_found_in_means_of_a_binary_model(make_model, generator):
     images = torch.randint(0, 256, (60, 1, 8, 8), generator=generator, dtype=torch.uint8)
     data = Data(torch.cat([images, means[2:4]]), images[:10])
     copies = measure(model, data, SETTINGS._replace(metrics=("copies",), pixels="sample")).rows[0].copies
-    assert copies.distance[2:4].max() == 0 and copies.nearest[2:4].tolist() == [60, 61]
+    assert copies.difference[2:4].max() == 0 and copies.nearest[2:4].tolist() == [60, 61]
 
 
 def test_other_weights_are_sampled_anew(model, data, make_model):
@@ -166,7 +166,7 @@ def test_planted_training_images_are_found(model, data):
     samples = Sampler(model, 0.7, iterations=2).sample(24).mul(255).round().byte()
     planted = Data(torch.cat([data.training, samples[3:5]]), data.validation)
     copies = measure(model, planted, SETTINGS._replace(metrics=("copies",))).rows[0].copies
-    assert copies.distance[3:5].max() == 0
+    assert copies.difference[3:5].max() == 0
     assert copies.nearest[3:5].tolist() == [50, 51]
 
 
