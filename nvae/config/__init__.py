@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from nvae.config.auto import resolve_auto
 from nvae.config.errors import ConfigError, Place, config_error, nearest, place_of
 from nvae.config.fields import SECTION, choices, locate, schema_of, takes_any_text, takes_null
-from nvae.config.migrations import RENAMED_KEYS, migrate_config, migrate_keys
+from nvae.config.migrations import EARLIER_DEFAULTS, RENAMED_KEYS, migrate_config, migrate_keys
 from nvae.config.yaml_file import read_value, read_yaml
 from nvae.models.families import FAMILIES, config_class
 from nvae.schema import SELECTING_KEYS, ModelConfig
@@ -117,6 +117,7 @@ def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _validated(data: dict[str, Any], places: Mapping[str, Place]) -> ModelConfig:
     data = resolve_auto(migrate_config(data))
     if resolved := data.get(RESOLVED) is True:
+        data = EARLIER_DEFAULTS | data
         del data[RESOLVED]
     model = _class_of(data, places)
     _restore_texts(data, model, places)

@@ -2,7 +2,7 @@
 
 A renamed key stays readable in all later versions, in YAML files and in checkpoints, for every family.
 `checkpoint.VERSION` counts the changes. The default of a new key is the behavior of before the key existed, so that a
-resolved config without the key keeps its meaning.
+resolved config without the key keeps its meaning; a default that changes gets a line in `EARLIER_DEFAULTS`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ OLD_DATASETS = {
     "toy_faces": {"training_images", "validation_images"},
 }
 OLD_DATASET_KEYS = set().union(*OLD_DATASETS.values())
+# Defaults that have changed, and the earlier values: those of a resolved config without the key.
+EARLIER_DEFAULTS = {"likelihood_tails": "original"}
 RENAMED_MODULES = {"gate": "se", "spread": "depthwise"}  # parts of the name of a weight
 
 

@@ -52,7 +52,10 @@ def draw_kl_chart(evaluation: Evaluation, model: HierarchicalVAE, path: Path, me
 def _title(evaluation: Evaluation) -> str:
     bound, bits = evaluation.log_likelihood, evaluation.log_likelihood_bits
     title = f"ELBO {evaluation.elbo.mean:.2f} nats, {evaluation.elbo_bits.mean:.3f} bits/dim"
-    name = "log p(x) at least" if evaluation.is_bound else "published protocol, not a bound:"
-    if evaluation.samples > 1 or not evaluation.is_bound:
+    if not evaluation.is_normalized:
+        title += ", not a bound (likelihood_tails original)"
+    published = evaluation.estimator == "analytic_kl"
+    name = "published protocol, not a bound:" if published else "log p(x) at least" if evaluation.is_bound else "log p(x)"
+    if evaluation.samples > 1 or published:
         title += f"\n{name} {bound.mean:.2f} nats, {bits.mean:.3f} bits/dim ({evaluation.samples} samples)"
     return title

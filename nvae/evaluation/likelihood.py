@@ -44,6 +44,7 @@ class Evaluation(NamedTuple):
     images: int
     samples: int  # posterior samples per image
     estimator: Estimator  # of log_likelihood
+    is_normalized: bool  # whether the probabilities of all images add up to 1 under p(x | z)
     elbo: Estimate  # nats
     log_likelihood: Estimate  # nats: the importance-weighted bound on log p(x); of one sample an estimate of the ELBO
     reconstruction: float  # nats: E log p(x | z)
@@ -56,7 +57,7 @@ class Evaluation(NamedTuple):
     @property
     def is_bound(self) -> bool:
         """Whether log_likelihood is a lower bound of log p(x), in expectation."""
-        return self.estimator == "importance_weighted"
+        return self.is_normalized and self.estimator == "importance_weighted"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a JSON file, with None for numbers that are not finite."""
@@ -166,6 +167,7 @@ def evaluate(
         images=len(images_u8),
         samples=samples,
         estimator=estimator,
+        is_normalized=model.likelihood.is_normalized,
         elbo=Estimate.of(elbo),
         log_likelihood=Estimate.of(log_likelihood),
         reconstruction=reconstruction.mean().item(),

@@ -83,5 +83,6 @@ def import_checkpoint(path: str | Path, config: ModelConfig | None = None) -> Im
             f"{source} is of {project.NAME}: got a config of family {config.family}, expected {project.FAMILY}.",
             Remedy.MODEL_CONFIG,
         )
+    config = config.with_default("likelihood_tails", "original")  # as in all PROJECTS
     model = load_with_key_map(config, project.weights_of(state), project.key_map, source)
     return Imported(model, project.NAME, warnings)

@@ -78,6 +78,7 @@ def config_of_settings(args: Mapping[str, Any], source: str) -> tuple[ModelConfi
     color = {"sampling_method": "gaussian"} if components == 1 else {"n_mix": components}
     data = {
         "style": "nvlabs",
+        "likelihood_tails": "original",
         "channel_towers": {"encoder": value("num_channels_enc", int), "decoder": value("num_channels_dec", int)},
         "number_of_scales": value("num_latent_scales", int),
         "initial_splits_per_scale": value("num_groups_per_scale", int),

@@ -60,12 +60,14 @@ class Likelihood:
 
     num_parameters: P. distribution: from the output to p(x | z). density_bits: added to -log2 of a density per subpixel
     to get bits per dimension. mean_channels: the output channels on which the mean and the most likely image depend.
+    is_normalized: whether the probabilities of all images add up to 1; if not, no number from them bounds log p(x).
     """
 
     num_parameters: int
     distribution: Callable[[Tensor], PixelDistribution]
     density_bits: float
     mean_channels: Sequence[int]
+    is_normalized: bool = True
 
     def __call__(self, output: Tensor) -> PixelDistribution:
         return self.distribution(at_least_float32(output))
@@ -92,8 +94,11 @@ def _density_bits(config: ModelConfig) -> float:
     return math.log2(steps / (2 if config.pixel_range == "centered" else 1))
 
 
-def _upper_tail(config: ModelConfig) -> float:
-    return UPPER_TAIL if config.likelihood_tails == "original" else 1 - 0.5 / last_value(config)
+def _upper_tail(config: ModelConfig) -> tuple[float, bool]:
+    """Return the image value above which a bin includes the upper tail, and whether this is the last value alone."""
+    exact = 1 - 0.5 / last_value(config)
+    tail = UPPER_TAIL if config.likelihood_tails == "original" else exact
+    return tail, tail >= 1 - 1 / last_value(config)
 
 
 def _split(output: Tensor, channels: int) -> tuple[Tensor, ...]:
@@ -262,9 +267,9 @@ class LogisticMixture(Mixture):
     @classmethod
     def likelihood(cls, config: ModelConfig) -> Likelihood:
         channels = cls.channels_by_parameter(config)
-        tail = _upper_tail(config)
+        tail, is_normalized = _upper_tail(config)
         distribution = partial(cls, channels=config.image_channels, last=last_value(config), upper_tail=tail)
-        return Likelihood(channels.numel(), distribution, 0.0, channels[:, :2].flatten().tolist())
+        return Likelihood(channels.numel(), distribution, 0.0, channels[:, :2].flatten().tolist(), is_normalized)
 
     def __init__(self, output: Tensor, channels: int, last: int, upper_tail: float) -> None:
         logits, mu, log_scale = _split(output, channels)
@@ -300,10 +305,11 @@ class CoupledLogisticMixture:
     @classmethod
     def likelihood(cls, config: ModelConfig) -> Likelihood:
         components = config.n_mix
-        distribution = partial(cls, last=last_value(config), upper_tail=_upper_tail(config))
+        tail, is_normalized = _upper_tail(config)
+        distribution = partial(cls, last=last_value(config), upper_tail=tail)
         channels = cls.channels_by_parameter(components)
         mean_channels = [*range(components), *channels[:, [0, 2]].flatten().tolist()]  # all but the scales
-        return Likelihood(10 * components, distribution, 0.0, mean_channels)
+        return Likelihood(10 * components, distribution, 0.0, mean_channels, is_normalized)
 
     @staticmethod
     def channels_by_parameter(components: int) -> Tensor:

@@ -58,9 +58,10 @@ class ModelConfig(Section):
     )
     n_mix: Annotated[int, Field(ge=1, le=1000)] = Field(3, description="Components of a mixture likelihood.")
     likelihood_tails: Literal["original", "exact"] = Field(
-        "original",
-        description="Where the upper tail of a discretized logistic begins: as in the original program, or so that the "
-        "probabilities of all values add up to 1.",
+        "exact",
+        description="Where the upper tail of a discretized logistic begins. exact: so that the probabilities of all "
+        "values add up to 1; original: at 0.995, as in the original program and in files of earlier versions, where "
+        "the value 254 of 8 bits gets the tail too, so bits/dim are no bound.",
     )
     dataset: AnyDataset = Field(FolderDataset(), description="The images.")
     training_parameters: TrainingParameters = Field(TrainingParameters(), description="The training schedule.")
@@ -77,6 +78,10 @@ class ModelConfig(Section):
             self.refuse("dataset.dequantize", allowed)
         self.dataset.check(self.input_dimension)
         return self
+
+    def with_default(self, key: str, value: Any) -> ModelConfig:
+        """Return the config with the value of a key, unless the file or an override has named the key."""
+        return self if key in self.model_fields_set else self.model_copy(update={key: value})
 
     @classmethod
     def prepare_override(cls, data: dict[str, Any], key: str, value: Any) -> None:

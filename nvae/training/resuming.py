@@ -61,7 +61,8 @@ def resume_training(trainer: Trainer, path: Path, run: str | None = None, change
     """Restore a checkpoint; return warnings. Raises CheckpointError or UserError and then changes nothing.
 
     Without an EMA in the file, an EMA starts from the weights of the file. Without an EMA in the config, training
-    continues from the weights that the optimizer changed. run: the only run whose checkpoint is accepted, if given.
+    continues from the weights that the optimizer changed. A config that does not name `likelihood_tails`, whose default
+    has changed, takes the value of the file. run: the only run whose checkpoint is accepted, if given.
     changed_data: continue although the images are not those of the checkpoint, with a warning.
     """
     content = trainer.ranks.from_first(lambda: load(path))
@@ -73,7 +74,8 @@ def resume_training(trainer: Trainer, path: Path, run: str | None = None, change
         )
     if "training" not in content:
         raise CheckpointError(f"{path} is a model without a training state: expected a .checkpoint file.")
-    _refuse_changes(trainer.config, content["config"], path)
+    config = trainer.config.with_default("likelihood_tails", content["config"].likelihood_tails)
+    _refuse_changes(config, content["config"], path)
     warnings, saved = [], content["training"]
     if saved.get("data") not in trainer.data.fingerprints:
         changed = f"the images of the data set {trainer.config.dataset.name} are not those that {path} was trained on"
@@ -99,6 +101,8 @@ def resume_training(trainer: Trainer, path: Path, run: str | None = None, change
             "or start over.",
             Remedy.START_OVER,
         ) from error
+    if config is not trainer.config:
+        trainer.take_likelihood(config)
     trainer.metadata = content["metadata"]
     if content["config"].training_parameters != trainer.schedule:
         trainer.recovery.adapt(content["config"].training_parameters, trainer.schedule)

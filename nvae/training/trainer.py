@@ -65,6 +65,14 @@ class Trainer:
         self.best_weights = BestWeights()  # filled with early stopping only
         self.metadata: dict[str, Any] = {}  # of the files, see `checkpoint.save`
 
+    def take_likelihood(self, config: ModelConfig) -> None:
+        """Change the config to one of the same networks with another likelihood."""
+        with torch.device("meta"):
+            likelihood = build_model(config).likelihood
+        self.config = config
+        for model in {self.model, self.eval_model}:
+            model.config, model.likelihood = config, likelihood
+
     @property
     def evolving(self) -> dict[str, Stateful]:
         """Everything but weights and metadata that a checkpoint saves and restores, by its name in the file."""

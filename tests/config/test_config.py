@@ -131,7 +131,7 @@ def test_seed_configs_have_the_seeds_values(name):
             assert dict(getattr(config, key)) == {"encoder": expected, "decoder": expected}
         else:
             assert (training[key] if key in training else getattr(config, key)) == expected, key
-    assert (config.style, config.image_channels, config.likelihood_tails) == ("mgp123", 3, "original")
+    assert (config.style, config.image_channels, config.likelihood_tails) == ("mgp123", 3, "exact")
     assert (config.dataset.name, config.dataset.path) == ("folder", "dataset")
     assert (training["optimizer"], training["optimizer_epsilon"]) == ("adamax", 1e-3)
     assert training["optimizer_betas"] == (0.9, 0.999)
@@ -486,6 +486,27 @@ def test_key_newer_than_a_resolved_config_does_not_take_the_styles_default():
     ):
         assert (config.flow_columns, config.training_parameters.spectral_exponent) == ("right", 2)
     assert config_from_dict(old, "a new file").flow_columns == "left"
+
+
+@pytest.mark.parametrize("family", ["nvae", "ladder"])
+def test_resolved_config_without_a_key_has_the_earlier_default(family):
+    text = SMALL if family == "nvae" else "family: ladder\nlatents_per_scale: [1]\n"
+    new = parse_config(text)
+    old = new.model_dump()
+    del old["likelihood_tails"]
+    assert new.likelihood_tails == parse_config(yaml.safe_dump(old)).likelihood_tails == "exact"
+    assert config_from_dict(old, "a checkpoint", resolved=True).likelihood_tails == "original"
+    assert parse_config(yaml.safe_dump({"resolved": True} | old)).likelihood_tails == "original"
+    assert config_from_dict(new.model_dump(), "a checkpoint", resolved=True) == new
+
+
+def test_with_default_changes_a_key_that_nobody_named():
+    for given in (SMALL + "likelihood_tails: exact\n", config_to_yaml(parse_config(SMALL))):
+        assert parse_config(given).with_default("likelihood_tails", "original").likelihood_tails == "exact"
+    override = parse_config(SMALL, ["likelihood_tails=exact"])
+    assert override.with_default("likelihood_tails", "original") is override
+    unnamed = parse_config(SMALL, ["style=nvlabs"]).with_default("likelihood_tails", "original")
+    assert unnamed.likelihood_tails == "original"
 
 
 @pytest.mark.parametrize("style", ["seed", "nvlabs"])

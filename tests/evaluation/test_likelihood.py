@@ -24,6 +24,22 @@ def images_u8():
     return torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, True),
+        ({"likelihood_tails": "original"}, False),
+        ({"likelihood_tails": "original", "pixel_bits": 7}, True),
+        ({"likelihood_tails": "original", "sampling_method": "gaussian"}, True),
+        ({"likelihood_tails": "original", "sampling_method": "coupled_logistic_mixture"}, False),
+    ],
+)
+def test_evaluation_says_whether_it_is_a_bound(make_model, images_u8, keys, expected):
+    model = make_model(**({"sampling_method": "logistic_mixture"} | keys))
+    evaluation = evaluate(model, images_u8[:2], count_active=False)
+    assert evaluation.is_bound is evaluation.is_normalized is expected
+
+
 # --------------------------------------------------------------------------- a model with a known marginal likelihood
 
 SLOPE, SIGMA = 0.7, 0.8  # z2 = SLOPE z1 + SIGMA noise

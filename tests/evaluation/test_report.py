@@ -21,6 +21,7 @@ def evaluation(model):
         images=7,
         samples=5,
         estimator="importance_weighted",
+        is_normalized=True,
         elbo=Estimate(-1234.5, 6.75),
         log_likelihood=Estimate(-1222.25, 3.5),
         reconstruction=-1200.0,
@@ -36,6 +37,16 @@ def test_report_holds_every_number(evaluation, model):
     page = report(evaluation, model, "images")
     for number in ("-1234.50", "6.75", "-1222.25", "3.2500", "-1200.00", "1.50", "4.50", "12.00", "10 of 80"):
         assert number in page
+
+
+def test_estimates_of_a_likelihood_that_is_not_normalized_are_no_bounds(evaluation, model, tmp_path):
+    no_bound = evaluation._replace(is_normalized=False)
+    for kind, expected in ((evaluation, True), (no_bound, False), (evaluation._replace(estimator="analytic_kl"), False)):
+        assert kind.is_bound is expected
+        save_report(kind, model, tmp_path / "a.json", {})
+        saved = json.loads((tmp_path / "a.json").read_text())
+        assert (saved["is_bound"], saved["is_normalized"]) == (expected, kind.is_normalized)
+    assert set(report(evaluation, model, "images").splitlines()) < set(report(no_bound, model, "images").splitlines())
 
 
 def test_report_without_counted_units(evaluation, model, tmp_path):

@@ -170,6 +170,7 @@ num_cells_per_block_prepost: {encoder: 2, decoder: 3}
 cells_per_split_enc: 5
 cells_per_input_dec: 4
 residual_posterior: False
+likelihood_tails: original
 n_mix: 2
 dataset: {name: celeba, path: dataset/celeba, resampling: bilinear, horizontal_flip: True}
 training_parameters: {learning_rate_decay: nvlabs, skip_high_losses: False}

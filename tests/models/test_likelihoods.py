@@ -8,6 +8,9 @@ import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
+from nvae.config import load_config
+from nvae.models.ladder.config import LadderConfig
+from nvae.models.ladder.likelihoods import build_ladder_likelihood
 from nvae.models.likelihoods import CoupledLogisticMixture, build_likelihood
 
 DISCRETE = ["logistic", "logistic_mixture"]
@@ -63,6 +66,48 @@ def test_logistic_probabilities_with_original_tails_count_the_last_value_twice(m
     probability = likely(output).log_prob(images).exp()
     torch.testing.assert_close(probability.sum(0), 1 + probability[255], rtol=0, atol=1e-7)
     assert probability[255].max() > 0.1, "the tail has no mass"
+
+
+def test_every_model_config_that_follows_no_publication_has_probabilities(root):
+    """The published configs keep the tails of the original, whose probabilities add up to more than 1 at 8 bits."""
+    configs = {path.stem: load_config(path) for path in (root / "model_configs").glob("*.yaml")}
+    likelihoods = {
+        name: (build_ladder_likelihood if isinstance(config, LadderConfig) else build_likelihood)(config)
+        for name, config in configs.items()
+    }
+    assert {name for name, likely in likelihoods.items() if not likely.is_normalized} == {
+        "nvae_celeba64",
+        "nvae_cifar10",
+        "nvae_cifar10_multiscale",
+        "nvae_imagenet32",
+    }
+    discrete = [name for name, config in configs.items() if config.sampling_method == "logistic_mixture"]
+    for name in (*discrete, "nvae_celeba64"):
+        parameters = torch.zeros(likelihoods[name].num_parameters, dtype=torch.float64)
+        if name == "nvae_celeba64":  # red and green are 0 with probability 1, blue is near 255
+            by_channel = parameters[10:].view(3, 3, 10)  # mean, log scale, coefficient
+            by_channel[:2, 0], by_channel[2, 0], by_channel[:, 1] = -9, 1, -6.9
+        else:
+            by_channel = parameters.view(3, 3, -1)  # logit, mean, log scale
+            by_channel[:, 1], by_channel[:, 2] = 1, -6.9
+        images, output = everywhere(VALUES, parameters.view(1, -1, 1, 1))
+        images = torch.cat([0 * images, 0 * images, images] if name == "nvae_celeba64" else 3 * [images], 1)
+        total = likelihoods[name](output).log_prob(images).exp().sum(0)
+        expected = torch.full_like(total, 1 if likelihoods[name].is_normalized else 1.98)
+        torch.testing.assert_close(total, expected, rtol=0, atol=0.005 if name == "nvae_celeba64" else 1e-5)
+
+
+@pytest.mark.parametrize("method", DISCRETE)
+def test_fair_noise_of_the_two_brightest_values_needs_one_bit(method, likelihood):
+    """The best of 41 x 41 means and scales. With the original tails, both values cost nothing."""
+    mu, log_scale = torch.meshgrid(torch.linspace(0.9, 1.1, 41), torch.linspace(-7, -3, 41), indexing="ij")
+    output = torch.stack([0 * mu, mu, log_scale]).flatten(1)[None, :, None].double()
+    for tails, best in (("exact", 1.0), ("original", 0.01)):
+        likely = likelihood(method, 1, image_channels=1, likelihood_tails=tails)
+        images, outputs_of_both = everywhere(VALUES[254:], output)
+        bits = -likely(outputs_of_both).log_prob(images).mean(0) / math.log(2)
+        assert bits.min() >= 1 if tails == "exact" else bits.min() < best
+    assert likelihood(method).is_normalized, "not the default"
 
 
 def test_logistic_tails_differ_at_the_value_254_only(likelihood, generator):

@@ -480,6 +480,26 @@ def test_initialize_takes_the_weights_alone(make_trainer, tmp_path, decay):
     assert trainer.position.step == 0 and not trainer.optimizer.state
 
 
+@pytest.mark.parametrize("model", [{"sampling_method": "logistic_mixture"}, NVLABS])
+def test_resume_keeps_the_likelihood_of_the_file_where_the_config_does_not_name_it(make_trainer, path, model):
+    """The default of likelihood_tails has changed: a run that began before continues as it was, bit for bit."""
+    whole, first = (make_trainer(model | {"likelihood_tails": "original"}) for _ in range(2))
+    advance(whole, 5)
+    advance(first, 3)
+    save_training(first, path)
+    second = make_trainer(model, ema_decay=None)
+    assert second.config.likelihood_tails == "exact" and second.model.likelihood.is_normalized
+    assert resume_training(second, path) == []
+    assert second.config == second.model.config == first.config
+    assert not second.eval_model.likelihood.is_normalized
+    assert advance(second, 2)[-1]["loss"] == advance(first, 2)[-1]["loss"]
+    assert not differences(everything(whole), everything(second))
+    named = make_trainer(model | {"likelihood_tails": "exact"})
+    with pytest.raises(UserError, match="likelihood_tails"):
+        resume_training(named, path)
+    assert named.config.likelihood_tails == "exact" and named.position.step == 0
+
+
 VERSION2 = ("nvae", "seed", "ladder", "dvp")  # files of commit e679c48, see tests/data/README.md
 
 

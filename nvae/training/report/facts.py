@@ -89,10 +89,16 @@ def _evaluation_facts(record: RunRecord) -> list[Fact]:
     if (evaluation := record.evaluation) is None:
         return []
     part, images = evaluation.part, f"{evaluation.images:,} images"
-    samples = f"{evaluation.samples} samples" if evaluation.is_bound else "not a bound"
+    samples = f"{images}, {evaluation.samples} samples"
+    no_bound = ", not a bound"
     rows = [
-        (f"{part} ELBO", evaluation.elbo, evaluation.elbo_bits, images),
-        (f"{part} log p(x)", evaluation.log_likelihood, evaluation.log_likelihood_bits, f"{images}, {samples}"),
+        (f"{part} ELBO", evaluation.elbo, evaluation.elbo_bits, images + no_bound * (not evaluation.is_normalized)),
+        (
+            f"{part} log p(x)",
+            evaluation.log_likelihood,
+            evaluation.log_likelihood_bits,
+            samples + no_bound * (not evaluation.is_bound),
+        ),
     ]
     return [
         Fact(name, f"{_with_error(nats, 2)} nats", f"{_with_error(bits, 4)} bits/dim, {of}")

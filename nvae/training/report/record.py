@@ -59,7 +59,8 @@ class SavedEvaluation(BaseModel):
     """What is shown of evaluation.json: bounds in nats, and in bits per dimension."""
 
     images: int
-    part: str = "evaluation"  # earlier versions had neither this key nor the next
+    part: str = "evaluation"  # earlier versions had neither this key nor the next two
+    is_normalized: bool = True
     is_bound: bool = True
     samples: int
     elbo: SavedEstimate

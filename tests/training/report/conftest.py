@@ -49,6 +49,7 @@ EVALUATION = {
     "images": 50,
     "samples": 10,
     "part": "test",
+    "is_normalized": True,
     "is_bound": True,
     "elbo": ESTIMATE,
     "elbo_bits": ESTIMATE,

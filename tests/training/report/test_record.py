@@ -205,7 +205,7 @@ def test_time_left_is_that_of_the_last_lines(run_folder):
 
 
 def test_evaluation_of_an_earlier_version_is_shown(run_folder):
-    older = {key: value for key, value in EVALUATION.items() if key not in ("part", "is_bound")}
+    older = {key: value for key, value in EVALUATION.items() if key not in ("part", "is_bound", "is_normalized")}
     (run_folder / "evaluation.json").write_text(
         json.dumps(older | {"log_likelihood": ESTIMATE | {"standard_error": None}})
     )
