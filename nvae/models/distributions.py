@@ -136,10 +136,13 @@ class DiagonalNormal(Distribution):
         return math.sqrt(temperature) if self.temperature_rule == "variance" else temperature
 
     def kl(self, other: DiagonalNormal) -> Tensor:
-        """Return KL(self || other) in nats, elementwise, in closed form."""
-        ratio = self.sigma / other.sigma
+        """Return KL(self || other) in nats, elementwise, in closed form: (r^2 + d^2 - 1) / 2 - log r, r = 1 + excess.
+
+        Written with r - 1 and log1p, because with sigmas close to each other r^2 - 1 - 2 log r loses its digits.
+        """
+        excess = (self.sigma - other.sigma) / other.sigma
         distance = (self.mu - other.mu) / other.sigma
-        return 0.5 * (ratio.square() + distance.square() - 1) - ratio.log()
+        return 0.5 * (excess.square() + distance.square()) + (excess - excess.log1p())
 
 
 @dataclass(frozen=True, eq=False)

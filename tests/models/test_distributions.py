@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from nvae.config import config_from_dict
 from nvae.models.distributions import (
     DiagonalNormal,
     SoftClampedNormal,
@@ -16,6 +17,7 @@ from nvae.models.distributions import (
     standard_normal,
     standard_uniform,
 )
+from nvae.models.priors.diffusion import DiffusionPrior
 
 
 @pytest.fixture
@@ -65,6 +67,34 @@ def test_kl_of_equal_normals_is_zero_and_of_others_positive(two_normals):
     q, p = two_normals
     assert torch.equal(q.kl(q), torch.zeros(6, dtype=torch.float64))
     assert (q.kl(p) > 0).all()
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-4, 1e-2, 1.0])
+def test_small_kl_in_float32_agrees_with_float64(size, generator):
+    """Of 100,000 units whose sigmas and means differ by `size`: with 1e-4, 0.0015 nats."""
+    sigma, change, distance = torch.randn(3, 100_000, generator=generator, dtype=torch.float64)
+    p = DiagonalNormal(torch.zeros(100_000), (0.3 * sigma).exp().float())
+    q = DiagonalNormal((size * distance).float(), (0.3 * sigma + size * change).exp().float())
+    excess, mu = q.sigma.double() / p.sigma.double() - 1, q.mu.double() / p.sigma.double()
+    expected = (0.5 * (excess.square() + mu.square()) + (excess - excess.log1p())).sum()
+    # Sigmas are rounded: where a difference is one unit in the last place, so is the error of a KL.
+    assert q.kl(p).sum().item() == pytest.approx(expected.item(), rel=0.03 if size == 1e-6 else 1e-3)
+    assert (q.kl(p) >= 0).double().mean() > 0.99
+
+
+@pytest.mark.parametrize("highest", [-3.0, 0.0, 7.0, 13.0, 20.0])
+def test_end_of_a_diffusion_in_float32_agrees_with_float64(highest, generator):
+    """KL(N(alpha z, sigma^2) || N(0, 1)), which for a large gamma at the end is about exp(-gamma) z^2 / 2."""
+    config = config_from_dict(
+        {"family": "ladder", "latents_per_scale": [1], "top_prior": "diffusion", "diffusion_min_gamma": -6.0}, "a test"
+    ).model_copy(update={"diffusion_max_gamma": highest})
+    prior = DiffusionPrior(config, (1, 4, 4), bounded=False)
+    z = torch.randn(1000, 1, 4, 4, generator=generator)
+    signal, noise = torch.tensor([-highest, highest], dtype=torch.float64).sigmoid()
+    expected = 0.5 * (signal * z.double().square() - signal - torch.log1p(-signal)).flatten(1).sum(1)
+    if highest == -3:
+        expected = 0.5 * (signal * z.double().square() - signal - noise.log()).flatten(1).sum(1)
+    torch.testing.assert_close(prior._end_term(z).double(), expected, rtol=1e-5, atol=1e-12)
 
 
 def test_sample_is_mu_plus_sigma_times_noise(two_normals):

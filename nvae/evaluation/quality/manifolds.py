@@ -11,6 +11,9 @@ from torch import Tensor
 from nvae.system.errors import InvalidValueError
 
 CHUNK = 1000  # features whose distances to all others are in memory at once
+# A squared distance d(a, b)^2 that exceeds the squared radius by this part of |a|^2 + |b|^2 is inside: far more than the
+# rounding of the expanded square, so that equal distances count as equal, and less than that of features in float32.
+ROUNDING = 1e-12
 
 
 class Manifold(NamedTuple):
@@ -28,7 +31,9 @@ class Manifold(NamedTuple):
 def manifolds(real: Tensor, samples: Tensor, neighbors: Sequence[int] = (3, 5)) -> dict[int, Manifold]:
     """Compare features of real images (N, D) with those of samples (M, D), for each number k of neighbors.
 
-    All distances are used, not those within batches. Memory: 1,000 rows of distances in float64.
+    The distance of the k-th neighbor itself is within, as in the authors' programs and in torch-fidelity: sets of
+    duplicates, whose radii are 0, contain each other. All distances are used, not those within batches. Memory: 1,000
+    rows of distances in float64.
     Raises InvalidValueError unless both sets have more than k features.
     """
     most = max(neighbors)
@@ -43,17 +48,17 @@ def manifolds(real: Tensor, samples: Tensor, neighbors: Sequence[int] = (3, 5)) 
     nearest = torch.full((len(real),), torch.inf, dtype=torch.float64)
     for first in range(0, len(samples), CHUNK):
         part = slice(first, first + CHUNK)
-        distances = _squared_distances(real, samples[part])  # (N, chunk)
+        distances = _squared_distances(real, samples[part], ROUNDING)  # (N, chunk)
         nearest = torch.minimum(nearest, distances.amin(1))
         for i in range(len(neighbors)):
-            inside[i, part] = (distances < radii_real[i][:, None]).sum(0).float()
-            recalled[i] |= (distances < radii_samples[i][None, part]).any(1)
+            inside[i, part] = (distances <= radii_real[i][:, None]).sum(0).float()
+            recalled[i] |= (distances <= radii_samples[i][None, part]).any(1)
     return {
         k: Manifold(
             (inside[i] > 0).double().mean().item(),
             recalled[i].double().mean().item(),
             inside[i].double().mean().item() / k,
-            (nearest < radii_real[i]).double().mean().item(),
+            (nearest <= radii_real[i]).double().mean().item(),
         )
         for i, k in enumerate(neighbors)
     }
@@ -72,7 +77,7 @@ def _radii(features: Tensor, neighbors: Sequence[int]) -> Tensor:
     return radii
 
 
-def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Return the squared distances (N, M) of (N, D) and (M, D)."""
+def _squared_distances(a: Tensor, b: Tensor, lower: float = 0.0) -> Tensor:
+    """Return the squared distances (N, M) of (N, D) and (M, D), less `lower` times the sum of both squares."""
     squares = a.square().sum(1)[:, None] + b.square().sum(1)[None]
-    return squares.addmm_(a, b.T, alpha=-2).clamp_(min=0)
+    return squares.addmm_(a, b.T, beta=1 - lower, alpha=-2).clamp_(min=0)

@@ -166,7 +166,8 @@ class DiffusionPrior(nn.Module):
 
     def _end_term(self, z: Tensor) -> Tensor:
         signal, noise = (1 / (1 + math.exp(sign * self.schedule.highest)) for sign in (1, -1))
-        return 0.5 * sum_per_image(signal * z.square() + noise - math.log(noise) - 1)
+        constant = -signal - math.log(noise)  # = noise - 1 - log noise, in float64: next to 1, a float32 loses it
+        return 0.5 * sum_per_image(signal * z.square() + constant)
 
     def step(self, z: Tensor, index: int) -> tuple[Tensor, float]:
         """Return the mean and the standard deviation of ancestral step `index` (0 to steps - 1) from z_t.

@@ -35,8 +35,38 @@ def test_one_repeated_sample_has_no_recall(generator):
     real = torch.randn(80, 3, generator=generator)
     manifold = manifolds(real, real[:1].expand(80, 3).clone(), (3,))[3]
     assert manifold.precision == 1
-    assert manifold.recall == 0
+    assert manifold.recall == 1 / 80  # the image itself
     assert manifold.coverage <= 0.1
+
+
+@pytest.mark.parametrize("copies", [2, 7])
+@pytest.mark.parametrize("far", [0, 1e4])
+def test_duplicates_contain_each_other(generator, copies, far):
+    """k duplicates of every image, in both sets: all radii are 0, and every sample is an image."""
+    features = torch.randn(30, 8, generator=generator) + far
+    real, samples = features.repeat(copies, 1), features.flip(0).repeat(copies, 1)
+    manifold = manifolds(real, samples, (1,))[1]
+    assert tuple(manifold) == (1, 1, copies, 1)
+
+
+def test_the_distance_of_the_neighbor_is_within():
+    """Images 0, 1, ..., 19 on a line in six dimensions: the nearest neighbor of every image is at distance 1."""
+    direction = torch.tensor([3.0, 1.0, 4.0, 1.0, 5.0, 9.0])
+    line = torch.arange(20.0)[:, None] * direction + 1000
+    manifold = manifolds(line, line + direction, (1,))[1]  # the last sample is an image's neighbor at distance 1
+    assert (manifold.precision, manifold.recall, manifold.coverage) == (1, 1, 1)
+    # 18 samples have 3 images at distances 0, 1, 1; then 2; the last one has 1.
+    assert manifold.density == pytest.approx((18 * 3 + 2 + 1) / 20)
+    apart = manifolds(line, line + 20.01 * direction, (1,))[1]
+    assert tuple(apart) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("ratio", [0.9999, 1.0001])
+def test_a_distance_near_the_radius_is_decided_exactly(ratio):
+    real = torch.tensor([[0.0, 0.0], [1.0, 0.0], [100.0, 0.0], [103.0, 0.0]])
+    samples = torch.tensor([[0.0, 0.0], [0.0, ratio], [50.0, 50.0], [0.0, -2000.0]])
+    expected = (2 if ratio < 1 else 1) / 4
+    assert manifolds(real, samples, (1,))[1].precision == expected
 
 
 @pytest.mark.slow
