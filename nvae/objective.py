@@ -15,8 +15,6 @@ from nvae.models.distributions import sum_per_image
 from nvae.models.hierarchy import Level, TopDownOutput
 from nvae.schema import TrainingParameters
 
-MIN_KL_COEFFICIENT = 1e-4
-
 
 class ElboTerms(NamedTuple):
     """The terms of the evidence lower bound, nats per image."""
@@ -35,15 +33,15 @@ def elbo_terms(output: TopDownOutput, images: Tensor) -> ElboTerms:
     return ElboTerms(sum_per_image(output.px_z.log_prob(images)), output.kl)
 
 
-def kl_coefficient(epoch: float, warmup_epochs: float, delay_epochs: float = 0.0) -> float:
-    """Return the weight of the KL: 1e-4 until `delay_epochs`, then rising linearly to 1 within `warmup_epochs`.
+def kl_coefficient(epoch: float, warmup_epochs: float, delay_epochs: float = 0.0, minimum: float = 1e-4) -> float:
+    """Return the weight of the KL: `minimum` until `delay_epochs`, then rising linearly to 1 within `warmup_epochs`.
 
-    epoch: the position in epochs, with fractions.
+    epoch: the position in epochs, with fractions. While the rise is below `minimum`, the weight stays there.
     """
     if epoch < delay_epochs:
-        return MIN_KL_COEFFICIENT
+        return minimum
     epoch -= delay_epochs
-    return 1.0 if epoch >= warmup_epochs else max(epoch / warmup_epochs, MIN_KL_COEFFICIENT)
+    return 1.0 if epoch >= warmup_epochs else max(epoch / warmup_epochs, minimum)
 
 
 def balance_alphas(levels: Sequence[Level]) -> list[float]:

@@ -53,6 +53,14 @@ def test_kl_coefficient_with_a_delay_rises_linearly_after_it(epoch, expected):
     assert kl_coefficient(epoch, 10, 2) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("minimum", [1e-9, 1e-4, 0.3, 1.0])
+def test_kl_coefficient_is_never_below_its_minimum(minimum):
+    """max(min((step - constant) / total, 1), minimum), as in the original."""
+    for epoch in (0, 1.9, 2, 2.5, 4, 11.9, 12, 20):
+        expected = max(min((epoch - 2) / 10, 1), minimum)
+        assert kl_coefficient(epoch, 10, 2, minimum) == pytest.approx(expected, abs=1e-12)
+
+
 @pytest.mark.parametrize("position", [0.0, 1e-4, 0.25, 0.5, 1.0])
 def test_regularization_coefficient_is_geometric_in_the_kl_coefficient(position):
     """From 100 to 1, the value at half of the warm-up is 10."""

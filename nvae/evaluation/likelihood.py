@@ -90,7 +90,7 @@ def evaluate(
     samples: int = 1,
     seed: int = 0,
     targets_u8: Tensor | None = None,
-    count_active: bool = True,
+    count_active: bool | int = True,
     progress: Progress = False,
     estimator: Estimator = "importance_weighted",
     outer_samples: int = 1,
@@ -110,7 +110,8 @@ def evaluate(
     outer_samples: draws per image of the groups whose prior gives log p(z) as a bound in expectation alone. Each draw
     has `samples` draws of the groups below and a bound of its own, with log p(z) - log q(z | x) of the top groups
     outside of the logarithm (docs/likelihood.md); the result is the mean. Other models need one.
-    count_active: count the active units too, which takes one more top-down pass per image.
+    count_active: count the active units too, of all images or of about the first N, which takes one more top-down pass
+    per image that counts.
     ranks: processes that share the images, each with the same model and arguments; every rank gets the same result.
     Raises InvalidValueError.
     """
@@ -127,7 +128,8 @@ def evaluate(
     check_choice("estimator", estimator, get_args(Estimator))
     check_seeds([seed])
     ranks = ranks or Ranks()
-    active_units = ActiveUnits(model) if count_active else None
+    counted = len(images_u8) if count_active is True else int(count_active)
+    active_units = ActiveUnits(model) if counted else None
     images_per_pass = max(1, batch_size // samples)
     samples_per_pass = max(1, batch_size // images_per_pass)
     sampling = Plan(estimator, samples, samples_per_pass, outer_samples)
@@ -149,7 +151,7 @@ def evaluate(
                 release_pages()
                 features = model.bottom_up(images)
                 generator = seeded(seed, "validation", batch.start, model.device)
-                if active_units is not None:
+                if active_units is not None and batch.start < counted:
                     active_units.add(features, len(images))
             part_features = [map_tensors(group, itemgetter(part)) for group in features]
             bounds.append(_bounds(model, part_features, targets[part], sampling, generator))

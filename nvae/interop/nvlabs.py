@@ -16,7 +16,6 @@ from nvae.interop.key_mapping import InteropError, KeyMap
 from nvae.interop.nvae_keys import Layout, Place, build_key_map
 from nvae.models.nvae.cells import InvertedResidualCell, ResidualCell
 from nvae.models.nvae.network import NVAE
-from nvae.objective import MIN_KL_COEFFICIENT
 from nvae.schema import ModelConfig
 from nvae.system.errors import Remedy
 
@@ -36,6 +35,7 @@ _SCHEDULE = {
     "warmup_epochs": "learning_rate_warmup_epochs",
     "kl_anneal_portion": "warmup_portion",
     "kl_const_portion": "warmup_delay_portion",
+    "kl_const_coeff": "kl_const_coeff",
 }
 LSUN_CATEGORIES = {"church": "church_outdoor"}  # by the original's names
 
@@ -102,12 +102,6 @@ def config_of_settings(args: Mapping[str, Any], source: str) -> tuple[ModelConfi
     }
     where = f"{source}: settings"
     config, warnings = config_from_dict(data, where), []
-    coefficient = args.get("kl_const_coeff")
-    if isinstance(coefficient, int | float) and coefficient != MIN_KL_COEFFICIENT:
-        warnings.append(
-            f"setting kl_const_coeff: got {show(coefficient)}, but training here starts the KL warm-up at "
-            f"{MIN_KL_COEFFICIENT:g}"
-        )
     try:
         config = config_from_dict(data | {"training_parameters": _schedule(args)}, where)
     except ConfigError as error:  # a trained model is useful without its schedule

@@ -100,6 +100,9 @@ class TrainingParameters(Section):
     warmup_delay_portion: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Portion of all epochs before the KL warm-up begins."
     )
+    kl_const_coeff: Annotated[float, Field(ge=1e-9, le=1)] = Field(
+        1e-4, description="Smallest weight of the KL: before the KL warm-up, and at its start until the rise is above."
+    )
     epochs: Epochs = Field(100, description="Passes over the training images.")
     max_steps_per_epoch: Count | None = Field(
         None,

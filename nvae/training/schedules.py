@@ -38,7 +38,7 @@ def rates(position: Position, validations: Sequence[Validation], recovery: Recov
     """Return what the schedule and the recoveries so far say about the step at a position."""
     schedule, warmup = position.schedule, kl_warmup(position)
     rate = learning_rate(position, validations) * recovery.learning_rate_factor
-    kl = kl_coefficient(position.in_epochs, warmup.rise, warmup.delay)
+    kl = kl_coefficient(position.in_epochs, warmup.rise, warmup.delay, schedule.kl_const_coeff)
     weight = 0.0
     if is_regularized:
         constant, initial = schedule.regularization_constant, schedule.regularization_constant_initial

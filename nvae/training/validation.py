@@ -11,6 +11,7 @@ from nvae.data.registry import evaluation_images
 from nvae.evaluation.likelihood import Evaluation, evaluate
 from nvae.evaluation.quality.extractors.transformations import load_self
 from nvae.evaluation.quality.measure import Settings, measure_quality
+from nvae.evaluation.quality.report import too_few_images
 from nvae.evaluation.report import is_saved, report, save_report
 from nvae.inference.sampling import Sampler
 from nvae.models.families import clone
@@ -26,6 +27,7 @@ from nvae.training.trainer import Trainer
 
 VALIDATIONS = 10  # the last validations, with which a new one is compared
 MIN_VALIDATIONS = 3
+ACTIVE_IMAGES = 500  # whose active units a validation counts
 SAMPLES = 1000
 FID = "fid_self"  # the key in a line of metrics
 ITERATIONS = 20
@@ -48,7 +50,7 @@ def validate(trainer: Trainer, output: RunOutput) -> dict[str, Any]:
         1,
         schedule.seed,
         targets,
-        count_active=False,
+        count_active=ACTIVE_IMAGES,
         ranks=trainer.ranks,
     )
     check_validation(trainer, evaluation.elbo.mean, evaluation.elbo_bits.mean)
@@ -58,6 +60,7 @@ def validate(trainer: Trainer, output: RunOutput) -> dict[str, Any]:
         "validation_elbo": evaluation.elbo.mean,
         "validation_bits_per_dimension": evaluation.elbo_bits.mean,
         "validation_kl_per_group": evaluation.kl_per_group,
+        "validation_active_units_per_group": evaluation.active_units_per_group,
     }
 
 
@@ -157,10 +160,10 @@ class _StopMeasurementError(Exception):
     """A signal came; training has to save and end."""
 
 
-def sample_quality(trainer: Trainer, stop: StopRequest) -> dict[str, Any]:
+def sample_quality(trainer: Trainer, stop: StopRequest, warn: Callable[..., object]) -> dict[str, Any]:
     """Return metrics of 1,000 samples at temperature 1 against training images; none after a signal to stop.
 
-    Raises UserError where the quality cannot be measured.
+    warn: receives a warning of too few images. Raises UserError where the quality cannot be measured.
     """
 
     def until_stopped(items: Sequence[Any], description: str) -> Iterable[Any]:
@@ -180,6 +183,8 @@ def sample_quality(trainer: Trainer, stop: StopRequest) -> dict[str, Any]:
     except _StopMeasurementError:
         return {}
     features = quality.rows[0].features["self"]
+    if features.too_few_images:
+        warn(too_few_images("self", extractor.dimensions), once="few images")
     assert features.manifolds is not None and features.kid is not None
     manifold = features.manifolds[3]
     return {
@@ -193,7 +198,7 @@ def sample_quality(trainer: Trainer, stop: StopRequest) -> dict[str, Any]:
 def try_to_measure(trainer: Trainer, stop: StopRequest, warn: Callable[..., object]) -> dict[str, Any]:
     """Return the metrics of `sample_quality`; an error becomes a warning and an empty result."""
     try:
-        return sample_quality(trainer, stop)
+        return sample_quality(trainer, stop, warn)
     except Exception as error:  # from files, memory, linear algebra
         warn(f"the quality of samples could not be measured: {error}", once=f"quality: {error}")
         return {}

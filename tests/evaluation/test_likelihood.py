@@ -352,6 +352,8 @@ def test_active_unit_follows_the_image(config, gain, active):
         assert evaluation.active_units_per_group == active
         assert evaluation.units_per_group == [3, 3]
     assert evaluate(model, images_u8, 100, count_active=False).active_units_per_group is None
+    for images, expected in ((1, [0, 0]), (100, active)):  # one image has no variance
+        assert evaluate(model, images_u8, 1, count_active=images).active_units_per_group == expected
 
 
 def test_evaluation_that_is_not_finite_is_valid_json(make_model, images_u8):

@@ -194,6 +194,7 @@ SCHEDULE = {  # ours: value and the original's name
     "learning_rate_warmup_epochs": (1, "warmup_epochs"),
     "warmup_portion": (0.4, "kl_anneal_portion"),
     "warmup_delay_portion": (1e-3, "kl_const_portion"),
+    "kl_const_coeff": (0.002, "kl_const_coeff"),
 }
 THREE_SCALES = {"num_latent_scales": 3, "num_groups_per_scale": 20}
 
@@ -264,9 +265,9 @@ def test_weight_decay_norm_init_counts_only_with_annealing(config_with):
 @pytest.mark.parametrize(
     ("changes", "shown"),
     [
-        ({"kl_const_coeff": 0.002}, ["0.002"]),
-        ({"kl_const_coeff": 0}, ["got 0,"]),
-        ({"kl_const_coeff": 1e-4}, []),  # what training here uses
+        ({"kl_const_coeff": 2}, ["kl_const_coeff"]),
+        ({"kl_const_coeff": 0}, ["kl_const_coeff"]),
+        ({"kl_const_coeff": 1e-4}, []),  # the default
         ({"learning_rate": 1e-9}, ["learning_rate"]),
     ],
     ids=str,

@@ -63,7 +63,7 @@ def test_weights_are_those_of_a_training_without_measurements(run):
 def test_checkpoint_of_the_best_samples_is_kept(run, files, monkeypatch):
     values = iter([3.0, 1.0, 2.0, 1.0])
     result = dict.fromkeys(KEYS, 0.5)
-    monkeypatch.setattr(validation, "sample_quality", lambda trainer, stop: result | {FID: next(values)})
+    monkeypatch.setattr(validation, "sample_quality", lambda trainer, stop, warn: result | {FID: next(values)})
     kept = []
 
     def on_event(event):
@@ -85,7 +85,7 @@ def test_best_samples_are_not_kept_without_keep_best(run, files):
 @pytest.mark.slow
 def test_continued_run_compares_with_the_earlier_measurements(run, files, monkeypatch):
     values = iter([1.0, 2.0])
-    monkeypatch.setattr(validation, "sample_quality", lambda trainer, stop: dict.fromkeys(KEYS, next(values)))
+    monkeypatch.setattr(validation, "sample_quality", lambda trainer, stop, warn: dict.fromkeys(KEYS, next(values)))
     run(epochs=1, evaluate_quality_every=1)
     before = files.best_fid.read_bytes()
     run(epochs=2, evaluate_quality_every=1)
@@ -108,13 +108,15 @@ def test_error_is_a_warning_and_training_goes_on(run, lines, monkeypatch):
 def test_signal_ends_the_measurement(make_trainer):
     stop = StopRequest()
     stop.signal = signal.SIGTERM
-    assert sample_quality(make_trainer(), stop) == {}
+    assert sample_quality(make_trainer(), stop, print) == {}
 
 
 def test_measurement_changes_no_number_of_the_trainer(make_trainer):
     trainer = make_trainer(ema_decay=0.9)
     before, random = everything(trainer), torch.random.get_rng_state()
-    assert sample_quality(trainer, StopRequest()).keys() == KEYS
+    warned = []
+    assert sample_quality(trainer, StopRequest(), lambda text, once: warned.append(once)).keys() == KEYS
+    assert warned == ["few images"]
     assert not differences(before, everything(trainer))
     assert torch.equal(torch.random.get_rng_state(), random)
 

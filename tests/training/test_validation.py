@@ -1,8 +1,9 @@
+import math
 from types import SimpleNamespace
 
 import pytest
 
-from nvae.training.validation import check_health
+from nvae.training.validation import check_health, validate
 
 
 @pytest.mark.parametrize(
@@ -24,3 +25,18 @@ def test_useless_models_are_warned_of(make_trainer, kl, bits, warmed_up, kinds):
     evaluation = SimpleNamespace(kl_per_group=kl, elbo_bits=SimpleNamespace(mean=bits))
     check_health(trainer, SimpleNamespace(reporter=reporter), evaluation, "")
     assert warned == kinds
+
+
+def test_validation_counts_the_active_units_of_every_group(make_trainer):
+    """A unit whose posterior does not depend on the image is dead."""
+    trainer = make_trainer()
+    output = SimpleNamespace(reporter=SimpleNamespace(warn=lambda *arguments, **options: None))
+    units = [math.prod(group.level.latent_shape) for group in trainer.model.groups]
+    counts = []
+    for factor in (100, 0):
+        for group in trainer.model.groups:
+            group.posterior_head.bias.data.zero_()
+            group.posterior_head.parametrizations.weight.original0.data.mul_(factor)
+        counts.append(validate(trainer, output)["validation_active_units_per_group"])
+    assert all(0 < count <= of for count, of in zip(counts[0], units, strict=True))
+    assert counts[1] == [0] * len(units)

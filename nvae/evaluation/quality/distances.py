@@ -18,10 +18,22 @@ CHUNK = 4096  # features converted to float64 at once
 
 
 class FeatureStatistics(NamedTuple):
-    """Mean (D,) and covariance (D, D) of features, float64: all that the Frechet distance needs."""
+    """Mean (D,) and covariance (D, D) of features, float64: all that the Frechet distance needs.
+
+    images: their number; of a file that does not say the number, 1 more than the rank of the covariance, the least.
+    """
 
     mean: Tensor
     covariance: Tensor
+    images: int
+
+    @property
+    def has_too_few_images(self) -> bool:
+        """Whether the covariance is singular because there are no more images than features.
+
+        The Frechet distance is then far too large, and falls with every image: no number to compare.
+        """
+        return self.images <= len(self.mean)
 
     @classmethod
     def of(cls, features: Tensor) -> FeatureStatistics:
@@ -34,7 +46,7 @@ class FeatureStatistics(NamedTuple):
         for part in features.split(CHUNK):
             centered = part.double() - mean
             covariance += centered.T @ centered
-        return cls(mean, covariance / (count - 1))
+        return cls(mean, covariance / (count - 1), count)
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:

@@ -101,6 +101,7 @@ class FeatureQuality(NamedTuple):
     fid: float | None = None
     kid: Estimate | None = None
     manifolds: dict[int, Manifold] | None = None  # by the number of neighbors
+    too_few_images: bool = False  # for the covariances of the FID, see `FeatureStatistics`
 
 
 class Row(NamedTuple):
@@ -287,10 +288,13 @@ class _Measurement:
         metrics, result = self.settings.metrics, {}
         for key, extractor in self.extractors.items():
             features, real, name = values[key], self.real[key], extractor.name
-            fid = frechet_distance(FeatureStatistics.of(features), self.statistics[name]) if "fid" in metrics else None
+            fid, too_few = None, False
+            if "fid" in metrics:
+                statistics = FeatureStatistics.of(features), self.statistics[name]
+                fid, too_few = frechet_distance(*statistics), any(part.has_too_few_images for part in statistics)
             kid = kernel_distance(real, features) if "kid" in metrics else None
             overlap = manifolds(real, features, self.settings.neighbors) if "precision-recall" in metrics else None
-            result[name] = FeatureQuality(fid, kid, overlap)
+            result[name] = FeatureQuality(fid, kid, overlap, too_few)
         return result
 
 

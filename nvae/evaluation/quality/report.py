@@ -46,6 +46,8 @@ def report(quality: Quality, model: HierarchicalVAE, dataset: str) -> str:
     for facts in quality.extractors:
         if any(numbers(row, facts["name"]) for row in rows):
             lines += ["", *table(_feature_rows(rows, facts["name"]))]
+        if any(row.features[facts["name"]].too_few_images for row in rows if facts["name"] in row.features):
+            lines.append(too_few_images(facts["name"], facts["dimensions"]))
     if compared and quality.real is None:
         missing = f"{quality.reference_images:,} more {quality.part} images"
         lines.append(f"{REAL}: not measured, because the data set has not {missing}")
@@ -62,6 +64,14 @@ def report(quality: Quality, model: HierarchicalVAE, dataset: str) -> str:
         if row.seconds_per_image is not None:
             lines.append(f"{row_name(row)}: {1000 * row.seconds_per_image:.1f} ms of sampling per image")
     return "\n".join(lines)
+
+
+def too_few_images(extractor: str, dimensions: int) -> str:
+    """Return a warning for `FeatureQuality.too_few_images`."""
+    return (
+        f"FID({extractor}) is far too high, and no number to compare: its covariances of {dimensions} features need more "
+        f"than {dimensions} samples and images; use KID"
+    )
 
 
 def _feature_rows(rows: list[Row], extractor: str) -> list[tuple[str, ...]]:
@@ -136,6 +146,8 @@ def _row_dict(row: Row, quality: Quality) -> dict[str, Any]:
     result: dict[str, Any] = {"temperature": plain(row.temperature)}
     for name, features in row.features.items():
         result[f"fid_{name}"] = plain(features.fid)
+        if features.too_few_images:
+            result[f"fid_{name}_has_too_few_images"] = True
         result[f"kid_{name}"] = plain(features.kid)
         for k, manifold in (features.manifolds or {}).items():
             result |= {f"{key}_k{k}_{name}": value for key, value in manifold._asdict().items()}

@@ -17,6 +17,7 @@ from nvae.system.files import atomic_write
 NAMES = (("mu", "sigma"), ("m", "s"))  # of the mean and of the covariance
 FACTS = "facts"
 TOLERANCE = 1e-4  # of a covariance, relative to its largest value: files of float32 round
+RANK_TOLERANCE = 1e-9  # of a variance that counts for the rank, relative to the largest
 
 
 def write_statistics(path: Path, statistics: FeatureStatistics, facts: dict[str, Any]) -> None:
@@ -60,8 +61,8 @@ def read_statistics(path: Path, extractor: Extractor) -> tuple[FeatureStatistics
     if not (mean.isfinite().all() and covariance.isfinite().all()):
         raise UserError(f"'{path}' has numbers that are not finite. Use another file.")
     tolerance = TOLERANCE * covariance.abs().max()
-    asymmetry = (covariance - covariance.T).abs().max()
-    if asymmetry > tolerance or torch.linalg.eigvalsh(covariance).min() < -tolerance:
+    asymmetry, variances = (covariance - covariance.T).abs().max(), torch.linalg.eigvalsh(covariance)
+    if asymmetry > tolerance or variances.min() < -tolerance:
         raise UserError(f"'{path}' has a sigma that is not symmetric and positive, so no covariance. Use another file.")
     facts = facts if isinstance(facts, dict) else {}
     of = facts.get("extractor")
@@ -70,4 +71,7 @@ def read_statistics(path: Path, extractor: Extractor) -> tuple[FeatureStatistics
             f"'{path}' has statistics of the extractor {of.get('name')}, digest {of.get('digest')}, expected "
             f"{extractor.name}, digest {extractor.digest}. Use the same extractor and the same weights."
         )
-    return FeatureStatistics(mean, covariance), facts
+    images = facts.get("images")
+    if type(images) is not int:
+        images = int((variances > RANK_TOLERANCE * variances.max()).sum()) + 1
+    return FeatureStatistics(mean, covariance, images), facts

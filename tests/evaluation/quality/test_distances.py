@@ -29,8 +29,8 @@ def test_statistics_are_those_of_numpy(features):
 def test_frechet_distance_of_normals_with_diagonal_covariances():
     mean_a, mean_b = torch.tensor([1.0, -2.0, 0.5]).double(), torch.tensor([0.0, 1.0, 0.5]).double()
     sigma_a, sigma_b = torch.tensor([1.0, 2.0, 3.0]).double(), torch.tensor([2.0, 2.0, 0.0]).double()
-    a = FeatureStatistics(mean_a, torch.diag(sigma_a.square()))
-    b = FeatureStatistics(mean_b, torch.diag(sigma_b.square()))
+    a = FeatureStatistics(mean_a, torch.diag(sigma_a.square()), 10)
+    b = FeatureStatistics(mean_b, torch.diag(sigma_b.square()), 10)
     expected = (mean_a - mean_b).square().sum() + (sigma_a - sigma_b).square().sum()
     assert frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-9)
     assert frechet_distance(b, a) == pytest.approx(expected.item(), rel=1e-9)
@@ -53,6 +53,13 @@ def test_frechet_distance_of_sets_smaller_than_their_dimensions(generator):
     a, b = torch.randn(5, 20, generator=generator), torch.randn(5, 20, generator=generator)
     distance = frechet_distance(FeatureStatistics.of(a), FeatureStatistics.of(b))
     assert math.isfinite(distance) and distance > 0
+
+
+@pytest.mark.parametrize(("images", "expected"), [(5, True), (6, True), (7, False), (400, False)])
+def test_statistics_of_no_more_images_than_features_have_too_few(features, images, expected):
+    statistics = FeatureStatistics.of(features[0][:images])
+    assert statistics.has_too_few_images is expected
+    assert (torch.linalg.matrix_rank(statistics.covariance) < 6).item() is expected
 
 
 def test_frechet_distance_agrees_with_torch_fidelity(features):

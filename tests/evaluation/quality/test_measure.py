@@ -171,10 +171,25 @@ def test_planted_training_images_are_found(model, data):
 
 
 def test_statistics_of_a_file_replace_those_of_the_images(model, data):
-    statistics = FeatureStatistics(torch.zeros(12).double(), torch.eye(12).double())
+    statistics = FeatureStatistics(torch.zeros(12).double(), torch.eye(12).double(), 100)
     given = measure(model, data, statistics={"pixels": statistics}).rows[0].features["pixels"]
     own = measure(model, data).rows[0].features["pixels"]
     assert given.fid != own.fid and given.kid == own.kid and given.manifolds == own.manifolds
+
+
+@pytest.mark.parametrize(("images", "in_file", "expected"), [(20, 1000, True), (24, 24, True), (25, 25, False)])
+def test_frechet_distance_of_no_more_images_than_features_is_named(model, data, images, in_file, expected):
+    """24 features, and 20 or 24 or 25 samples and images; or a file of statistics of few images."""
+    extractor = dataclasses.replace(pixels(), dimensions=24, network=lambda images: images[:, :, :2, :4].flatten(1))
+    statistics = {"pixels": FeatureStatistics.of(torch.randn(in_file, 24))}
+    settings = SETTINGS._replace(images=images)
+    quality = measure(model, data, settings, extractors=[extractor])
+    rows = [*quality.rows, quality.real]
+    assert {row.features["pixels"].too_few_images for row in rows} == {expected}
+    assert to_dict(quality)["rows"][0].get("fid_pixels_has_too_few_images", False) is expected
+    assert ("no number to compare" in report(quality, model, "toy_faces")) is expected
+    quality = measure(model, data, settings, extractors=[extractor], statistics=statistics)
+    assert quality.rows[0].features["pixels"].too_few_images is expected
 
 
 def test_path_lengths_need_continuous_features(model, data):

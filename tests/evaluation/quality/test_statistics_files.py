@@ -41,6 +41,18 @@ def test_files_of_other_programs_are_read(statistics, file, names, dtype):
     assert frechet_distance(read, statistics) == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.parametrize("facts", [{}, {"images": None}, {"images": 4}])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("count", "expected"), [(3, 3), (4, 4), (20, 4)])
+def test_number_of_images_of_a_file_is_known_or_at_least_the_rank(file, generator, facts, dtype, count, expected):
+    statistics = FeatureStatistics.of(torch.randn(count, 3, generator=generator))
+    arrays = FeatureStatistics(*(torch.from_numpy(part.numpy().astype(dtype)) for part in statistics[:2]), count)
+    write_statistics(file, arrays, facts)
+    read, _ = read_statistics(file, extractor())
+    assert read.images == facts.get("images") or read.images == expected
+    assert read.has_too_few_images is (read.images < 4)
+
+
 @pytest.mark.parametrize("other", [extractor(name="inception"), extractor(digest="9999")])
 def test_statistics_of_another_extractor_are_refused(statistics, file, other):
     write_statistics(file, statistics, {"extractor": other.facts()})
