@@ -55,7 +55,7 @@ def _title(evaluation: Evaluation) -> str:
     if not evaluation.is_normalized:
         title += ", not a bound (likelihood_tails original)"
     published = evaluation.estimator == "analytic_kl"
-    name = "published protocol, not a bound:" if published else "log p(x) at least" if evaluation.is_bound else "log p(x)"
+    name = "published protocol, not a bound:" if published else "log p(x)" + " at least" * evaluation.is_bound
     if evaluation.samples > 1 or published:
         title += f"\n{name} {bound.mean:.2f} nats, {bits.mean:.3f} bits/dim ({evaluation.samples} samples)"
     return title

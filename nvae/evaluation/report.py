@@ -16,8 +16,8 @@ from nvae.summary import table
 from nvae.system.files import atomic_write, unused_path
 
 UNNORMALIZED = (
-    "with likelihood_tails original, the value 254 gets the upper tail of 255 too, and the probabilities of a subpixel's "
-    "values add up to more than 1"
+    "with likelihood_tails original, the value 254 gets the upper tail of 255 too, and the probabilities of a "
+    "subpixel's values add up to more than 1"
 )
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from nvae.system.errors import InvalidValueError
 
 CHUNK = 1000  # features whose distances to all others are in memory at once
-# A squared distance d(a, b)^2 that exceeds the squared radius by this part of |a|^2 + |b|^2 is inside: far more than the
-# rounding of the expanded square, so that equal distances count as equal, and less than that of features in float32.
+# A squared distance of a and b that exceeds the squared radius by this part of |a|^2 + |b|^2 is inside: far more than
+# the rounding of the expanded square, so that equal distances count as equal, and less than that of float32 features.
 ROUNDING = 1e-12
 
 

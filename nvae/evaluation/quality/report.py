@@ -69,8 +69,8 @@ def report(quality: Quality, model: HierarchicalVAE, dataset: str) -> str:
 def too_few_images(extractor: str, dimensions: int) -> str:
     """Return a warning for `FeatureQuality.too_few_images`."""
     return (
-        f"FID({extractor}) is far too high, and no number to compare: its covariances of {dimensions} features need more "
-        f"than {dimensions} samples and images; use KID"
+        f"FID({extractor}) is far too high, and no number to compare: its covariances of {dimensions} features need "
+        f"more than {dimensions} samples and images; use KID"
     )
 
 
