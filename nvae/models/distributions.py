@@ -16,6 +16,8 @@ from torch import Tensor
 
 SOFT_CLAMP = 5.0
 MIN_SIGMA = 0.01
+SQRT_HALF = math.sqrt(0.5)
+NARROW = 5e-3  # of an interval of a standard Normal: half its width times (1 + the distance of its center)
 MIN_WEIGHT = 1e-5  # of a component of a mixture that an inversion uses
 
 Noise = list[Tensor]  # one (B, ...) per latent group, top group first
@@ -53,6 +55,37 @@ def soft_clamp(x: Tensor) -> Tensor:
 def sum_per_image(x: Tensor) -> Tensor:
     """Sum over all dimensions but the first: (B, ...) to (B,)."""
     return x.flatten(1).sum(1)
+
+
+def log_normal_cdf(x: Tensor) -> Tensor:
+    """Return the log of the standard Normal's mass below x, elementwise, without loss of digits in either tail.
+
+    With erfcx(x) = exp(x^2) erfc(x). Not `torch.special.log_ndtr`, which Apple's devices do not have.
+    """
+    lower, upper = x.clamp(max=0), x.clamp(min=0)
+    log_lower = torch.special.erfcx(-lower * SQRT_HALF).log() - math.log(2) - lower.square() / 2
+    return torch.where(x < 0, log_lower, torch.log1p(-torch.special.erfc(upper * SQRT_HALF) / 2))
+
+
+def log_normal_mass(center: Tensor, half: Tensor) -> Tensor:
+    """Return the log of the standard Normal's mass in [center - half, center + half], elementwise.
+
+    Every formula is finite, with a finite gradient, where another one is used.
+    """
+    center = -center.abs()
+    # An interval around 0: a sum of two masses, so nothing cancels.
+    masses = torch.erf((center + half).clamp(min=0) * SQRT_HALF) + torch.erf((half - center) * SQRT_HALF)
+    # An interval below 0: log cdf(upper) + log(1 - cdf(lower) / cdf(upper)). The ratio is that of the densities times
+    # that of the functions erfcx.
+    c = torch.minimum(center, -half)
+    ratio = torch.special.erfcx((half - c) * SQRT_HALF) / torch.special.erfcx((-half - c) * SQRT_HALF)
+    log_ratio = (2 * half * c + ratio.log()).clamp(max=-NARROW / 100)
+    below = log_normal_cdf(c + half) + torch.log(-torch.expm1(log_ratio))
+    # A narrow interval below 0: the density at the center times the width, and the next term of the Taylor series.
+    narrow = (2 * half).log() - center.square() / 2 - 0.5 * math.log(2 * math.pi)
+    narrow = narrow + half.square() * (center.square() - 1) / 6
+    below = torch.where(half * (1 - center) < NARROW, narrow, below)
+    return torch.where(center > -half, masses.log() - math.log(2), below)
 
 
 class Flow(Protocol):

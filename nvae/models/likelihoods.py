@@ -24,6 +24,8 @@ from nvae.models.distributions import (
     DiagonalNormal,
     SoftClampedNormal,
     at_least_float32,
+    log_normal_cdf,
+    log_normal_mass,
     soft_clamp,
     standard_normal,
     standard_uniform,
@@ -168,6 +170,41 @@ class Gaussian:
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         drawn = self.normal.sample(standard_normal(self.normal.mu, generator))
         return _to_unit(drawn) if self.centered else drawn
+
+
+class DiscretizedGaussian:
+    """A Normal per subpixel, integrated over the bins of the 2^bits values (Ho et al. 2020, equation 13).
+
+    Output per subpixel: mu (clamped to [-5, 5]) and log sigma (at least -7), on [-1, 1]. The bins are those of
+    `LogisticMixture` with exact tails, without a smallest mass: the probabilities of all values add up to 1. `last` is
+    the number of the last value.
+    """
+
+    @classmethod
+    def likelihood(cls, config: ModelConfig) -> Likelihood:
+        channels = config.image_channels
+        return Likelihood(2 * channels, partial(cls, last=last_value(config)), 0.0, range(channels))
+
+    def __init__(self, output: Tensor, last: int) -> None:
+        mu, log_sigma = output.chunk(2, dim=1)
+        self.normal = DiagonalNormal(mu.clamp(-5, 5), log_sigma.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE).exp())
+        self.last = last
+
+    def log_prob(self, images: Tensor) -> Tensor:
+        center, half_bin = self.normal.to_noise(_to_centered(images)), 1 / (self.last * self.normal.sigma)
+        inner, above_lower = log_normal_mass(center, half_bin), log_normal_cdf(half_bin - center)
+        inner = torch.where(images > 1 - 0.5 / self.last, above_lower, inner)
+        return torch.where(images < 0.5 / self.last, log_normal_cdf(center + half_bin), inner)
+
+    def mean(self) -> Tensor:
+        return _to_unit(self.normal.mu)
+
+    def most_likely(self) -> Tensor:
+        return self.mean()
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        drawn = self.normal.sample(standard_normal(self.normal.mu, generator))
+        return _nearest_value(_to_unit(drawn), self.last)
 
 
 class Mixture:
@@ -396,6 +433,7 @@ LIKELIHOODS: dict[str, Callable[[ModelConfig], Likelihood]] = {
     "bernoulli": Bernoulli.likelihood,
     "gaussian": Gaussian.likelihood,
     "gaussian_mixture": GaussianMixture.likelihood,
+    "discretized_gaussian": DiscretizedGaussian.likelihood,
     "logistic": LogisticMixture.likelihood,
     "logistic_mixture": LogisticMixture.likelihood,
     "coupled_logistic_mixture": CoupledLogisticMixture.likelihood,

@@ -14,6 +14,7 @@ SamplingMethod = Literal[
     "bernoulli",
     "gaussian",
     "gaussian_mixture",
+    "discretized_gaussian",
     "logistic",
     "logistic_mixture",
     "coupled_logistic_mixture",
@@ -52,7 +53,8 @@ class ModelConfig(Section):
     sampling_method: SamplingMethod = Field(
         "gaussian",
         description="The likelihood of the pixels. bernoulli: binary or gray values as probabilities; gaussian and "
-        "gaussian_mixture: continuous; logistic and logistic_mixture: discretized, every subpixel by itself; "
+        "gaussian_mixture: continuous; discretized_gaussian, logistic, logistic_mixture: discretized, every subpixel "
+        "by itself; "
         "coupled_logistic_mixture: discretized, the mean of green depends on red, of blue on both; auto: "
         "bernoulli for binarized images, else logistic_mixture.",
     )

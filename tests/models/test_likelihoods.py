@@ -9,11 +9,13 @@ import torch
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from nvae.config import load_config
+from nvae.models.distributions import log_normal_cdf, log_normal_mass
 from nvae.models.ladder.config import LadderConfig
 from nvae.models.ladder.likelihoods import build_ladder_likelihood
 from nvae.models.likelihoods import CoupledLogisticMixture, build_likelihood
 
-DISCRETE = ["logistic", "logistic_mixture"]
+LOGISTICS = ["logistic", "logistic_mixture"]
+DISCRETE = [*LOGISTICS, "discretized_gaussian"]
 DENSITIES = ["gaussian", "gaussian_mixture"]
 VALUES = torch.arange(256, dtype=torch.float64) / 255
 RANGES = pytest.mark.parametrize("pixel_range", ["unit", "centered"])
@@ -31,7 +33,9 @@ def likelihood(make_config):
 def outputs(method: str, parameters: int, generator: torch.Generator, places: int = 40) -> torch.Tensor:
     """Varied network outputs (1, parameters, 1, places), for one image channel."""
     raw = torch.randn(1, parameters, 1, places, generator=generator, dtype=torch.float64)
-    if method in DISCRETE:
+    if method == "discretized_gaussian":
+        raw = torch.cat([0.8 * raw[:, :1], 1.5 * raw[:, 1:] - 3], 1)
+    elif method in LOGISTICS:
         logits, mu, log_scale = raw.view(3, -1, 1, places)
         raw = torch.cat([2 * logits, 0.8 * mu, 1.5 * log_scale - 3])[None]
     elif method == "gaussian_mixture":
@@ -51,14 +55,14 @@ def everywhere(values: torch.Tensor, output: torch.Tensor) -> tuple[torch.Tensor
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-7), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("method", DISCRETE)
-def test_logistic_probabilities_sum_to_one_with_exact_tails(method, dtype, tolerance, likelihood, generator):
+def test_discrete_probabilities_sum_to_one_with_exact_tails(method, dtype, tolerance, likelihood, generator):
     likely = likelihood(method, image_channels=1, likelihood_tails="exact")
     images, output = everywhere(VALUES, outputs(method, likely.num_parameters, generator).to(dtype))
     total = likely(output).log_prob(images).exp().sum(0)
     assert (total - 1).abs().max() < tolerance
 
 
-@pytest.mark.parametrize("method", DISCRETE)
+@pytest.mark.parametrize("method", LOGISTICS)
 def test_logistic_probabilities_with_original_tails_count_the_last_value_twice(method, likelihood, generator):
     """The original programs open the upper tail at 0.995, below the value 254, so the mass of 255 counts twice."""
     likely = likelihood(method, image_channels=1, likelihood_tails="original")
@@ -97,7 +101,7 @@ def test_every_model_config_that_follows_no_publication_has_probabilities(root):
         torch.testing.assert_close(total, expected, rtol=0, atol=0.005 if name == "nvae_celeba64" else 1e-5)
 
 
-@pytest.mark.parametrize("method", DISCRETE)
+@pytest.mark.parametrize("method", LOGISTICS)
 def test_fair_noise_of_the_two_brightest_values_needs_one_bit(method, likelihood):
     """The best of 41 x 41 means and scales. With the original tails, both values cost nothing."""
     mu, log_scale = torch.meshgrid(torch.linspace(0.9, 1.1, 41), torch.linspace(-7, -3, 41), indexing="ij")
@@ -120,7 +124,7 @@ def test_logistic_tails_differ_at_the_value_254_only(likelihood, generator):
 
 @BITS
 @pytest.mark.parametrize("method", DISCRETE)
-def test_logistic_probabilities_of_fewer_bits_sum_to_one_with_exact_tails(method, bits, likelihood, generator):
+def test_discrete_probabilities_of_fewer_bits_sum_to_one_with_exact_tails(method, bits, likelihood, generator):
     likely = likelihood(method, image_channels=1, likelihood_tails="exact", pixel_bits=bits)
     values = torch.arange(2**bits, dtype=torch.float64) / (2**bits - 1)
     images, output = everywhere(values, outputs(method, likely.num_parameters, generator))
@@ -436,6 +440,47 @@ def test_bernoulli_bits_per_dimension_do_not_depend_on_pixel_bits(likelihood):
         assert likely.bits_per_dimension(784 * math.log(2), 784) == pytest.approx(1)
 
 
+# ------------------------------------------------------------------------------------------- discretized Normal
+
+
+def log_mass_by_quadrature(center: float, half: float) -> float:
+    """The log of the standard Normal's mass in an interval, by 20,001 values of the density relative to its center."""
+    t = torch.linspace(-half, half, 20_001, dtype=torch.float64)
+    exponent = -center * t - t.square() / 2
+    largest = exponent.max()
+    integral = torch.trapezoid((exponent - largest).exp(), t)
+    return (integral.log() + largest - 0.5 * center**2 - 0.5 * math.log(2 * math.pi)).item()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-7), (torch.float32, 2e-5)])
+def test_mass_of_a_normal_loses_no_digits_anywhere(dtype, tolerance):
+    """Narrow and wide bins, from the mean to 2,000 standard deviations away; the gradient is finite everywhere."""
+    for half in (1e-25, 1e-8, 1e-3, 4e-3, 6e-3, 0.1, 1.0, 3.0):
+        for center in (0.0, 1e-3, half, 1.01 * half, 0.7, 2.0, 5.0, 12.0, 40.0, 2000.0):
+            at = torch.tensor([[center, -center], [half, half]], dtype=dtype, requires_grad=True)
+            log_mass = log_normal_mass(*at)
+            expected = log_mass_by_quadrature(*at[:, 0].tolist())
+            assert log_mass.tolist() == pytest.approx(2 * [expected], rel=tolerance, abs=tolerance), (half, center)
+            assert torch.autograd.grad(log_mass.sum(), at)[0].isfinite().all(), (half, center)
+
+
+@pytest.mark.parametrize("x", [-1e4, -40.0, -6.0, -1.0, 0.0, 0.5, 3.0, 40.0])
+def test_log_normal_cdf_is_that_of_torch(x):
+    double, single = (torch.tensor(x, dtype=dtype, requires_grad=True) for dtype in (torch.float64, torch.float32))
+    expected = torch.special.log_ndtr(double).item()
+    assert log_normal_cdf(double).item() == pytest.approx(expected, rel=1e-9)
+    assert log_normal_cdf(single).item() == pytest.approx(expected, rel=1e-5, abs=1e-12)
+    assert torch.autograd.grad(log_normal_cdf(single), single)[0].isfinite()
+
+
+def test_discretized_gaussian_can_give_one_value_all_mass(likelihood):
+    """The smallest sigma is a quarter of half a bin: a constant image costs nothing, and a surprise is finite."""
+    likely = likelihood("discretized_gaussian", image_channels=1)
+    images, output = everywhere(VALUES, torch.tensor([0.0, 128 / 255 * 2 - 1, -9, -9]).view(1, 2, 1, 2).float())
+    log_prob = likely(output).log_prob(images)[:, 0, 0]
+    assert log_prob[128, 1].exp() > 0.9999 and log_prob.isfinite().all()
+
+
 # ---------------------------------------------------------------------------------- coupled mixture of logistics
 
 
@@ -707,7 +752,7 @@ def test_log_prob_and_gradients_are_finite_far_from_the_mean(method, dtype, like
     for mu in (-1e4, -5.0, 0.0, 5.0, 1e4):
         for log_scale in (-1e4, -7.0, 0.0, 20.0, 60.0):
             output = torch.zeros(6, likely.num_parameters, 1, 1, dtype=dtype)
-            if method == "gaussian":
+            if method in ("gaussian", "discretized_gaussian"):
                 output[:, 0], output[:, 1] = mu, log_scale
             else:
                 output.view(6, 3, -1)[:, 1], output.view(6, 3, -1)[:, 2] = mu, log_scale
