@@ -33,6 +33,7 @@ def run(options: argparse.Namespace) -> None:
     from nvae.data.registry import load_original_images
     from nvae.evaluation.quality.distances import FeatureStatistics
     from nvae.evaluation.quality.measure import describe_images, reference_images
+    from nvae.evaluation.quality.report import too_few_images
     from nvae.evaluation.quality.statistics_files import write_statistics
     from nvae.system.devices import choose_device, set_fast_defaults
     from nvae.system.errors import UserError
@@ -62,5 +63,8 @@ def run(options: argparse.Namespace) -> None:
         }
         kind = f"{config.dataset.name}_{config.input_dimension}_{options.part}{'_binary' if options.binary else ''}"
         path = unused_path(options.out, f"statistics_{kind}_{len(images.own)}images_{extractor.name}", ".npz")
-        write_statistics(path, FeatureStatistics.of(values[extractor.key]), facts)
+        statistics = FeatureStatistics.of(values[extractor.key])
+        if statistics.has_too_few_images:
+            print_warnings([too_few_images(extractor.name, extractor.dimensions)])
+        write_statistics(path, statistics, facts)
         print(f"{len(images.own):,} {options.part} images, extractor {extractor.name}: saved as {path}")

@@ -138,6 +138,12 @@ def test_config_with_the_name_of_the_yaml_needs_the_same_shapes(file):
         assert (imported == seed.model_copy(update={"likelihood_tails": "original"})) is equal
 
 
+def test_given_config_has_the_tails_of_the_original_unless_it_names_others(file, make_model, make_config):
+    source = file(checkpoint_of(make_model()))
+    for given, expected in (({}, "original"), ({"likelihood_tails": "exact"}, "exact")):
+        assert import_checkpoint(source, make_config(**given)).model.config.likelihood_tails == expected
+
+
 def test_config_without_squeeze_excitation_does_not_fit(file, make_model, make_config):
     with pytest.raises(UserError, match=r"\.model\.10\.model\.0\.bias' and \d+ more"):
         import_checkpoint(file(checkpoint_of(make_model())), make_config(squeeze_excitation="none"))
