@@ -30,6 +30,8 @@ from nvae.training.recovery import Recovery, StepNumbers
 from nvae.training.schedules import Rates, rates, stops_early
 from nvae.training.state import BestWeights, RunningMean, Snapshot, Stateful, ValidationHistory, refuse_not_finite
 
+STATISTICS_IMAGES = 1000  # for the batch-norm statistics of averaged weights
+
 
 class Trainer:
     """A model in training on a data set.
@@ -134,6 +136,24 @@ class Trainer:
     def _batch_source(self) -> BatchSource:
         """The training images, kept where they fit beside the model and the state of its training."""
         return BatchSource(self.data.training, self.device)
+
+    def estimate_statistics(self) -> None:
+        """Estimate the batch-norm statistics of the averaged weights, until the next step, from random batches.
+
+        The draws depend on the position alone, and no number of the training changes.
+        """
+        if self.ema is not None and self.has_batch_norm:
+            self.ema.estimate_statistics(self._statistics_passes(self.ema.model))
+
+    def _statistics_passes(self, model: HierarchicalVAE) -> Iterator[tuple[Tensor, Noise]]:
+        generator = seeded(self.draws_seed, "averaged statistics", self.position.step)
+        size = self.position.part_sizes[0]
+        count = min(-(-STATISTICS_IMAGES // size), len(self.data.training) // size)
+        order = torch.randperm(len(self.data.training), generator=generator)[: count * size].split(size)
+        with closing(self._batch_source.batches(order)) as batches:
+            for images_u8 in batches:
+                images, _ = self.inputs_and_targets(images_u8)
+                yield images, model.draw_noise(size, generator, posterior=True)
 
     def inputs_and_targets(self, images_u8: Tensor) -> TrainingImages:
         """Return the encoder's images and the likelihood's images at this step, both (B, C, S, S) in [0, 1]."""

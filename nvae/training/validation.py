@@ -42,6 +42,7 @@ def validate(trainer: Trainer, output: RunOutput) -> dict[str, Any]:
     """
     schedule = trainer.schedule
     images, targets = evaluation_images(trainer.data, "validation", trainer.config)
+    trainer.estimate_statistics()
     share_statistics(trainer)
     evaluation = evaluate(
         trainer.eval_model,

@@ -1,12 +1,18 @@
+import math
+import re
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from nvae.checkpoint import CheckpointError, load, load_model
+from nvae.models.families import clone
 from nvae.system.torch_files import write_whole
 from nvae.training.ema import EMA
 from nvae.training.resuming import calibrate, resume_training, save_training
+from nvae.training.validation import validate
 
-from .helpers import advance, differences, everything
+from .helpers import LADDER, NVLABS, advance, differences, everything
 
 DECAY = 0.75
 
@@ -38,6 +44,71 @@ def test_ema_averages_parameters_and_copies_buffers(make_trainer):
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in trainer.eval_model.named_buffers())
     assert not any(parameter.requires_grad for parameter in trainer.eval_model.parameters())
     assert not trainer.eval_model.training
+
+
+def mean_statistics(model, passes):
+    """Return the mean over passes of the statistics of a pass alone, by the name of the buffer."""
+    sums = {}
+    for images, noise in passes:
+        for norm in model.modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):
+                norm.train()
+                norm.momentum = 1.0
+        with torch.no_grad():
+            model(images, noise)
+        for name, buffer in model.named_buffers():
+            if "running" in name:
+                sums[name] = sums.get(name, 0) + buffer.double() / len(passes)
+    return sums
+
+
+def test_statistics_of_averaged_weights_are_the_means_over_passes(make_trainer):
+    trainer = make_trainer(NVLABS, ema_decay=DECAY)
+    advance(trainer, 3)
+    before, random = everything(trainer), torch.get_rng_state()
+    passes = list(trainer._statistics_passes(trainer.eval_model))
+    assert len(passes) == trainer.position.steps_per_epoch, "so few images are used once each"
+    expected = mean_statistics(clone(trainer.eval_model), passes)
+    trainer.estimate_statistics()
+    changed = differences(before, everything(trainer))
+    assert changed and all(re.fullmatch(r"\.eval_weights\..*\.(running_|num_batches).*", name) for name in changed)
+    buffers = dict(trainer.eval_model.named_buffers())
+    for name, mean in expected.items():
+        torch.testing.assert_close(buffers[name].double(), mean, rtol=1e-4, atol=1e-6)
+    assert not any(module.training for module in trainer.eval_model.modules())
+    momenta = ([getattr(m, "momentum", None) for m in model.modules()] for model in (trainer.model, trainer.eval_model))
+    assert next(momenta) == next(momenta)
+    assert torch.equal(random, torch.get_rng_state())
+    again = everything(trainer)
+    trainer.estimate_statistics()
+    changed = differences(again, everything(trainer))
+    assert all("num_batches" in name for name in changed), "the draws differ"
+
+
+def test_validation_with_averaged_statistics_changes_no_step(make_trainer, path):
+    """Nor does an interruption right after it; the checkpoint has the statistics that were validated."""
+    output = SimpleNamespace(reporter=SimpleNamespace(warn=lambda *arguments, **options: None))
+    whole, plain, second = (make_trainer(NVLABS, ema_decay=DECAY) for _ in range(3))
+    advance(whole, 3)
+    advance(plain, 5)
+    elbo = validate(whole, output)["validation_elbo"]
+    save_training(whole, path)
+    assert resume_training(second, path) == []
+    for model in (load_model(path), second.eval_model):
+        assert same_weights(copied(model), copied(whole.eval_model))
+    advance(whole, 2)
+    advance(second, 2)
+    assert not differences(everything(whole), everything(second))
+    assert not {name for name in differences(everything(plain), everything(whole)) if "history" not in name}
+    assert math.isfinite(elbo)
+
+
+def test_ema_without_batch_norms_needs_no_statistics(make_trainer):
+    for trainer in (make_trainer(LADDER, ema_decay=DECAY), make_trainer(NVLABS)):
+        advance(trainer, 1)
+        before = everything(trainer)
+        trainer.estimate_statistics()
+        assert not differences(before, everything(trainer))
 
 
 def test_ema_of_decay_zero_is_the_model(make_trainer):
