@@ -30,7 +30,7 @@ from nvae.training.recovery import Recovery, StepNumbers
 from nvae.training.schedules import Rates, rates, stops_early
 from nvae.training.state import BestWeights, RunningMean, Snapshot, Stateful, ValidationHistory, refuse_not_finite
 
-STATISTICS_IMAGES = 1000  # for the batch-norm statistics of averaged weights
+STATISTICS_IMAGES = 500  # for the batch-norm statistics of averaged weights
 
 
 class Trainer:
