@@ -20,7 +20,7 @@ from nvae.cli.arguments import (
     positive,
     print_warnings,
 )
-from nvae.cli.models import open_model
+from nvae.cli.models import joined_processes, open_model
 from nvae.cli.progress import progress_bar
 from nvae.schema.choices import Estimator
 from nvae.system.errors import UserError
@@ -28,6 +28,7 @@ from nvae.system.errors import UserError
 if TYPE_CHECKING:
     from nvae.models.hierarchy import HierarchicalVAE
     from nvae.schema import ModelConfig
+    from nvae.system.ranks import Ranks
 
 ESTIMATORS: dict[str, Estimator] = {"bound": "importance_weighted", "dvp": "analytic_kl"}
 IMPORTANCE_SAMPLES = 1000
@@ -81,17 +82,24 @@ def run(options: argparse.Namespace) -> None:
     if options.protocol == "dvp" and options.context_samples is not None:
         raise UserError("--protocol dvp draws the context anew for every sample: leave out --context-samples.")
     samples = (options.samples or IMPORTANCE_SAMPLES) if options.nll else 1
+    from nvae.system.devices import set_fast_defaults
+
+    set_fast_defaults()
+    with joined_processes(options) as ranks:
+        _evaluate(options, samples, ranks)
+
+
+def _evaluate(options: argparse.Namespace, samples: int, ranks: Ranks) -> None:
     from nvae.checkpoint import plain_name
     from nvae.data.registry import evaluation_images, load_data
     from nvae.evaluation.likelihood import evaluate
     from nvae.evaluation.report import report, report_name, report_path, save_report
-    from nvae.system.devices import set_fast_defaults
 
-    set_fast_defaults()
     model = open_model(options)
     settings = _settings(options, model)
     config = with_dataset(model.config, options.dataset, options.data)
-    data = load_data(config, progress=sys.stderr.isatty())
+    with ranks.first_of_machine_first():
+        data = load_data(config, progress=sys.stderr.isatty())
     print_warnings(data.warnings)
     images, targets = (part[: options.images] for part in evaluation_images(data, options.part, config))
     evaluation = evaluate(
@@ -104,9 +112,12 @@ def run(options: argparse.Namespace) -> None:
         progress=progress_bar,
         estimator=ESTIMATORS[options.protocol or "bound"],
         outer_samples=options.context_samples or 1,
+        ranks=ranks,
     )
     if not math.isfinite(evaluation.elbo.mean):
         raise UserError(f"the ELBO of {options.model} on these images is {evaluation.elbo.mean}: damaged weights?")
+    if not ranks.is_first:
+        return
     print(report(evaluation, model, f"{options.part} images of {config.dataset.name}"))
     metadata = {
         "model": options.model,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from nvae.cli.progress import progress_bar
 if TYPE_CHECKING:
     from nvae.inference.sampling import Sampler
     from nvae.models.hierarchy import HierarchicalVAE
+    from nvae.system.ranks import Ranks
 
 
 def find_model(name: str) -> str:
@@ -38,6 +41,21 @@ def open_model_and_metadata(options: argparse.Namespace) -> tuple[HierarchicalVA
 
     options.model = find_model(options.model)
     return load_model_and_metadata(options.model, choose_device(options.device))
+
+
+@contextmanager
+def joined_processes(options: argparse.Namespace) -> Iterator[Ranks]:
+    """Join the processes of torchrun, and set `options.device` to the device of each; the first one alone prints."""
+    from nvae.system.ranks import device_of_process, joined_ranks
+
+    device = device_of_process(options.device)
+    options.device = str(device)
+    with joined_ranks(device) as ranks, open(os.devnull, "w") as nowhere:
+        if ranks.is_first:
+            yield ranks
+            return
+        with redirect_stdout(nowhere), redirect_stderr(nowhere):
+            yield ranks
 
 
 def with_context_temperature(

@@ -29,7 +29,7 @@ from nvae.cli.arguments import (
     print_warnings,
     several,
 )
-from nvae.cli.models import make_samplers, open_model_and_metadata
+from nvae.cli.models import joined_processes, make_samplers, open_model_and_metadata
 from nvae.cli.progress import progress_bar
 from nvae.schema.choices import ExtractorName, Metric, Part, Pixels
 from nvae.system.errors import UserError
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from nvae.inference.sampling import Sampler
     from nvae.models.hierarchy import HierarchicalVAE
     from nvae.schema import ModelConfig
+    from nvae.system.ranks import Ranks
 
 EXTRACTORS, METRICS = get_args(ExtractorName), get_args(Metric)
 IMAGES = 10_000
@@ -144,13 +145,19 @@ def run(options: argparse.Namespace) -> None:
         raise UserError("--weights is for one extractor: name one with --extractors.")
     if options.statistics is not None and (len(options.extractors) > 1 or "fid" not in options.metrics):
         raise UserError("--statistics is for the metric fid with one extractor: name them.")
+    from nvae.system.devices import set_fast_defaults
+
+    set_fast_defaults()
+    with joined_processes(options) as ranks:
+        _measure(options, ranks)
+
+
+def _measure(options: argparse.Namespace, ranks: Ranks) -> None:
     from nvae.cli.evaluate import with_dataset
     from nvae.data.registry import load_original_images
     from nvae.evaluation.quality.measure import Settings, measure_quality, reference_images
     from nvae.evaluation.quality.path_length import moving_groups
-    from nvae.system.devices import set_fast_defaults
 
-    set_fast_defaults()
     model, metadata = open_model_and_metadata(options)
     moving_groups(len(model.groups), options.ppl_groups)
     settings = Settings(
@@ -164,20 +171,24 @@ def run(options: argparse.Namespace) -> None:
         options.ppl_epsilon,
     )
     config = with_dataset(model.config, options.dataset, options.data)
-    data = load_original_images(config, progress=sys.stderr.isatty())
+    with ranks.first_of_machine_first():
+        data = load_original_images(config, progress=sys.stderr.isatty())
     print_warnings(data.warnings)
     reference = reference_images(data, options.part, config, options.images, options.pixels)
     extractors = []
     if settings.needs_features or "ppl" in settings.metrics:
-        extractors = open_extractors(options, data.training, config.pixel_bits, model.device)
+        with ranks.first_of_machine_first():  # which downloads or trains
+            extractors = open_extractors(options, data.training, config.pixel_bits, model.device)
     statistics, facts = {}, None
     if options.statistics is not None:
         statistics[extractors[0].name], facts = _statistics(options, extractors[0], config)
     samplers = make_samplers(options, model, options.temperatures, options.iterations)
-    lpips = _lpips(options, settings, model)
+    lpips = _lpips(options, settings, model) if ranks.is_first else None
     quality = measure_quality(
-        model, data, extractors, samplers, settings, options.part, statistics, lpips, progress_bar
+        model, data, extractors, samplers, settings, options.part, statistics, lpips, progress_bar, ranks=ranks
     )
+    if not ranks.is_first:
+        return
     used = {
         "model": options.model,
         "dataset": config.dataset.model_dump(),

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nvae.system.devices import choose_device
 from nvae.system.errors import InvalidValueError, UserError
 from nvae.system.signals import ending_at_once
 
@@ -157,6 +158,13 @@ def local_index() -> int:
     return int(os.environ.get("LOCAL_RANK", 0)) if started_by_torchrun() else 0
 
 
+def device_of_process(name: str | None) -> torch.device:
+    """Choose the device of this process as `choose_device` does: of several GPUs the one of its number."""
+    if name is None and started_by_torchrun() and not torch.cuda.is_available():
+        name = "cpu"  # of the devices without CUDA, the only one for several processes
+    return choose_device(name, local_index())
+
+
 @contextmanager
 def joined_ranks(device: torch.device) -> Iterator[Ranks]:
     """Join the other processes that torchrun started; without torchrun, yield a single rank.
@@ -186,6 +194,6 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
         if not isinstance(error, dist.DistError) and not any(word in text.lower() for word in CONNECTION_WORDS):
             raise
         raise UserError(
-            "the connection to another process of this training was lost, so that all end. The last checkpoint is "
+            "the connection to another process was lost, so that all end. The last checkpoint of a training is "
             f"intact; the message of the process that ended first says why ({text.splitlines()[0][:200]})."
         ) from error

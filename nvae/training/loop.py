@@ -10,17 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nvae.checkpoint import save
 from nvae.config import config_path, load_config
 from nvae.data.registry import load_data
 from nvae.schema import ModelConfig
-from nvae.system.devices import choose_device, set_deterministic
+from nvae.system.devices import set_deterministic
 from nvae.system.errors import DivergenceError, UserError
 from nvae.system.locks import run_lock
 from nvae.system.progress import ProgressBars
-from nvae.system.ranks import joined_ranks, local_index, started_by_torchrun
+from nvae.system.ranks import device_of_process, joined_ranks
 from nvae.system.signals import stop_requests
 from nvae.training.events import Event, Reporter
 from nvae.training.metrics import LATELY, OVERALL, Clock, duration_text, metrics_line, seconds_left, with_bound
@@ -77,9 +75,7 @@ def train(
     name = name or f"{config.family}_{config.dataset.name}"
     files = RunFiles(name, Path(folder))
     set_deterministic(config.training_parameters.deterministic)
-    if device is None and started_by_torchrun() and not torch.cuda.is_available():
-        device = "cpu"  # of the devices without CUDA, the only one for several processes
-    selected = choose_device(device, local_index())
+    selected = device_of_process(device)
     with joined_ranks(selected) as ranks, explained_out_of_memory():
         reporter = Reporter(on_event if ranks.is_first else lambda event: None)
         with run_lock(files.lock, name, reporter.warn) if ranks.is_first else nullcontext():

@@ -1,6 +1,8 @@
-"""train.py under torchrun: several processes on this machine, with gloo."""
+"""train.py, evaluate and quality under torchrun: several processes on this machine, with gloo."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -9,6 +11,8 @@ import pytest
 import torch
 
 from nvae.checkpoint import load
+from nvae.evaluation.quality import features
+from nvae.evaluation.quality.extractors import transformations
 
 from .conftest import TINY_YAML
 
@@ -132,3 +136,52 @@ def test_torchrun_signal_stops_all_at_one_step_with_a_checkpoint(start, wait_unt
     assert code != 0
     assert output.count("stopped in epoch") == 1
     assert f"step {progress()['step']}," in output
+
+
+SMALL_PARTS = """
+from nvae.cli.main import console
+from nvae.evaluation.quality import features
+from nvae.evaluation.quality.extractors import transformations
+
+features.PART, transformations.STEPS = 10, 2
+console()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("evaluate", ("--nll", "--samples=3", "--part=training", "--batch-size=5")),
+        ("quality", ("--metrics=fid,kid,precision-recall,copies", "--images=24", "--neighbors=3", "--iterations=2")),
+    ],
+)
+def test_torchrun_measures_as_one_process(command, trained, start_process, tmp_path, monkeypatch, name, options):
+    (tmp_path / "script.py").write_text(SMALL_PARTS)
+    monkeypatch.setattr(features, "PART", 10)
+    monkeypatch.setattr(transformations, "STEPS", 2)
+    monkeypatch.setenv("NVAE_CACHE", str(tmp_path / "cache"))
+    results = []
+    for out in ("ranks", "one"):
+        arguments = (name, "little", *options, "--device=cpu", f"--out={out}")
+        if out == "ranks":
+            code, output = finish(start_process(*PROCESSES, tmp_path / "script.py", *arguments, cwd=trained))
+            assert output.count("saved as") == 1
+            shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        else:
+            code, output, _ = command("-m", *arguments)
+        assert code == 0, output
+        (path,) = Path(out).glob("*images*.json")
+        results.append(dict(leaves(json.loads(path.read_text()))))
+    of_ranks, of_one = results
+    assert of_ranks.keys() == of_one.keys() and len(of_one) > 20
+    for key, value in of_one.items():
+        if "seconds_per_image" not in key:
+            assert of_ranks[key] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value), key
+
+
+def leaves(value, place=()):
+    """The places and values of all numbers and texts in nested lists and dictionaries."""
+    if not isinstance(value, dict | list):
+        return [(place, value)]
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    return [leaf for key, part in pairs for leaf in leaves(part, (*place, key))]

@@ -14,6 +14,7 @@ from torch import Tensor
 from nvae.data.cache import cache_folder
 from nvae.system.files import DAY, remove_unfinished
 from nvae.system.progress import Progress, track
+from nvae.system.ranks import Ranks
 from nvae.system.torch_files import CheckpointError, content_digest, read_whole, write_whole
 
 PART = 500  # images per file
@@ -39,6 +40,7 @@ def describe(
     progress: Progress = False,
     keep: bool = True,
     step: int = STEP,
+    ranks: Ranks | None = None,
 ) -> Described:
     """Return the values of functions on images 0, ..., count - 1: features, or thumbnails.
 
@@ -46,9 +48,11 @@ def describe(
     images to (B, ...) on the CPU. key: plain values that identify the images; the functions add their names, and names
     of extractors must contain their digests. step: images made at once. Memory: the values, and `step` images.
     keep: Parts of 500 images are files in the cache folder; a part that cannot be written is kept in memory only.
+    ranks: processes that share the parts, each with the same arguments; every rank gets all values.
     """
-    folder = set_folder(key, functions)
+    folder, ranks = set_folder(key, functions), ranks or Ranks()
     parts = [(first, min(first + PART, count)) for first in range(0, count, PART)]
+    parts = parts[ranks.share(0, len(parts))]
     values: dict[str, Tensor] = {}
     total = 0.0
 
@@ -80,6 +84,13 @@ def describe(
                     path = _part_path(folder, first, end)
                     write_whole({"values": part, "seconds": seconds}, path, keep_previous=False)
             total, seconds = total + seconds, 0.0
+    if ranks.count > 1:
+        start, end = (parts[0][0], parts[-1][1]) if parts else (0, 0)
+        own = (start, {name: of_all[start:end].clone() for name, of_all in values.items()}, total)
+        total = 0.0
+        for first, of_rank, seconds_of_rank in ranks.gather(own):
+            place(first, of_rank)
+            total += seconds_of_rank
     if keep:
         _remove_old(folder)
     return Described(values, total)

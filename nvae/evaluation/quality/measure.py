@@ -34,6 +34,7 @@ from nvae.schema.choices import Metric, Part, Pixels
 from nvae.system.errors import InvalidValueError
 from nvae.system.memory_maps import chunks, release_pages
 from nvae.system.progress import Progress
+from nvae.system.ranks import Ranks
 from nvae.system.seeds import seeded
 
 METRICS = get_args(Metric)
@@ -167,6 +168,7 @@ def measure_quality(
     lpips: NamedDistance | None = None,
     progress: Progress = False,
     keep_features: bool = True,
+    ranks: Ranks | None = None,
 ) -> Quality:
     """Measure the samples of each of the samplers against images of a data set.
 
@@ -174,8 +176,11 @@ def measure_quality(
     per temperature, all of `model`. part: of the data set. statistics: by the name of an extractor, of reference images
     from a file, for its Frechet distance alone. lpips: the distance LPIPS, for path lengths.
     keep_features: keep the features of samples on the disk in parts, so that a call after an interruption continues.
+    ranks: processes that share the images whose features are computed, each with the same arguments. The first one
+    measures everything else, and its result is complete.
     Raises UserError.
     """
+    ranks = ranks or Ranks()
     settings = settings or Settings()
     settings.check(model)
     reference = reference_images(data, part, model.config, settings.images, settings.pixels)
@@ -183,14 +188,14 @@ def measure_quality(
     if settings.needs_features and len(reference.own) < least:
         raise InvalidValueError(f"{part} images", len(reference.own), f"at least {least}")
     measurement = _Measurement(
-        model, data, extractors, settings, reference, dict(statistics or {}), lpips, progress, keep_features
+        model, data, extractors, settings, reference, dict(statistics or {}), lpips, progress, keep_features, ranks
     )
     real = measurement.of_other_images()
     rows = [measurement.of_samples(sampler) for sampler in samplers]
     movement, held_out = None, None
-    if "ppl" in settings.metrics:
+    if "ppl" in settings.metrics and ranks.is_first:
         movement = movement_per_group(samplers[-1], pixels=settings.shown, seed=settings.seed)
-    if "copies" in settings.metrics:
+    if "copies" in settings.metrics and ranks.is_first:
         unseen = thumbnails_of(data.validation[: settings.images], model.config.pixel_bits)
         copies = measurement.copies(unseen)
         held_out = HeldOut(len(unseen), copies.equal, copies.count - copies.equal)
@@ -211,6 +216,7 @@ class _Measurement:
     lpips: InitVar[NamedDistance | None]
     progress: Progress
     keep_features: bool
+    ranks: Ranks
 
     def __post_init__(self, all_extractors: Sequence[Extractor], lpips: NamedDistance | None) -> None:
         self.weights = weights_digest(self.model)
@@ -218,7 +224,9 @@ class _Measurement:
         self.distances = [NamedDistance(e.name, e.key, squared_distance(e)) for e in all_extractors if e.is_continuous]
         self.distances += [] if lpips is None else [lpips]
         own = self.reference.own
-        self.real = describe_images(self.reference, own, self.extractors, self.progress) if self.extractors else {}
+        self.real = {}
+        if self.extractors:
+            self.real = describe_images(self.reference, own, self.extractors, self.progress, self.ranks)
         if "fid" in self.settings.metrics:
             of_images = {e.name: FeatureStatistics.of(self.real[key]) for key, e in self.extractors.items()}
             self.statistics = of_images | self.statistics
@@ -227,7 +235,7 @@ class _Measurement:
         """Compare the other images of the part; None without features, or without enough images."""
         if not self.extractors or self.reference.others is None:
             return None
-        values = describe_images(self.reference, self.reference.others, self.extractors, self.progress)
+        values = describe_images(self.reference, self.reference.others, self.extractors, self.progress, self.ranks)
         return Row(None, self._compared(values), {})
 
     def of_samples(self, sampler: Sampler) -> Row:
@@ -240,6 +248,8 @@ class _Measurement:
         else:
             described = self._described(sampler, functions, settings.pixels)
             shown = self._described(sampler, for_copies, settings.shown)
+        if not self.ranks.is_first:
+            return Row(sampler.temperature, {}, {})
         lengths = self._path_lengths(sampler) if "ppl" in settings.metrics and self.distances else {}
         copies = self.copies(shown.values[THUMBNAILS]) if for_copies else None
         seconds = described.seconds or shown.seconds
@@ -281,11 +291,15 @@ class _Measurement:
 
         key = self._key(sampler) | {"pixels": pixels, "seed": settings.seed}
         description = f"samples at temperature {format_values(sampler.temperature)}"
-        return describe(settings.images, make, functions, key, description, self.progress, self.keep_features, step)
+        return describe(
+            settings.images, make, functions, key, description, self.progress, self.keep_features, step, self.ranks
+        )
 
     def _compared(self, values: dict[str, Tensor]) -> dict[str, FeatureQuality]:
         """Compare features (N, D), by the key of an extractor, with those of the reference images."""
         metrics, result = self.settings.metrics, {}
+        if not self.ranks.is_first:
+            return {}
         for key, extractor in self.extractors.items():
             features, real, name = values[key], self.real[key], extractor.name
             fid, too_few = None, False
@@ -299,11 +313,16 @@ class _Measurement:
 
 
 def describe_images(
-    reference: Reference, indices: Tensor, functions: dict[str, Extractor], progress: Progress = False
+    reference: Reference,
+    indices: Tensor,
+    functions: dict[str, Extractor],
+    progress: Progress = False,
+    ranks: Ranks | None = None,
 ) -> dict[str, Tensor]:
     """Return the features (N, D) of images of the reference's part, indices (N,), by the key of each extractor."""
 
     def make(part: slice) -> Tensor:
         return reference.get(indices[part])
 
-    return describe(len(indices), make, functions, reference.key(indices), "features of images", progress).values
+    key, description = reference.key(indices), "features of images"
+    return describe(len(indices), make, functions, key, description, progress, ranks=ranks).values
