@@ -8,11 +8,17 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from contextlib import AbstractContextManager, nullcontext
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from nvae.cli.arguments import Parser, add_device
 from nvae.cli.config_options import add_config_options, load_config_of
 from nvae.cli.models import find_model
 from nvae.system.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    from nvae.schema import ModelConfig
 
 OPTIONS = ("dataset", "data", "epochs", "batch_size", "learning_rate", "latent_size", "sample_every", "workers")
 
@@ -57,6 +63,12 @@ def add_arguments(parser: Parser) -> None:
     parser.switch(
         "--dry-run", "describe the model and its cost, and how long its training takes here; train nothing", "train"
     )
+    parser.switch(
+        "--debug",
+        "train two batches, validate, save, draw and evaluate in a temporary folder, to see whether all of "
+        "that works; nothing is kept",
+        "train",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -83,17 +95,45 @@ def run(options: argparse.Namespace) -> None:
     checkpoint = find_model(options.checkpoint) if options.checkpoint else None
     progress = sys.stderr.isatty()
     set_fast_defaults()
+    only_images: int | None = None
+    folder: AbstractContextManager[str] = nullcontext(".")
+    if options.debug:
+        config = one_short_epoch(config)
+        only_images, folder = 2 * config.training_parameters.batch_size, TemporaryDirectory(prefix="debug_", dir=".")
     try:
-        train(
-            config,
-            name,
-            options.device,
-            options.fresh,
-            on_event=print_event,
-            progress=progress,
-            checkpoint=checkpoint,
-            init_from=find_model(options.init_from) if options.init_from else None,
-            continue_with_changed_data=options.continue_with_changed_data,
-        )
+        with folder as path:
+            train(
+                config,
+                name,
+                options.device,
+                options.fresh,
+                path,
+                on_event=print_event,
+                progress=progress,
+                checkpoint=checkpoint,
+                init_from=find_model(options.init_from) if options.init_from else None,
+                continue_with_changed_data=options.continue_with_changed_data or options.debug,
+                only_images=only_images,
+            )
+        if options.debug:
+            print("everything works; nothing of this training was kept")
     except Stopped as stopped:  # reported already
         raise SystemExit(stopped.code) from None
+
+
+def one_short_epoch(config: ModelConfig) -> ModelConfig:
+    """Return the config of a training whose only epoch ends with everything that a checkpoint and a result have.
+
+    The quality of samples is left out: its measurement trains a network of its own.
+    """
+    schedule = config.training_parameters
+    short = {
+        "epochs": 1,
+        "epochs_per_checkpoint": 1,
+        "images_per_checkpoint": None,
+        "keep_every": 1,
+        "evaluate_quality_every": None,
+        "evaluation_samples": min(schedule.evaluation_samples, 2),
+        "wandb": None,
+    }
+    return config.model_copy(update={"training_parameters": schedule.model_copy(update=short)})

@@ -145,16 +145,17 @@ def time_text(config: ModelConfig, device: torch.device, cost: Cost) -> str:
 
 def estimate(config: ModelConfig, counts: Counts, speed: Speed) -> Estimate:
     """Estimate the time of a whole training."""
-    schedule, seen = config.training_parameters, config.training_parameters.epochs * counts.training
-    batch = min(schedule.batch_size, counts.training)
-    steps = schedule.epochs * (counts.training // batch)
+    schedule = config.training_parameters
+    position = Position(schedule, counts.training)
+    steps = schedule.epochs * position.steps_per_epoch
+    seen = steps * position.batch_size
     checkpoints = max(
         schedule.epochs // (schedule.epochs_per_checkpoint or schedule.epochs),
         seen // (schedule.images_per_checkpoint or seen),
     )
     passes = checkpoints * (counts.validation + SAMPLE * SAMPLES) + counts.evaluation * schedule.evaluation_samples
     other = passes / STEP * speed.seconds_per_image
-    return Estimate(steps, steps * batch * speed.seconds_per_image + other, other)
+    return Estimate(steps, seen * speed.seconds_per_image + other, other)
 
 
 def _short(seconds: float) -> str:

@@ -53,6 +53,7 @@ def train(
     checkpoint: str | Path | None = None,
     init_from: str | Path | None = None,
     continue_with_changed_data: bool = False,
+    only_images: int | None = None,
 ) -> Path:
     """Train a model, or continue its training, to the end of its schedule; return the path of the result.
 
@@ -65,6 +66,7 @@ def train(
     is, and the same keys may change as in a run.
     init_from: a .model or .checkpoint file whose weights a new run starts from.
     continue_with_changed_data: continue although the images are not those of the checkpoint, with a warning.
+    only_images: use only the first images of each part of the data set (default: all).
     Sets torch's process-wide options for cuDNN and deterministic algorithms. Raises UserError, RunLockedError while the
     run is trained elsewhere, DivergenceError where going back to a checkpoint does not help any more, and Stopped, a
     KeyboardInterrupt, after Ctrl-C or SIGTERM, with the state saved.
@@ -84,6 +86,7 @@ def train(
             progress = progress and ranks.is_first
             with ranks.first_of_machine_first():
                 data = load_data(config, progress)
+                data = data if only_images is None else data.map(lambda images_u8: images_u8[:only_images])
             if len(set(ranks.gather(data.fingerprint))) > 1:
                 raise UserError("the processes have different images. Put the same data set on every machine.")
             trainer = Trainer(config, data, selected, ranks)

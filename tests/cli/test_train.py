@@ -1,17 +1,27 @@
 import io
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from nvae.checkpoint import load
+from nvae.cli.train import one_short_epoch
+from nvae.config import available_configs, load_config
+from nvae.system.errors import UserError
 from nvae.system.locks import run_lock
-from nvae.training import recovery
+from nvae.training import recovery, run_output
+from nvae.training.position import Position
+from nvae.training.recovery import Recovery
+from nvae.training.schedules import rates
+from nvae.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("configs")
 CHECKPOINT = "saved_weights/little.checkpoint"
@@ -170,6 +180,50 @@ def test_train_ends_well_when_its_output_goes_away(configs, root, output):
     assert len(metrics(configs)) == 2
     assert (configs / "saved_weights" / "final_result_little.model").is_file()
     assert (configs / "runs" / "little" / "kl_per_group.png").is_file()
+
+
+def test_train_debug_does_everything_and_keeps_nothing(command, configs, files, monkeypatch):
+    seen, images = [], []
+    remove, draw = shutil.rmtree, run_output.draw_reconstructions
+    monkeypatch.setattr(
+        run_output, "draw_reconstructions", lambda model, data, *a: images.append(data) or draw(model, data, *a)
+    )
+
+    def look(folder, *arguments, **options):
+        seen.extend(path.name for path in Path(folder).rglob("*") if path.is_file())
+        remove(folder, *arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", look)
+    before = files.all(configs)
+    changes = sets(epochs=50, batch_size=3, images_per_checkpoint=1, evaluate_quality_every=1)
+    code, _, error = command("train.py", "little", "--debug", *changes)
+    assert code == 0, error
+    assert {"little.checkpoint", "final_result_little.model", "little.best.checkpoint", "report.html"} <= set(seen)
+    assert {"samples.png", "reconstructions.png", "evaluation.json", "evaluation.png", "metrics.jsonl"} <= set(seen)
+    assert seen.count("step_00000002.png") == 1
+    assert (len(images[0].training), len(images[0].validation)) == (6, 6)
+    assert files.all(configs) == before
+
+
+def test_train_debug_that_fails_keeps_nothing(command, configs, files, monkeypatch):
+    def fail(*_):
+        raise UserError("no weights")
+
+    before = files.all(configs)
+    monkeypatch.setattr(Trainer, "step", fail)
+    assert command("train.py", "little", "--debug").code == 2
+    assert files.all(configs) == before
+
+
+@pytest.mark.parametrize("name", available_configs())
+def test_train_debug_has_rates_with_every_config(name):
+    config = one_short_epoch(load_config(name))
+    position = Position(config.training_parameters, 2 * config.training_parameters.batch_size)
+    for _ in range(2):
+        rate = rates(position, [], Recovery(), True)
+        assert all(math.isfinite(value) for value in rate)
+        position.advance(position.batch_size, False)
+    assert position.completes(1)
 
 
 @pytest.mark.slow

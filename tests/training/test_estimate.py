@@ -30,7 +30,7 @@ def test_count_images_of_each_kind_of_data_set(make_config, tmp_path):
     [
         ({"epochs_per_checkpoint": 2}, 5),
         ({"epochs_per_checkpoint": None}, 1),
-        ({"epochs_per_checkpoint": 5, "images_per_checkpoint": 100}, 10),
+        ({"epochs_per_checkpoint": 5, "images_per_checkpoint": 96}, 10),
     ],
 )
 def test_estimate_counts_steps_validations_pictures_and_the_evaluation(make_config, schedule, checkpoints):
@@ -41,6 +41,8 @@ def test_estimate_counts_steps_validations_pictures_and_the_evaluation(make_conf
     other = 0.1 * (checkpoints * (20 + SAMPLE * SAMPLES) + 30 * 4)
     assert whole.other_seconds == pytest.approx(other)
     assert whole.seconds == pytest.approx(120 * 8 * 0.3 + other)
+    config = make_config(training_parameters=schedule | {"max_steps_per_epoch": 3})
+    assert estimate.estimate(config, Counts(100, 20, 30), Speed(0.3, 8)).steps == 10 * 3
     small = estimate.estimate(config, Counts(5, 1, 1), Speed(0.3, 5))  # a batch is the whole data set
     assert small.steps == 10 and small.seconds - small.other_seconds == pytest.approx(10 * 5 * 0.3)
 
