@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from nvae.data.pictures.profiles import to_srgb
 from nvae.data.pictures.report import PictureError
 from nvae.schema import DatasetConfig, PictureDataset
 
@@ -31,9 +32,10 @@ def fit(
 ) -> np.ndarray:
     """Convert any image to uint8 (channels, size, size).
 
-    The first frame of an animation is turned upright, scaled to 8 bits, composited on the background, converted to
-    gray or color, and made square. keys: fit, resampling, background and percentiles; default: the defaults. A picture
-    of the right size keeps its values. place: of the crop, from 0 (left or top) to 1, with fit: crop_anywhere.
+    The first frame of an animation is turned upright, scaled to 8 bits, converted to sRGB, composited on the
+    background, converted to gray or color, and made square. keys: fit, resampling, background and percentiles; default:
+    the defaults. A picture of the right size keeps its values. place: of the crop, from 0 (left or top) to 1, with fit:
+    crop_anywhere.
     """
     keys = keys or PictureDataset()
     image.load()
@@ -42,6 +44,8 @@ def fit(
         image = _to_8_bits(image, keys.percentiles)
     elif image.mode == "LAB":  # which Pillow converts to RGB alone
         image = image.convert("RGB")
+    else:
+        image = to_srgb(image)
     if transposition is not None:
         image = image.transpose(transposition)
     if image.has_transparency_data:

@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import zlib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -25,6 +25,7 @@ from nvae.data.cache import CachedImages, memory_limit
 from nvae.data.images import CHUNK, Data
 from nvae.data.pictures.conversion import cropped, fit, has_deep_colors, is_deep, picture_keys
 from nvae.data.pictures.image_files import open_image, read_content, without_pillow_warnings
+from nvae.data.pictures.profiles import ProfileError, profile_transform
 from nvae.data.pictures.report import PictureError, PictureReport, is_other_file
 from nvae.data.threads import map_in_threads
 from nvae.schema import DatasetConfig, ModelConfig, PictureDataset
@@ -174,7 +175,7 @@ class _Facts(NamedTuple):
     """What is known of a picture that was decoded."""
 
     digest: bytes | None  # of the file's bytes; None where duplicates are of no interest
-    change: str | None  # one of the keys of `_notes`
+    changes: tuple[str, ...]  # keys of `_notes`
 
 
 def _decode(
@@ -233,11 +234,11 @@ def _decode_one(
     with open_image(opened, keys.max_image_pixels) as image:
         if min(image.size) < keys.min_image_size:
             raise PictureError("too small", f"{image.width} x {image.height} pixels")
-        change = "gray" if is_deep(image) else "color" if has_deep_colors(image) else None
+        changes = _changes(image)
         part = cropped(image, keys.crop) if keys.crop else image
         place = zlib.crc32(picture.name.encode(errors="surrogateescape")) / 2**32
         image_u8[:] = fit(part, size, channels, keys, place)
-    return _Facts(digest, change)
+    return _Facts(digest, changes)
 
 
 def _as_fault(error: Exception) -> PictureError:
@@ -260,7 +261,7 @@ def _collect(
     """Leave out duplicates, and move the remaining images to the front of `images_u8`."""
     indices: list[int] = []
     faults: dict[str, PictureError] = {}
-    changes: Counter[str | None] = Counter()
+    changes: dict[str, list[str]] = defaultdict(list)
     first: dict[bytes, str] = {}  # name of the first picture by digest
     for i, (picture, result) in enumerate(releasing(zip(pictures, results, strict=True), CHUNK)):
         if isinstance(result, _Facts) and result.digest is not None:
@@ -274,12 +275,13 @@ def _collect(
             if i > len(indices):
                 images_u8[len(indices)] = images_u8[i]
             indices.append(i)
-            changes[result.change] += 1
+            for change in result.changes:
+                changes[change].append(picture.name)
     return indices, PictureReport.of(source, len(indices), faults, _notes(changes, keys))
 
 
-def _notes(changes: Mapping[str | None, int], keys: PictureDataset) -> tuple[str, ...]:
-    """Return a sentence for each change. changes: number of pictures by change."""
+def _notes(changes: Mapping[str, Sequence[str]], keys: PictureDataset) -> tuple[str, ...]:
+    """Return a sentence for each change. changes: names of pictures by change."""
     lowest, highest = keys.percentiles or (0, 100)
     limits = (
         "its lowest and highest value" if keys.percentiles is None else f"its percentiles {lowest:g} and {highest:g}"
@@ -289,5 +291,22 @@ def _notes(changes: Mapping[str | None, int], keys: PictureDataset) -> tuple[str
         "dataset.percentiles changes this",
         "color": "pictures of 16 bits with colors or transparency were reduced to their upper 8 bits; if they are too "
         "dark, save them with 8 bits",
+        "profile": "pictures have a color profile that cannot be used, and were read as sRGB",
     }
-    return tuple(f"{changes[change]:,} {sentence}" for change, sentence in sentences.items() if changes[change])
+    return tuple(
+        f"{len(names):,} {sentence} (the first one: {names[0] if names[0].isprintable() else ascii(names[0])})"
+        for change, sentence in sentences.items()
+        if (names := changes.get(change))
+    )
+
+
+def _changes(image: Image.Image) -> tuple[str, ...]:
+    """Return which sentences of `_notes` are true for an image that is not loaded yet."""
+    try:
+        profile_transform(image)
+        changes = []
+    except ProfileError:
+        changes = ["profile"]
+    if is_deep(image) or has_deep_colors(image):
+        changes.append("gray" if is_deep(image) else "color")
+    return tuple(changes)

@@ -13,10 +13,12 @@ from typing import IO
 import numpy as np
 import torch
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from nvae.data.images import to_float
 from nvae.data.pictures.conversion import fit, is_deep, picture_keys, upright_size
+from nvae.data.pictures.profiles import ProfileError, profile_transform
 from nvae.data.pictures.report import PictureError
 from nvae.schema import ModelConfig
 from nvae.system.errors import UserError
@@ -28,6 +30,9 @@ PREFIX = 16  # bytes by which Pillow recognizes a format
 MAX_PIXELS = 64_000_000  # resizing a decoded image of this size takes about 0.5 GB
 MAX_FILE_BYTES = 2**29
 CHUNK = 2**20
+# Tags of TIFF 6.0: bit 0 of NewSubfileType and 2 of SubfileType say that a page is a reduced version of another page.
+NEW_SUBFILE_TYPE, SUBFILE_TYPE, DNG_VERSION = 254, 255, 50706
+RAW = "a camera's raw file, or a TIFF that begins with a thumbnail; convert it to PNG, JPEG or a plain TIFF"
 
 
 def read_content(file: IO[bytes]) -> BytesIO:
@@ -65,7 +70,8 @@ def open_image(file: str | Path | IO[bytes] | Image.Image, max_pixels: int = MAX
 
     file: a path, an open file, which is closed at the end, or an image, which is yielded as it is.
     max_pixels: upper limit of width times height, which bounds the memory and time per file.
-    Raises OSError for a file that is not regular (a pipe would block forever) and PictureError for too many pixels.
+    Raises OSError for a file that is not regular (a pipe would block forever), and PictureError for too many pixels and
+    for a file whose first picture is only a thumbnail of the picture, as in a camera's raw files.
     """
     if isinstance(file, Image.Image):
         yield file
@@ -77,7 +83,17 @@ def open_image(file: str | Path | IO[bytes] | Image.Image, max_pixels: int = MAX
         width, height = image.size
         if width * height > max_pixels:
             raise PictureError("too large", f"{width} x {height} pixels, more than the limit of {max_pixels:,}")
+        if isinstance(image, TiffImageFile) and _begins_with_a_thumbnail(image):
+            raise PictureError("not an image", RAW)
         yield image
+
+
+def _begins_with_a_thumbnail(image: TiffImageFile) -> bool:
+    tags, file = image.tag_v2, image.fp
+    assert file  # open until the image is loaded
+    file.seek(8)
+    is_cr2 = file.read(2) == b"CR"  # the raw files of Canon, which have none of the tags
+    return is_cr2 or DNG_VERSION in tags or bool(tags.get(NEW_SUBFILE_TYPE, 0) & 1) or tags.get(SUBFILE_TYPE) == 2
 
 
 def _opened(file: str | Path | IO[bytes], max_pixels: int) -> Image.Image:
@@ -142,7 +158,12 @@ def _changes(image: Image.Image, config: ModelConfig) -> list[str]:
     shows_background = not is_deep(image) and image.has_transparency_data
     if shows_background:
         shows_background = bool(np.asarray(image.convert("RGBA"))[:, :, 3].min() < 255)
+    try:
+        profile = "converted from its color profile to sRGB" if profile_transform(image) else ""
+    except ProfileError:
+        profile = "read as sRGB, because its color profile cannot be used"
     changes = {
+        profile: bool(profile),
         "rotated upright": upright != image.size,
         "scaled from its own range of values to 8 bits": is_deep(image),
         f"{made_square} to a square": width != height,

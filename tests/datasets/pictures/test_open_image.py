@@ -72,3 +72,29 @@ def test_folder_limit_is_a_key(tmp_path, make_config):
     assert "larger.png" in kept.warnings[0]
     everything = load_folder(make_config(dataset={"path": str(tmp_path), "max_image_pixels": 72}))
     assert len(everything.training) + len(everything.validation) == 3
+
+
+@pytest.mark.parametrize(
+    "tags", [{254: 1}, {254: 3}, {255: 2}, {50706: b"\x01\x04\0\0"}, "cr2", {254: 0}, {254: 2}, {}]
+)
+def test_thumbnail_of_a_raw_file_is_no_picture(tmp_path, config, make_config, tags):
+    """Raw files of cameras are TIFF files: the first page is a thumbnail, the picture is in another place."""
+    is_raw = tags not in ({254: 0}, {254: 2}, {})
+    for shade in (100, 200):
+        Image.new("RGB", (8, 8), (shade, 0, 0)).save(tmp_path / f"{shade}.tiff")
+    file = tmp_path / "picture.tiff"
+    Image.new("RGB", (8, 8), (7, 0, 0)).save(file, tiffinfo={} if tags == "cr2" else tags)
+    if tags == "cr2":  # a mark behind the header, before the first list of tags
+        content = file.read_bytes()
+        place = int.from_bytes(content[4:8], "little")
+        content += b"CR\2\0"
+        tail = content[place:]
+        file.write_bytes(content[:4] + len(content).to_bytes(4, "little") + b"CR\2\0" + content[12:] + tail)
+    data = load_folder(make_config(dataset={"path": str(tmp_path)}))
+    assert len(data.training) + len(data.validation) == 3 - is_raw
+    assert ("picture.tiff" in data.report) == is_raw
+    if is_raw:
+        with pytest.raises(UserError, match=r"picture\.tiff.*convert"):
+            read_image_files(file, config, "cpu")
+    else:
+        read_image_files(file, config, "cpu")
