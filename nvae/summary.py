@@ -16,6 +16,7 @@ from nvae.models.group_names import level_name
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.optim import num_moments
 from nvae.schema import ModelConfig, TrainingParameters
+from nvae.system.texts import counted
 
 FLOAT32_BYTES = 4
 
@@ -102,7 +103,7 @@ def summary(config: ModelConfig, cost: Cost | None = None) -> str:
         + (f" in {schedule.gradient_accumulation} parts" if schedule.gradient_accumulation > 1 else "")
         + (" (use_tensor_checkpoints)" if schedule.use_tensor_checkpoints else "")
         + (" in float32; less in half precision" if schedule.half_precision else ""),
-        f"schedule: {schedule.epochs} epochs with a batch size of {schedule.batch_size}, "
+        f"schedule: {counted(schedule.epochs, 'epoch')} with a batch size of {schedule.batch_size}, "
         f"KL warm-up {_warmup(schedule)}, learning rate {schedule.learning_rate:g} to {schedule.learning_rate_min:g}",
     ]
     return "\n".join(lines)
@@ -112,7 +113,7 @@ def _warmup(schedule: TrainingParameters) -> str:
     if schedule.warmup_portion is not None:
         return f"{schedule.warmup_portion:.0%} of the epochs"
     if schedule.warmup_steps is not None:
-        return f"{schedule.warmup_steps:,} steps"
+        return counted(schedule.warmup_steps, "step")
     return f"{schedule.warmup_epochs:g} epochs"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
 from nvae.schema.choices import MAX_ITERATIONS, AnimationFormat, Part, Pixels
+from nvae.system.texts import one_line
 
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(flag, action="store_true", help=f"{text} (default: {shown})")
 
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help.\n")
+        self.exit(BAD_INPUT, f"{self.prog}: {one_line(message)}; see {self.prog} --help.\n")
 
 
 # ------------------------------------------------------------------------------------------------------- types

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from nvae.cli.arguments import Parser, add_out, print_warnings
 from nvae.cli.config_options import add_config_options, load_config_of
 from nvae.system.errors import UserError
+from nvae.system.texts import counted
 
 if TYPE_CHECKING:
     from nvae.data.images import Data
@@ -76,7 +77,7 @@ def show_sheet(options: argparse.Namespace) -> None:
 def describe(data: Data) -> str:
     """Return how many images each part has, and their shape."""
     parts = {"training": data.training, "validation": data.validation, "test": data.test}
-    counts = [f"{len(images):,} {part} images" for part, images in parts.items() if images is not None]
+    counts = [counted(len(images), f"{part} image") for part, images in parts.items() if images is not None]
     return ", ".join([*counts, " x ".join(map(str, data.training.shape[1:]))])
 
 

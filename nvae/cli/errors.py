@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any, NoReturn, TextIO
 from nvae.cli.arguments import BAD_INPUT
 from nvae.system.errors import Remedy, UserError, is_out_of_memory
 from nvae.system.signals import hangups
+from nvae.system.texts import one_line, printable
 
 MEMORY_HINTS = {
     "train": "Set a smaller training_parameters.batch_size, or training_parameters.use_tensor_checkpoints=True, with "
@@ -51,14 +53,19 @@ SAMPLING_MEMORY_HINT = "Ask for fewer images at once, or use --device cpu."
 
 
 class SafeStream:
-    """A text stream that may be lost (a closed terminal, `| head`, a full disk); later text is then dropped."""
+    """A text stream that may be lost (a closed terminal, `| head`, a full disk); later text is then dropped.
+
+    Control characters, which names and files may hold, are escaped, but for the cursor's moves before a progress bar.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._lost = False
 
     def write(self, text: str) -> int:
-        self._try(lambda: self._stream.write(text))
+        moves = re.match(r"\r?\n*(\x1b\[A)*", text)
+        start = moves.end() if moves else 0
+        self._try(lambda: self._stream.write(text[:start] + printable(text[start:], keep="\n\t")))
         return len(text)
 
     def flush(self) -> None:
@@ -135,7 +142,7 @@ def _exit_code(main: Callable[[], int | None], command: str) -> int:
             problem = f"{error.strerror}{where}{advice}"
         else:
             raise
-    print(f"error: {problem}", file=sys.stderr)
+    print(f"error: {one_line(problem)}", file=sys.stderr)
     return code
 
 

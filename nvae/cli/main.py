@@ -55,7 +55,8 @@ def script(command: str) -> None:
 
 def _parsed_command() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {str(module.__doc__).splitlines()[0]}" for name, module in COMMANDS.items()]
+    purposes = {name: (module.__doc__ or "").partition("\n")[0] for name, module in COMMANDS.items()}  # none with -OO
+    lines = [f"  {name:<{width}}  {purpose}".rstrip() for name, purpose in purposes.items()]
     parser = Parser(
         prog=_program(),
         description="Train, sample and explore deep hierarchical VAEs.",

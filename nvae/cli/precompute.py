@@ -15,6 +15,7 @@ from nvae.cli.config_options import add_config_options, load_config_of
 from nvae.cli.progress import progress_bar
 from nvae.cli.quality import add_extractors, open_extractors
 from nvae.schema.choices import Part
+from nvae.system.texts import counted
 
 
 def add_arguments(parser: Parser) -> None:
@@ -67,4 +68,4 @@ def run(options: argparse.Namespace) -> None:
         if statistics.has_too_few_images:
             print_warnings([too_few_images(extractor.name, extractor.dimensions)])
         write_statistics(path, statistics, facts)
-        print(f"{len(images.own):,} {options.part} images, extractor {extractor.name}: saved as {path}")
+        print(f"{counted(len(images.own), f'{options.part} image')}, extractor {extractor.name}: saved as {path}")

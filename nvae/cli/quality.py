@@ -33,6 +33,7 @@ from nvae.cli.models import joined_processes, make_samplers, open_model_and_meta
 from nvae.cli.progress import progress_bar
 from nvae.schema.choices import ExtractorName, Metric, Part, Pixels
 from nvae.system.errors import UserError
+from nvae.system.texts import counted
 
 if TYPE_CHECKING:
     from nvae.data.images import Data
@@ -259,7 +260,7 @@ def _show_and_save(
     print(report(quality, model, used["dataset"]["name"]))
     if (statistics := used["statistics"]) is not None:
         count, part = (statistics["facts"].get(name) for name in ("images", "part"))
-        what = f", {count:,} {part} images" if isinstance(count, int) and part in get_args(Part) else ""
+        what = f", {counted(count, f'{part} image')}" if isinstance(count, int) and part in get_args(Part) else ""
         print(f"FID is the distance to the statistics of {statistics['file']}{what}")
     extractors = "-".join(facts["name"] for facts in quality.extractors)
     name = result_name("quality", plain_name(options.model), extractors, options.part, f"{options.images}images")

@@ -22,6 +22,7 @@ from nvae.cli.arguments import (
 )
 from nvae.cli.models import make_samplers, open_model, with_context_temperature
 from nvae.system.errors import InvalidValueError, UserError
+from nvae.system.texts import counted
 
 ROWS, COLUMNS, SWEEP_COLUMNS = 3, 3, 8
 IMAGES_PER_STEP = 256  # that are held before they are saved one by one
@@ -82,7 +83,8 @@ def run(options: argparse.Namespace) -> None:
             for seed, image in zip(batch, samplers[0].sample(batch, pixels).cpu(), strict=True):
                 result = Result(options, settings | {"seed": seed}, *parts, f"seed{seed:0{digits}}")
                 saved = result.save(single(image))
-        print(f"{len(seeds)} images in {options.out}, the last one {saved.name}: seeds {first_seed} to {seeds[-1]}")
+        count = counted(len(seeds), "image")
+        print(f"{count} in {options.out}, the last one {saved.name}: seeds {first_seed} to {seeds[-1]}")
         print(reproduce_with_seed(first_seed))
         return
     columns = options.columns or (SWEEP_COLUMNS if options.sweep else COLUMNS)

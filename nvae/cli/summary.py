@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nvae.cli.arguments import Parser
 from nvae.system.errors import InvalidValueError, UserError
+from nvae.system.texts import printable
 
 PICTURE_SUFFIXES = (".png", ".gif", ".webp")
 
@@ -68,4 +69,4 @@ def _describe_picture(path: Path) -> None:
         raise UserError(f"{path} holds no settings: expected a picture that one of the commands has saved.")
     width = max(map(len, metadata))
     for key, value in metadata.items():
-        print(f"{key:<{width}}  {value}")
+        print(printable(f"{key:<{width}}  {value}"))

@@ -12,6 +12,7 @@ from nvae.config.fields import Located, allowed_for, choices, join, locate, sche
 from nvae.schema import DATASETS, ModelConfig
 from nvae.system.errors import InvalidValueError, UserError
 from nvae.system.files import plain_name
+from nvae.system.texts import printable
 
 ErrorKind = Literal[
     "unknown_config",  # got: the name; allowed: the names of all configs
@@ -61,22 +62,22 @@ class ConfigError(UserError):
         self.file: str | None = place.file if place else None
         self.line: int | None = place.line if place else None
         self.suggestion, self.others = suggestion, others
-        where = printable(self.file) + (f", line {self.line}: " if self.line else ": ") if self.file else ""
+        where = _shortened(self.file) + (f", line {self.line}: " if self.line else ": ") if self.file else ""
         more = f" ({others} more after this one)" if others else ""
         super().__init__(f"{where}{_sentence(self)}{more}")
 
 
 def _sentence(error: ConfigError) -> str:
     """Return what is wrong and what to do. Text from a file is escaped."""
-    key, got = printable(error.key or ""), error.got
+    key, got = _shortened(error.key or ""), error.got
     suggestion = f"Did you mean {error.suggestion}?" if error.suggestion else ""
     match error.kind:
         case "unknown_config":
             return f"unknown config {show(got)}. {suggestion or f'Use one of: {error.allowed}.'}"
         case "unreadable_file":
-            return f"the file cannot be read: {printable(str(got))}."
+            return f"the file cannot be read: {_shortened(str(got))}."
         case "invalid_yaml":
-            return f"invalid YAML: {printable(str(got))}."
+            return f"invalid YAML: {_shortened(str(got))}."
         case "duplicate_key":
             return f"duplicate key {key}, first set on line {got}. Remove one of the two."
         case "unknown_key":
@@ -95,15 +96,11 @@ def show(value: Any) -> str:
         return "a section"
     if isinstance(value, list | tuple | set):
         return "a list"
-    return _shortened(printable(repr(value)), MAX_SHOWN)
+    return _shortened(repr(value), MAX_SHOWN)
 
 
-def printable(text: str) -> str:
-    """Return the text, escaped if it has line breaks or control characters."""
-    return _shortened(text if text.isprintable() else ascii(text), MAX_SHOWN_TEXT)
-
-
-def _shortened(text: str, most: int) -> str:
+def _shortened(text: str, most: int = MAX_SHOWN_TEXT) -> str:
+    text = printable(text)
     return text if len(text) <= most else f"{text[:most]}..."
 
 

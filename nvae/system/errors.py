@@ -8,6 +8,8 @@ import re
 from enum import Enum
 from typing import Any, ClassVar
 
+from nvae.system.texts import one_line
+
 
 class Remedy(Enum):
     """What the user can do, as data: a program that shows the error adds its own flag or button for each remedy."""
@@ -27,13 +29,13 @@ class UserError(Exception):
 
     The message says what is wrong (got X, expected Y), then what to do; `remedies` are what a front end can offer.
     Command-line programs print the message without a traceback and exit with `exit_code` (see `cli.errors.run`); a
-    notebook sees an ordinary exception.
+    notebook sees an ordinary exception. The message is one printable line, whatever names and values are in it.
     """
 
     exit_code: ClassVar[int] = 2
 
     def __init__(self, message: str, *remedies: Remedy) -> None:
-        super().__init__(message)
+        super().__init__(one_line(message))
         self.remedies = remedies
 
     def __reduce__(self) -> tuple[Any, ...]:

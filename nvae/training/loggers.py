@@ -18,6 +18,7 @@ from nvae.config import config_to_yaml
 from nvae.schema import ModelConfig
 from nvae.system.errors import UserError
 from nvae.system.files import WriteError, atomic_write
+from nvae.system.texts import counted
 
 FOLDER = Path("runs")
 METRICS_FILE = "metrics.jsonl"
@@ -150,7 +151,7 @@ class RunLogger:
         with self._retried(METRICS_FILE):
             lines, damaged = read_metrics(folder / METRICS_FILE, groups)
             if damaged:
-                warn(f"{folder / METRICS_FILE} has {damaged} damaged lines; they are removed.")
+                warn(f"{folder / METRICS_FILE} has {counted(damaged, 'damaged line')}, which training removes.")
             self.metrics = [line for line in lines if line["step"] <= step]
             self._write_all()
         for name, open_logger in LOGGERS.items():

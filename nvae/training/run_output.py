@@ -19,6 +19,7 @@ from nvae.summary import Cost, num_parameters, training_bytes
 from nvae.system.devices import available_bytes
 from nvae.system.errors import Remedy, UserError, is_out_of_memory
 from nvae.system.files import atomic_write
+from nvae.system.texts import counted
 from nvae.training.events import Reporter
 from nvae.training.loggers import RunLogger, new_event
 from nvae.training.metrics import metrics_text, seconds_left
@@ -43,8 +44,8 @@ def memory_warning(config: ModelConfig, batch_size: int, device: torch.device, c
     if available is None or needed <= available:
         return None
     return (
-        f"training needs about {needed / 2**30:.1f} GiB with {batch_size} images at a time, but {device} has "
-        f"{available / 2**30:.1f} GiB. {MEMORY_ADVICE}"
+        f"training needs about {needed / 2**30:.1f} GiB with {counted(batch_size, 'image')} at a time, but {device} "
+        f"has {available / 2**30:.1f} GiB. {MEMORY_ADVICE}"
     )
 
 
@@ -112,11 +113,13 @@ class RunOutput:
         trainer, info = self.trainer, self.reporter.info
         data = trainer.data
         parts = {"training": data.training, "validation": data.validation, "test": data.test}
-        counts = ", ".join(f"{len(images):,} {part} images" for part, images in parts.items() if images is not None)
+        counts = ", ".join(
+            counted(len(images), f"{part} image") for part, images in parts.items() if images is not None
+        )
         precision = f" in {str(trainer.half).removeprefix('torch.')}" if trainer.half else ""
         info(
-            f"{self.files.name}: {num_parameters(trainer.model):,} parameters, {len(trainer.model.groups)} latent "
-            f"groups; {counts}; on {trainer.device}{precision}"
+            f"{self.files.name}: {num_parameters(trainer.model):,} parameters, "
+            f"{counted(len(trainer.model.groups), 'latent group')}; {counts}; on {trainer.device}{precision}"
         )
         if trainer.has_batch_norm and len(trainer.position.part_sizes) > 1:
             info(

@@ -19,6 +19,7 @@ from nvae.models.hierarchy import HierarchicalVAE
 from nvae.schema.choices import Part
 from nvae.system.errors import DivergenceError
 from nvae.system.signals import StopRequest
+from nvae.system.texts import counted
 from nvae.training.metrics import COLLAPSED_KL
 from nvae.training.recovery import ADVICE, highest_usual
 from nvae.training.run_output import RunOutput, model_for_pictures
@@ -79,7 +80,9 @@ def evaluate_result(trainer: Trainer, output: RunOutput, model: HierarchicalVAE,
         return
     part: Part = "validation" if trainer.data.test is None else "test"
     images, targets = evaluation_images(trainer.data, part, trainer.config)
-    reporter.info(f"evaluating on {len(images):,} {part} images with {samples} importance samples per image")
+    reporter.info(
+        f"evaluating on {counted(len(images), f'{part} image')} with {counted(samples, 'importance sample')} per image"
+    )
     evaluation = evaluate(
         model, images, schedule.batch_size, samples, schedule.seed, targets, progress=progress, ranks=ranks
     )

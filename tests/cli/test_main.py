@@ -1,4 +1,5 @@
 import errno
+import io
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from typing import get_args
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from nvae.cli import arguments, datasets, errors, evaluate, quality
 from nvae.cli.main import COMMANDS
@@ -248,6 +250,24 @@ def test_safe_stream_survives_its_loss(error, monkeypatch):
     assert exit_code(main) == 7
     assert stream.texts == ["0"]
     assert sys.stdout is stream
+
+
+def test_output_has_no_control_characters_but_those_of_progress_bars(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+
+    def main():
+        print("a\x1b]0;b\x07\rc\n\td")
+        bar = tqdm(range(1), "outer", file=sys.stdout, position=0)
+        tqdm(range(1), "inner", file=sys.stdout, position=1, leave=False).close()
+        bar.close()
+
+    exit_code(main)
+    text, bars = stream.getvalue().split("d\n", 1)
+    assert text == "a\\x1b]0;b\\x07\\rc\n\t"
+    assert "\x1b[A" in bars
+    assert "\r" in bars
+    assert "\\" not in bars
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from nvae.data.pictures.folders import PART_FOLDERS, list_pictures
 from nvae.data.pictures.report import PictureError
 from nvae.schema import FolderDataset, ModelConfig
 from nvae.system.errors import Remedy, UserError
+from nvae.system.texts import counted
 
 PARTS = tuple(dict.fromkeys(PART_FOLDERS.values()))
 TRAINING, VALIDATION, TEST, NO_PART = range(len(PARTS) + 1)
@@ -62,7 +63,9 @@ def load_folder(config: ModelConfig, progress: bool = False, cache: bool = False
 def _num_validation(pictures: Sequence[Picture], decoded: DecodedPictures, validation_fraction: float) -> int:
     """Return how many of the pictures, those at the end, are for validation; each part gets one at least."""
     if len(pictures) < 2:
-        _refuse(decoded, f"{len(pictures)} pictures that can be used, subfolders included; expected at least two")
+        _refuse(
+            decoded, f"{counted(len(pictures), 'picture')} that can be used, subfolders included; expected at least two"
+        )
     below = sum(_rank(picture) < validation_fraction for picture in pictures)
     return min(max(below, 1), len(pictures) - 1)
 

@@ -7,6 +7,8 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel
 
+from nvae.system.texts import counted, printable
+
 FaultKind = Literal["broken", "unreadable", "empty", "duplicate", "too small", "too large", "not an image", "no part"]
 EXPLANATIONS: dict[str, str] = {
     "broken": "cannot be decoded",
@@ -57,16 +59,16 @@ class PictureReport(BaseModel):
         """Return the report of a number of images and the faults of all other pictures, by name."""
         left_out: dict[FaultKind, list[str]] = {kind: [] for kind in get_args(FaultKind)}
         for name, fault in faults.items():
-            left_out[fault.kind].append(_printable(name) + (f" ({_printable(fault.reason)})" if fault.reason else ""))
+            left_out[fault.kind].append(printable(name) + (f" ({printable(fault.reason)})" if fault.reason else ""))
         named = {kind: lines for kind, lines in left_out.items() if lines}
-        return cls(source=_printable(source), read=read, left_out=named, notes=notes)
+        return cls(source=printable(source), read=read, left_out=named, notes=notes)
 
     def text(self) -> str:
         """Return the whole report: the counts, the notes, and the names; empty if there is nothing to report."""
         if not self.left_out and not self.notes:
             return ""
         counts = [f"{len(lines):>9,}  {kind} ({EXPLANATIONS[kind]})" for kind, lines in self.left_out.items()]
-        sections = ["\n".join([f"{self.source}: {self.read:,} pictures are used", *counts]), *self.notes]
+        sections = ["\n".join([f"{self.source}: {counted(self.read, 'picture')} used", *counts]), *self.notes]
         sections += ["\n".join([f"{kind}:", *(f"  {line}" for line in lines)]) for kind, lines in self.left_out.items()]
         return "\n\n".join(sections) + "\n"
 
@@ -77,14 +79,9 @@ class PictureReport(BaseModel):
         parts = [f"{len(lines):,} {kind} ({_first(lines)})" for kind, lines in worth.items() if lines]
         if not parts:
             return self.notes
-        return (*self.notes, f"{total - self.read:,} of {total:,} pictures are left out: {'; '.join(parts)}")
+        return (*self.notes, f"{total - self.read:,} of {counted(total, 'picture')} left out: {'; '.join(parts)}")
 
 
 def _first(lines: list[str]) -> str:
     more = f", and {len(lines) - MAX_NAMED:,} more" if len(lines) > MAX_NAMED else ""
     return ", ".join(lines[:MAX_NAMED]) + more
-
-
-def _printable(text: str) -> str:
-    """Return the text, escaped if it has control characters or bytes that are no text."""
-    return text if text.isprintable() else ascii(text)

@@ -11,6 +11,7 @@ from nvae.inference.arguments import format_values
 from nvae.models.group_names import group_names
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.summary import table
+from nvae.system.texts import counted
 
 MOST_ALIKE = 8  # samples that are named and drawn beside their nearest training images
 REAL = "other real images"
@@ -37,7 +38,8 @@ def report(quality: Quality, model: HierarchicalVAE, dataset: str) -> str:
     compared = quality.settings.needs_features
     samples = f"{quality.samples:,} samples, {PIXELS[quality.settings.pixels]}"
     lines = [
-        samples + (f", against {quality.reference_images:,} {quality.part} images of {dataset}" if compared else ""),
+        samples
+        + (f", against {counted(quality.reference_images, f'{quality.part} image')} of {dataset}" if compared else ""),
         *(
             f"extractor {facts['name']}: {facts['dimensions']} features, digest {facts['digest']}, {facts['source']}"
             for facts in quality.extractors

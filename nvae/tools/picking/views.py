@@ -48,7 +48,8 @@ def pick_at_prompt(picking: Picking, draw: Draw, save: Save, path: Path, protoco
             except UserError as error:  # a preview must not end the game
                 where = f"({error})"
             if protocol != "none":
-                print(inline(picture, protocol))
+                sys.stdout.flush()
+                sys.stdout.buffer.write(f"{inline(picture, protocol)}\n".encode())  # text is escaped
             print(f"\n{view.title}: {where}")
             shown = view
         try:

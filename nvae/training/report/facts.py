@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from nvae.config import available_configs, load_config
 from nvae.system.errors import UserError
+from nvae.system.texts import counted
 from nvae.training.metrics import COLLAPSED_KL, duration_text
 from nvae.training.report.charts import number
 from nvae.training.report.record import EARLY_STOPPING, RunRecord, SavedEstimate, Validation
@@ -42,9 +43,9 @@ def facts_of(record: RunRecord) -> list[Fact]:
     if (config := record.config) is not None:
         schedule, size = config.training_parameters, config.input_dimension
         text = (
-            f"{config.family}, {len(record.groups)} latent groups, {config.image_channels} x {size} x {size} pixels, "
-            f"likelihood {config.sampling_method}, {schedule.optimizer}, batch size {schedule.batch_size}, "
-            f"learning rate {schedule.learning_rate:g}"
+            f"{config.family}, {counted(len(record.groups), 'latent group')}, {config.image_channels} x {size} x "
+            f"{size} pixels, likelihood {config.sampling_method}, {schedule.optimizer}, batch size "
+            f"{schedule.batch_size}, learning rate {schedule.learning_rate:g}"
         )
         path = getattr(config.dataset, "path", None)
         data = config.dataset.name + (f" from {path}" if path else "")
@@ -89,7 +90,7 @@ def _evaluation_facts(record: RunRecord) -> list[Fact]:
     if (evaluation := record.evaluation) is None:
         return []
     part, images = evaluation.part, f"{evaluation.images:,} images"
-    samples = f"{images}, {evaluation.samples} samples"
+    samples = f"{images}, {counted(evaluation.samples, 'sample')}"
     no_bound = ", not a bound"
     rows = [
         (f"{part} ELBO", evaluation.elbo, evaluation.elbo_bits, images + no_bound * (not evaluation.is_normalized)),

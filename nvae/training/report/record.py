@@ -21,6 +21,7 @@ from nvae.schema import ModelConfig
 from nvae.system.errors import UserError
 from nvae.system.files import previous_path
 from nvae.system.locks import holder_of
+from nvae.system.texts import counted
 from nvae.training.loggers import EVENTS_FILE, METRICS_FILE, is_event, is_number, read_events, read_metrics
 from nvae.training.loggers import FOLDER as RUNS
 from nvae.training.metrics import COLLAPSED_KL, seconds_left, wall_times
@@ -291,7 +292,7 @@ def _read(
         record.problems.append(f"{file} cannot be read: {error.strerror}.")
         return []
     if damaged:
-        record.problems.append(f"{file} has {damaged} damaged lines, which are left out.")
+        record.problems.append(f"{file} has {counted(damaged, 'damaged line')}, left out here.")
     elif not lines and record.folder.is_dir() and not record.holder:  # the first line of a training takes its time
         record.problems.append(f"{file} is {'empty' if file.exists() else 'missing'}.")
     return lines

@@ -6,6 +6,7 @@ import os
 import shlex
 from typing import Any
 
+from nvae.system.texts import printable
 from nvae.training.report.facts import continuation, facts_of, state_text
 from nvae.training.report.record import RunRecord
 
@@ -34,11 +35,6 @@ def run_text(record: RunRecord) -> str:
     else:
         lines += ["", "to continue, run the command that started the run"]
     return "\n".join(map(printable, lines))
-
-
-def printable(text: str) -> str:
-    """Return a text from a file with an escape for every character that a terminal could act on."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _kl_bars(record: RunRecord) -> list[str]:

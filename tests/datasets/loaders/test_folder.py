@@ -107,7 +107,7 @@ def test_folder_without_pictures_is_refused(tmp_path, load, content):
 def test_folder_of_unreadable_files_is_refused(tmp_path, load):
     for name in "abc":
         (tmp_path / f"{name}.png").write_text("hello")
-    with pytest.raises(UserError, match="3 of 3 pictures are left out"):
+    with pytest.raises(UserError, match="3 of 3 pictures left out"):
         load(tmp_path)
 
 

@@ -202,7 +202,7 @@ def test_folder_of_every_kind_and_fault(tmp_path, load):
         kind: names for kind, names in FAULTS.items() if kind != "duplicate"
     }
     counts = data.report.partition("\n\n")[0]
-    assert f"{len(expected):,} pictures are used" in counts
+    assert f"{len(expected):,} pictures used" in counts
     for kind, names in FAULTS.items():
         assert f"{len(names)}  {kind} (" in counts
     assert "3 gray" in data.report
