@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,14 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Hierarch
 def load_model_and_metadata(
     path: str | Path, device: torch.device | str = "cpu"
 ) -> tuple[HierarchicalVAE, dict[str, Any]]:
-    """Load a model as `load_model` does, and the file's metadata. Raises CheckpointError."""
+    """Load a model as `load_model` does, and the file's metadata. Raises CheckpointError.
+
+    Warns of a checkpoint without a training step.
+    """
     content = with_best_weights(load(path))
+    progress = content.get("training", {}).get("progress")
+    if isinstance(progress, dict) and progress.get("step") == progress.get("skipped_steps", 0):
+        warnings.warn(f"{path} has 0 training steps: its weights are those that the training began with.", stacklevel=2)
     with torch.device("meta"):  # a small file whose config describes a large network takes no memory
         _check_weights(build_model(content["config"]), content["weights"], path)
     model = build_model(content["config"])
@@ -122,8 +129,11 @@ def load(path: str | Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     """Return the raw content of a file of this program, of any version."""
-    if not exists(path) or not path.is_file():
-        files = sorted(FOLDER.glob("*.checkpoint")) + sorted(FOLDER.glob("*.model"))
+    if exists(path) and not path.is_file():
+        kind = "a folder" if path.is_dir() else "no regular file"
+        raise CheckpointError(f"'{path}' is {kind}: {EXPECTED}. {_advice(path, 'Name a file.')}")
+    if not exists(path):
+        files = [file for kind in ("*.checkpoint", "*.model") for file in sorted(FOLDER.glob(kind)) if file.is_file()]
         existing = f"Existing files: {', '.join(map(str, files))}." if files else "Train a model first."
         raise CheckpointError(f"there is no file '{path}'. {_advice(path, existing)}")
     try:
@@ -145,6 +155,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _advice(path: Path, without_previous: str) -> str:
+    if not path.name:  # such as "."
+        return without_previous
     previous = previous_path(path)
     whole = f"Use {previous}, the file that was saved before, which is whole."
     return whole if is_whole(previous) else without_previous

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from nvae.cli.arguments import Parser, path_text
@@ -52,21 +53,19 @@ def add_set(parser: Parser, value: str, text: str) -> None:
     parser.option(f"--set {value}", str, text, "none", action="append", default=[], dest="overrides")
 
 
-def load_config_of(options: argparse.Namespace, config: str) -> ModelConfig:
-    """Return a config, given by its name or path, with the options and --set. Raises ConfigError.
+def load_config_of(options: argparse.Namespace, load: Callable[[Sequence[str]], ModelConfig]) -> ModelConfig:
+    """Return a config with the options and --set. load: returns the config with overrides. Raises ConfigError.
 
     --data with a data set that has no path sets `options.dataset` to "folder".
     """
-    from nvae.config import load_config
-
     given = {name: value for name in OPTIONS if (value := getattr(options, name, None)) is not None}
     texts = {name: json.dumps(value) if name == "dataset" else value for name, value in given.items()}
     overrides = {name: f"{OPTIONS[name][0]}={text}" for name, text in texts.items()}
     data = overrides.pop("data", None)
-    loaded = load_config(config, [*overrides.values(), *options.overrides])
+    loaded = load([*overrides.values(), *options.overrides])
     if data is None:
         return loaded
     if "path" not in type(loaded.dataset).model_fields:
         options.dataset = "folder"
         overrides["dataset"] = 'dataset.name="folder"'
-    return load_config(config, [*overrides.values(), data, *options.overrides])
+    return load([*overrides.values(), data, *options.overrides])

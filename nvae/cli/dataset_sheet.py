@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nvae.cli.arguments import Parser, add_out, print_warnings
@@ -49,7 +50,7 @@ def wants_sheet(options: argparse.Namespace) -> bool:
 def show_sheet(options: argparse.Namespace) -> None:
     """Draw the contact sheet of the data set or config `options.name`, save it and show it. Raises UserError."""
     from nvae.cli.result import Result, check_out
-    from nvae.config import available_configs, config_path, is_yaml
+    from nvae.config import available_configs, config_path, is_yaml, load_config
     from nvae.data.registry import load_data
     from nvae.schema import DATASETS
     from nvae.tools.data_sheet import data_sheet
@@ -58,7 +59,7 @@ def show_sheet(options: argparse.Namespace) -> None:
     if not is_yaml(options.name):
         refuse_unknown("data set or config", options.name, [*DATASETS, *available_configs()])
     options.dataset = options.name if options.name in DATASETS else None
-    config = load_config_of(options, CONFIG if options.dataset else options.name)
+    config = load_config_of(options, partial(load_config, CONFIG if options.dataset else options.name))
     data = load_data(config, progress=sys.stderr.isatty())
     print_warnings(data.warnings)
     print(f"{config.dataset.name}: {describe(data)}")

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TextIO
 
@@ -113,9 +114,14 @@ def run(main: Callable[[], int | None], command: str = "") -> NoReturn:
     command: its name, for hints. A UserError is one line on standard error without a traceback, and its exit code: 2
     for bad input, 3 for a training that diverged.
     """
-    with safe_output():
+    with safe_output(), warnings.catch_warnings():
+        warnings.showwarning = _show_warning
         code = _exit_code(main, command)
     sys.exit(code)
+
+
+def _show_warning(message: Warning | str, *place: object) -> None:
+    print(f"warning: {one_line(str(message))}", file=sys.stderr)
 
 
 def _exit_code(main: Callable[[], int | None], command: str) -> int:

@@ -163,6 +163,9 @@ def _between(options: argparse.Namespace, mixing: str | None) -> None:
     from nvae.tools.grids import grid, near_square, with_rows_below
 
     check_out(options)
+    if all(end.isdecimal() and not Path(end).exists() for end in options.ends):
+        a, b = options.ends
+        raise InvalidValueError("A and B", f"{a} and {b}", "pictures or samples", f"Did you mean seed:{a} seed:{b}?")
     model = open_model(options)
     samples = [re.fullmatch(r"seed:\d{1,18}|.*\.(json|png):\d+", end) is not None for end in options.ends]
     if samples[0] != samples[1]:

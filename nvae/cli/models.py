@@ -14,6 +14,7 @@ from nvae.cli.progress import progress_bar
 if TYPE_CHECKING:
     from nvae.inference.sampling import Sampler
     from nvae.models.hierarchy import HierarchicalVAE
+    from nvae.schema import ModelConfig
     from nvae.system.ranks import Ranks
 
 
@@ -26,7 +27,26 @@ def find_model(name: str) -> str:
     from nvae.checkpoint import checkpoint_path, model_path
 
     paths = (checkpoint_path(name), model_path(name))
-    return name if Path(name).is_file() else str(next((path for path in paths if path.is_file()), name))
+    return name if Path(name).is_file() else str(next((path for path in paths if path.exists()), name))
+
+
+def config_of_run(name: str) -> ModelConfig | None:
+    """Return the config in the checkpoint from which the run `name` continues; None without one.
+
+    Raises CheckpointError.
+    """
+    from nvae.checkpoint import checkpoint_path, load
+    from nvae.system.files import previous_path
+    from nvae.system.torch_files import DamagedFileError
+
+    path = checkpoint_path(name)
+    for file in filter(os.path.isfile, (path, previous_path(path))):
+        try:
+            return load(file)["config"]
+        except DamagedFileError:
+            if file != path:
+                raise
+    return None
 
 
 def open_model(options: argparse.Namespace) -> HierarchicalVAE:

@@ -6,15 +6,16 @@ Run again, the same command continues from the last checkpoint.
 from __future__ import annotations
 
 import argparse
-import re
+import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from nvae.cli.arguments import Parser, add_device
 from nvae.cli.config_options import add_config_options, load_config_of
-from nvae.cli.models import find_model
+from nvae.cli.models import config_of_run, find_model
 from nvae.system.errors import InvalidValueError
 
 if TYPE_CHECKING:
@@ -72,11 +73,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    if options.name is not None and not re.fullmatch(r"\w[\w.-]{0,99}", options.name):
-        raise InvalidValueError("--name", f"'{options.name}'", "letters, digits, '_', '-' and '.', 100 at most")
-    from nvae.config import config_path
-
-    config = load_config_of(options, options.config)
+    config, config_name = _config(options)
     from nvae.system.devices import choose_device, set_fast_defaults
 
     if options.dry_run:
@@ -91,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
     from nvae.training.events import print_event
     from nvae.training.loop import Stopped, train
 
-    name = options.name or "_".join(filter(None, (config_path(options.config).stem, options.dataset)))
+    name = config_name if options.name is None else options.name
     checkpoint = find_model(options.checkpoint) if options.checkpoint else None
     progress = sys.stderr.isatty()
     set_fast_defaults()
@@ -137,3 +134,23 @@ def one_short_epoch(config: ModelConfig) -> ModelConfig:
         "wandb": None,
     }
     return config.model_copy(update={"training_parameters": schedule.model_copy(update=short)})
+
+
+def _config(options: argparse.Namespace) -> tuple[ModelConfig, str]:
+    """Return the config of CONFIG, a YAML file or a run, with the options; and the name that the run has by default."""
+    from nvae.config import ConfigError, config_path, config_to_yaml, load_config, parse_config
+
+    try:
+        path = config_path(options.config)
+    except ConfigError:
+        of_run = config_of_run(options.config)
+        if of_run is None:
+            if os.path.exists(options.config):
+                raise InvalidValueError(
+                    "CONFIG", f"'{options.config}'", "a YAML file or a name", "For pictures, use hvae --data PATH."
+                ) from None
+            raise
+        text, source = config_to_yaml(of_run), f"the config of the run {options.config}"
+        return load_config_of(options, partial(parse_config, text, source=source)), options.config
+    config = load_config_of(options, partial(load_config, path))
+    return config, "_".join(filter(None, (path.stem, options.dataset)))

@@ -17,6 +17,8 @@ from nvae.system.errors import InvalidValueError, UserError
 # One number, or several, top first: one per scale, or one per latent group. A level above the scales, a context, may
 # have a number of its own before those of the scales; without that, the level has the number of the top scale.
 Factors = float | Sequence[float]
+MAX_FACTOR = 10  # of standard deviations or variances; far more than any model has learned
+USUAL_TEMPERATURE = 2
 
 
 def per_group(model: HierarchicalVAE, value: Factors, name: str) -> list[float]:
@@ -49,6 +51,9 @@ def _per_level_or_group(model: HierarchicalVAE, value: Factors, name: str) -> li
     given: Any = [value] if isinstance(value, Real) else value
     if not isinstance(given, Sequence) or not all(map(_is_factor, given)):
         raise InvalidValueError(name, repr(value), "a finite number from 0 on, or several")
+    if (highest := max(given, default=0)) > MAX_FACTOR:
+        advice = f"Did you mean {highest / 100:g}?" if highest <= 200 else ""
+        raise InvalidValueError(name, f"{highest:g}", f"at most {MAX_FACTOR}", advice)
     numbers, scales, levels, groups = list(map(float, given)), len(model.scales), len(model.levels), len(model.groups)
     if len(numbers) == 1:
         return numbers * levels

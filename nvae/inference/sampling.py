@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nvae.checkpoint import load_model
 from nvae.inference.arguments import (
+    USUAL_TEMPERATURE,
     Factors,
     check_choice,
     check_count,
@@ -84,7 +85,7 @@ class Sampler:
     context, one more number may come before those of the scales. iterations: passes of the recalibration; 0 keeps the
     statistics of training, which are right for noise from `encode`. cache: where statistics are kept between programs.
     batch_size: images per pass, which bounds the memory. progress: show progress bars. `warnings` has sentences about a
-    recalibration that did not converge. Raises InvalidValueError.
+    high temperature, or a recalibration that did not converge. Raises InvalidValueError.
     """
 
     def __init__(
@@ -115,12 +116,14 @@ class Sampler:
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings about the recalibration, one sentence each."""
+        """Warnings about the temperature and the recalibration, one sentence each."""
+        high = max(self.group_temperatures)
+        warnings = [f"the temperature {high:g} is far above 1."] if high > USUAL_TEMPERATURE else []
         if self.iterations == 0:
-            return []
+            return warnings
         if self.statistics is None:
-            return ["the model has no batch norms: recalibration is not needed."]
-        return [self.statistics.warning] if self.statistics.warning else []
+            return [*warnings, "the model has no batch norms: recalibration is not needed."]
+        return [*warnings, *filter(None, [self.statistics.warning])]
 
     def noise(self, seeds: Sequence[int], scale: Factors = 1.0) -> Noise:
         """Draw the noise of one image per seed, as `seed_noise`."""

@@ -28,7 +28,11 @@ class WriteError(UserError):
         self.path = Path(path)
         self.disk_full = error.errno in DISK_FULL
         reason = "no space left on the disk" if self.disk_full else error.strerror or str(error)
-        super().__init__(f"{path} cannot be written: {reason}. Check the free disk space and the folder's permissions.")
+        advice = "Check the free disk space and the folder's permissions."
+        blocking = next((folder for folder in self.path.parents if folder.exists() and not folder.is_dir()), None)
+        if blocking is not None:
+            reason, advice = f"{blocking} is a file, expected a folder", f"Rename {blocking}."
+        super().__init__(f"{path} cannot be written: {reason}. {advice}")
 
 
 def plain_name(name: str) -> str:

@@ -28,7 +28,7 @@ from nvae.training.resuming import calibrate, check_good, recover, resume_traini
 from nvae.training.run_files import RunFiles
 from nvae.training.run_output import RunOutput, explained_out_of_memory
 from nvae.training.trainer import Trainer
-from nvae.training.validation import FID, evaluate_result, result, try_to_measure, validate
+from nvae.training.validation import FID, evaluate_result, is_complete, result, try_to_measure, validate
 
 
 class Stopped(KeyboardInterrupt):
@@ -72,9 +72,9 @@ def train(
     KeyboardInterrupt, after Ctrl-C or SIGTERM, with the state saved.
     """
     if isinstance(config, str):
-        name = name or config_path(config).stem
+        name = config_path(config).stem if name is None else name
         config = load_config(config)
-    name = name or f"{config.family}_{config.dataset.name}"
+    name = f"{config.family}_{config.dataset.name}" if name is None else name
     files = RunFiles(name, Path(folder))
     set_deterministic(config.training_parameters.deterministic)
     selected = device_of_process(device)
@@ -83,6 +83,13 @@ def train(
         with run_lock(files.lock, name, reporter.warn) if ranks.is_first else nullcontext():
             if ranks.is_first:
                 files.remove_unfinished()
+            if not fresh and ranks.from_first(lambda: is_complete(config, files)):
+                reporter.info(
+                    f"{files.model} is trained and complete: nothing is left to do. To train on, set "
+                    "training_parameters.epochs to more, or early_stopping_patience to null if the training stopped "
+                    "early."
+                )
+                return files.model
             progress = progress and ranks.is_first
             with ranks.first_of_machine_first():
                 data = load_data(config, progress)
@@ -109,15 +116,16 @@ class _Training:
         start = own or checkpoint
         if start and not own:
             warnings = resume_training(trainer, Path(start), changed_data=changed_data)
-        if fresh and self.ranks.is_first:
-            for path, aside in files.put_aside():
-                info(f"{path} is kept as {aside}")
-        output.introduce(start, warnings)
         if not start:
             calibrate(trainer)
             if init_from:
                 start_from(trainer, Path(init_from))
-                info(f"starting from the weights of {init_from}")
+        if fresh and self.ranks.is_first:  # after reading, which may fail, or may be of these very files
+            for path, aside in files.put_aside():
+                info(f"{path} is kept as {aside}")
+        output.introduce(start, warnings)
+        if not start and init_from:
+            info(f"starting from the weights of {init_from}")
         if not own:  # before the first step, so that a folder without write access fails early
             save_training(trainer, files.checkpoint, files.name)
         step = trainer.position.step

@@ -15,7 +15,7 @@ from nvae.schema import ModelConfig
 from nvae.system.errors import DivergenceError, Remedy, UserError
 from nvae.training.loggers import new_event
 from nvae.training.recovery import Recovery
-from nvae.training.state import Stateful, load_all_or_none, refuse_not_finite
+from nvae.training.state import Stateful, first_not_finite, load_all_or_none, refuse_not_finite
 from nvae.training.trainer import Trainer
 
 
@@ -55,6 +55,8 @@ def start_from(trainer: Trainer, path: Path) -> None:
     content = trainer.ranks.from_first(lambda: with_best_weights(load(path)))
     for model in {trainer.model, trainer.eval_model}:
         restore(model, content, path)
+    if first_not_finite({"weights": trainer.model}):
+        raise CheckpointError(f"{path} has weights that are not finite numbers. Start from another file.")
 
 
 def resume_training(trainer: Trainer, path: Path, run: str | None = None, changed_data: bool = False) -> list[str]:
@@ -184,7 +186,10 @@ def recover(trainer: Trainer, path: Path, divergence: DivergenceError, run: str 
     if tries >= most:
         times = f"Going back to a checkpoint did not help, {tries} times in a row. " if tries else ""
         raise DivergenceError(divergence.problem, times + divergence.advice) from divergence
-    resume_training(trainer, path, changed_data=True)  # the images were accepted when the training started
+    try:
+        resume_training(trainer, path, changed_data=True)  # the images were accepted when the training started
+    except CheckpointError as error:
+        raise DivergenceError(divergence.problem, f"Training cannot go back: {error}") from divergence
     recovery = trainer.recovery
     recovery.tries = tries  # progress since the checkpoint counts
     recovery.change(step, trainer.rates.regularization_coefficient > 0)

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from nvae.checkpoint import FOLDER as WEIGHTS
 from nvae.checkpoint import CheckpointError, checkpoint_path, is_whole, model_path
-from nvae.system.errors import Remedy, UserError
+from nvae.system.errors import InvalidValueError, Remedy, UserError
 from nvae.system.files import link_or_copy, previous_path, remove_unfinished, unused_path, writing
 from nvae.system.torch_files import DamagedFileError, exists
 from nvae.training.loggers import FOLDER as RUNS
 from nvae.training.resuming import resume_training
 from nvae.training.trainer import Trainer
 
+MAX_NAME_BYTES = 180  # of a run; the names of its files are longer, and file systems allow 255
 COPY = r"\.(best|best_fid|epoch_\d{4,})"  # what copies of a checkpoint have behind the name of the run
 
 
@@ -25,7 +26,15 @@ class RunFiles:
     """The files of a run: saved_weights/NAME.* and runs/NAME/ in a folder."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        """Raises UserError for a name whose files would be those of another run."""
+        """Raises UserError for a name that is no name of a file, or whose files would be those of another run."""
+        if not (re.fullmatch(r"\w[^/\\]*", name) and name.isprintable() and len(os.fsencode(name)) <= MAX_NAME_BYTES):
+            raise InvalidValueError(
+                "the name of the run",
+                repr(name),
+                f"a letter, a digit or _, then a text without / and \\, {MAX_NAME_BYTES} bytes at most",
+                "",
+                Remedy.RUN_NAME,
+            )
         if re.fullmatch(f".+{COPY}", name):
             raise UserError(
                 f"the name of the run is {name!r}: expected another end than .best, .best_fid and .epoch_ with a "

@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from nvae.checkpoint import weights_digest
+import torch
+
+from nvae.checkpoint import CheckpointError, load, load_model, weights_digest, with_best_weights
 from nvae.data.registry import evaluation_images
 from nvae.evaluation.likelihood import Evaluation, evaluate
 from nvae.evaluation.quality.extractors.transformations import load_self
@@ -16,12 +18,14 @@ from nvae.evaluation.report import is_saved, report, save_report
 from nvae.inference.sampling import Sampler
 from nvae.models.families import clone
 from nvae.models.hierarchy import HierarchicalVAE
+from nvae.schema import ModelConfig
 from nvae.schema.choices import Part
 from nvae.system.errors import DivergenceError
 from nvae.system.signals import StopRequest
 from nvae.system.texts import counted
 from nvae.training.metrics import COLLAPSED_KL
 from nvae.training.recovery import ADVICE, highest_usual
+from nvae.training.run_files import RunFiles
 from nvae.training.run_output import RunOutput, model_for_pictures
 from nvae.training.schedules import Validation, kl_warmup
 from nvae.training.trainer import Trainer
@@ -30,6 +34,7 @@ VALIDATIONS = 10  # the last validations, with which a new one is compared
 MIN_VALIDATIONS = 3
 ACTIVE_IMAGES = 500  # whose active units a validation counts
 SAMPLES = 1000
+EVALUATION = "evaluation.json"
 FID = "fid_self"  # the key in a line of metrics
 ITERATIONS = 20
 DIVERGED_BITS = 4  # bits per dimension above the uniform distribution
@@ -73,9 +78,8 @@ def evaluate_result(trainer: Trainer, output: RunOutput, model: HierarchicalVAE,
     Every rank calls this; the first one writes.
     """
     schedule, ranks, reporter = trainer.schedule, trainer.ranks, output.reporter
-    samples, path = schedule.evaluation_samples, output.folder / "evaluation.json"
-    metadata = {"model": output.files.name, "step": trainer.position.step, "seed": schedule.seed}
-    metadata |= {"weights": weights_digest(model)}
+    samples, path = schedule.evaluation_samples, output.folder / EVALUATION
+    metadata = _evaluated(output.files, trainer.position.step, model)
     if samples == 0 or ranks.from_first(lambda: is_saved(path, metadata | {"samples": samples})):
         return
     part: Part = "validation" if trainer.data.test is None else "test"
@@ -91,6 +95,31 @@ def evaluate_result(trainer: Trainer, output: RunOutput, model: HierarchicalVAE,
     reporter.info(report(evaluation, model, f"{part} images"))
     check_health(trainer, output, evaluation, "at the end")
     output.attempt("the evaluation", lambda: save_report(evaluation, model, path, metadata | {"part": part}))
+
+
+def _evaluated(files: RunFiles, step: int, model: HierarchicalVAE) -> dict[str, Any]:
+    """Return what the evaluation of a run's result is of."""
+    seed = model.config.training_parameters.seed
+    return {"model": files.name, "step": step, "seed": seed, "weights": weights_digest(model)}
+
+
+def is_complete(config: ModelConfig, files: RunFiles) -> bool:
+    """Return whether nothing is left to do for a run with this config: its result is trained, saved and evaluated.
+
+    Reads the files of the run, and not its images. A file that cannot be read is left to the training.
+    """
+    if not (files.checkpoint.is_file() and files.model.is_file()):
+        return False
+    try:
+        content, model = with_best_weights(load(files.checkpoint)), load_model(files.model)
+        step, weights = content["training"]["progress"]["step"], content["weights"]
+        is_result = all(torch.equal(tensor, weights[name]) for name, tensor in model.named_parameters())
+    except (CheckpointError, LookupError, TypeError):
+        return False
+    if not is_result or not content["config"] == model.config == config or content.get("run") != files.name:
+        return False
+    evaluated = _evaluated(files, step, model) | {"samples": config.training_parameters.evaluation_samples}
+    return not evaluated["samples"] or is_saved(files.folder / EVALUATION, evaluated)
 
 
 def check_health(trainer: Trainer, output: RunOutput, evaluation: Evaluation, when: str) -> None:
