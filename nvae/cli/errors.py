@@ -120,7 +120,7 @@ def run(main: Callable[[], int | None], command: str = "") -> NoReturn:
     sys.exit(code)
 
 
-def _show_warning(message: Warning | str, *place: object) -> None:
+def _show_warning(message: Warning | str, *place: Any, **more: Any) -> None:
     print(f"warning: {one_line(str(message))}", file=sys.stderr)
 
 

@@ -104,11 +104,16 @@ def _evaluated(files: RunFiles, step: int, model: HierarchicalVAE) -> dict[str, 
 
 
 def is_complete(config: ModelConfig, files: RunFiles) -> bool:
-    """Return whether nothing is left to do for a run with this config: its result is trained, saved and evaluated.
+    """Return whether nothing is left to do for a run with this config: it is trained, saved, copied and evaluated.
 
     Reads the files of the run, and not its images. A file that cannot be read is left to the training.
     """
-    if not (files.checkpoint.is_file() and files.model.is_file()):
+    schedule, needed = config.training_parameters, [files.checkpoint, files.model]
+    if schedule.keep_best:
+        needed.append(files.best)
+    if every := schedule.keep_every:
+        needed.append(files.epoch_copy(schedule.epochs // every * every))
+    if not all(path.is_file() for path in needed):
         return False
     try:
         content, model = with_best_weights(load(files.checkpoint)), load_model(files.model)
@@ -118,7 +123,7 @@ def is_complete(config: ModelConfig, files: RunFiles) -> bool:
         return False
     if not is_result or not content["config"] == model.config == config or content.get("run") != files.name:
         return False
-    evaluated = _evaluated(files, step, model) | {"samples": config.training_parameters.evaluation_samples}
+    evaluated = _evaluated(files, step, model) | {"samples": schedule.evaluation_samples}
     return not evaluated["samples"] or is_saved(files.folder / EVALUATION, evaluated)
 
 

@@ -316,7 +316,7 @@ def test_train_checkpoint_option_continues_a_file_or_a_run(command, configs):
         (["little", "--set", "latent_sise=3"], "latent_size"),
         (["little", "--set", "latent_size=many"], "latent_size"),
         (["little", "--set", "nonsense"], "nonsense"),
-        (["little", "--set", "latent_size=" + "[" * 2000], "YAML"),
+        (["little", "--set", "latent_size=" + "[" * 2000], "latent_size: got"),
         (["little", "--device", "abacus"], "abacus"),
         (["little", "--set", "dataset.name=folder"], "dataset"),
         (["bad"], "bad.yaml, line 3"),

@@ -1,15 +1,17 @@
 """Checkpoints that are always found: damage, copies, names, leftovers and the lock, through `train` of a tiny model."""
 
 import errno
+import math
 import os
+import warnings
 
 import pytest
 import torch
 
 from nvae.checkpoint import load, load_model, save
 from nvae.system import locks
-from nvae.system.errors import Remedy, UserError
-from nvae.system.files import previous_path
+from nvae.system.errors import InvalidValueError, Remedy, UserError
+from nvae.system.files import WriteError, previous_path
 from nvae.system.locks import RunLockedError, run_lock
 from nvae.system.torch_files import CheckpointError
 from nvae.training import loop
@@ -29,11 +31,11 @@ def run(make_config, schedule, data, tmp_path, monkeypatch):
     """A function: train a tiny model in tmp_path, some parameters changed; returns its events."""
     monkeypatch.setattr(loop, "load_data", lambda config, progress: data)
 
-    def run(name="small", fresh=False, checkpoint=None, **changes):
+    def run(name="small", fresh=False, checkpoint=None, init_from=None, **changes):
         parameters = schedule | {"epochs_per_checkpoint": 1, "evaluation_samples": 0} | changes
         config, events = make_config(training_parameters=parameters, **SMALL), []
         options = {"folder": tmp_path, "progress": False, "on_event": events.append}
-        train(config, name, "cpu", fresh, checkpoint=checkpoint, **options)
+        train(config, name, "cpu", fresh, checkpoint=checkpoint, init_from=init_from, **options)
         return events
 
     return run
@@ -311,3 +313,108 @@ def test_train_removes_what_killed_processes_of_this_run_left(run, files):
     run(epochs=1)
     assert not [path for path in (*left, folder) if path.exists()]
     assert all(path.read_text() == "half" for path in others)
+
+
+# ----------------------------------------------------------------------------------------------- faults of 2026-11-29
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "a\\b", "a\0b", "a\x1b[2J", "-x", ".x", "..", "\ud800", "x" * 181])
+def test_name_that_is_no_name_of_a_file_is_refused_and_nothing_is_written(run, tmp_path, name):
+    with pytest.raises(InvalidValueError) as caught:
+        run(name=name)
+    assert (caught.value.got, caught.value.remedies) == (repr(name), (Remedy.RUN_NAME,))
+    assert not list(tmp_path.iterdir())
+    assert not (tmp_path.parent / "x.checkpoint").exists()
+
+
+@pytest.mark.parametrize("name", ["my run, 2nd try", "Ünicode.猫", "2024-01-01", "x" * 180])
+def test_name_may_be_any_name_of_a_file(tmp_path, name):
+    assert RunFiles(name, tmp_path).checkpoint == tmp_path / "saved_weights" / f"{name}.checkpoint"
+
+
+def test_finished_run_reads_no_images(run, files, monkeypatch):
+    run(epochs=1)
+    before = files.model.read_bytes(), files.checkpoint.stat().st_mtime_ns
+    loads = []
+    monkeypatch.setattr(loop, "load_data", lambda *arguments: loads.append(arguments))
+    (event,) = run(epochs=1)
+    assert event.kind == "info"
+    assert loads == []
+    assert before == (files.model.read_bytes(), files.checkpoint.stat().st_mtime_ns)
+
+
+@pytest.mark.parametrize("lost", ["model", "best", "evaluation"])
+def test_finished_run_without_one_of_its_files_writes_it_again(run, files, lost):
+    run(epochs=1, evaluation_samples=1)
+    path = {"model": files.model, "best": files.best, "evaluation": files.folder / "evaluation.json"}[lost]
+    content = path.read_bytes()
+    path.unlink()
+    run(epochs=1, evaluation_samples=1)
+    assert path.read_bytes() == content or lost == "best"
+    assert path.exists()
+
+
+def test_fresh_run_looks_at_init_from_before_it_puts_the_old_run_aside(run, files, tmp_path):
+    run(epochs=1)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.checkpoint")}
+    bad = tmp_path / "bad.checkpoint"
+    bad.write_bytes(b"no checkpoint")
+    for source in (bad, tmp_path / "absent.model", tmp_path):
+        with pytest.raises(CheckpointError):
+            run(epochs=1, fresh=True, init_from=source)
+    assert {path: path.read_bytes() for path in before} == before
+    assert not files.checkpoint.with_name("small.checkpoint.1").exists()
+
+
+def test_fresh_run_may_start_from_the_weights_of_the_run_itself(run, files, monkeypatch):
+    run(epochs=1)
+    trained = load(files.checkpoint)["weights"]
+    started = []
+    monkeypatch.setattr(loop, "save_training", lambda trainer, *where: started.append(trainer.model.state_dict()))
+    monkeypatch.setattr(loop._Training, "_train_and_recover", lambda self: None)
+    run(epochs=1, fresh=True, init_from=files.checkpoint)
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in started[0].items())
+    assert files.checkpoint.with_name("small.checkpoint.1").exists()
+
+
+def test_weights_that_are_not_finite_are_refused_as_a_start(run, trainer, tmp_path):
+    broken = tmp_path / "broken.model"
+    next(trainer.model.parameters()).data.fill_(math.nan)
+    save(trainer.model, broken)
+    with pytest.raises(CheckpointError) as caught:  # not DivergenceError, whose advice is about the last checkpoint
+        run(init_from=broken)
+    assert str(broken) in str(caught.value)
+    assert not list(tmp_path.rglob("*.checkpoint"))
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["folder", "fifo"])
+def test_what_stands_in_place_of_a_checkpoint_is_no_checkpoint(run, files, make, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir(files.weights)
+    make(files.checkpoint)
+    with pytest.raises(CheckpointError) as caught:
+        run()
+    assert str(files.checkpoint) in str(caught.value)
+    with pytest.raises(CheckpointError) as caught:
+        load("absent")
+    assert "small.checkpoint" not in str(caught.value)  # among the existing files
+
+
+def test_file_in_place_of_the_folder_is_named(run, files):
+    files.weights.touch()
+    with pytest.raises(WriteError) as caught:
+        run()
+    assert f"{files.weights} is a file" in str(caught.value)
+    assert "free disk space" not in str(caught.value)
+
+
+def test_model_without_a_training_step_is_opened_with_a_warning(trainer, tmp_path):
+    path = tmp_path / "a.checkpoint"
+    save_training(trainer, path)
+    with pytest.warns(UserWarning, match="0 training steps"):
+        load_model(path)
+    advance(trainer, 1)
+    save_training(trainer, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_model(path)
