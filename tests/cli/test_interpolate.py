@@ -114,6 +114,7 @@ def test_walk_is_an_animation_of_samples(command, files):
         (["wide.png", "gone.png"], "gone.png"),
         ([*PICTURES, "--walk", "3"], "--walk"),
         (["--walk", "1"], "--walk"),
+        (["17", "41"], "seed:17 seed:41"),
         (["--walk", "2", "--temperature", "0.1,0.2,0.3"], "2x2, 4x4"),
     ],
 )

@@ -450,3 +450,24 @@ def test_train_with_both_checkpoints_damaged_says_how_to_go_on(command, configs)
     assert result.error.count("--fresh") == 1
     options = ("--fresh", "--checkpoint", "saved_weights/little.epoch_0001.checkpoint", "--epochs", "1")
     assert command("train.py", "little", *options, *sets(evaluation_samples=0)).code == 0
+
+
+@pytest.mark.slow
+def test_train_continues_a_run_by_its_name_with_the_config_of_the_run(command, configs):
+    """The run differs from every config file in the data set, the size and the name."""
+    given = ("--name", "emoji", "--set", "latent_size=3", "--set", "dataset.training_images=16", "--epochs", 1)
+    assert command("train.py", "little", *given).code == 0
+    assert command("train.py", "emoji", "--epochs", 2).code == 0
+    content = load("saved_weights/emoji.checkpoint")
+    assert (content["run"], content["training"]["progress"]["step"], content["config"].latent_size) == ("emoji", 4, 3)
+    os.unlink("saved_weights/emoji.checkpoint")  # then the one before counts
+    assert command("train.py", "emoji", "--dry-run").code == 0
+    command("train.py", "emoji", "--set", "latent_size=4").assert_refused("latent_size")
+    command("train.py", "emoj").assert_refused("emoj")
+
+
+@pytest.mark.parametrize("path", ["pictures", "pictures.zip"])
+def test_train_hints_at_data_for_a_folder_or_an_archive_of_pictures(command, folder, path):
+    (folder / "pictures").mkdir()
+    (folder / "pictures.zip").touch()
+    command("train.py", path).assert_refused("--data")

@@ -13,6 +13,7 @@ from nvae.inference.arguments import (
     per_group,
     with_number_above_scales,
 )
+from nvae.inference.sampling import Sampler
 from nvae.system.errors import InvalidValueError, UserError
 
 
@@ -192,3 +193,18 @@ def test_number_of_the_context_is_refused_for_a_model_without_a_context_and_wron
     for value, context in (([0.7], -0.2), ([0.1] * 5, 0.2)):
         with pytest.raises(InvalidValueError):
             with_number_above_scales(dvp, value, context, "temperature")
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"), [(70, "0.7"), ([0.7, 65], "0.65"), (1e9, None), (math.nextafter(10, 11), None)]
+)
+def test_factor_far_above_any_use_is_refused(model, value, meant):
+    with pytest.raises(InvalidValueError) as caught:
+        per_group(model, value, "temperature")
+    assert caught.value.expected == "at most 10"
+    assert meant is None or f"mean {meant}?" in caught.value.advice
+    assert per_group(model, 10, "temperature") == [10] * 4
+
+
+def test_sampler_warns_of_a_high_temperature(make_model):
+    assert [len(Sampler(make_model(), temperature, 0).warnings) for temperature in (1, 2, [0.7, 2.1])] == [0, 0, 1]

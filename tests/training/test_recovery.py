@@ -514,3 +514,13 @@ def test_recovery_after_a_start_with_changed_data_goes_back_to_the_checkpoint(ma
     advance(changed, 1)
     resuming.recover(changed, tmp_path / "a.checkpoint", DivergenceError("the loss became nan.", "Advice."))
     assert (changed.position.step, changed.recovery.count) == (2, 1)
+
+
+@pytest.mark.parametrize("missing", ["a.checkpoint", "folder"])
+def test_recovery_without_its_checkpoint_tells_the_divergence_too(make_trainer, tmp_path, missing):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DivergenceError) as caught:
+        resuming.recover(make_trainer(), tmp_path / missing, DivergenceError("the loss became nan.", "It is intact."))
+    assert caught.value.problem == "the loss became nan."
+    assert str(tmp_path / missing) in caught.value.advice
+    assert "intact" not in str(caught.value)
