@@ -14,7 +14,7 @@ import torch
 from nvae.models.families import clone
 from nvae.models.group_names import group_names
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.schema import ModelConfig
+from nvae.schema import ModelConfig, TrainingParameters
 from nvae.summary import Cost, num_parameters, training_bytes
 from nvae.system.devices import available_bytes
 from nvae.system.errors import Remedy, UserError, is_out_of_memory
@@ -30,6 +30,7 @@ from nvae.training.run_files import RunFiles
 from nvae.training.trainer import Trainer
 
 PAGE_SECONDS, PAGE_PORTION = 60, 0.01  # between two pages at least; of the time, pages between checkpoints at most
+CURVES = ("bits_per_dimension.png", "kl_per_group.png")
 MEMORY_ADVICE = (
     "Set a smaller training_parameters.batch_size, a larger gradient_accumulation, or use_tensor_checkpoints to True."
 )
@@ -47,6 +48,11 @@ def memory_warning(config: ModelConfig, batch_size: int, device: torch.device, c
         f"training needs about {needed / 2**30:.1f} GiB with {counted(batch_size, 'image')} at a time, but {device} "
         f"has {available / 2**30:.1f} GiB. {MEMORY_ADVICE}"
     )
+
+
+def picture_names(schedule: TrainingParameters) -> list[str]:
+    """Return the names of the pictures of a run's model and metrics."""
+    return ["samples.png", *(["reconstructions.png"] if schedule.write_reconstruction else []), *CURVES]
 
 
 @contextmanager
@@ -204,9 +210,8 @@ class RunOutput:
     @property
     def lacks_pictures(self) -> bool:
         """Whether a picture of the model is missing, because the disk was full for example."""
-        names = ["samples", *(["reconstructions"] if self.trainer.schedule.write_reconstruction else [])]
-        names += ["bits_per_dimension", "kl_per_group"] if self.logger.metrics else []
-        return not all((self.folder / f"{name}.png").exists() for name in names)
+        names = [name for name in picture_names(self.trainer.schedule) if self.logger.metrics or name not in CURVES]
+        return not all((self.folder / name).exists() for name in names)
 
     def film(self) -> None:
         """Draw the film of the samples over the steps."""

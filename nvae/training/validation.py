@@ -26,7 +26,7 @@ from nvae.system.texts import counted
 from nvae.training.metrics import COLLAPSED_KL
 from nvae.training.recovery import ADVICE, highest_usual
 from nvae.training.run_files import RunFiles
-from nvae.training.run_output import RunOutput, model_for_pictures
+from nvae.training.run_output import RunOutput, model_for_pictures, picture_names
 from nvae.training.schedules import Validation, kl_warmup
 from nvae.training.trainer import Trainer
 
@@ -104,7 +104,7 @@ def _evaluated(files: RunFiles, step: int, model: HierarchicalVAE) -> dict[str, 
 
 
 def is_complete(config: ModelConfig, files: RunFiles) -> bool:
-    """Return whether nothing is left to do for a run with this config: it is trained, saved, copied and evaluated.
+    """Return whether nothing is left to do for a run with this config: it is trained, saved, copied, drawn, evaluated.
 
     Reads the files of the run, and not its images. A file that cannot be read is left to the training.
     """
@@ -113,6 +113,7 @@ def is_complete(config: ModelConfig, files: RunFiles) -> bool:
         needed.append(files.best)
     if every := schedule.keep_every:
         needed.append(files.epoch_copy(schedule.epochs // every * every))
+    needed += [files.folder / name for name in ("data.png", "report.html", *picture_names(schedule))]
     if not all(path.is_file() for path in needed):
         return False
     try:

@@ -504,7 +504,7 @@ def test_train_warns_of_too_little_memory(run, monkeypatch):
 def test_memory_warning_depends_on_the_batch_and_spares_quickstart():
     config, cpu = load_config("quickstart"), torch.device("cpu")
     assert run_output.memory_warning(config, config.training_parameters.batch_size, cpu) is None
-    assert "1000000 images" in run_output.memory_warning(config, 10**6, cpu)
+    assert "1,000,000 images" in run_output.memory_warning(config, 10**6, cpu)
 
 
 def test_reconstructions_are_below_their_images(make_model, data, tmp_path):

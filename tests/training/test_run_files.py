@@ -18,6 +18,7 @@ from nvae.training import loop
 from nvae.training.loop import Stopped, train
 from nvae.training.resuming import save_training
 from nvae.training.run_files import RunFiles
+from nvae.training.run_output import CURVES
 from nvae.training.validation import record_validation
 
 from .helpers import advance
@@ -334,6 +335,8 @@ def test_name_may_be_any_name_of_a_file(tmp_path, name):
 
 def test_finished_run_reads_no_images(run, files, monkeypatch):
     run(epochs=1)
+    for name in ("data.png", "report.html", "samples.png", "reconstructions.png", *CURVES):  # see no_pictures
+        (files.folder / name).touch()
     before = files.model.read_bytes(), files.checkpoint.stat().st_mtime_ns
     loads = []
     monkeypatch.setattr(loop, "load_data", lambda *arguments: loads.append(arguments))
