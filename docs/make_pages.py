@@ -22,6 +22,8 @@ HEADER = """# Commands
 Made by `make docs`.
 
 Every command is `python3 -m nvae COMMAND`, or `nvae COMMAND` after `pip install`. Four of them are scripts too.
+Every command also has `--root FOLDER`, the folder of `saved_weights/`, `runs/`, `images/` and `dataset/` (default: the
+environment variable `NVAE_ROOT`, or the working directory).
 Wrong input ends with exit code 2 and one sentence, a training that diverged with exit code 3. Every picture contains
 the settings that made it (`python3 -m nvae summary PICTURE`).
 """

@@ -21,7 +21,7 @@ from nvae.config import ConfigError, config_from_dict
 from nvae.config.migrations import migrate_content, version1_weight_name
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.system.files import previous_path
+from nvae.system.files import previous_path, root_folder
 from nvae.system.torch_files import (
     EXPECTED,
     CheckpointError,
@@ -40,14 +40,14 @@ PARTS = {"version": int, "config": dict, "weights": dict, "metadata": dict, "tra
 OPTIONAL = ("metadata", "training", "run")
 
 
-def checkpoint_path(name: str, folder: str | Path = ".") -> Path:
-    """Return the path of a run's checkpoint, in saved_weights/ of `folder`."""
-    return Path(folder) / FOLDER / f"{name}.checkpoint"
+def checkpoint_path(name: str, folder: str | Path | None = None) -> Path:
+    """Return the path of a run's checkpoint, in saved_weights/ of `folder`, by default `root_folder()`."""
+    return Path(folder or root_folder()) / FOLDER / f"{name}.checkpoint"
 
 
-def model_path(name: str, folder: str | Path = ".") -> Path:
-    """Return the path of a run's result, in saved_weights/ of `folder`."""
-    return Path(folder) / FOLDER / f"final_result_{name}.model"
+def model_path(name: str, folder: str | Path | None = None) -> Path:
+    """Return the path of a run's result, in saved_weights/ of `folder`, by default `root_folder()`."""
+    return Path(folder or root_folder()) / FOLDER / f"final_result_{name}.model"
 
 
 def plain_name(path: str | Path) -> str:
@@ -133,7 +133,12 @@ def _read(path: Path) -> dict[str, Any]:
         kind = "a folder" if path.is_dir() else "no regular file"
         raise CheckpointError(f"'{path}' is {kind}: {EXPECTED}. {_advice(path, 'Name a file.')}")
     if not exists(path):
-        files = [file for kind in ("*.checkpoint", "*.model") for file in sorted(FOLDER.glob(kind)) if file.is_file()]
+        files = [
+            file
+            for kind in ("*.checkpoint", "*.model")
+            for file in sorted((root_folder() / FOLDER).glob(kind))
+            if file.is_file()
+        ]
         existing = f"Existing files: {', '.join(map(str, files))}." if files else "Train a model first."
         raise CheckpointError(f"there is no file '{path}'. {_advice(path, existing)}")
     try:

@@ -50,7 +50,7 @@ SIGNATURES = {
     "reconstruct": "(model, images, keep_groups=None, temperature=0.0, "
     "seed=0, pixels='mean', batch_size=32, progress=False)",
     "save": "(model, path, training=None, metadata=None, run=None)",
-    "train": "(config, name=None, device=None, fresh=False, folder='.', "
+    "train": "(config, name=None, device=None, fresh=False, folder=None, "
     "on_event=None, progress=True, checkpoint=None, init_from=None, continue_with_changed_data=False)",
 }
 

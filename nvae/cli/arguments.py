@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import secrets
 import shlex
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
 from nvae.schema.choices import MAX_ITERATIONS, AnimationFormat, Part, Pixels
+from nvae.system.files import ROOT, root_folder
 from nvae.system.texts import one_line
 
 T = TypeVar("T")
@@ -99,6 +101,17 @@ def path_text(text: str) -> str:
     return text
 
 
+def out_path(text: str) -> Path:
+    """Parse --out; an empty text, the default, is the folder images/."""
+    return Path(text) if text else root_folder() / "images"
+
+
+def use_root(text: str) -> Path:
+    """Make a folder the root folder of this process and of those that it starts."""
+    os.environ[ROOT] = path_text(text)
+    return root_folder()
+
+
 def factors(text: str) -> list[float]:
     """Parse one factor, or several: per scale or per latent group; warn of what looks like a decimal comma."""
     values = several(number)(text)
@@ -174,6 +187,12 @@ def add_result(parser: Parser, seed_of: str, show_seeds: bool = False) -> None:
     add_out(parser)
 
 
+def add_root(parser: Parser) -> None:
+    """Add --root, whose value `root_folder` returns from then on."""
+    text = "the folder of saved_weights/, runs/, images/ and dataset/"
+    parser.option("--root FOLDER", use_root, text, f"the environment variable {ROOT}, or the working directory")
+
+
 def add_device(parser: Parser) -> None:
     """Add --device."""
     parser.option("--device DEVICE", str, "cuda, cuda:1, mps or cpu", "the fastest available")
@@ -181,13 +200,13 @@ def add_device(parser: Parser) -> None:
 
 def add_out(parser: Parser) -> None:
     """Add --out and --no-window."""
-    parser.option("--out PATH", Path, "folder for the result, or a file name such as a.png", default=Path("images"))
+    parser.option("--out PATH", out_path, "folder for the result, or a file name such as a.png", "images", default="")
     parser.switch("--no-window", "open no window", "show the result if there is a display")
 
 
 def add_out_folder(parser: Parser) -> None:
     """Add --out for several files."""
-    parser.option("--out FOLDER", Path, "folder for the results", default=Path("images"))
+    parser.option("--out FOLDER", out_path, "folder for the results", "images", default="")
 
 
 def add_model_data(parser: Parser, part: Part) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nvae.cli.arguments import Parser
 from nvae.cli.dataset_sheet import add_sheet_arguments, refuse_unknown, show_sheet, wants_sheet
 from nvae.schema import DATASETS, NAMED_DATASETS, DownloadedDataset
+from nvae.system.files import root_folder
 
 if TYPE_CHECKING:
     from nvae.data.downloads import SourceFile
@@ -50,7 +51,9 @@ def run(options: argparse.Namespace) -> None:
     elif options.name is None:
         from nvae.summary import table as aligned
 
-        title, *lines = aligned([(*COLUMNS, "on disk"), *_rows_with_disk(options.data or "dataset")], left=TEXTS)
+        title, *lines = aligned(
+            [(*COLUMNS, "on disk"), *_rows_with_disk(options.data or root_folder() / "dataset")], left=TEXTS
+        )
         print("\n".join([title, "-" * max(map(len, [title, *lines])), *lines]))
     else:
         print(_description(options.name, options.data))
@@ -80,7 +83,7 @@ def table() -> list[tuple[str, ...]]:
     return public + others
 
 
-def _rows_with_disk(data: str) -> list[tuple[str, ...]]:
+def _rows_with_disk(data: str | Path) -> list[tuple[str, ...]]:
     return [
         (*row, _on_disk(row[0], f"{data}/{_owner(row[0])}") if row[0] in NAMED_DATASETS else "-") for row in table()
     ]
@@ -104,7 +107,7 @@ def _description(name: str, data: str | None) -> str:
     refuse_unknown("data set", name, list(DATASETS))
     facts, extra = NAMED_DATASETS.get(name), extra_of(name)
     install = [f"needs the extra {extra}: pip install -e '.[{extra}]'"] if extra else []
-    where = data or f"dataset/{_owner(name)}"
+    where = data or str(root_folder() / "dataset" / _owner(name))
     example = {"name": name} | ({"path": data} if data else EXAMPLES.get(name, {}))
     lines = [f"{name}: {facts.title if facts else _first_sentence(name)}", ""]
     if facts:

@@ -21,7 +21,7 @@ from nvae.cli import (
     summary,
     train,
 )
-from nvae.cli.arguments import Parser
+from nvae.cli.arguments import Parser, add_root
 from nvae.cli.errors import run
 
 COMMANDS = {
@@ -71,6 +71,7 @@ def _execute(command: str, arguments: list[str], prefix: bool = False) -> int | 
     module = COMMANDS[command]
     parser = Parser(prog=f"{_program()} {command}" if prefix else None, description=module.__doc__)
     module.add_arguments(parser)
+    add_root(parser)
     return module.run(parser.parse_intermixed_args(arguments))  # options may be between the positional arguments
 
 

@@ -28,7 +28,9 @@ def add_arguments(parser: Parser) -> None:
     from nvae.config import available_configs
 
     parser.add_argument(
-        "config", metavar="CONFIG", help=f"path of a YAML file, or one of {', '.join(available_configs())}"
+        "config",
+        metavar="CONFIG",
+        help=f"path of a YAML file, name of a run, or one of {', '.join(available_configs())}",
     )
     add_config_options(parser, OPTIONS)
     parser.add_argument(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from nvae.schema import NAMED_DATASETS, DownloadedDataset, FolderDataset, LmdbDataset, NpzDataset, TfrecordDataset
 from nvae.system.errors import Remedy, UserError
-from nvae.system.files import UNFINISHED, plain_name
+from nvae.system.files import UNFINISHED, plain_name, root_folder
 
 MAX_DEPTH = 5  # of an entry in the folder of a data set, such as data/MNIST/raw/train-images-idx3-ubyte
 
@@ -25,10 +25,11 @@ def owner_of_files(name: str) -> str:
 def dataset_path(dataset: FolderDataset | LmdbDataset | NpzDataset | TfrecordDataset | DownloadedDataset) -> Path:
     """Return `dataset.path`, ~ expanded, or by default dataset/NAME, of the owner of the files.
 
-    The file or folder may be missing. Raises UserError for a path that cannot be opened.
+    A path that begins with dataset/ is one in `root_folder()`. The file or folder may be missing. Raises UserError for a path that cannot be opened.
     """
     try:
         path = Path(dataset.path or f"dataset/{owner_of_files(dataset.name)}").expanduser()
+        path = root_folder() / path if path.parts[:1] == ("dataset",) else path
         path.exists()
     except (OSError, RuntimeError) as error:  # RuntimeError: ~ with the name of no user
         raise UserError(

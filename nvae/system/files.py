@@ -17,6 +17,7 @@ from pathlib import Path
 from nvae.system.errors import UserError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ROOT = "NVAE_ROOT"  # an environment variable
 UNFINISHED = ".unfinished"  # the ending of temporary files: <name>.<process id>.<random digits>.unfinished
 DAY = 86_400  # seconds: a temporary file without a change for so long has no writer
 
@@ -53,6 +54,11 @@ def text_in_place_of(file: Path | bytes) -> str:
         (rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|!--|\?xml)", "a saved web page. Download the file itself."),
     )
     return next((text for start, text in texts if re.match(start, file, re.IGNORECASE)), "")
+
+
+def root_folder() -> Path:
+    """Return the folder of saved_weights/, runs/, images/ and dataset/: NVAE_ROOT, or else the working directory."""
+    return Path(os.path.expanduser(os.environ.get(ROOT) or "."))
 
 
 def previous_path(path: str | Path) -> Path:

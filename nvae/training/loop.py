@@ -16,6 +16,7 @@ from nvae.data.registry import load_data
 from nvae.schema import ModelConfig
 from nvae.system.devices import set_deterministic
 from nvae.system.errors import DivergenceError, UserError
+from nvae.system.files import root_folder
 from nvae.system.locks import run_lock
 from nvae.system.progress import ProgressBars
 from nvae.system.ranks import device_of_process, joined_ranks
@@ -47,7 +48,7 @@ def train(
     name: str | None = None,
     device: str | None = None,
     fresh: bool = False,
-    folder: str | Path = ".",
+    folder: str | Path | None = None,
     on_event: Callable[[Event], object] | None = None,
     progress: bool = True,
     checkpoint: str | Path | None = None,
@@ -58,7 +59,7 @@ def train(
     """Train a model, or continue its training, to the end of its schedule; return the path of the result.
 
     config: a config, or the name or path of one. name: of the files, <folder>/saved_weights/<name>.checkpoint,
-    <folder>/runs/<name>/ and so on (default: the config's name, or its family and data set).
+    <folder>/runs/<name>/ and so on (default: the config's name, or its family and data set; and `root_folder()`).
     device: "cuda", "cuda:1", "mps" or "cpu" (default: the fastest one).
     fresh: start over; the checkpoint and the folder of an earlier run are kept under another name.
     on_event: receives what happens, `print_event` for example. progress: show progress bars.
@@ -75,7 +76,7 @@ def train(
         name = config_path(config).stem if name is None else name
         config = load_config(config)
     name = f"{config.family}_{config.dataset.name}" if name is None else name
-    files = RunFiles(name, Path(folder))
+    files = RunFiles(name, Path(folder or root_folder()))
     set_deterministic(config.training_parameters.deterministic)
     selected = device_of_process(device)
     with joined_ranks(selected) as ranks, explained_out_of_memory():

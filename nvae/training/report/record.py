@@ -19,7 +19,7 @@ from nvae.models.families import build_model
 from nvae.models.group_names import group_names
 from nvae.schema import ModelConfig
 from nvae.system.errors import UserError
-from nvae.system.files import previous_path
+from nvae.system.files import previous_path, root_folder
 from nvae.system.locks import holder_of
 from nvae.system.texts import counted
 from nvae.training.loggers import EVENTS_FILE, METRICS_FILE, is_event, is_number, read_events, read_metrics
@@ -159,7 +159,7 @@ def find_run(what: str) -> RunRecord | None:
     elif os.path.isdir(path):
         record = RunRecord(path.resolve().name, _root_of(path, RUNS))
     else:
-        record = RunRecord(what, Path("."))
+        record = RunRecord(what, root_folder())
         if not any(map(os.path.exists, (record.folder, *record.saved_files))):
             return None
     record.holder = holder_of(record.lock)

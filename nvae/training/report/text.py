@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from typing import Any
 
+from nvae.system.files import root_folder
 from nvae.system.texts import printable
 from nvae.training.report.facts import continuation, facts_of, state_text
 from nvae.training.report.record import RunRecord
@@ -29,9 +29,10 @@ def run_text(record: RunRecord) -> str:
     lines += _kl_bars(record) + _events(record.events)
     lines += [f"note: {problem}" for problem in record.problems]
     if command := continuation(record):
-        here = os.path.realpath(record.root) == os.path.realpath(".")
-        folder = "" if here else f"cd {shlex.quote(str(record.root))} && "
-        lines += ["", f"to {command.purpose}:", f"  {folder}{command.line}"]
+        root, line = shlex.quote(str(record.root)), command.line
+        if not record.root.samefile("."):
+            line = f"{line} --root {root}" if record.root == root_folder() else f"cd {root} && {line}"
+        lines += ["", f"to {command.purpose}:", f"  {line}"]
     else:
         lines += ["", "to continue, run the command that started the run"]
     return "\n".join(map(printable, lines))
