@@ -17,6 +17,7 @@ from nvae.cli.arguments import Parser, add_device
 from nvae.cli.config_options import add_config_options, load_config_of
 from nvae.cli.models import config_of_run, find_model
 from nvae.system.errors import InvalidValueError
+from nvae.system.files import root_folder
 
 if TYPE_CHECKING:
     from nvae.schema import ModelConfig
@@ -95,10 +96,11 @@ def run(options: argparse.Namespace) -> None:
     progress = sys.stderr.isatty()
     set_fast_defaults()
     only_images: int | None = None
-    folder: AbstractContextManager[str] = nullcontext(".")
+    root = str(root_folder())
+    folder: AbstractContextManager[str] = nullcontext(root)
     if options.debug:
         config = one_short_epoch(config)
-        only_images, folder = 2 * config.training_parameters.batch_size, TemporaryDirectory(prefix="debug_", dir=".")
+        only_images, folder = 2 * config.training_parameters.batch_size, TemporaryDirectory(prefix="debug_", dir=root)
     try:
         with folder as path:
             train(

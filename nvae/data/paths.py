@@ -25,7 +25,8 @@ def owner_of_files(name: str) -> str:
 def dataset_path(dataset: FolderDataset | LmdbDataset | NpzDataset | TfrecordDataset | DownloadedDataset) -> Path:
     """Return `dataset.path`, ~ expanded, or by default dataset/NAME, of the owner of the files.
 
-    A path that begins with dataset/ is one in `root_folder()`. The file or folder may be missing. Raises UserError for a path that cannot be opened.
+    A path that begins with dataset/ is one in `root_folder()`. The file or folder may be missing. Raises UserError for
+    a path that cannot be opened.
     """
     try:
         path = Path(dataset.path or f"dataset/{owner_of_files(dataset.name)}").expanduser()
