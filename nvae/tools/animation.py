@@ -21,7 +21,7 @@ from nvae.tools.grids import enlarged_side, from_pixels, is_file_name
 FRAMES_PER_SECOND = 20  # a GIF's frames last whole hundredths of a second: 20 are five each
 FRAME_MILLISECONDS = 1000 // FRAMES_PER_SECOND
 PALETTE_COLORS = 256
-WEBP_QUALITY = 80
+WEBP_QUALITY = 90
 
 
 def save_animation(
@@ -57,17 +57,16 @@ def _enlarged(pixels: np.ndarray, side: int) -> Image.Image:
 def _write_webp(frames: list[np.ndarray], side: int, path: Path, metadata: str) -> None:
     exif = Image.Exif()
     exif[EXIF_DESCRIPTION] = metadata
-    _write([_enlarged(pixels, side) for pixels in frames], path, "webp", quality=WEBP_QUALITY, exif=exif)
+    pictures = [_enlarged(pixels, side) for pixels in frames]
+    # Every frame is a key frame (kmin, kmax): of differences to the frame before, blocks remain.
+    _write(pictures, path, "webp", quality=WEBP_QUALITY, method=4, kmin=0, kmax=1, exif=exif)
 
 
 def _write_gif(frames: list[np.ndarray], side: int, path: Path, metadata: str) -> None:
-    # One palette for all frames, made from some of them side by side: with a palette each, the background flickers.
+    # A palette of its own for each frame: one palette for all leaves contour lines, which flicker.
     # No dithering: its pattern moves from frame to frame, and the file becomes several times as large.
-    some = [_enlarged(pixels, side) for pixels in frames[:: max(1, len(frames) // 16)]]
-    strip = Image.fromarray(np.concatenate([np.asarray(picture) for picture in some], axis=1))
-    palette = strip.quantize(PALETTE_COLORS, Image.Quantize.MEDIANCUT)
-    pictures = (_enlarged(pixels, side) for pixels in frames)
-    reduced = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    median_cut, none = Image.Quantize.MEDIANCUT, Image.Dither.NONE
+    reduced = [_enlarged(pixels, side).quantize(PALETTE_COLORS, median_cut, dither=none) for pixels in frames]
     _write(reduced, path, "gif", comment=metadata.encode())
 
 

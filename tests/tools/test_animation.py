@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
+from nvae.data.images import to_pixels
 from nvae.data.pictures.metadata import read_metadata
 from nvae.system.errors import UserError
 from nvae.tools.animation import save_animation
@@ -88,7 +89,17 @@ def test_animation_frames_have_256_pixels_or_more(tmp_path, side, expected):
         assert animation.size == (expected, expected)
 
 
-def test_gif_has_one_palette_and_no_dithering(tmp_path):
+@pytest.mark.parametrize(("file_format", "decibels"), [("webp", 42), ("gif", 33)])
+def test_animation_of_smooth_images_has_no_blocks_or_contour_lines(tmp_path, file_format, decibels):
+    ends = 0.2 + 0.6 * torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    ends = torch.nn.functional.interpolate(ends, (128, 128), mode="bicubic").clamp(0, 1)
+    images = torch.lerp(ends[0], ends[1], torch.linspace(0, 1, 12)[:, None, None, None])
+    frames = frames_of(save_animation([images], tmp_path, "a", file_format, METADATA, 128))
+    errors = np.square(frames - to_pixels(images)).mean((1, 2, 3))
+    assert 10 * np.log10(255**2 / errors.max()) > decibels
+
+
+def test_gif_has_no_dithering(tmp_path):
     ramp = torch.linspace(0, 1, 32).expand(2, 3, 32, 32)
     frames = frames_of(save_animation([ramp], tmp_path, "a", "gif", METADATA, 32))
     assert (frames == frames[0, 0]).all()  # equal rows and frames stay equal
