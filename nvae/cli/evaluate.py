@@ -118,7 +118,8 @@ def _evaluate(options: argparse.Namespace, samples: int, ranks: Ranks) -> None:
         raise UserError(f"the ELBO of {options.model} on these images is {evaluation.elbo.mean}: damaged weights?")
     if not ranks.is_first:
         return
-    print(report(evaluation, model, f"{options.part} images of {config.dataset.name}"))
+    title = f"{data.title(options.part)} of {config.dataset.name}"
+    print(report(evaluation, model, title))
     metadata = {
         "model": options.model,
         "dataset": config.dataset.model_dump(),
@@ -132,7 +133,7 @@ def _evaluate(options: argparse.Namespace, samples: int, ranks: Ranks) -> None:
     parts = [f"{key.replace('_', '-')}{value}" for key, value in settings.items()]
     name = report_name(plain_name(options.model), config.dataset.name, options.part, evaluation.images, samples, *parts)
     path = report_path(options.out, name, metadata)
-    save_report(evaluation, model, path, metadata)
+    save_report(evaluation, model, path, metadata | {"images_are": title})
     print(f"saved as {path} and {path.with_suffix('.png')}")
 
 

@@ -32,6 +32,7 @@ class Data:
     test: Tensor | None = None  # uint8 (N, C, S, S); None where the validation part is all that is kept from training
     warnings: tuple[str, ...] = ()
     report: str = ""  # a text on every picture that was left out or changed, for data_report.txt
+    validation_is_test: bool = False  # whether the validation part is the test images that the publisher names so
     recipe: str = ""  # of images that the program draws: what they depend on beside the version of Pillow
 
     @cached_property
@@ -45,6 +46,11 @@ class Data:
         if not self.recipe:
             return (self.fingerprint,)
         return (hashlib.blake2b(self.recipe.encode(), digest_size=16).hexdigest(), self.fingerprint)
+
+    def title(self, part: str) -> str:
+        """Return what the images of a part are: "validation images", for example."""
+        is_test = part == "validation" and self.validation_is_test
+        return "test images (the validation part)" if is_test else f"{part} images"
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Data:
         """Apply a function of uint8 images to every part."""

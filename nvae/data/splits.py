@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from nvae.data.cache import new_images
 from nvae.data.images import CHUNK, Data, resize, select, to_grayscale
-from nvae.schema import DownloadedDataset, ModelConfig
+from nvae.schema import NAMED_DATASETS, DownloadedDataset, ModelConfig
 from nvae.system.errors import UserError
 from nvae.system.memory_maps import chunks
 from nvae.system.seeds import seeded
@@ -28,7 +28,9 @@ def split(training: Tensor, held_out: Sequence[Tensor], dataset: DownloadedDatas
     """
     count = dataset.validation_images
     if count is None:
-        return Data(training, held_out[0], held_out[1] if len(held_out) > 1 else None)
+        test = held_out[1] if len(held_out) > 1 else None
+        is_test = test is None and not NAMED_DATASETS[dataset.name].validation
+        return Data(training, held_out[0], test, validation_is_test=is_test)
     if count >= len(training):
         raise UserError(
             f"dataset.validation_images: got {count:,}, expected at most {len(training) - 1:,}, because {dataset.name} "

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from nvae.data.images import Data
 from nvae.models.families import clone
 from nvae.models.group_names import group_names
 from nvae.models.hierarchy import HierarchicalVAE
@@ -71,6 +72,23 @@ def explained_out_of_memory() -> Iterator[None]:
 def model_for_pictures(trainer: Trainer) -> HierarchicalVAE:
     """Return `eval_model`, or a copy where its batch norms expect all ranks, so that one rank can recalibrate."""
     return clone(trainer.model) if trainer.ema is None and trainer.ranks.count > 1 else trainer.eval_model
+
+
+def selection_warning(data: Data, schedule: TrainingParameters) -> str | None:
+    """Return a warning if the test images decide what a training keeps or how it goes on, or None."""
+    selecting = {
+        "keep_best": schedule.keep_best,
+        "early_stopping_patience": schedule.early_stopping_patience is not None,
+        "learning_rate_schedule": schedule.learning_rate_schedule == "plateau",
+    }
+    keys = [key for key, selects in selecting.items() if selects]
+    if not data.validation_is_test or not keys:
+        return None
+    return (
+        f"the validation images are the test images of the data set, and {' and '.join(keys)} depends on them, so a "
+        "result on the test images is too good. Keep training images for validation: set dataset.validation_images, or "
+        "add a validation array to the file. Or turn the selection off."
+    )
 
 
 class RunOutput:
@@ -141,7 +159,8 @@ class RunOutput:
         elif start and not trainer.stopped_early:
             info(f"continuing {start}, epoch {done + 1}, step {trainer.position.step}")
         memory = memory_warning(trainer.config, max(trainer.position.part_sizes), trainer.device)
-        for warning in filter(None, [*data.warnings, *warnings, memory]):
+        selection = selection_warning(data, trainer.schedule)
+        for warning in filter(None, [*data.warnings, selection, *warnings, memory]):
             self.reporter.warn(warning)
 
     def introduce_result(self) -> None:

@@ -84,17 +84,18 @@ def evaluate_result(trainer: Trainer, output: RunOutput, model: HierarchicalVAE,
         return
     part: Part = "validation" if trainer.data.test is None else "test"
     images, targets = evaluation_images(trainer.data, part, trainer.config)
-    reporter.info(
-        f"evaluating on {counted(len(images), f'{part} image')} with {counted(samples, 'importance sample')} per image"
-    )
+    title = trainer.data.title(part)
+    reporter.info(f"evaluating on {len(images):,} {title} with {counted(samples, 'importance sample')} per image")
     evaluation = evaluate(
         model, images, schedule.batch_size, samples, schedule.seed, targets, progress=progress, ranks=ranks
     )
     if not ranks.is_first:
         return
-    reporter.info(report(evaluation, model, f"{part} images"))
+    reporter.info(report(evaluation, model, title))
     check_health(trainer, output, evaluation, "at the end")
-    output.attempt("the evaluation", lambda: save_report(evaluation, model, path, metadata | {"part": part}))
+    output.attempt(
+        "the evaluation", lambda: save_report(evaluation, model, path, metadata | {"part": part, "images_are": title})
+    )
 
 
 def _evaluated(files: RunFiles, step: int, model: HierarchicalVAE) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from nvae.config import (
     parse_config,
 )
 from nvae.models.nvae.config import STYLES, groups_per_scale
-from nvae.schema import DATASETS
+from nvae.schema import DATASETS, NAMED_DATASETS, DownloadedDataset
 
 SMALL = """channel_towers: 8
 number_of_scales: 2
@@ -140,6 +140,13 @@ def test_seed_configs_have_the_seeds_values(name):
 def test_cells_per_input_dec_defaults_to_the_seeds_value():
     assert parse_config(SMALL).cells_per_input_dec == 1
     assert parse_config(SMALL, ["style=nvlabs"]).cells_per_input_dec == 2
+
+
+def test_no_config_of_a_public_set_validates_on_its_test_images():
+    for name in available_configs():
+        dataset = load_config(name).dataset
+        if isinstance(dataset, DownloadedDataset) and not NAMED_DATASETS[dataset.name].validation:
+            assert dataset.validation_images, name
 
 
 def test_every_file_in_model_configs_loads_and_is_listed(root):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nvae.data.splits import split
-from nvae.schema import DownloadedDataset
+from nvae.schema import DATASETS, DownloadedDataset
 from nvae.system.errors import UserError
 
 TRAINING, TEST = (torch.arange(first, last, dtype=torch.uint8).view(-1, 1, 1, 1) for first, last in ((0, 50), (50, 60)))
@@ -19,6 +19,25 @@ def numbers(part):
 def test_split_without_a_number_validates_on_the_test_images():
     data = parts_of(split_seed=3)
     assert (data.training is TRAINING, data.validation is TEST, data.test) == (True, True, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "parts", "is_test"),
+    [
+        ("mnist", {}, 1, True),
+        ("mnist", {"validation_images": 2}, 1, False),
+        ("imagenet32", {}, 1, False),  # validation images only
+        ("omniglot", {}, 1, True),
+        ("pathmnist", {}, 2, False),
+    ],
+)
+def test_split_knows_whether_the_validation_part_is_the_test_images(name, keys, parts, is_test):
+    images = torch.zeros(8, 1, 4, 4, dtype=torch.uint8)
+    data = split(images, [images] * parts, DATASETS[name](name=name, **keys))
+    assert data.validation_is_test == is_test
+    assert data.map(lambda images_u8: images_u8).validation_is_test == is_test
+    assert data.title("validation").startswith("test" if is_test else "validation")
+    assert data.title("test") == "test images"
 
 
 @pytest.mark.parametrize("count", [1, 20, 49])

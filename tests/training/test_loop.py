@@ -16,6 +16,7 @@ from nvae.data.pictures.metadata import read_metadata
 from nvae.data.registry import evaluation_images
 from nvae.evaluation.likelihood import Estimate, evaluate
 from nvae.inference.reconstruction import reconstruct
+from nvae.schema import TrainingParameters
 from nvae.system.errors import DivergenceError, UserError
 from nvae.tools.grids import grid
 from nvae.training import loop, run_output, validation
@@ -499,6 +500,34 @@ def test_train_warns_of_too_little_memory(run, monkeypatch):
     monkeypatch.setattr(run_output, "available_bytes", lambda device: 2**20)
     _, events = run(epochs=1)
     assert sum("batch_size" in warning for warning in warnings_of(events)) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        ({}, ["keep_best"]),
+        ({"keep_best": False}, []),
+        ({"keep_best": False, "early_stopping_patience": 3}, ["early_stopping_patience"]),
+        ({"learning_rate_schedule": "plateau"}, ["keep_best", "learning_rate_schedule"]),
+    ],
+    ids=str,
+)
+def test_selection_on_the_test_images_gives_a_warning(data, changes, keys):
+    schedule = TrainingParameters(**changes)
+    assert run_output.selection_warning(data, schedule) is None
+    warning = run_output.selection_warning(replace(data, validation_is_test=True), schedule)
+    every = ("keep_best", "early_stopping_patience", "learning_rate_schedule")
+    assert [key for key in every if key in (warning or "")] == keys
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
+def test_train_on_test_images_for_validation_says_so(run, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "load_data", lambda config, progress: replace(data, validation_is_test=True))
+    _, events = run()
+    assert sum("keep_best" in warning for warning in warnings_of(events)) == 1
+    result = json.loads((tmp_path / "runs" / "small" / "evaluation.json").read_text())
+    assert (result["part"], result["images_are"]) == ("validation", "test images (the validation part)")
 
 
 def test_memory_warning_depends_on_the_batch_and_spares_quickstart():

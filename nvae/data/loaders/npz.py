@@ -54,9 +54,10 @@ def load_npz(config: ModelConfig, progress: bool = False) -> Data:
         if count < 2:
             raise UserError(f"{file} holds one image; expected at least two. {ADVICE}")
         return hold_out(parts["training"], min(max(round(dataset.validation_fraction * count), 1), count - 1))
-    if "validation" not in parts:
+    is_test = "validation" not in parts
+    if is_test:
         parts["validation"] = parts.pop("test")
-    return Data(parts["training"], parts["validation"], parts.get("test"))
+    return Data(parts["training"], parts["validation"], parts.get("test"), validation_is_test=is_test)
 
 
 # ----------------------------------------------------------------------------------------------- choosing and checking

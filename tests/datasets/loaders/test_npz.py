@@ -50,6 +50,7 @@ def test_npz_arrays_of_each_part(tmp_path, images, load, names):
     labels = {"train_labels": np.zeros((12, 1), np.uint8), "y_train": np.zeros(12, np.int64)}
     np.savez(tmp_path / "a.npz", **dict(zip(names, (images[:12], images[12:15], images[15:]), strict=True)), **labels)
     data = load()
+    assert not data.validation_is_test
     for part, expected in zip((data.training, data.validation, data.test), np.split(images, [12, 15]), strict=True):
         assert torch.equal(part, nchw(expected))
 
@@ -59,7 +60,7 @@ def test_npz_test_images_are_for_validation_if_there_is_no_validation(tmp_path, 
     data = load("mnist.npz")
     assert torch.equal(data.training, nchw(images[:12]))
     assert torch.equal(data.validation, nchw(images[12:]))
-    assert data.test is None
+    assert data.test is None and data.validation_is_test
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.npy"])
