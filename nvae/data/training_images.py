@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nvae.data.colors import jitter_colors, sharpen_some
 from nvae.data.images import binarize, dequantize, flip, random_crop, to_float
 from nvae.schema import ModelConfig
 from nvae.system.seeds import redrawn, seeded
@@ -42,6 +43,13 @@ def training_images(
         images = random_crop(images, dataset.random_crop, seeded(seed, "crops", step, device))
     if dataset.horizontal_flip:
         images = flip(images, seeded(seed, "flips", step, device))
+    if dataset.sharpness is not None:
+        images = sharpen_some(images, dataset.sharpness, seeded(seed, "sharpness", step))
+    if dataset.color_jitter is not None:
+        images = jitter_colors(images, dataset.color_jitter, seeded(seed, "colors", step))
+    if dataset.sharpness is not None or dataset.color_jitter is not None:
+        most = 2**config.pixel_bits - 1
+        images = (images * most).round() / most  # the values that a discretized likelihood is of
     if dataset.dequantize:
         generator = seeded(seed, "dequantization", step, device)
         return TrainingImages(images, dequantize(images, config.pixel_bits, generator))

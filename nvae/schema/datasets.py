@@ -15,6 +15,7 @@ from nvae.system.errors import InvalidValueError
 MAX_DRAWN_BYTES = 2**32  # of images that the program draws into memory
 
 Percent = Annotated[float, Field(ge=0, le=100)]
+ColorWidth = Annotated[float, Field(ge=0, le=1)]
 ValidationFraction = Annotated[float, Field(gt=0, lt=1)]
 ArrayName = Literal[tuple(name for name, facts in NAMED_DATASETS.items() if facts.keys == "arrays")]  # type: ignore
 PictureName = Literal[tuple(name for name, facts in NAMED_DATASETS.items() if facts.keys == "pictures")]  # type: ignore
@@ -43,6 +44,17 @@ class DatasetConfig(Section):
         0,
         description="Move each training image by up to this number of pixels in both directions, with reflected edges, "
         "as padding and a random crop do; 0 for none.",
+    )
+    sharpness: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        None,
+        description="Change the sharpness of each training image by this factor with probability 0.5: below 1 blurs, "
+        "above 1 sharpens; null for none.",
+    )
+    color_jitter: tuple[ColorWidth, ColorWidth, ColorWidth, Annotated[float, Field(ge=0, le=0.5)]] | None = Field(
+        None,
+        strict=False,  # a list in YAML
+        description="Change the colors of each training image, [brightness, contrast, saturation, hue]: by factors "
+        "from 1 - width to 1 + width, and by up to this part of a turn of the hue; null for none.",
     )
     binarize: bool = Field(
         False,
@@ -308,7 +320,8 @@ def select_dataset(section: dict[str, Any], name: Any) -> dict[str, Any]:
     """
     if section.get("name", "folder") == name:
         return section
-    augmentation = ("horizontal_flip", "random_crop")  # suits one data set and not another, such as mirrored digits
+    # Suits one data set and not another, such as mirrored digits.
+    augmentation = ("horizontal_flip", "random_crop", "sharpness", "color_jitter")
     kept = {
         key: value
         for key, value in section.items()

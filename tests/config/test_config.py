@@ -261,6 +261,8 @@ def test_dataset_without_a_name_is_a_folder():
         "min_image_size": 1,
         "horizontal_flip": False,
         "random_crop": 0,
+        "sharpness": None,
+        "color_jitter": None,
         "binarize": False,
         "encoder_input": "binary",
         "dequantize": False,

@@ -74,7 +74,15 @@ def test_training_images_without_augmentation_are_the_data(make_config, images_u
     assert torch.equal(targets, images)
 
 
-@pytest.mark.parametrize("keys", [{"random_crop": 2}, {"random_crop": 1, "horizontal_flip": True}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"random_crop": 2},
+        {"random_crop": 1, "horizontal_flip": True},
+        {"sharpness": 2.0},
+        {"color_jitter": [0.3, 0.3, 0.1, 0.1]},
+    ],
+)
 def test_training_images_are_augmented_anew_at_every_step(make_config, images_u8, keys):
     config = make_config(dataset={"name": "toy_faces"} | keys)
     first, same, other = (training_images(images_u8, config, step) for step in (3, 3, 4))

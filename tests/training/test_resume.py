@@ -49,6 +49,7 @@ VARIANTS = {
     "warm-up in steps": ({}, {"warmup_steps": 5}),
     "flipped": ({"dataset": TOY_FACES | {"horizontal_flip": True}}, {}),
     "cropped": ({"dataset": TOY_FACES | {"random_crop": 2, "horizontal_flip": True}}, {}),
+    "jittered": ({"dataset": TOY_FACES | {"sharpness": 2.0, "color_jitter": [0.3, 0.3, 0.1, 0.1]}}, {}),
     "dequantized": ({"dataset": TOY_FACES | {"random_crop": 1, "dequantize": True}}, {}),
     "binarized": ({"dataset": TOY_FACES | {"binarize": True}, "sampling_method": "bernoulli"}, {}),
     "no batch norms": (NVLABS | {"arch_instance": "res_elu"}, {}),

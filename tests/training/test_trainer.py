@@ -290,7 +290,15 @@ def test_inputs_half_are_flipped_and_others_at_every_step(make_trainer):
     assert torch.equal(make_trainer().inputs_and_targets(images_u8)[0], upright)
 
 
-@pytest.mark.parametrize("keys", [{"horizontal_flip": True}, {"random_crop": 3}, {"dequantize": True}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"horizontal_flip": True},
+        {"random_crop": 3},
+        {"dequantize": True},
+        {"sharpness": 2.0, "color_jitter": [0.3, 0.3, 0.1, 0.1]},
+    ],
+)
 def test_augmentation_is_of_training_images_alone(make_config, keys):
     faces = {"name": "toy_faces", "training_images": 3, "validation_images": 5}
     plain, flipping = make_config(dataset=faces), make_config(dataset=faces | keys)
