@@ -43,15 +43,15 @@ SIGNATURES = {
     "evaluate": "(model, images_u8, batch_size=64, samples=1, seed=0, "
     "targets_u8=None, count_active=True, progress=False, estimator='importance_weighted', outer_samples=1, ranks=None)",
     "explore": "(sampler, base, draws=1, strength=1.0, seed=0)",
-    "interpolate": "(sampler, a, b, times, pixels='mean', pixel_seed=0)",
+    "interpolate": "(sampler, a, b, times, pixels='mean', pixel_seed=0, linear=False)",
     "load_config": "(name, overrides=())",
     "load_model": "(path, device='cpu')",
     "open_sampler": "(path, temperature=1.0, iterations=20, device=None, progress=False)",
     "reconstruct": "(model, images, keep_groups=None, temperature=0.0, "
     "seed=0, pixels='mean', batch_size=32, progress=False)",
     "save": "(model, path, training=None, metadata=None, run=None)",
-    "train": "(config, name=None, device=None, fresh=False, folder=None, "
-    "on_event=None, progress=True, checkpoint=None, init_from=None, continue_with_changed_data=False)",
+    "train": "(config, name=None, device=None, fresh=False, folder=None, on_event=None, progress=True, "
+    "checkpoint=None, init_from=None, continue_with_changed_data=False, only_images=None)",
 }
 
 

@@ -79,6 +79,15 @@ def test_interpolate_seeds_are_samples(command, files):
         assert np.abs(cell - expected).mean() < 3
 
 
+def test_linear_interpolation_has_the_same_ends_and_another_middle(command, files):
+    for linear in ([], ["--linear"]):
+        assert command("-m", "interpolate", "tiny", "--steps", "3", *PICTURES, *linear).code == 0
+    curved, straight = (f"interpolation_tiny_wide_right{linear}_steps3.png" for linear in ("", "_linear"))
+    assert files.texts(f"images/{straight}")["linear"] == "true"
+    cells = zip(cells_of(f"images/{curved}"), cells_of(f"images/{straight}"), strict=True)
+    assert [np.abs(one - other).max() > 1 for one, other in cells] == [False, False, True, False, False]
+
+
 def test_interpolate_animation_goes_there_and_back(command, files):
     assert command("-m", "interpolate", "tiny", *PICTURES, "--animate", "--seconds", "0.4").code == 0
     assert files.names() == ["interpolation_tiny_wide_right.webp"]
@@ -106,6 +115,7 @@ def test_walk_is_an_animation_of_samples(command, files):
         ([*PICTURES, "--seconds", "3"], "--animate"),
         ([*PICTURES, "--coarse-from", "A", "--fine-from", "A"], "--coarse-from"),
         ([*PICTURES, "--coarse-from", "C"], "'C'"),
+        ([*PICTURES, "--linear", "--fine-from", "A"], "--linear"),
         ([*PICTURES, "--seed", "3"], "--walk"),
         ([*PICTURES, "--temperature", "0.7"], "--temperature"),
         (["wide.png", "seed:3"], "wide.png"),

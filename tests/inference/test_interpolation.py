@@ -3,9 +3,10 @@ import math
 import pytest
 import torch
 
-from nvae.inference.interpolation import interpolate, mix, slerp, walk
+from nvae.inference.interpolation import interpolate, lerp, mix, slerp, walk
 from nvae.inference.reconstruction import encode, reconstruct
 from nvae.inference.sampling import Sampler, seed_noise
+from nvae.models.hierarchy import FromPosterior
 from nvae.system.errors import InvalidValueError
 
 GROUPS = 4
@@ -149,6 +150,42 @@ def test_interpolation_refuses_noise_of_several_images(sampler):
         interpolate(sampler, sampler.noise([1, 2]), sampler.noise([3]), 5)
 
 
+def test_lerp_between_normal_draws_is_shorter_by_up_to_the_root_of_two():
+    a, b = draws(2, 10_000)
+    times = torch.linspace(0, 1, 9, dtype=torch.float64)
+    lengths = lerp(a, b, times).norm(dim=1) / math.sqrt(10_000)
+    assert ((lengths - ((1 - times) ** 2 + times**2).sqrt()).abs() < 0.03).all()
+    assert lengths.min() == pytest.approx(math.sqrt(0.5), abs=0.02)
+
+
+def test_linear_interpolation_takes_the_straight_line_in_every_group(sampler, noise_of_passes, assert_within):
+    a, b, times = sampler.noise([1]), sampler.noise([2]), torch.tensor([0.0, 0.25, 0.5, 1.0])
+    images = interpolate(sampler, a, b, times, linear=True)
+    for between, x, y in zip(noise_of_passes[0], a, b, strict=True):
+        assert_within(between, torch.cat([x, 0.75 * x + 0.25 * y, (x + y) / 2, y]))
+    assert_within(images[[0, 3]], sampler.sample([1, 2]))
+    assert (images - interpolate(sampler, a, b, times)).abs().amax((1, 2, 3))[1:3].min() > 1e-3
+
+
+@torch.no_grad()
+def test_linear_interpolation_between_pictures_is_linear_in_z_of_the_first_group(bernoulli_model, assert_within):
+    """The prior of the first group is the same for all images; those of the others depend on the groups above."""
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    noise = encode(bernoulli_model, images)
+    a, b = ([group[i : i + 1] for group in noise] for i in (0, 1))
+    _, output = Sampler(bernoulli_model, iterations=0).top_down(
+        [lerp(*ends, torch.tensor([0.25])) for ends in zip(a, b, strict=True)]
+    )
+    z = (
+        bernoulli_model.top_down(
+            FromPosterior(bernoulli_model.bottom_up(images), bernoulli_model.no_noise(2, posterior=True)), 2
+        )
+        .groups[0]
+        .z
+    )
+    assert_within(output.groups[0].z, 0.75 * z[:1] + 0.25 * z[1:], 1e-5)
+
+
 @pytest.mark.parametrize("times", [0, 2.5, torch.zeros(0), torch.zeros(2, 2)])
 def test_interpolation_refuses_other_times(sampler, times):
     with pytest.raises(InvalidValueError):
@@ -205,6 +242,11 @@ def test_walk_step_from_the_last_frame_to_the_first_is_like_the_others(sampler):
 def test_walk_yields_batches_within_each_leg(sampler):
     sampler.batch_size = 4
     assert [len(batch) for batch in walk(sampler, [1, 2], 14)] == [4, 3, 4, 3]
+
+
+def test_linear_walk_takes_straight_lines(sampler, assert_within):
+    expected = interpolate(sampler, sampler.noise([1]), sampler.noise([2]), torch.tensor([0.0, 0.5]), linear=True)
+    assert_within(torch.cat(list(walk(sampler, [1, 2], 4, linear=True)))[:2], expected)
 
 
 def test_walk_leaves_the_model_unchanged_between_its_batches(bernoulli_model):
