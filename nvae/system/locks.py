@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import socket
@@ -14,11 +13,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from nvae.system.errors import Remedy, UserError
-from nvae.system.files import WriteError, atomic_write
+from nvae.system.files import WriteError, atomic_write, temporary_path
 
 PATIENCE = 0.5  # seconds: an earlier process may be about to end, and a new one to write who it is
 FOLDER_LOCK = ".nvae.lock"  # in the folder
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # of file systems without locks
 
 
 class RunLockedError(UserError):
@@ -34,13 +32,15 @@ def holder_of(lock: Path) -> str | None:
     """Return who holds a lock, such as "process 12 on host h since 2026-01-01 12:00"; None if nobody does."""
     if not lock.exists():
         return None
+    file_lock = FileLock(lock)
     try:
-        with FileLock(lock, timeout=0):
-            return None
+        _acquire(file_lock, timeout=0)
     except Timeout:
         return _holder(holder_path(lock))
-    except OSError:  # a folder without write access
+    except WriteError:  # a folder without write access
         return None
+    file_lock.release()
+    return None
 
 
 @contextmanager
@@ -60,7 +60,8 @@ def run_lock(lock: Path, name: str, warn: Callable[[str], object]) -> Iterator[N
     except Timeout:
         raise RunLockedError(
             f"the run {name!r} is trained by {_holder(holder_path(lock))}: expected one training of a run at a time. "
-            "Wait until that training ends, stop it, or train under another name.",
+            "Wait until that training ends, stop it, or train under another name. If its host has failed and its file "
+            f"system keeps the lock, delete {lock}.",
             Remedy.RUN_NAME,
         ) from None
     try:
@@ -94,6 +95,8 @@ def _acquire(file_lock: FileLock, timeout: float) -> bool:
     timeout: seconds; -1 waits as long as another process holds the lock.
     """
     try:
+        if not _has_locks(Path(file_lock.lock_file)):
+            return False
         file_lock.acquire(timeout=timeout)
         return True
     except Timeout:
@@ -101,9 +104,30 @@ def _acquire(file_lock: FileLock, timeout: float) -> bool:
     except OSError as error:
         if isinstance(error, FileNotFoundError) and timeout < 0:  # the holder removed the folder, as it was empty
             return _acquire(file_lock, timeout)
-        if error.errno in NO_LOCKS:
-            return False
         raise WriteError(file_lock.lock_file, error) from error
+
+
+def _has_locks(lock: Path) -> bool:
+    """Return whether the file system locks a new file beside `lock`, which no other process can hold.
+
+    A file system without locks answers with one of many errors. EACCES is also the answer of SMB for a lock that is
+    held (https://man7.org/linux/man-pages/man2/flock.2.html), and after ENOSYS filelock would write files that nobody
+    removes after a crash. Raises OSError for a folder that cannot be written.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    probe = temporary_path(lock)
+    with open(probe, "xb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            return False
+        finally:
+            probe.unlink()
 
 
 def _release(file_lock: FileLock, *files: Path) -> None:

@@ -17,7 +17,6 @@ import requests
 
 from nvae.data import downloads
 from nvae.data.downloads import SourceFile, fetch
-from nvae.system import locks
 from nvae.system.errors import UserError
 from nvae.system.files import WriteError
 
@@ -375,10 +374,10 @@ def test_killed_download_is_repeated(server, set_folder, get, start_process, wai
 
 
 def test_file_system_without_locks_keeps_what_may_be_in_use(get, server, set_folder, monkeypatch):
-    def refuse(*args, **kwargs):
+    def refuse(*args):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(locks.FileLock, "acquire", refuse)
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", refuse)
     new, old = (set_folder / f"download.{i}.0123abcd.unfinished" for i in range(2))
     for folder in (new, old):
         folder.mkdir(parents=True)

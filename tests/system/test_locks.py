@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -6,12 +7,11 @@ import socket
 import threading
 
 import pytest
-from filelock import FileLock
 
 from nvae.system import locks
 from nvae.system.errors import Remedy
 from nvae.system.files import WriteError
-from nvae.system.locks import RunLockedError, holder_path, run_lock
+from nvae.system.locks import RunLockedError, folder_lock, holder_of, holder_path, run_lock
 
 HOLD = """
 import socket, sys
@@ -158,15 +158,46 @@ def test_lock_is_released_after_errors(lock):
         pass
 
 
-def test_lock_on_a_file_system_without_locks_is_a_warning(lock, monkeypatch):
-    def none(*args, **kwargs):
-        raise OSError(locks.NO_LOCKS[0], "no locks available")
+@pytest.mark.parametrize("name", ["ENOLCK", "ENOTSUP", "EACCES", "EPERM", "EINVAL", "ENOSYS"])
+@pytest.mark.parametrize("marker", [None, "", "12\nother.example.org\n"], ids=["new", "empty", "other host"])
+@pytest.mark.filterwarnings("error")
+def test_lock_on_a_file_system_without_locks_is_one_warning(lock, monkeypatch, name, marker):
+    """A file that was left at the lock's path, also one of a host that is gone, locks nothing."""
+    fcntl = pytest.importorskip("fcntl")
 
-    monkeypatch.setattr(FileLock, "acquire", none)
+    def refuse(*args):
+        raise OSError(getattr(errno, name), "refused")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    lock.parent.mkdir()
+    if marker is not None:
+        lock.write_text(marker)
+        lock.chmod(0o600)
     warnings = []
     with run_lock(lock, "little", warnings.append):
-        assert not holder_path(lock).exists()
+        assert not holder_path(lock).exists() and holder_of(lock) is None
+        with folder_lock(lock.parent, lambda: pytest.fail("nobody holds the lock")) as is_locked:
+            assert not is_locked
     assert len(warnings) == 1
+    assert os.listdir(lock.parent) == ([lock.name] if marker is not None else [])
+
+
+def test_lock_that_another_holds_by_eacces_is_held(lock, monkeypatch):
+    """SMB answers EACCES for a file that is locked: the lock of a new file succeeds there."""
+    fcntl = pytest.importorskip("fcntl")
+    flock = fcntl.flock
+
+    def flock_of_smb(file, operation):
+        try:
+            flock(file, operation)
+        except BlockingIOError:
+            raise OSError(errno.EACCES, "locked") from None
+
+    with run_lock(lock, "little", fail):
+        monkeypatch.setattr(fcntl, "flock", flock_of_smb)
+        assert str(os.getpid()) in holder_of(lock)
+        with pytest.raises(RunLockedError, match=re.escape(str(lock))), run_lock(lock, "little", fail):
+            pytest.fail("the lock is held")
 
 
 def test_lock_below_a_file_is_a_write_error(tmp_path):
