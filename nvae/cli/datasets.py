@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nvae.cli.arguments import Parser
 from nvae.cli.dataset_sheet import add_sheet_arguments, refuse_unknown, show_sheet, wants_sheet
 from nvae.schema import DATASETS, NAMED_DATASETS, DownloadedDataset
-from nvae.system.files import root_folder
+from nvae.system.files import expand_home, root_folder
 
 if TYPE_CHECKING:
     from nvae.data.downloads import SourceFile
@@ -139,7 +138,7 @@ def _description(name: str, data: str | None) -> str:
 
 def _on_disk(name: str, folder: str) -> str:
     """Return whether a folder holds what the loader of a public data set reads with the default keys."""
-    path = Path(folder).expanduser()
+    path = expand_home(folder)
     return "no" if any(file.find(path, _owner(name)) is None for file in _sources(name).values()) else "yes"
 
 

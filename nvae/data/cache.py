@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from nvae.system.devices import available_bytes
 from nvae.system.errors import Remedy, UserError
-from nvae.system.files import UNFINISHED, WriteError, atomic_write, remove_unfinished
+from nvae.system.files import UNFINISHED, WriteError, atomic_write, expand_home, remove_unfinished
 from nvae.system.memory_maps import with_release
 
 MEMORY_LIMIT = 4 * 2**30  # bytes of an array of images; a larger array is kept in a memory-mapped file
@@ -35,9 +35,9 @@ def cache_folder() -> Path:
     The folder is $NVAE_CACHE, or else $XDG_CACHE_HOME/nvae, or else ~/.cache/nvae; on Windows %LOCALAPPDATA%\\nvae.
     """
     if chosen := os.environ.get("NVAE_CACHE"):
-        return Path(os.path.expanduser(chosen))
+        return expand_home(chosen)
     system = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
-    return Path(system or os.path.expanduser("~/.cache"), "nvae")
+    return expand_home(system or "~/.cache") / "nvae"
 
 
 def memory_limit() -> int:

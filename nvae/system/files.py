@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -126,6 +127,21 @@ def check_new_folder(path: str | Path) -> None:
     path = Path(path)
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"'{path}' exists and is not an empty folder. Name another folder, or delete this one.")
+
+
+def expand_home(path: str | Path) -> Path:
+    """Return a path with the home folder in place of a leading ~.
+
+    For a user without a home folder, as an unknown user id in a container, the home is a folder of temporary files.
+    Raises UserError for ~ with the name of no user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        home, *parts = Path(path).parts
+        if home != "~":
+            raise UserError(f"'{path}' begins with the name of no user. Name the folder without ~.") from error
+        return Path(tempfile.gettempdir(), f"home_{getattr(os, 'getuid', lambda: 0)()}", *parts)
 
 
 def unused_path(folder: str | Path, stem: str, suffix: str, is_free: Callable[[Path], bool] | None = None) -> Path:

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import tempfile
 import zipfile
 from types import SimpleNamespace
 
@@ -11,9 +12,10 @@ import pytest
 import torch
 
 from nvae.data import cache as cache_module
-from nvae.data.cache import MEMORY_LIMIT, MEMORY_SHARE, memory_limit, new_images
+from nvae.data.cache import MEMORY_LIMIT, MEMORY_SHARE, cache_folder, memory_limit, new_images
 from nvae.data.images import Data, resize, select, to_grayscale
 from nvae.data.registry import load_data
+from nvae.evaluation.quality.extractors.weights import weights_folder
 from nvae.system.errors import UserError
 from nvae.system.memory_maps import release_pages
 from nvae.training.trainer import Trainer
@@ -21,6 +23,28 @@ from nvae.training.trainer import Trainer
 
 def same(one, other):
     return torch.equal(one.training, other.training) and torch.equal(one.validation, other.validation)
+
+
+# ---------------------------------------------------------------------------------------------------------- the folder
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no user id without a name")
+def test_folders_of_a_user_without_home_are_outside_of_the_current_folder(monkeypatch, tmp_path):
+    """An unknown user id in a container: neither HOME nor an entry in the list of users."""
+    pwd = pytest.importorskip("pwd")
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for variable in ("HOME", "NVAE_CACHE", "XDG_CACHE_HOME", "TORCH_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    home = tmp_path / f"home_{os.getuid()}"
+    assert cache_folder() == home / ".cache" / "nvae"
+    assert weights_folder() == home / ".cache" / "torch" / "hub" / "checkpoints"
+    monkeypatch.setenv("NVAE_CACHE", "~/images")
+    assert cache_folder() == home / "images"
 
 
 # ---------------------------------------------------------------------------------------------------- the memory limit

@@ -13,6 +13,7 @@ from nvae.system.files import (
     WriteError,
     atomic_folder,
     atomic_write,
+    expand_home,
     previous_path,
     remove_unfinished,
     text_in_place_of,
@@ -233,3 +234,16 @@ def test_zip_members_are_as_many_as_the_file_says(tmp_path, comment):
     file.write_bytes(content)
     with zipfile.ZipFile(file) as archive, pytest.raises(zipfile.BadZipFile):
         zip_members(archive)
+
+
+def test_expand_home_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
+    assert [expand_home(path) for path in ("~", "~/a/b", "a/~", "")] == [
+        tmp_path,
+        tmp_path / "a/b",
+        Path("a/~"),
+        Path(),
+    ]
+    with pytest.raises(UserError, match=r"no_such_user"):
+        expand_home("~no_such_user/a")

@@ -12,6 +12,7 @@ from torch import Tensor
 from nvae.data.downloads import check_connection
 from nvae.evaluation.quality.extractors.base import DIGEST_LENGTH
 from nvae.system.errors import UserError, error_of_system
+from nvae.system.files import expand_home
 
 
 class PublishedFile(NamedTuple):
@@ -33,7 +34,7 @@ def published_file(name: str) -> PublishedFile:
 
 def weights_folder() -> Path:
     """Return the folder where torch.hub keeps downloaded weights, for all programs of the user."""
-    return Path(torch.hub.get_dir()) / "checkpoints"
+    return expand_home(torch.hub.get_dir()) / "checkpoints"
 
 
 def obtain(what: str, published: PublishedFile, file: Path | None, progress: bool) -> Path:
