@@ -37,7 +37,7 @@ def cache_folder() -> Path:
     if chosen := os.environ.get("NVAE_CACHE"):
         return expand_home(chosen)
     system = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
-    return expand_home(system or "~/.cache") / "nvae"
+    return expand_home(system or "~/.cache", temporary=True) / "nvae"
 
 
 def memory_limit() -> int:

@@ -57,9 +57,26 @@ def text_in_place_of(file: Path | bytes) -> str:
     return next((text for start, text in texts if re.match(start, file, re.IGNORECASE)), "")
 
 
+def expand_home(path: str | Path, temporary: bool = False) -> Path:
+    """Return a path with the home folder in place of a leading ~. Raises UserError for an unknown home folder.
+
+    temporary: a user without a home folder, as an unknown user id in a container, has one among the temporary files.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        home, *parts = Path(path).parts
+        if temporary and home == "~":
+            return Path(tempfile.gettempdir(), f"home_{getattr(os, 'getuid', int)()}", *parts)
+        raise UserError(f"the home folder in '{path}' is unknown. Name the folder without ~.") from error
+
+
 def root_folder() -> Path:
-    """Return the folder of saved_weights/, runs/, images/ and dataset/: NVAE_ROOT, or else the working directory."""
-    return Path(os.path.expanduser(os.environ.get(ROOT) or "."))
+    """Return the folder of saved_weights/, runs/, images/ and dataset/: NVAE_ROOT, or else the working directory.
+
+    Raises UserError for ~ in NVAE_ROOT if the home folder is unknown.
+    """
+    return expand_home(os.environ.get(ROOT) or ".")
 
 
 def previous_path(path: str | Path) -> Path:
@@ -127,21 +144,6 @@ def check_new_folder(path: str | Path) -> None:
     path = Path(path)
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"'{path}' exists and is not an empty folder. Name another folder, or delete this one.")
-
-
-def expand_home(path: str | Path) -> Path:
-    """Return a path with the home folder in place of a leading ~.
-
-    For a user without a home folder, as an unknown user id in a container, the home is a folder of temporary files.
-    Raises UserError for ~ with the name of no user.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        home, *parts = Path(path).parts
-        if home != "~":
-            raise UserError(f"'{path}' begins with the name of no user. Name the folder without ~.") from error
-        return Path(tempfile.gettempdir(), f"home_{getattr(os, 'getuid', lambda: 0)()}", *parts)
 
 
 def unused_path(folder: str | Path, stem: str, suffix: str, is_free: Callable[[Path], bool] | None = None) -> Path:

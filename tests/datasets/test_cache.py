@@ -17,6 +17,7 @@ from nvae.data.images import Data, resize, select, to_grayscale
 from nvae.data.registry import load_data
 from nvae.evaluation.quality.extractors.weights import weights_folder
 from nvae.system.errors import UserError
+from nvae.system.files import root_folder
 from nvae.system.memory_maps import release_pages
 from nvae.training.trainer import Trainer
 
@@ -43,8 +44,10 @@ def test_folders_of_a_user_without_home_are_outside_of_the_current_folder(monkey
     home = tmp_path / f"home_{os.getuid()}"
     assert cache_folder() == home / ".cache" / "nvae"
     assert weights_folder() == home / ".cache" / "torch" / "hub" / "checkpoints"
-    monkeypatch.setenv("NVAE_CACHE", "~/images")
-    assert cache_folder() == home / "images"
+    for variable, folder in (("NVAE_CACHE", cache_folder), ("NVAE_ROOT", root_folder)):
+        monkeypatch.setenv(variable, "~/images")
+        with pytest.raises(UserError, match="~/images"):
+            folder()
 
 
 # ---------------------------------------------------------------------------------------------------- the memory limit

@@ -34,7 +34,7 @@ def published_file(name: str) -> PublishedFile:
 
 def weights_folder() -> Path:
     """Return the folder where torch.hub keeps downloaded weights, for all programs of the user."""
-    return expand_home(torch.hub.get_dir()) / "checkpoints"
+    return expand_home(torch.hub.get_dir(), temporary=True) / "checkpoints"
 
 
 def obtain(what: str, published: PublishedFile, file: Path | None, progress: bool) -> Path:
