@@ -166,6 +166,14 @@ def make_dvp() -> Callable[..., HierarchicalVAE]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is left in the cache folder of the user."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NVAE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _cost_of_an_architecture_is_counted_once() -> Iterator[None]:
     """Each start of a training counts the cost of its network, which takes longer than some steps."""
     count, costs = summary.cost_per_image, {}

@@ -203,7 +203,7 @@ def open_sampler(
 ) -> Sampler:
     """Open a .checkpoint or .model file, and return the sampler of its model: `Sampler` describes the arguments.
 
-    The recalibrated statistics are kept beside the file, for the next program. device: by default the fastest one.
+    The recalibrated statistics are kept for the next program (`StatisticsCache`). device: by default the fastest one.
     Raises UserError.
     """
     model = load_model(path, choose_device(device))
@@ -217,6 +217,6 @@ def open_samplers(
     iterations: int = 20,
     progress: Progress = False,
 ) -> list[Sampler]:
-    """Return a sampler per temperature of a model that is open; the statistics are kept beside its file, `path`."""
+    """Return a sampler per temperature of a model that is open; its file is `path` (`StatisticsCache`)."""
     cache = StatisticsCache(model, path)
     return [Sampler(model, temperature, iterations, cache, progress=progress) for temperature in temperatures]

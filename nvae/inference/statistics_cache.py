@@ -1,4 +1,4 @@
-"""Keep recalibrated batch-norm statistics in a file beside the model."""
+"""Keep recalibrated batch-norm statistics in a file: beside a model in saved_weights/, else in the cache folder."""
 
 from __future__ import annotations
 
@@ -9,27 +9,34 @@ from typing import Any
 
 from torch import Tensor
 
-from nvae.checkpoint import weights_digest
+from nvae.checkpoint import FOLDER, weights_digest
+from nvae.data.cache import cache_folder
 from nvae.inference.recalibration import PASS_IMAGES, Statistics
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.system.torch_files import CheckpointError, read_whole, write_whole
+from nvae.system.files import root_folder
+from nvae.system.torch_files import CheckpointError, content_digest, read_whole, write_whole
 
 MAX_ENTRIES = 50
 
 
 class StatisticsCache:
-    """The recalibrated statistics of a model, in `<model file>.statistics`, by temperature and iterations.
+    """The recalibrated statistics of a model, by temperature and iterations.
 
+    The file is `<model file>.statistics` for a model in saved_weights/ of `root_folder`. It is in the cache folder for
+    any other model, which a JSON file of somebody else may name: nothing is written beside that.
     The file names the weights and the architecture that its statistics belong to. A file of another model, of an older
     format or with damage counts as empty. A file that cannot be written is skipped. The 50 newest entries are kept.
     """
 
     def __init__(self, model: HierarchicalVAE, model_path: str | Path) -> None:
-        self.path = Path(f"{model_path}.statistics")
         self.model = model
         self.weights = weights_digest(model)
         architecture = model.config.model_dump(exclude={"training_parameters", "dataset"})
         self.owner = {"weights": self.weights, "architecture": repr(sorted(architecture.items()))}
+        if Path(model_path).parent.resolve() == (root_folder() / FOLDER).resolve():
+            self.path = Path(f"{model_path}.statistics")
+        else:
+            self.path = cache_folder() / "statistics" / content_digest(self.owner)
 
     def find(self, temperature: list[float], iterations: int) -> Statistics | None:
         """Return the statistics of a temperature per latent group, on the model's device; None if there are none."""

@@ -260,10 +260,11 @@ def is_number(value: Any) -> bool:
 def _append(file: Path, content: dict[str, Any]) -> None:
     """Append a line with a JSON object to a file; a last line that was cut off stays a line of its own.
 
-    Raises OSError, and then leaves the file as it was.
+    Raises OSError, and then leaves the file as it was; also for a symbolic link, which may lead out of the run's folder.
     """
     line = json.dumps(content)
-    with open(file, "ab+", buffering=0) as stream:
+    no_link = getattr(os, "O_NOFOLLOW", 0)  # none on Windows
+    with open(file, "ab+", buffering=0, opener=lambda path, flags: os.open(path, flags | no_link, 0o666)) as stream:
         size = stream.tell()
         if size:
             stream.seek(-1, os.SEEK_END)
@@ -277,7 +278,7 @@ def _append(file: Path, content: dict[str, Any]) -> None:
 def _parsed(file: Path) -> list[Any]:
     """Return the content of every line of a file, None for a damaged one; nothing without the file."""
     content = []
-    for raw in file.read_bytes().splitlines() if file.exists() else []:
+    for raw in file.read_bytes().splitlines() if file.is_file() else []:
         try:
             content.append(json.loads(raw))
         except (ValueError, RecursionError):  # ValueError: no JSON, no UTF-8, or a number of too many digits

@@ -34,22 +34,44 @@ def model(make_model):
     return make_model()
 
 
+@pytest.fixture(autouse=True)
+def weights(tmp_path, monkeypatch):
+    """An empty saved_weights/ of the root folder, and an empty cache folder."""
+    monkeypatch.setenv("NVAE_ROOT", str(tmp_path))
+    monkeypatch.setenv("NVAE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "saved_weights").mkdir()
+    return tmp_path / "saved_weights"
+
+
 @pytest.fixture
-def cache(model, tmp_path):
-    """A cache in an empty folder."""
-    return StatisticsCache(model, tmp_path / "a.model")
+def cache(model, weights):
+    """A cache beside a model in an empty folder."""
+    return StatisticsCache(model, weights / "a.model")
 
 
-def test_kept_statistics_are_found_bit_for_bit(make_model, model, tmp_path):
+def test_kept_statistics_are_found_bit_for_bit(make_model, model, weights):
     statistics = measure(model, T, 2)
-    StatisticsCache(model, tmp_path / "a.model").keep(T, 2, statistics)
-    again = StatisticsCache(make_model(), tmp_path / "a.model").find(T, 2)
+    StatisticsCache(model, weights / "a.model").keep(T, 2, statistics)
+    again = StatisticsCache(make_model(), weights / "a.model").find(T, 2)
     assert equal(statistics, again)
     assert again.digest == statistics.digest
-    assert os.listdir(tmp_path) == ["a.model.statistics"]
+    assert os.listdir(weights) == ["a.model.statistics"]
 
 
-def test_sampler_measures_only_what_the_cache_lacks(model, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "path", ["elsewhere/a.model", "saved_weights/../elsewhere/a.model", "saved_weights/sub/a.model"]
+)
+def test_statistics_of_a_model_elsewhere_are_in_the_cache_folder(make_model, model, tmp_path, path):
+    """A JSON file can name any model, so nothing is written beside the model."""
+    folder = (tmp_path / path).parent
+    folder.mkdir()
+    StatisticsCache(model, tmp_path / path).keep(T, 2, made_up(model))
+    assert os.listdir(folder) == [] and len(os.listdir(tmp_path / "cache" / "statistics")) == 1
+    assert equal(StatisticsCache(make_model(), tmp_path / path).find(T, 2), made_up(model))
+    assert StatisticsCache(other_weights(make_model), tmp_path / path).find(T, 2) is None
+
+
+def test_sampler_measures_only_what_the_cache_lacks(model, weights, monkeypatch):
     measured = []
 
     def spy(model, temperature, iterations, progress):
@@ -57,10 +79,10 @@ def test_sampler_measures_only_what_the_cache_lacks(model, tmp_path, monkeypatch
         return measure(model, temperature, iterations, progress)
 
     monkeypatch.setattr(sampling, "measure", spy)
-    images = [Sampler(model, 0.7, 2, StatisticsCache(model, tmp_path / "a.model")).sample(2) for _ in range(2)]
+    images = [Sampler(model, 0.7, 2, StatisticsCache(model, weights / "a.model")).sample(2) for _ in range(2)]
     assert measured == [(T, 2)]
     assert torch.equal(*images)
-    assert Sampler(model, 0.7, 3, StatisticsCache(model, tmp_path / "a.model")).statistics
+    assert Sampler(model, 0.7, 3, StatisticsCache(model, weights / "a.model")).statistics
     assert measured == [(T, 2), (T, 3)]
 
 
@@ -174,17 +196,17 @@ def test_cache_damaged_or_foreign_file_counts_as_empty_and_is_replaced(model, ca
 
 
 def test_cache_file_that_cannot_be_written_is_skipped(model, tmp_path):
-    (tmp_path / "file").write_text("")
-    cache = StatisticsCache(model, tmp_path / "file" / "a.model")
+    (tmp_path / "cache").write_text("")
+    cache = StatisticsCache(model, tmp_path / "elsewhere" / "a.model")
     assert equal(Sampler(model, 0.7, 2, cache).statistics, measure(model, T, 2))
     assert cache.find(T, 2) is None
-    assert os.listdir(tmp_path) == ["file"]
+    assert sorted(os.listdir(tmp_path)) == ["cache", "saved_weights"]
 
 
-def test_cache_does_not_keep_statistics_that_are_not_finite(make_model, tmp_path):
+def test_cache_does_not_keep_statistics_that_are_not_finite(make_model, weights):
     model = make_model()
     model.groups[-1].decoder_combiner.bias.data.fill_(float("inf"))
-    cache = StatisticsCache(model, tmp_path / "a.model")
+    cache = StatisticsCache(model, weights / "a.model")
     with pytest.raises(UserError):
         Sampler(model, 0.7, 3, cache).sample(1)
     assert not cache.path.exists()

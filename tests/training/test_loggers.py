@@ -181,6 +181,27 @@ def test_run_logger_writes_all_lines_once_a_full_disk_has_space(config, small_di
     assert read_events(folder / "events.jsonl")[1] == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="this system cannot refuse links")
+@pytest.mark.parametrize("name", ["events.jsonl", "metrics.jsonl"])
+def test_run_logger_writes_nothing_through_a_link(config, tmp_path, name):
+    """The folder of a run, as from an archive, may hold links to files elsewhere."""
+    folder, other = tmp_path / "run", tmp_path / "other"
+    folder.mkdir()
+    other.write_text("mine")
+    (folder / name).symlink_to(other)
+    logger, warnings = run_logger(config, folder)
+    (folder / name).unlink()
+    (folder / name).symlink_to(other)  # also one that is new
+    warnings.clear()
+    logger.log(LINE)
+    logger.log_event(EVENT)
+    assert other.read_text() == "mine" and len(warnings) == 1
+    (folder / name).unlink()
+    logger.close()
+    assert read_events(folder / "events.jsonl") == ([EVENT], 0)
+    assert read_metrics(folder / "metrics.jsonl", 2)[0][-1] == LINE
+
+
 def test_run_logger_writes_what_is_missing_when_it_closes(config, tmp_path, monkeypatch):
     logger, warnings = run_logger(config, tmp_path)
 
