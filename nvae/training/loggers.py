@@ -260,7 +260,7 @@ def is_number(value: Any) -> bool:
 def _append(file: Path, content: dict[str, Any]) -> None:
     """Append a line with a JSON object to a file; a last line that was cut off stays a line of its own.
 
-    Raises OSError, and then leaves the file as it was; also for a symbolic link, which may lead out of the run's folder.
+    Raises OSError, also for a symbolic link, which may lead out of the folder, and then leaves the file as it was.
     """
     line = json.dumps(content)
     no_link = getattr(os, "O_NOFOLLOW", 0)  # none on Windows
