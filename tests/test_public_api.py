@@ -35,9 +35,10 @@ SIGNATURES = {
     "Sampler.noise": "(seeds, scale=1.0)",
     "Sampler.pseudo_inputs": "(noise)",
     "Sampler.sample": "(seeds, pixels='mean', noise_scale=1.0)",
+    "Sampler.with_group_temperature": "(group, temperature)",
     "Sampler.top_down": "(noise, pixels='mean', seeds=None, start=None, return_states=False)",
     "UserError": "(message, *remedies)",
-    "base_point": "(sampler, noise, pixels='mean', pixel_seed=0)",
+    "base_point": "(sampler, noise, pixels='mean', pixel_seed=0, absolute=False)",
     "build_model": "(config)",
     "encode": "(model, images, batch_size=32, progress=False)",
     "evaluate": "(model, images_u8, batch_size=64, samples=1, seed=0, "

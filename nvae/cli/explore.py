@@ -58,6 +58,11 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.switch("--difference", "right of each image, draw a heat map of where it changed", "images only")
     parser.option("--strength S", number, "factor on the new noise", default="1")
+    parser.switch(
+        "--absolute",
+        "--strength is the standard deviation of the new noise, in units of the prior's, whatever TEMPERATURE is",
+        "new noise has TEMPERATURE, and --strength is a factor on that",
+    )
     add_animation(
         parser,
         "animate one group: its noise goes around a circle and returns; the group of --group, or else the one that "
@@ -76,6 +81,7 @@ def run(options: argparse.Namespace) -> None:
         draw_group_noise,
         explore,
         explore_positions,
+        jam_sampler,
         mean_change,
         strength_of,
         sweep,
@@ -117,8 +123,8 @@ def run(options: argparse.Namespace) -> None:
     else:
         noise = seed_noise(model, [seed])
     sampler = make_sampler(options, model, temperature, iterations)
-    view = base_point(sampler, noise, pixels, seed)
-    if options.image:
+    view = base_point(sampler, noise, pixels, seed, options.absolute)
+    if options.image and not options.absolute:
         strength = strength_of(model, view, options.temperature, options.strength)
     settings = settings_of(options, sampler) | {
         "temperature": options.temperature,
@@ -126,9 +132,10 @@ def run(options: argparse.Namespace) -> None:
         "from": options.pick or "",
         "seed": seed,
         "strength": options.strength,
+        "absolute": options.absolute,
     }
     parts = ["exploration", *in_name(settings, "model", "temperature"), start]
-    parts += in_name(settings, "seed", "strength", "pixels")
+    parts += in_name(settings, "seed", "strength", "absolute", "pixels")
     group, jams = options.group and options.group - 1, options.jams or 1
     if group is None:
         images = explore(sampler, view, jams, strength, seed)
@@ -142,7 +149,7 @@ def run(options: argparse.Namespace) -> None:
         result.finish_animation(sweep(sampler, view, group, frames, strength, seed), seed=seed)
         return
     if group is None:
-        new_contexts = sampler.pseudo_inputs(draw_group_noise(model, 0, jams, seed, strength))
+        new_contexts = jam_sampler(sampler, view, 0).pseudo_inputs(draw_group_noise(model, 0, jams, seed, strength))
         picture = overview(model, view, images, options.difference, original, new_contexts)
         settings |= {"group": 0, "jams": jams, "difference": options.difference}
         parts += in_name(settings, "jams", "difference")

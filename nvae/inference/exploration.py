@@ -28,22 +28,35 @@ class BasePoint:
     """The image to explore around, the noise that gives it, and the decoder states where later passes can start."""
 
     noise: Noise  # (1, *noise_shape) per latent group
+    jam_noise: Noise  # the same of a group while it is jammed: other noise only if absolute
     image: Tensor  # (1, C, S, S) in [0, 1]
     states: dict[int, DecoderState]  # before each group
     pixels: Pixels  # which image of p(x | z) is shown
     pixel_seed: int  # of drawn pixels, the same for all images: they differ only where p(x | z) does
     pseudo_input: Tensor | None = None  # (1, C, S, S) in [0, 1]: the image that z of the first group stands for
+    absolute: bool = False  # a jammed group has temperature 1, not that of the sampler
 
 
-def base_point(sampler: Sampler, noise: Noise, pixels: Pixels = "mean", pixel_seed: int = 0) -> BasePoint:
+@torch.no_grad()
+def base_point(
+    sampler: Sampler, noise: Noise, pixels: Pixels = "mean", pixel_seed: int = 0, absolute: bool = False
+) -> BasePoint:
     """Return the point to explore around, from the noise of one image, (1, *noise_shape) per latent group.
 
     The noise comes from `seed_noise`, or from `encode` with `Sampler(model, iterations=0)`.
+    absolute: new noise of a group acts as at temperature 1, whatever the temperature of the sampler: for Normals, z is
+    mu + sigma * noise.
     """
     check_noise(sampler.model, noise, count=1)
     image, output = sampler.top_down(noise, pixels, check_seeds([pixel_seed]), return_states=True)
     pseudo_input = sampler.model.groups[0].image_of(output.groups[0].z)
-    return BasePoint(noise, image, output.states, pixels, pixel_seed, pseudo_input)
+    jam_noise = [group.prior.to_noise(group.z) for group in output.groups.values()] if absolute else noise
+    return BasePoint(noise, jam_noise, image, output.states, pixels, pixel_seed, pseudo_input, absolute)
+
+
+def jam_sampler(sampler: Sampler, base: BasePoint, group: int) -> Sampler:
+    """Return the sampler of passes in which a group is jammed."""
+    return sampler.with_group_temperature(group, 1.0) if base.absolute else sampler
 
 
 def resample_group(sampler: Sampler, base: BasePoint, group: int, noise: Tensor) -> Tensor:
@@ -54,7 +67,7 @@ def resample_group(sampler: Sampler, base: BasePoint, group: int, noise: Tensor)
     check_count("group", group, 0, len(base.noise) - 1)
     if noise.shape[1:] != (expected := base.noise[group].shape[1:]):
         raise InvalidValueError("noise", f"shape {tuple(noise.shape)}", f"shape (K, {', '.join(map(str, expected))})")
-    images = []
+    sampler, images = jam_sampler(sampler, base, group), []
     for part in batches(len(noise), sampler.batch_size):
         count = len(noise[part])
         all_noise = [kept.expand(count, *kept.shape[1:]) for kept in base.noise]
@@ -129,7 +142,7 @@ def explore_positions(
     A group whose noise is several draws, (N, *channels, h, w), gets a position resampled in all of them.
     """
     fresh = draw_group_noise(sampler.model, group, draws, seed, strength)
-    own = base.noise[group]  # (1, *channels, h, w)
+    own = base.jam_noise[group]  # (1, *channels, h, w)
     height, width = own.shape[-2:]
     shared = sampler.model.groups[group].info.shared_draws
     influence = torch.zeros(height * width)
@@ -152,7 +165,7 @@ def explore_positions(
         [divmod(position, width) for position in strongest],
         images[::draws],
         changes.cpu(),
-        sampler.pseudo_inputs(noise[::draws]) if group == 0 else None,
+        jam_sampler(sampler, base, group).pseudo_inputs(noise[::draws]) if group == 0 else None,
     )
 
 
@@ -177,7 +190,7 @@ def sweep(
     second, and back, in equal steps of the angle.
     """
     check_count("frames", frames)
-    own, fresh = base.noise[group], draw_group_noise(sampler.model, group, 1, seed, strength)
+    own, fresh = base.jam_noise[group], draw_group_noise(sampler.model, group, 1, seed, strength)
     for part in batches(frames, sampler.batch_size):
         angle = 2 * math.pi / frames * torch.arange(frames)[part]
         angle = angle.view(-1, *(1,) * (own.dim() - 1)).to(own)

@@ -6,6 +6,7 @@ priors turn noise into latents in the top-down pass. Noise comes from seeds, or 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 from numbers import Integral
@@ -124,6 +125,14 @@ class Sampler:
         if self.statistics is None:
             return [*warnings, "the model has no batch norms: recalibration is not needed."]
         return [*warnings, *filter(None, [self.statistics.warning])]
+
+    def with_group_temperature(self, group: int, temperature: float) -> Sampler:
+        """Return a sampler with another temperature of one latent group, and the same batch-norm statistics."""
+        _ = self.statistics  # measure them at the temperatures of this sampler
+        other = copy.copy(self)
+        other.group_temperatures = [*self.group_temperatures]
+        other.group_temperatures[group] = temperature
+        return other
 
     def noise(self, seeds: Sequence[int], scale: Factors = 1.0) -> Noise:
         """Draw the noise of one image per seed, as `seed_noise`."""

@@ -76,6 +76,26 @@ def test_explore_picture_temperature_is_that_of_the_jams(command, files):
         np.testing.assert_array_equal(np.asarray(drawn)[4:164, 4:164], expected)  # the picture itself comes first
 
 
+def test_explore_absolute_strength_does_not_depend_on_the_temperature(command, files):
+    """At temperature 1 both strengths mean the same; at a lower one the absolute jam changes more."""
+    changes = {}
+    for temperature in ("0.3", "1"):
+        for absolute in ([], ["--absolute"]):
+            _, out, _ = command(EXPLORE, "tiny", temperature, "0", "--seed", "5", "--strength", "0.8", *absolute)
+            changes[temperature, bool(absolute)] = [change for _, change, _ in table_rows(out)]
+    assert changes["1", True] == changes["1", False]
+    assert all(one > other for one, other in zip(changes["0.3", True], changes["0.3", False], strict=True))
+    name = "images/exploration_tiny_temperature0.3_seed5_strength0.8_absolute.png"
+    assert files.texts(name)["absolute"] == "true"
+
+
+@pytest.mark.slow
+def test_explore_absolute_jams_of_a_picture_do_not_need_the_temperature(command):
+    arguments = ("--strength", "0.8", "--seed", "5", "--image", "right.png")
+    tables = [table_rows(command(EXPLORE, "tiny", t, *arguments, "--absolute").out) for t in ("0.5", "1")]
+    assert tables[0] == tables[1] == table_rows(command(EXPLORE, "tiny", "1", *arguments).out)
+
+
 def test_explore_from_a_pick_shows_that_sample(command, files, pick):
     assert command(EXPLORE, "--from", f"{pick}:2", "--seed", "1", "--out", "a.png").code == 0
     texts = files.texts("a.png")

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from nvae.inference.exploration import base_point, draw_group_noise, explore, explore_positions
+from nvae.inference.exploration import (
+    base_point,
+    draw_group_noise,
+    explore,
+    explore_positions,
+    jam_sampler,
+    resample_group,
+)
 from nvae.inference.interpolation import interpolate, mix, slerp, walk
 from nvae.inference.reconstruction import encode, pseudo_inputs, reconstruct
 from nvae.inference.sampling import Sampler
@@ -164,3 +171,14 @@ def test_walk_and_interpolation_pass_the_samples_of_their_seeds(sampler, assert_
     expected = sampler.sample([1, 2])
     assert_within(torch.cat(list(walk(sampler, [1, 2], 4)))[[0, 2]], expected)
     assert_within(interpolate(sampler, sampler.noise([1]), sampler.noise([2]), 3)[[0, 2]], expected)
+
+
+@ANY_PRIOR
+def test_absolute_jam_of_a_context_has_temperature_one(make_dvp, assert_within, top_prior):
+    model = make_dvp(top_prior=top_prior, prior_components=5)
+    sampler, cold = Sampler(model, iterations=0), Sampler(model, 0.5, iterations=0)
+    base = base_point(cold, cold.noise([3]), absolute=True)
+    assert_within(resample_group(cold, base, 0, base.jam_noise[0]), base.image, 1e-4)
+    noise = cold.noise([4])[0]
+    assert_within(jam_sampler(cold, base, 0).pseudo_inputs(noise), sampler.pseudo_inputs(noise))
+    assert (cold.pseudo_inputs(noise) - sampler.pseudo_inputs(noise)).abs().max() > 1e-3

@@ -138,6 +138,50 @@ def test_strength_zero_gives_the_center_of_the_prior(model, sampler, base, asser
         assert mean_change(resampled[group], base.image) > 1e-6
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@torch.no_grad()
+def test_absolute_jam_has_the_same_deviation_at_any_temperature(model, temperature, passes, assert_within):
+    """z of a jammed group is mu + S sigma noise; the groups below keep their temperature."""
+    sampler = Sampler(model, temperature, iterations=0)
+    base = base_point(sampler, sampler.noise([3]), absolute=True)
+    for group in range(GROUPS):
+        noise = draw_group_noise(model, group, 2, seed=1)
+        outputs = passes(model)
+        resample_group(sampler, base, group, 0.6 * noise)
+        groups = outputs[0].groups
+        prior = groups[group].prior
+        assert_within(groups[group].z, prior.mu + 0.6 * prior.sigma * noise)
+        for below in range(group + 1, GROUPS):
+            assert_within(
+                groups[below].z, groups[below].prior.sample(base.noise[below].expand(2, -1, -1, -1), temperature)
+            )
+
+
+@ANY_GROUP
+def test_absolute_base_point_keeps_its_image_in_sweeps_and_positions(sampler, base, group, assert_within):
+    absolute = base_point(sampler, base.noise, absolute=True)
+    assert_within(absolute.image, base.image)
+    assert_within(next(sweep(sampler, absolute, group, 8, seed=1))[:1], base.image, 1e-5)
+    assert_within(resample_group(sampler, absolute, group, absolute.jam_noise[group]), base.image, 1e-5)
+    changed = explore_positions(sampler, absolute, group, 1, seed=1).influence
+    relative = explore_positions(sampler, base, group, 1, seed=1).influence
+    assert changed.mean() > 1.1 * relative.mean()  # temperature 1 instead of 0.7
+
+
+def test_absolute_jam_equals_a_relative_one_at_temperature_one(model, assert_within):
+    sampler = Sampler(model, 1.0, iterations=0)
+    points = [base_point(sampler, sampler.noise([3]), absolute=absolute) for absolute in (False, True)]
+    for relative, absolute in zip(*(explore(sampler, base, 2, 0.8, seed=4) for base in points), strict=True):
+        assert torch.equal(relative, absolute)
+
+
+def test_absolute_jam_keeps_the_statistics_of_the_temperature(model):
+    sampler = Sampler(model, 0.5, iterations=2)
+    other = sampler.with_group_temperature(1, 1.0)
+    assert other.statistics is sampler.statistics
+    assert other.group_temperatures == [0.5, 1.0, 0.5, 0.5] and sampler.group_temperatures == [0.5] * 4
+
+
 def test_explore_resamples_every_group_in_turn(model, sampler, base, assert_within):
     strength = [1.0, 0.5]
     resampled = explore(sampler, base, 3, strength, seed=4)
