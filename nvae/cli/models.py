@@ -73,9 +73,10 @@ def joined_processes(options: argparse.Namespace) -> Iterator[Ranks]:
     with joined_ranks(device) as ranks, open(os.devnull, "w") as nowhere:
         if ranks.is_first:
             yield ranks
-            return
-        with redirect_stdout(nowhere), redirect_stderr(nowhere):
-            yield ranks
+        else:
+            with redirect_stdout(nowhere), redirect_stderr(nowhere):
+                yield ranks
+        ranks.wait()  # torchrun ends the first one, which writes, where another fails while it leaves
 
 
 def with_context_temperature(
