@@ -74,6 +74,11 @@ def balanced_kl(kl: Tensor, levels: Sequence[Level], coefficient: float, mean_kl
     return coefficient * (kl * balancing_weights(mean_kl, levels)).sum(1)
 
 
+def loss_unit(schedule: TrainingParameters, dimensions: int) -> float:
+    """Return the unit of `loss_scale` in nats per image. dimensions: subpixels of an image."""
+    return math.log(2) * dimensions if schedule.loss_scale == "bits_per_dimension" else 1.0
+
+
 class Loss(NamedTuple):
     """Means over images, scalars in the unit of `loss_scale`."""
 
@@ -93,7 +98,7 @@ def weighted_negative_elbo(
 
     mean_kl: the mean of |KL| over the images of the whole batch, (G,), of which `terms` may hold a share.
     """
-    unit = math.log(2) * dimensions if schedule.loss_scale == "bits_per_dimension" else 1.0
+    unit = loss_unit(schedule, dimensions)
     is_balanced = schedule.kl_balancing
     kl = balanced_kl(terms.kl, levels, coefficient, mean_kl) if is_balanced else coefficient * terms.kl.sum(1)
     weighted_kl = schedule.kl_constant * kl

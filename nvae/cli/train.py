@@ -137,6 +137,8 @@ def one_short_epoch(config: ModelConfig) -> ModelConfig:
         "evaluation_samples": min(schedule.evaluation_samples, 2),
         "wandb": None,
     }
+    if "pretrain_prior_epochs" in type(schedule).model_fields:
+        short["pretrain_prior_epochs"] = 0  # the whole model is what an error may be in
     return config.model_copy(update={"training_parameters": schedule.model_copy(update=short)})
 
 

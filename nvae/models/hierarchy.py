@@ -184,10 +184,12 @@ class HierarchicalVAE(nn.Module):
     """A hierarchical VAE. A family overrides bottom_up, initial_state, decode and, if needed, the hooks below.
 
     config: the config of the model. levels, groups: top first. likelihood: from the decoder's output to p(x | z).
-    padding: pixels that the network adds to each side of an image.
+    padding: pixels that the network adds to each side of an image. pretraining_epochs: first epochs of a training,
+    whose loss is `pretraining_kl` alone.
     """
 
     padding = 0
+    pretraining_epochs = 0
     groups: Any  # nn.ModuleList of LatentGroup; set by the family
 
     def __init__(self, config: ModelConfig, levels: Sequence[Level], likelihood: Likelihood) -> None:
@@ -215,6 +217,10 @@ class HierarchicalVAE(nn.Module):
 
     def calibrate(self, images_u8: Tensor) -> None:
         """Fill buffers that depend on the data, from all training images, uint8 (N, C, S, S), once before training."""
+
+    def pretraining_kl(self, images: Tensor, noise: Noise) -> Tensor:
+        """Return the KL, (B,), in nats, that the `pretraining_epochs` train. images, noise: as in `forward`."""
+        raise NotImplementedError
 
     def regularization_terms(self) -> dict[str, nn.Module]:
         """Return modules by name; training may add their outputs, scalars of `forward()`, to the loss."""

@@ -271,10 +271,10 @@ class _Training:
         trainer, values = self.trainer, with_bound(metrics, self.trainer)
         lines = [*self.output.logger.metrics[-LATELY:], self._line(metrics)]
         left = seconds_left(lines, trainer.position.in_epochs, trainer.schedule.epochs)
-        numbers = {
-            "loss": f"{values['loss']:.6g}",
-            "KL": f"{values['kl']:.1f}",
-            "bits/dim": f"{values['bits_per_dimension']:.3f}",
+        numbers = {"loss": f"{values['loss']:.6g}"}
+        if "kl" in values:
+            numbers |= {"KL": f"{values['kl']:.1f}", "bits/dim": f"{values['bits_per_dimension']:.3f}"}
+        numbers |= {
             "images/s": f"{self.clock.images_per_second():.1f}",
             "left": "?" if left is None else duration_text(left),
         }

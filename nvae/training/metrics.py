@@ -19,8 +19,13 @@ YEAR = 365 * 86_400  # seconds
 
 
 def with_bound(values: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
-    """Add kl, elbo and bits_per_dimension to metrics with log_likelihood and kl_per_group; tensors become numbers."""
+    """Add kl, elbo and bits_per_dimension to metrics with log_likelihood and kl_per_group; tensors become numbers.
+
+    The metrics of a pre-training, which have no likelihood, get none of them.
+    """
     values = {key: value.tolist() if isinstance(value, Tensor) else value for key, value in values.items()}
+    if "log_likelihood" not in values:
+        return values
     kl = sum(values["kl_per_group"])
     elbo = values["log_likelihood"] - kl
     dimensions = trainer.data.training[0].numel()
@@ -33,12 +38,11 @@ def metrics_line(trainer: Trainer, last_step: dict[str, Any], clock: Clock, over
 
     Without a step that was not skipped, the line has no means. clock, overall: of the steps, and of all work.
     """
-    means = trainer.running_mean.values()
     return {
         "step": trainer.position.step,
         "epoch": round(trainer.position.in_epochs, 4),
         "images": trainer.position.images_seen,
-        **(with_bound(means, trainer) if means else {}),
+        **with_bound(trainer.running_mean.values(), trainer),
         **{key: value for key, value in last_step.items() if isinstance(value, float)},  # of the schedules
         "skipped_steps": trainer.position.skipped_steps,
         "recoveries": trainer.recovery.count,
@@ -51,7 +55,8 @@ def metrics_text(line: dict[str, Any], epochs: int, left: float | None) -> str:
     """Return a line of metrics as a text. left: the seconds left, if known."""
     text = f"epoch {line['epoch']:g}/{epochs}: "
     if "loss" in line:
-        text += f"loss {line['loss']:.6g}, KL {line['kl']:.1f}, {line['bits_per_dimension']:.3f} bits/dim, "
+        text += f"loss {line['loss']:.6g}, "
+        text += f"KL {line['kl']:.1f}, {line['bits_per_dimension']:.3f} bits/dim, " if "kl" in line else ""
         text += f"gradient norm {line['gradient_norm']:.3g}, "
     text += f"{line['images_per_second']:.1f} images/s"
     text += f", {duration_text(left)} left" if left else ""

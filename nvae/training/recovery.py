@@ -152,7 +152,7 @@ class Recovery:
         self.halvings += self.tries
         self.doublings = min(self.doublings + regularized, MAX_DOUBLINGS)
         self.divergence_step = max(self.divergence_step, diverged_at)
-        self._forget_steps()
+        self.forget_steps()
 
     def adapt(self, before: TrainingParameters, now: TrainingParameters) -> None:
         """Adapt to a changed config: its author may have removed the cause, and a changed key counts as it is."""
@@ -161,9 +161,10 @@ class Recovery:
             self.halvings = 0
         if now.regularization_constant != before.regularization_constant:
             self.doublings = 0
-        self._forget_steps()
+        self.forget_steps()
 
-    def _forget_steps(self) -> None:
+    def forget_steps(self) -> None:
+        """Forget the last losses and skips, which say nothing about the steps to come."""
         self.excess_skips, self.losses = 0, []
 
     # ----------------------------------------------------------------------------------------------------- on disk

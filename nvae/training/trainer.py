@@ -18,7 +18,7 @@ from nvae.models.batch_norms import synchronize_batch_norms
 from nvae.models.distributions import Noise
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.objective import elbo_terms, regularization, weighted_negative_elbo
+from nvae.objective import elbo_terms, loss_unit, regularization, weighted_negative_elbo
 from nvae.optim import build_optimizer, set_learning_rate
 from nvae.schema import ModelConfig
 from nvae.system.devices import half_dtype
@@ -112,6 +112,11 @@ class Trainer:
         return self.position.epoch >= self.schedule.epochs or self.stopped_early
 
     @property
+    def is_pretraining(self) -> bool:
+        """Whether the next step trains what the family trains first, alone."""
+        return self.position.epoch < self.model.pretraining_epochs
+
+    @property
     def rates(self) -> Rates:
         """What the schedules and the recoveries say about the next step."""
         return rates(self.position, self.history.validations, self.recovery, bool(self.regularizers))
@@ -165,7 +170,8 @@ class Trainer:
         Tensors are means over the batch, on the device: loss, log_likelihood, kl_per_group (G,) and the gradient_norm
         before clipping. Numbers: the `Rates` of this step, skipped. The batch is computed in `gradient_accumulation`
         parts of the same images and noise: without batch norms, KL balancing and dropout, which act on each part, the
-        gradient is that of the whole batch. `recovery.py` says which steps are skipped; a skipped step changes only the
+        gradient is that of the whole batch. A step of the pre-training has the loss and the gradient_norm alone.
+        `recovery.py` says which steps are skipped; a skipped step changes only the
         counts of steps and the loss scale. Raises DivergenceError after a skipped step if too many were skipped, or if
         a weight or another number of the training state is not finite.
         """
@@ -173,12 +179,12 @@ class Trainer:
         images, targets = self.inputs_and_targets(images_u8)
         generator = seeded(self.draws_seed, "training noise", self.position.step, self.device)
         noise = self.model.draw_noise(len(images), generator, posterior=True)
-        rates = self.rates
+        rates, is_pretraining = self.rates, self.is_pretraining
 
         self._buffers.take()
         self.optimizer.zero_grad(set_to_none=True)
         with seeded_defaults(self.draws_seed, "dropout", self.position.step, self.device):
-            means = self._backward(images, targets, noise, rates)
+            means = self._pretrain(images, noise) if is_pretraining else self._backward(images, targets, noise, rates)
         self.scaler.unscale_(self.optimizer)
         gradient_norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
 
@@ -197,6 +203,8 @@ class Trainer:
         if reason is not None:
             refuse_not_finite(self.parts, self.position.step)
             self.recovery.refuse_too_many_skips(self.position.step, reason, numbers)
+        if is_pretraining and not self.is_pretraining:
+            self.recovery.forget_steps()
         return metrics
 
     def _backward(self, images: Tensor, targets: Tensor, noise: Noise, rates: Rates) -> dict[str, Tensor]:
@@ -231,6 +239,25 @@ class Trainer:
             means = {key: means[key] + value for key, value in values.items()} if means else values
             first += size
         return ranks.sum_all(means)
+
+    def _pretrain(self, images: Tensor, noise: Noise) -> dict[str, Tensor]:
+        """Add the gradient of the pre-training's KL, at the weight 1, as `_backward` does for the loss.
+
+        All other parameters have no gradient, so that no optimizer moves them. The distributed model needs a gradient
+        of every parameter; here the ranks add up theirs.
+        """
+        loss, first = images.new_zeros(()), 0
+        for size in self.position.part_sizes:
+            own = self.ranks.share(first, first + size)
+            with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
+                kl = self.model.pretraining_kl(images[own], [group[own] for group in noise])
+            part = kl.sum() / len(images) / loss_unit(self.schedule, images[0].numel())
+            self.scaler.scale(part).backward()
+            loss, first = loss + part.detach(), first + size
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad = self.ranks.sum(parameter.grad)
+        return self.ranks.sum_all({"loss": loss, "weighted_kl": torch.zeros_like(loss)})
 
     def _apply(self, gradient_norm: Tensor, rate: float) -> None:
         """Clip the gradient, and update the weights and their average."""

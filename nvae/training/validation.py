@@ -130,7 +130,12 @@ def is_complete(config: ModelConfig, files: RunFiles) -> bool:
 
 
 def check_health(trainer: Trainer, output: RunOutput, evaluation: Evaluation, when: str) -> None:
-    """Warn of a result that is finite but shows a useless model; before the end of the warm-up, a small KL is none."""
+    """Warn of a result that is finite but shows a useless model.
+
+    Before the end of the warm-up, a small KL is none, nor is anything in a pre-training.
+    """
+    if trainer.position.in_epochs <= trainer.model.pretraining_epochs:
+        return
     below = evaluation.kl_per_group[trainer.model.groups_above_scales :]  # a context, for example, never collapses
     if trainer.rates.kl_coefficient >= 1 and max(below) < COLLAPSED_KL:
         output.reporter.warn(
@@ -158,7 +163,7 @@ def check_validation(trainer: Trainer, elbo: float, bits_per_dimension: float) -
     step, most_bits = trainer.position.step, trainer.config.pixel_bits + DIVERGED_BITS
     if not math.isfinite(elbo):
         raise DivergenceError(f"the validation ELBO became {elbo} at step {step}.", ADVICE)
-    warmed_up = sum(kl_warmup(trainer.position))  # before, the ELBO may fall
+    warmed_up = max(sum(kl_warmup(trainer.position)), trainer.model.pretraining_epochs)  # before, the ELBO may fall
     if trainer.position.in_epochs < warmed_up or bits_per_dimension <= most_bits:
         return
     problem = (

@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from nvae.models.ladder.config import LadderConfig
+from nvae.models.ladder.config import LadderConfig, LadderTrainingParameters
+
+
+class DVPTrainingParameters(LadderTrainingParameters):
+    """The training schedule of a DVP-VAE: that of a Ladder VAE, and epochs of the context alone."""
+
+    pretrain_prior_epochs: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        0,
+        description="First epochs, of all epochs, whose loss is the KL of the context alone, at the weight 1: they "
+        "train the prior of the context and its variance, and nothing else; 0 for none.",
+    )
 
 
 class DVPConfig(LadderConfig):
@@ -28,6 +38,7 @@ class DVPConfig(LadderConfig):
         description="Prior of the context: standard, gaussian, mixture: Normals without a network; vampprior: the "
         "posteriors of learned pseudo-inputs; diffusion.",
     )
+    training_parameters: DVPTrainingParameters = Field(DVPTrainingParameters(), description="The training schedule.")
 
     @model_validator(mode="after")
     def _consistent_context(self) -> DVPConfig:

@@ -11,10 +11,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from nvae.models.distributions import DiagonalNormal, Distribution
+from nvae.models.distributions import DiagonalNormal, Distribution, Noise
 from nvae.models.dvp.config import DVPConfig
 from nvae.models.dvp.context import CONTEXTS
-from nvae.models.hierarchy import GroupInfo, Level
+from nvae.models.hierarchy import FromPosterior, GroupInfo, Level
 from nvae.models.ladder.network import LadderState, LadderVAE
 from nvae.models.priors.top_priors import LeadingNoiseNormal, TopPriorGroup, VampPrior, build_top_prior, components_of
 
@@ -69,9 +69,17 @@ class DVPVAE(LadderVAE):
         context = ContextGroup(config)
         self.levels = (context.level, *self.levels)
         self.groups.insert(0, context)
+        self.pretraining_epochs = config.training_parameters.pretrain_prior_epochs
 
     def bottom_up(self, images: Tensor) -> list[Tensor]:
         return [self.groups[0].context(images), *self.encoder(images)]
+
+    def pretraining_kl(self, images: Tensor, noise: Noise) -> Tensor:
+        context = self.groups[0]
+        state, prior = context.prior(self.initial_state(len(images)))
+        kl = FromPosterior([context.context(images)], noise)(0, context, state, prior).kl
+        assert kl is not None
+        return kl
 
     def calibrate(self, images_u8: Tensor) -> None:
         self.groups[0].context.calibrate(images_u8)
