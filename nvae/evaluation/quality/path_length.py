@@ -138,7 +138,7 @@ def movement_per_group(
             moved = list(base)
             moved[index] = math.cos(ANGLE) * base[index] + math.sin(ANGLE) * other[index]
             changed = sampler.top_down(moved, pixels, seeds, start=output.states[index])[0]
-            sums[index] += (changed - unmoved).double().square().mean((1, 2, 3)).sum().item()
+            sums[index] += (changed - unmoved).cpu().double().square().mean((1, 2, 3)).sum().item()
     return [math.sqrt(total / images) / ANGLE for total in sums]
 
 

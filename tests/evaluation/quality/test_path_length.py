@@ -124,3 +124,31 @@ def test_works_for_a_model_with_a_diffusion_prior(make_dvp):
     sampler = Sampler(make_dvp(), 1.0, iterations=0)
     assert path_lengths(sampler, [PIXELS], 4, [0])["pixels"].mean > 0
     assert len(movement_per_group(sampler, 3)) == len(sampler.model.groups)
+
+
+class TensorWithoutFloat64(torch.Tensor):
+    """Like a tensor on Apple's MPS: a conversion to float64 fails. `cpu` gives an ordinary tensor."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.cpu:
+            return args[0].as_subclass(torch.Tensor)
+        result = super().__torch_function__(function, types, args, kwargs)
+        if isinstance(result, cls) and result.dtype == torch.float64:
+            raise TypeError("the device has no float64")
+        return result
+
+
+def test_movement_and_path_length_on_a_device_without_float64():
+    class DeviceSampler(LinearSampler):
+        def top_down(self, *args, **options):
+            images, output = super().top_down(*args, **options)
+            return images.as_subclass(TensorWithoutFloat64), output
+
+    # An extractor's features are on the CPU.
+    pixels = PIXELS._replace(function=squared_distance(lambda images: images.flatten(1).cpu()))
+    results = []
+    for kind in (LinearSampler, DeviceSampler):
+        lengths = path_lengths(kind(1.0, 2.0), [pixels], 9, [0])
+        results.append((movement_per_group(kind(1.0, 2.0), images=9), lengths["pixels"]))
+    assert results[0] == results[1]
