@@ -195,7 +195,7 @@ def add_root(parser: Parser) -> None:
 
 def add_device(parser: Parser) -> None:
     """Add --device."""
-    parser.option("--device DEVICE", str, "cuda, cuda:1, mps or cpu", "the fastest available")
+    parser.option("--device DEVICE", str, "cuda, cuda:1, xpu, mps or cpu", "the fastest available")
 
 
 def add_out(parser: Parser) -> None:

@@ -13,15 +13,17 @@ from nvae.system.limits import cpu_count, memory_bytes
 
 
 def choose_device(name: str | None = None, index: int = 0) -> torch.device:
-    """Return the device with this name, or the fastest one: CUDA, then MPS, then the CPU. Raises UserError.
+    """Return the device with this name, or the fastest one: CUDA, then XPU, MPS, and the CPU. Raises UserError.
 
-    index: of the CUDA device, where the name has none.
+    index: of the CUDA or XPU device, where the name has none.
     """
-    cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    available = [*cuda, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
-    if cuda and name in (None, "cuda"):
-        name = f"cuda:{index}"
-    name = available[0] if name is None else name
+    kinds = {"cuda": torch.cuda, "xpu": torch.xpu}
+    counts = {kind: module.device_count() if module.is_available() else 0 for kind, module in kinds.items()}
+    numbered = [f"{kind}:{i}" for kind, count in counts.items() for i in range(count)]
+    available = [*numbered, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+    name = available[0].split(":")[0] if name is None else name
+    if counts.get(name):
+        name = f"{name}:{index}"
     if name not in available:
         advice = " Use at most one process for each GPU of this machine." if index else ""
         raise UserError(f"this machine has no device '{name}': expected {' or '.join(available)}.{advice}")
@@ -30,6 +32,8 @@ def choose_device(name: str | None = None, index: int = 0) -> torch.device:
 
 def available_bytes(device: torch.device) -> int | None:
     """Return the free memory of a CUDA device, or the memory that this process may use; None if unknown."""
+    if device.type == "xpu":  # has its own memory, which not every driver tells
+        return None
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_bytes()
 
 

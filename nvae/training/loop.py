@@ -60,7 +60,7 @@ def train(
 
     config: a config, or the name or path of one. name: of the files, <folder>/saved_weights/<name>.checkpoint,
     <folder>/runs/<name>/ and so on (default: the config's name, or its family and data set; and `root_folder()`).
-    device: "cuda", "cuda:1", "mps" or "cpu" (default: the fastest one).
+    device: "cuda", "cuda:1", "xpu", "mps" or "cpu" (default: the fastest one).
     fresh: start over; the checkpoint and the folder of an earlier run are kept under another name.
     on_event: receives what happens, `print_event` for example. progress: show progress bars.
     checkpoint: a .checkpoint file whose training is continued where the run has no checkpoint yet. The file stays as it

@@ -9,19 +9,24 @@ from nvae.system.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("gpus", "mps", "name", "expected"),
+    ("gpus", "xpus", "mps", "name", "expected"),
     [
-        (2, False, None, "cuda:0"),
-        (2, False, "cuda", "cuda:0"),
-        (2, False, "cuda:1", "cuda:1"),
-        (2, False, "cpu", "cpu"),
-        (0, True, None, "mps"),
-        (0, False, None, "cpu"),
+        (2, 0, False, None, "cuda:0"),
+        (2, 0, False, "cuda", "cuda:0"),
+        (2, 0, False, "cuda:1", "cuda:1"),
+        (2, 0, False, "cpu", "cpu"),
+        (2, 2, False, None, "cuda:0"),
+        (2, 2, False, "xpu", "xpu:0"),
+        (0, 2, False, None, "xpu:0"),
+        (0, 2, False, "xpu:1", "xpu:1"),
+        (0, 0, True, None, "mps"),
+        (0, 0, False, None, "cpu"),
     ],
 )
-def test_choose_device_prefers_the_fastest(monkeypatch, gpus, mps, name, expected):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+def test_choose_device_prefers_the_fastest(monkeypatch, gpus, xpus, mps, name, expected):
+    for module, count in ((torch.cuda, gpus), (torch.xpu, xpus)):
+        monkeypatch.setattr(module, "is_available", lambda count=count: count > 0)
+        monkeypatch.setattr(module, "device_count", lambda count=count: count)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert choose_device(name) == torch.device(expected)
 
@@ -36,7 +41,7 @@ def test_choose_device_gives_each_process_a_gpu(monkeypatch):
         choose_device(None, 2)
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cpu:3"])
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cpu:3", "xpu:99"])
 def test_choose_device_refuses_a_missing_device(name):
     with pytest.raises(UserError, match=f"'{name}'.*cpu"):
         choose_device(name)
@@ -63,6 +68,10 @@ def test_set_fast_defaults_works_without_glibc(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     set_fast_defaults()
     assert torch.backends.cudnn.benchmark
+
+
+def test_available_bytes_of_an_xpu_are_not_those_of_the_cpu():
+    assert available_bytes(torch.device("xpu:0")) is None
 
 
 def test_available_bytes_of_this_machine_are_plausible():
