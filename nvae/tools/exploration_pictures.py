@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import fmean
+
 import torch
 from PIL import Image
 from torch import Tensor
@@ -22,44 +25,54 @@ JAM_ROWS = 2  # of strongest positions in a picture of one group
 
 def overview(
     model: HierarchicalVAE,
-    view: BasePoint,
-    images: list[Tensor],
+    views: Sequence[BasePoint],
+    images: Sequence[Sequence[Tensor]],
     difference: bool,
-    original: Tensor | None = None,
+    originals: Tensor | None = None,
     new_contexts: Tensor | None = None,
 ) -> Image.Image:
-    """Draw the unchanged image, then the images with each group jammed, (jams, C, H, W) per group.
+    """Draw the unchanged images, then the images with each group jammed, (jams, C, H, W) per base point and group.
 
-    difference: add a heat map of the change right of every jammed image. original: the picture (C, H, W) in [0, 1]
-    that `view` reconstructs, drawn before the reconstruction. new_contexts: the pseudo-inputs (jams, C, H, W) of the
-    jammed context, drawn after its images. One jam per group without heat maps is drawn as a square, anything else as
-    a row per group.
+    difference: add a heat map of the change right of every jammed image. originals: the pictures (N, C, H, W) in [0, 1]
+    that the base points reconstruct, drawn before the reconstructions. new_contexts: the pseudo-inputs (jams, C, H, W)
+    of the jammed context, drawn after its images. One base point with one jam per group and no heat maps is drawn as a
+    square, anything else as a row per group, with columns for each base point.
     """
-    names = group_names(model)
-    references = [view.image] * len(images)
-    if new_contexts is not None and view.pseudo_input is not None:
+    names, several = group_names(model), len(views) > 1
+    references = [[view.image] * len(names) for view in views]
+    if new_contexts is not None and views[0].pseudo_input is not None:
         names.insert(1, NEW_CONTEXT)
-        images = [images[0], new_contexts, *images[1:]]
-        references.insert(1, view.pseudo_input)
-    base = _base_cells(view, original)
-    start = torch.stack([image.cpu() for image in base.values()])
-    if len(images[0]) == 1 and not difference:
-        cells = torch.cat([start, *(group_images.cpu() for group_images in images)])
-        columns = len(cells) if len(cells) <= MAX_CELLS_IN_ONE_ROW else near_square(len(cells))
-        return grid(cells, columns, captions=[*base, *names])
-    start_label = ", ".join(base).replace("reconstruction", "model")
-    columns = max(len(images[0]) * (2 if difference else 1), len(base))
-    rows, changes, brightest = [_color(group_images) for group_images in images], [], 0.0
-    if difference:
-        changes = [(i - reference).abs().mean(1) for i, reference in zip(images, references, strict=True)]
-        of_groups = [change for name, change in zip(names, changes, strict=True) if name != NEW_CONTEXT]
-        brightest = max(change.max().item() for change in of_groups)  # the context's own change is larger
-        rows = [
-            torch.stack([row, heat_maps(change, brightest)], dim=1).flatten(0, 1)
-            for row, change in zip(rows, changes, strict=True)
+        images = [[of_base[0], new_contexts, *of_base[1:]] for of_base in images]
+        contexts = [view.pseudo_input for view in views if view.pseudo_input is not None]
+        references = [
+            [*of_base[:1], context, *of_base[1:]] for of_base, context in zip(references, contexts, strict=True)
         ]
-    cells = torch.cat([filled(_color(start), columns), *(filled(row, columns) for row in rows)])
-    picture = grid(cells, columns, cell=CELL, labels=[start_label, *names])
+    bases = [_base_cells(view, None if originals is None else originals[i]) for i, view in enumerate(views)]
+    starts = [torch.stack([image.cpu() for image in base.values()]) for base in bases]
+    jams = len(images[0][0])
+    if jams == 1 and not difference and not several:
+        cells = torch.cat([starts[0], *(group_images.cpu() for group_images in images[0])])
+        columns = len(cells) if len(cells) <= MAX_CELLS_IN_ONE_ROW else near_square(len(cells))
+        return grid(cells, columns, captions=[*bases[0], *names])
+    labels = list(bases[0]) if several else [", ".join(bases[0]).replace("reconstruction", "model")]
+    columns = max(jams * (2 if difference else 1), 1 if several else len(starts[0]))  # of one base point
+    changes = [
+        [(jammed - reference).abs().mean(1) for jammed, reference in zip(*of_base, strict=True)]
+        for of_base in zip(images, references, strict=True)
+    ]
+    of_groups = [
+        change for of_base in changes for name, change in zip(names, of_base, strict=True) if name != NEW_CONTEXT
+    ]
+    brightest = max(change.max().item() for change in of_groups)  # the context's own change is larger
+    blocks = []
+    for start, *of_base in zip(starts, images, changes, strict=True):
+        rows = [cell[None] for cell in start] if several else [start]
+        for group_images, change in zip(*of_base, strict=True):
+            row = _color(group_images)
+            rows.append(torch.stack([row, heat_maps(change, brightest)], 1).flatten(0, 1) if difference else row)
+        blocks.append(torch.stack([filled(_color(row), columns) for row in rows]))
+    cells = torch.cat(blocks, dim=1).flatten(0, 1)
+    picture = grid(cells, columns * len(views), cell=CELL, labels=[*labels, *names])
     return stacked([picture, color_bar(brightest, SCALE, picture.width, CELL)]) if difference else picture
 
 
@@ -113,13 +126,20 @@ def positions_picture(
 
 
 def change_table(
-    model: HierarchicalVAE, view: BasePoint, images: list[Tensor], kl_per_group: list[float] | None
+    model: HierarchicalVAE,
+    views: Sequence[BasePoint],
+    images: Sequence[Sequence[Tensor]],
+    kl_per_group: list[float] | None,
 ) -> str:
-    """Return a table: how much each group changes the image, and its KL on data if the model file knows it."""
+    """Return a table: how much each group changes the images, and its KL on data if the model file knows it.
+
+    images: (jams, C, H, W) per base point and group.
+    """
     rows = [("latent group, top first", "mean change", "KL on data, nats")]
-    for group, (name, group_images) in enumerate(zip(group_names(model), images, strict=True)):
+    for group, name in enumerate(group_names(model)):
+        change = fmean(mean_change(of_base[group], view.image) for of_base, view in zip(images, views, strict=True))
         kl = "not measured" if kl_per_group is None else f"{kl_per_group[group]:.2f}"
-        rows.append((name, f"{mean_change(group_images, view.image):.4f}", kl))
+        rows.append((name, f"{change:.4f}", kl))
     return "\n".join(table(rows))
 
 

@@ -111,6 +111,54 @@ def test_explore_from_a_pick_shows_that_sample(command, files, pick):
         command(EXPLORE, "--from", wrong).assert_refused(wrong.split(":")[0])
 
 
+def column_of(path, column):
+    """A column of a picture with row labels, as explore makes it of several bases; counted from the right, from 0."""
+    pixels = np.asarray(Image.open(path), int)
+    right = pixels.shape[1] - 4 - 132 * column
+    return pixels[4:, right - 128 : right]
+
+
+def test_explore_several_samples_have_the_columns_of_each(command, files):
+    for seed, bases in ((5, 3), (6, 2)):
+        assert command(EXPLORE, "tiny", "0.7", "0", "--seed", str(seed), "--bases", str(bases)).code == 0
+    assert files.names() == ["exploration_tiny_temperature0.7_bases2_seed6.png", f"{NAME[:-6]}_bases3_seed5.png"]
+    texts = files.texts(f"images/{NAME[:-6]}_bases3_seed5.png")
+    assert (texts["bases"], texts["seed"]) == ("3", "5")
+    three, two = (f"images/{name}" for name in reversed(files.names()))
+    with Image.open(three) as picture:
+        assert picture.height == 4 + 5 * 132  # the unchanged images and four groups
+    for column in range(2):  # seeds 7 and 6: the same samples, with other new noise
+        np.testing.assert_array_equal(column_of(three, column)[:128], column_of(two, column)[:128])
+        assert np.abs(column_of(three, column)[132:] - column_of(two, column)[132:]).max() > 5
+
+
+def test_explore_table_is_the_mean_of_the_bases(command):
+    def changes(*arguments):
+        out = command(EXPLORE, "tiny", "0.7", "0", "--seed", "5", *arguments).out
+        return np.array([change for _, change, _ in table_rows(out)])
+
+    one, other = ("--image", "wide.png"), ("--image", "right.png")
+    np.testing.assert_allclose(changes(*one, *other), (changes(*one) + changes(*other)) / 2, atol=1e-4)
+
+
+def test_explore_several_picks_and_positions(command, files, pick):
+    for extra in ([], ["--group", "1", "--jams", "1"]):
+        assert command(EXPLORE, "--from", f"{pick}:2", "--from", f"{pick}:1", "--seed", "1", *extra).code == 0
+    overview, positions = (
+        f"images/exploration_tiny_temperature0.6_pick51-53_seed1{e}.png" for e in ("", "_group1_jams1")
+    )
+    assert files.texts(overview)["from"] == f"{pick}:2, {pick}:1"
+    picked = files.pixels("picks.png")
+    for column, left in ((1, 168), (0, 4)):  # pick 2, then pick 1
+        expected = Image.fromarray(picked[4:164, left : left + 160].astype(np.uint8)).resize((128, 128))
+        assert np.abs(column_of(overview, column)[:128] - np.asarray(expected, int)).mean() < 3
+    with Image.open(positions) as both:
+        command(EXPLORE, "--from", f"{pick}:2", "--seed", "1", "--group", "1", "--jams", "1", "--out", "one.png")
+        with Image.open("one.png") as one:
+            assert both.height == 2 * one.height
+            np.testing.assert_array_equal(np.asarray(both)[: one.height], np.asarray(one))
+
+
 def test_explore_pixels_are_drawn_with_one_seed(command, files, all_differ):
     for pixels in ("mean", "sample"):
         command(
@@ -151,6 +199,9 @@ def test_explore_animation_format_follows_the_file_name(command, tools):
         (["tiny", "0.7", "--difference", "--group", "2"], "--difference"),
         (["tiny", "0.7", "--image", "text.png"], "text.png"),
         (["--from", "a.json:1", "--image", "right.png"], "--from"),
+        (["tiny", "0.7", "--bases", "2", "--image", "right.png"], "--bases"),
+        (["tiny", "0.7", "--bases", "0"], "'0'"),
+        (["tiny", "0.7", "--bases", "2", "--animate"], "--animate"),
         (["gone.model", "0.7"], "gone.model"),
     ],
 )

@@ -39,7 +39,7 @@ def test_overview_puts_each_heat_map_beside_its_jam_in_one_scale(model, view):
     images = [torch.full((2, 3, 8, 8), 0.2) for _ in model.groups]
     images[1][1] += 0.4  # the strongest change
     images[3][0] += 0.2
-    cells = cells_of(overview(model, view, images, difference=True), 5, 4)
+    cells = cells_of(overview(model, [view], [images], difference=True), 5, 4)
     means = cells.mean((2, 3))
     jam, changed = 0.2 * 255, np.round(np.array([0.6, 0.4]) * 255)
     np.testing.assert_allclose(means[2, 0], jam, atol=1)
@@ -55,11 +55,32 @@ def test_overview_shows_the_picture_before_its_reconstruction(model, view):
     images = [torch.full((1, 3, 8, 8), 0.5) for _ in model.groups]
     for difference, count in ((False, 1), (True, 1), (False, 3)):
         drawn = [group.repeat(count, 1, 1, 1) for group in images]
-        picture = overview(model, view, drawn, difference, original=torch.full((3, 8, 8), 0.8))
+        picture = overview(model, [view], [drawn], difference, originals=torch.full((1, 3, 8, 8), 0.8))
         pixels = np.asarray(picture)[MARGIN + 20].astype(int)
         first, second = (np.abs(pixels - round(v * 255)).max(1) < 2 for v in (0.8, 0.2))
         assert first.any() and second.any()
         assert np.nonzero(first)[0].max() < np.nonzero(second)[0].min()
+
+
+@pytest.mark.parametrize("difference", [False, True])
+@pytest.mark.parametrize("originals", [None, torch.tensor([0.8, 0.9]).view(2, 1, 1, 1).expand(2, 3, 8, 8)])
+def test_overview_of_several_bases_has_a_row_per_group_and_columns_per_base(model, difference, originals):
+    """Base i is of brightness 0.1 (i + 1); jam k of group g adds 0.05 (g + 1) + 0.3 k; one scale for all heat maps."""
+    views = [SimpleNamespace(image=torch.full((1, 3, 8, 8), 0.1 * (i + 1)), pseudo_input=None) for i in range(2)]
+    added = [[0.05 * (group + 1) + 0.3 * jam for jam in range(2)] for group in range(len(model.groups))]
+    images = [[view.image + torch.tensor(a).view(2, 1, 1, 1) for a in added] for view in views]
+    step, first = 2 if difference else 1, 1 if originals is None else 2
+    picture = overview(model, views, images, difference, originals)
+    cells = cells_of(picture, first + len(added), 4 * step).mean((2, 3)) / 255
+    means, white = cells.mean(-1), [1.0] * (2 * step - 1)
+    np.testing.assert_allclose(means[first - 1], [0.1, *white, 0.2, *white], atol=0.01)
+    if originals is not None:
+        np.testing.assert_allclose(means[0, [0, 2 * step]], [0.8, 0.9], atol=0.01)
+    expected = np.concatenate([np.array(added) + 0.1, np.array(added) + 0.2], axis=1)
+    np.testing.assert_allclose(means[first:, ::step], expected, atol=0.01)
+    if difference:
+        maps = heat_maps(torch.tensor(added)[None], 0.5)[0].permute(1, 2, 0).numpy()
+        np.testing.assert_allclose(cells[first:, 1::2], np.concatenate([maps, maps], axis=1), atol=0.02)
 
 
 @pytest.mark.parametrize("original", [None, torch.zeros(3, 8, 8)])
@@ -97,7 +118,7 @@ def captioned_cells(picture, columns, side=CELL):
 
 def test_overview_draws_pseudo_inputs_beside_the_unchanged_image_and_the_jammed_context(make_dvp, dvp_view):
     images = [torch.full((1, 3, 8, 8), value) for value in (0.4, 0.6, 0.7, 0.8)]
-    picture = overview(make_dvp(), dvp_view, images, False, None, torch.full((1, 3, 8, 8), 0.5))
+    picture = overview(make_dvp(), [dvp_view], [images], False, None, torch.full((1, 3, 8, 8), 0.5))
     cells = captioned_cells(picture, 3, side=160).flatten()
     np.testing.assert_allclose(cells[:7], [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], atol=0.01)
 
@@ -105,7 +126,7 @@ def test_overview_draws_pseudo_inputs_beside_the_unchanged_image_and_the_jammed_
 @pytest.mark.parametrize("difference", [False, True])
 def test_overview_of_many_jams_has_a_row_of_new_contexts(make_dvp, dvp_view, difference):
     images = [torch.full((2, 3, 8, 8), value) for value in (0.4, 0.6, 0.7, 0.8)]
-    picture = overview(make_dvp(), dvp_view, images, difference, None, torch.full((2, 3, 8, 8), 0.5))
+    picture = overview(make_dvp(), [dvp_view], [images], difference, None, torch.full((2, 3, 8, 8), 0.5))
     step = 2 if difference else 1
     means = cells_of(picture, 6, 2 * step).mean((2, 3, 4)) / 255
     np.testing.assert_allclose(means[0, :2], [0.2, 0.3], atol=0.01)
