@@ -27,6 +27,7 @@ SIGNATURES = {
     "HierarchicalVAE.no_noise": "(batch_size, *, posterior=False)",
     "HierarchicalVAE.recompute_activations": "(recompute)",
     "HierarchicalVAE.regularization_terms": "()",
+    "HierarchicalVAE.pretraining_kl": "(images, noise)",
     "HierarchicalVAE.top_down": "(source, batch_size=None, *, start=None, return_states=False, mean_only=False)",
     "ModelConfig": "(**data)",
     "ModelConfig.with_default": "(key, value)",

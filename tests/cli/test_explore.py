@@ -1,5 +1,7 @@
+import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,6 +159,17 @@ def test_explore_several_picks_and_positions(command, files, pick):
         with Image.open("one.png") as one:
             assert both.height == 2 * one.height
             np.testing.assert_array_equal(np.asarray(both)[: one.height], np.asarray(one))
+
+
+def test_explore_picks_of_different_temperatures_need_one_for_all(command, files, pick):
+    selection = json.loads(Path(pick).read_text())
+    selection["cells"][1] |= {"temperature": [0.9], "statistics": None}
+    Path("other.json").write_text(json.dumps(selection))
+    arguments = ("--from", f"{pick}:1", "--from", "other.json:2", "--seed", "1")
+    command(EXPLORE, *arguments).assert_refused("temperature")
+    assert files.names() == []
+    assert command(EXPLORE, "saved_weights/tiny.checkpoint", "0.8", "0", *arguments).code == 0
+    assert files.texts(files.only())["temperature"] == "[0.8]"
 
 
 def test_explore_pixels_are_drawn_with_one_seed(command, files, all_differ):
