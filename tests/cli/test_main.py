@@ -280,3 +280,14 @@ def test_run_ignores_an_unknown_plotting_backend(root, tmp_path):
         result = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         assert ("nonsense" in result.stderr) == warns
+
+
+@pytest.mark.slow
+def test_modules_of_the_working_directory_are_not_imported(start_process, tmp_path):
+    """`python3 -m` looks for modules in the working directory first, which may be a folder of data from elsewhere."""
+    for name in ("lmdb", "numpy", "torch", "yaml"):
+        (tmp_path / f"{name}.py").write_text("open('executed', 'w').close()\n")
+    process = start_process("-m", "nvae", "summary", "hvae", "--root", tmp_path / "here", cwd=tmp_path)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lmdb.py", "numpy.py", "torch.py", "yaml.py"]
