@@ -27,7 +27,7 @@ OPTIONS = {
     "epochs": ("training_parameters.epochs", "N", "passes over the training images"),
     "batch_size": ("training_parameters.batch_size", "N", "images per step"),
     "learning_rate": ("training_parameters.learning_rate", "X", "highest learning rate"),
-    "latent_size": ("latent_size", "N", "channels of z in every latent group"),
+    "latent_size": ("latent_size", "N", "channels of z in every latent group, or a list of one per scale"),
     "sample_every": (
         "training_parameters.epochs_per_checkpoint",
         "N",

@@ -128,7 +128,7 @@ def config_error(error: ValidationError, model: type[ModelConfig], places: Mappi
     first = unknown.index(True) if any(unknown) else 0
     fields = _fields_of(problems[first], located[first], missing)
     explained = fields["kind"] == "unknown_key" and join(located[first].parent, fields["suggestion"]) in missing
-    others = len(problems) - 1 - explained
+    others = len({where.key for where in located}) - 1 - explained  # a key has a problem for each of its types
     return ConfigError(**fields, place=place_of(fields["key"], places), others=others)
 
 

@@ -68,6 +68,10 @@ def locate(model: Schema, loc: Sequence[str | int]) -> Located:
         if "oneOf" in schema:  # pydantic names the chosen member of a union, which is no key
             schema = section = next((s for s in schema["oneOf"] if part in words_of(s["properties"]["name"])), {})
             continue
+        if "anyOf" in schema:
+            if not isinstance(part, int):  # as above: the whole value is wrong
+                break
+            schema = next(s for s in schema["anyOf"] if "items" in s or "prefixItems" in s)
         keys.append(str(part))
         if "properties" in schema:
             section, schema = schema, schema["properties"].get(part, {})

@@ -14,7 +14,7 @@ from nvae.config import available_configs, config_from_dict, load_config
 from nvae.interop.key_mapping import InteropError, KeyMap
 from nvae.interop.nvae_keys import Layout, Place, build_key_map
 from nvae.models.nvae.cells import InvertedResidualCell, ResidualCell
-from nvae.models.nvae.config import NVAEConfig, groups_per_scale
+from nvae.models.nvae.config import NVAEConfig
 from nvae.models.nvae.network import NVAE
 from nvae.system.errors import Remedy
 
@@ -165,7 +165,7 @@ def _architecture(state: Mapping[str, Tensor], source: str, mixture: str) -> NVA
     data: dict[str, Any] = {
         "channel_towers": {"encoder": channels, "decoder": decoder_channels},
         "number_of_scales": len(splits),
-        "initial_splits_per_scale": splits[0],
+        "groups_per_scale": splits[::-1],
         "latent_size": len(state["mixer.encoder_sampler.0.weight_v"]) // 2,
         "input_dimension": state["decoder_constant"].shape[-1] * 2 ** (blocks + len(splits) - 1),
         "image_channels": image_channels,
@@ -181,9 +181,4 @@ def _architecture(state: Mapping[str, Tensor], source: str, mixture: str) -> NVA
     }
     config = config_from_dict(data, f"{source}: shapes of the weights")
     assert isinstance(config, NVAEConfig)  # the family of data without this key
-    for scaling in range(1, splits[0] + 1):
-        for least in sorted({1, *splits}):
-            candidate = config.model_copy(update={"exponential_scaling": scaling, "min_splits": least})
-            if groups_per_scale(candidate) == splits:
-                return candidate
-    raise ValueError(f"no config has {splits} latent groups per scale")
+    return config

@@ -22,7 +22,7 @@ from nvae.config import (
     migrations,
     parse_config,
 )
-from nvae.models.nvae.config import STYLES, groups_per_scale
+from nvae.models.nvae.config import STYLES, groups_finest_first
 from nvae.schema import DATASETS, NAMED_DATASETS, DownloadedDataset
 
 SMALL = """channel_towers: 8
@@ -169,11 +169,23 @@ def test_every_file_in_model_configs_loads_and_is_listed(root):
         ),
         ({"initial_splits_per_scale": 1, "exponential_scaling": 3}, (1, 1)),
         ({"initial_splits_per_scale": 2, "min_splits": 4}, (2, 4)),
+        ({"groups_per_scale": [5, 10], "exponential_scaling": 3}, (10, 5)),
     ],
     ids=str,
 )
 def test_groups_per_scale_divides_down_to_the_minimum(make_config, changes, expected):
-    assert groups_per_scale(make_config(**changes)) == expected
+    assert groups_finest_first(make_config(**changes)) == expected
+
+
+def test_list_of_groups_sets_the_groups_of_the_finest_scale():
+    without = SMALL.replace("initial_splits_per_scale: 1\n", "")
+    for text, overrides in ((without, ["groups_per_scale=[3, 2]"]), (SMALL + "groups_per_scale: [3, 2]\n", [])):
+        config = parse_config(text, overrides)
+        assert (config.groups_per_scale, config.initial_splits_per_scale) == ((3, 2), 2)
+        assert parse_config(config_to_yaml(config)) == config
+    single = parse_config(SMALL, ["groups_per_scale=[1]", "number_of_scales=1", "style=nvlabs"])
+    several = parse_config(SMALL, ["groups_per_scale=[2]", "number_of_scales=1", "style=nvlabs"])
+    assert (single.plain_vae, several.plain_vae) == (True, False)
 
 
 def test_towers_take_one_number_or_two():
@@ -446,6 +458,7 @@ def test_resolved_config_loads_as_the_same_config(style, overrides):
 # Keys added after version 1, and the earlier behavior: the value of the key in a resolved config without the key. The
 # defaults are these values. Who changes a default has to migrate the files without the key.
 NEW_KEYS = {
+    "groups_per_scale": None,
     "dataset.encoder_input": "binary",
     "dataset.split_seed": 0,  # validation_images of a downloaded data set is null by default; toy_faces has another
     "dataset.max_image_pixels": 64_000_000,  # earlier versions had no limit; the default lets their runs resume

@@ -347,6 +347,10 @@ DENSE = ["arch_instance=mbconv_den"]
             True,
             "False",
         ),
+        (["groups_per_scale=[2, 1]"], ["groups_per_scale=[2, 1, 1]"], "groups_per_scale", [2, 1, 1], "2 numbers"),
+        (["groups_per_scale=[2, 1]"], ["groups_per_scale=[]"], "groups_per_scale", [], "2 numbers"),
+        (["groups_per_scale=[2, 1]"], ["groups_per_scale=[300, 1]"], "groups_per_scale", [300, 1], "600"),
+        (["latent_size=[4, 2]"], ["latent_size=[4]"], "latent_size", [4], "2 numbers"),
         ([*DENSE, "channel_towers=16"], [*DENSE, "channel_towers.encoder=12"], "channel_towers.encoder", 12, "of 8"),
         (
             [*DENSE, "channel_towers.decoder=12"],  # its grouped cells have 24 channels
@@ -450,6 +454,23 @@ def test_impossible_combination_is_refused(right, wrong, key, got, allowed):
     error = error_of(SMALL, *wrong)
     assert (error.kind, error.key, error.got) == ("invalid_value", key, got)
     assert allowed in error.allowed
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "got"),
+    [
+        ("groups_per_scale=[2, 0]", "groups_per_scale.1", 0),
+        ("groups_per_scale=[x, 2]", "groups_per_scale.0", "x"),
+        ("groups_per_scale=3", "groups_per_scale", 3),
+        ("latent_size=0", "latent_size", 0),
+        ("latent_size=[4, 0]", "latent_size", [4, 0]),
+        ("dataset.percentiles=[1, 200]", "dataset.percentiles.1", 200),
+    ],
+)
+def test_wrong_value_in_a_list_is_one_problem_with_its_allowed_values(override, key, got):
+    error = error_of(SMALL, override)
+    assert (error.kind, error.key, error.got, error.others) == ("invalid_value", key, got, 0)
+    assert "number" in error.allowed and "Input" not in error.allowed
 
 
 def test_combination_of_a_given_key_has_its_line():

@@ -79,7 +79,7 @@ def test_pseudo_inputs_of_a_model_without_a_context_are_none(bernoulli_model, im
 
 
 @ANY_PRIOR
-@pytest.mark.parametrize("context", ["dct", "downsample"])
+@pytest.mark.parametrize("context", ["dct", "downsample", "linear"])
 def test_encode_then_decode_is_the_reconstruction(make_dvp, images, assert_within, top_prior, context):
     model = make_dvp(top_prior=top_prior, context=context, prior_components=5)
     noise, sampler = encode(model, images), Sampler(model, iterations=0)
@@ -130,7 +130,7 @@ def test_exploration_has_the_pseudo_inputs_of_the_context(model, sampler, assert
     assert_within(images[0], sampler.decode([fresh, *(kept.expand(2, *kept.shape[1:]) for kept in base.noise[1:])]))
 
 
-@pytest.mark.parametrize(("context", "is_spatial"), [("dct", False), ("downsample", True)])
+@pytest.mark.parametrize(("context", "is_spatial"), [("dct", False), ("downsample", True), ("linear", True)])
 def test_positions_of_a_context_are_coefficients_or_places(make_dvp, context, is_spatial):
     model = make_dvp(context=context)
     assert [group.info.is_spatial for group in model.groups] == [is_spatial, True, True, True]

@@ -11,7 +11,7 @@ from nvae.config import config_to_yaml, flat, parse_config
 from nvae.interop.nvlabs import config_of_settings, key_map
 from nvae.models.families import build_model
 from nvae.models.nvae.cells import InvertedResidualCell, ResidualCell
-from nvae.models.nvae.config import groups_per_scale
+from nvae.models.nvae.config import groups_finest_first
 from nvae.models.nvae.regularization import (
     BatchNormRegularization,
     SpectralRegularization,
@@ -33,7 +33,7 @@ PRECISIONS = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e
 def test_weights_fill_the_model(imported, recording, name):
     model = imported(name)
     assert sum(p.numel() for p in model.parameters()) == recording(name)["parameters"]
-    assert list(groups_per_scale(model.config)) == recording(name)["groups_per_scale"]
+    assert list(groups_finest_first(model.config)) == recording(name)["groups_per_scale"]
 
 
 @EVERY_RECORDING
@@ -180,7 +180,7 @@ training_parameters: {learning_rate_decay: nvlabs, skip_high_losses: False}
     towers = {"num_cell_per_cond_enc": 5, "num_cell_per_cond_dec": 4}
     config = config_with(**groups, **cells, **towers)
     assert config == parse_config(written)
-    assert groups_per_scale(config) == (20, 10, 8)
+    assert groups_finest_first(config) == (20, 10, 8)
     assert parse_config(config_to_yaml(config)) == config
 
 
@@ -250,7 +250,7 @@ THREE_SCALES = {"num_latent_scales": 3, "num_groups_per_scale": 20}
 )
 def test_settings_become_keys(config_with, changes, expected):
     def values(config):
-        all_values = flat(config.model_dump()) | {"groups": groups_per_scale(config)}
+        all_values = flat(config.model_dump()) | {"groups": groups_finest_first(config)}
         return {key: all_values.get(key) for key in expected}
 
     assert values(config_with(**changes)) == expected

@@ -53,6 +53,7 @@ VARIANTS = {
     "dequantized": ({"dataset": TOY_FACES | {"random_crop": 1, "dequantize": True}}, {}),
     "binarized": ({"dataset": TOY_FACES | {"binarize": True}, "sampling_method": "bernoulli"}, {}),
     "no batch norms": (NVLABS | {"arch_instance": "res_elu"}, {}),
+    "uneven": ({"groups_per_scale": [1, 2], "latent_size": [4, 1]}, {}),
     "plain": (NVLABS | {"number_of_scales": 1, "initial_splits_per_scale": 1}, {}),
     "five bits": (NVLABS | {"pixel_bits": 5}, {}),
 }

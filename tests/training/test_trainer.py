@@ -6,7 +6,7 @@ import torch
 from nvae.config import available_configs, load_config
 from nvae.data.images import Data, to_float
 from nvae.data.registry import evaluation_images, load_data
-from nvae.models.nvae.config import groups_per_scale
+from nvae.models.nvae.config import groups_finest_first
 from nvae.models.nvae.convolutions import weight_matrix
 from nvae.models.nvae.regularization import BatchNormRegularization, SpectralRegularization, regularized_convolutions
 from nvae.objective import balanced_kl, elbo_terms
@@ -403,5 +403,5 @@ def test_step_of_every_published_config_made_small(name):
         overrides.append("input_dimension=64")
     overrides += ["training_parameters.batch_size=2", "training_parameters.half_precision=False"]
     config = load_config(name, overrides)
-    assert set(groups_per_scale(config)) == {1}
+    assert set(groups_finest_first(config)) == {1}
     assert_takes_a_step(config)

@@ -18,6 +18,8 @@ class DVPTrainingParameters(LadderTrainingParameters):
         "train the prior of the context and its variance, and nothing else; 0 for none.",
     )
 
+MAX_WEIGHTS = 2**28  # of the linear context: 1 GiB
+
 
 class DVPConfig(LadderConfig):
     """The keys of the family dvp: those of the family ladder, and the context."""
@@ -25,10 +27,10 @@ class DVPConfig(LadderConfig):
     family: Literal["dvp"] = Field(  # type: ignore[assignment]  # pydantic replaces the field of the base class
         "dvp", description="DVP-VAE, a Ladder VAE below a context with a diffusion prior (Kuzina and Tomczak 2024)."
     )
-    context: Literal["dct", "downsample"] = Field(
+    context: Literal["dct", "downsample", "linear"] = Field(
         "dct",
-        description="The context, a summary of the image above all latent groups: its lowest DCT coefficients, or the "
-        "image at a low resolution.",
+        description="The context, a summary of the image above all latent groups: its lowest DCT coefficients, the "
+        "image at a low resolution, or a learned linear map of its pixels.",
     )
     context_size: Annotated[int, Field(ge=1, le=4096)] = Field(
         7, description="Rows and columns of the context's coefficients or pixels."
@@ -46,4 +48,7 @@ class DVPConfig(LadderConfig):
             self.refuse("context_size", f"at most input_dimension, {self.input_dimension}")
         if self.top_prior == "diffusion":
             self.check_diffusion_prior("context_size", self.context_size)
+        weights = (self.image_channels * self.context_size * self.input_dimension) ** 2
+        if self.context == "linear" and weights > MAX_WEIGHTS:
+            self.refuse("context_size", f"at most {MAX_WEIGHTS} weights of the linear context, not {weights}")
         return self

@@ -30,7 +30,7 @@ class DCTContext(nn.Module):
     `calibrate`.
     """
 
-    is_spatial = False
+    is_spatial, is_bounded = False, True
     scale: Tensor
     matrix: Tensor
 
@@ -68,7 +68,7 @@ class DCTContext(nn.Module):
 class DownsampleContext(nn.Module):
     """u: an image on [-1, 1], resized bilinearly to k x k without antialiasing."""
 
-    is_spatial = True
+    is_spatial, is_bounded = True, True
 
     def __init__(self, config: DVPConfig) -> None:
         super().__init__()
@@ -85,4 +85,23 @@ class DownsampleContext(nn.Module):
         """Do nothing: there is nothing to calibrate."""
 
 
-CONTEXTS: dict[str, type[DCTContext | DownsampleContext]] = {"dct": DCTContext, "downsample": DownsampleContext}
+class LinearContext(DownsampleContext):
+    """u: a learned linear map of all pixels on [-1, 1] to C x k x k numbers; its pseudo-input is u resized bilinearly."""
+
+    is_bounded = False
+
+    def __init__(self, config: DVPConfig) -> None:
+        super().__init__(config)
+        self.linear = nn.Linear(config.image_channels * self.side**2, config.image_channels * self.size**2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        with full_precision(images):
+            u = self.linear(2 * at_least_float32(images).flatten(1) - 1)
+        return u.unflatten(1, (-1, self.size, self.size))
+
+
+CONTEXTS: dict[str, type[DCTContext | DownsampleContext]] = {
+    "dct": DCTContext,
+    "downsample": DownsampleContext,
+    "linear": LinearContext,
+}

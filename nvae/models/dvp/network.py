@@ -1,6 +1,6 @@
 """The DVP-VAE of Kuzina and Tomczak (TMLR 2024): a Ladder VAE whose priors see the image of a context, a pseudo-input.
 
-The first latent group is the context u. q(u | x) is a Normal around a fixed summary of x, its lowest DCT coefficients.
+The first latent group is the context u. q(u | x) is a Normal around a summary of x, such as its lowest DCT coefficients.
 p(u) is a diffusion prior, or another top prior. The state of the ladder's groups holds the pseudo-input of u.
 """
 
@@ -30,7 +30,7 @@ class ContextGroup(TopPriorGroup):
         self.level = Level(1, size, channels, channels, channels, name="context")
         self.context = CONTEXTS[config.context](config)
         self.log_variance = nn.Parameter(torch.full((1, channels, size, size), config.diffusion_min_gamma))
-        self.top_prior = build_top_prior(config, config.top_prior, self.level.latent_shape, bounded=True)
+        self.top_prior = build_top_prior(config, config.top_prior, self.level.latent_shape, self.context.is_bounded)
 
     @property
     def info(self) -> GroupInfo:

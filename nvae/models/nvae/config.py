@@ -15,7 +15,8 @@ from nvae.schema import AUTO, MAX_SIZE, WARMUPS, Channels, ModelConfig, Rate, Se
 MAX_CELLS = 600  # of a whole network; the largest published one has 292, and takes seconds to build
 MAX_WIDTH = 2**17  # channels of the widest layer
 Cells = Annotated[int, Field(ge=1, le=100)]
-Groups = Annotated[int, Field(ge=1, le=1000)]
+MAX_GROUPS = 1000
+Groups = Annotated[int, Field(ge=1, le=MAX_GROUPS)]
 
 ArchInstance = Literal[
     "res_mbconv",
@@ -119,12 +120,22 @@ class NVAEConfig(ModelConfig):
     )
     channel_towers: Towers = Field(description="Channels at full resolution.")
     number_of_scales: Annotated[int, Field(ge=1, le=12)] = Field(description="Resolutions that have latent groups.")
-    initial_splits_per_scale: Groups = Field(description="Latent groups at the finest scale.")
+    groups_per_scale: tuple[Groups, ...] | None = Field(
+        None,
+        strict=False,  # a list in YAML
+        description="Latent groups of every scale, coarsest scale first, such as [5, 10]; replaces "
+        "initial_splits_per_scale, exponential_scaling and min_splits. Null: these three give the numbers.",
+    )
+    initial_splits_per_scale: Groups = Field(
+        description="Latent groups at the finest scale; groups_per_scale makes this key superfluous."
+    )
     exponential_scaling: Groups = Field(
         1, description="Divisor of the number of groups from one scale to the next coarser scale."
     )
     min_splits: Groups = Field(1, description="Smallest number of groups of a coarser scale.")
-    latent_size: Channels = Field(description="Channels of z in every latent group.")
+    latent_size: Channels | Annotated[tuple[Channels, ...], Field(strict=False)] = Field(
+        description="Channels of z in every latent group: a number, or a list of one per scale, coarsest scale first."
+    )
     padding: Annotated[int, Field(ge=0, le=1000)] = Field(
         0,
         description="Black margin in pixels around the images, which the likelihood leaves out, such as 2 for images "
@@ -214,18 +225,31 @@ class NVAEConfig(ModelConfig):
             return data
         return data | {"padding": -side % 2 ** max(blocks + scales - 1, 0) // 2}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _groups_of_the_finest_scale(cls, data: Any) -> Any:
+        """Set initial_splits_per_scale to the last number of groups_per_scale, if that list is given."""
+        groups = data.get("groups_per_scale") if isinstance(data, dict) else None
+        if groups is None:
+            return data
+        finest = groups[-1] if isinstance(groups, list | tuple) and groups else 1
+        return data | {"initial_splits_per_scale": finest if type(finest) is int and 0 < finest <= MAX_GROUPS else 1}
+
     @model_validator(mode="after")
     def _consistent_network(self) -> NVAEConfig:
+        for key in ("groups_per_scale", "latent_size"):
+            if isinstance(numbers := getattr(self, key), tuple) and len(numbers) != self.number_of_scales:
+                self.refuse(key, f"{self.number_of_scales} numbers, one per scale, not {len(numbers)}")
         self._check_resolution()
         self._check_channels()
         if self.plain_vae and (self.number_of_scales, self.initial_splits_per_scale) != (1, 1):
             self.refuse("plain_vae", "False for a model of several latent groups")
         cells, blocks = self.num_cells_per_block_prepost, self.num_blocks_prepost
         per_group = self.cells_per_split_enc + self.cells_per_input_dec + 2 * self.num_flows
-        total = sum(groups_per_scale(self)) * per_group + blocks * (cells.encoder + cells.decoder)
+        total = sum(groups_finest_first(self)) * per_group + blocks * (cells.encoder + cells.decoder)
         if total > MAX_CELLS:
             allowed = f"a network of at most {MAX_CELLS} cells; these groups, flows and blocks have {total}"
-            self.refuse("initial_splits_per_scale", allowed)
+            self.refuse("groups_per_scale" if self.groups_per_scale else "initial_splits_per_scale", allowed)
         return self
 
     def _check_resolution(self) -> None:
@@ -281,8 +305,10 @@ def _filled(data: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def groups_per_scale(config: NVAEConfig) -> tuple[int, ...]:
-    """Return the latent groups per scale, finest first: n, max(min_splits, n // exponential_scaling), ..."""
+def groups_finest_first(config: NVAEConfig) -> tuple[int, ...]:
+    """Return the latent groups per scale: groups_per_scale, or n, max(min_splits, n // exponential_scaling), ..."""
+    if config.groups_per_scale:
+        return config.groups_per_scale[::-1]
     groups = [config.initial_splits_per_scale]
     while len(groups) < config.number_of_scales:
         groups.append(max(config.min_splits, groups[-1] // config.exponential_scaling))

@@ -13,7 +13,7 @@ from nvae.models.distributions import Distribution, FlowDistribution, SoftClampe
 from nvae.models.hierarchy import HierarchicalVAE, LatentGroup, Level
 from nvae.models.likelihoods import build_likelihood
 from nvae.models.nvae.cells import CellOptions, CellStack, CellTypes, cell_types
-from nvae.models.nvae.config import NVAEConfig, groups_per_scale
+from nvae.models.nvae.config import NVAEConfig, groups_finest_first
 from nvae.models.nvae.convolutions import Normalization, normalized
 from nvae.models.nvae.flows import Flow
 from nvae.models.nvae.regularization import (
@@ -26,11 +26,14 @@ from nvae.models.nvae.regularization import (
 def nvae_levels(config: NVAEConfig) -> list[Level]:
     """Return the levels of the hierarchy, top first."""
     side, towers = config.input_dimension + 2 * config.padding, config.channel_towers
+    sizes, count = config.latent_size, config.number_of_scales
+    sizes_finest_first = sizes[::-1] if isinstance(sizes, tuple) else (sizes,) * count
+    scales = zip(groups_finest_first(config), sizes_finest_first, strict=True)
     levels = []
-    for downsamplings, groups in enumerate(groups_per_scale(config), config.num_blocks_prepost):
+    for downsamplings, (groups, latent_size) in enumerate(scales, config.num_blocks_prepost):
         widening = config.channel_multiplier**downsamplings
         encoder, decoder = towers.encoder * widening, towers.decoder * widening
-        levels.append(Level(groups, side // 2**downsamplings, encoder, decoder, config.latent_size))
+        levels.append(Level(groups, side // 2**downsamplings, encoder, decoder, latent_size))
     return levels[::-1]
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from nvae.config import config_from_dict
-from nvae.models.dvp.context import DCTContext, DownsampleContext, dct_matrix
+from nvae.models.dvp.context import DCTContext, DownsampleContext, LinearContext, dct_matrix
 from nvae.models.families import build_model
 from nvae.models.hierarchy import FromNoise
+from nvae.objective import elbo_terms
 
 KEYS = {
     "family": "dvp",
@@ -92,8 +93,36 @@ def test_downsample_context_is_a_resize_in_both_directions():
     torch.testing.assert_close(context.inverse(context(images())), 2 * images() - 1)
 
 
-def test_transforms_stay_in_float32_under_autocast():
-    context = DCTContext(make_config())
+def test_linear_context_is_linear_in_the_pixels_and_inverts_by_a_resize():
+    config = make_config(context="linear")
+    context, pixels = LinearContext(config), 2 * images() - 1
+    weight = context.linear.weight.reshape(1, 4, 4, 1, 8, 8)
+    expected = torch.einsum("cijdhw,bdhw->bcij", weight, pixels) + context.linear.bias.reshape(1, 1, 4, 4)
+    torch.testing.assert_close(context(images()), expected)
+    u = context(images())
+    assert torch.equal(context.inverse(u), DownsampleContext(make_config(context="downsample")).inverse(u))
+    assert sum(p.numel() for p in context.parameters()) == 16 * 64 + 16
+
+
+@pytest.mark.parametrize("top_prior", ["diffusion", "standard", "vampprior"])
+def test_linear_context_learns_from_the_kl_and_from_the_likelihood(top_prior):
+    model = build_model(make_config(context="linear", top_prior=top_prior, prior_components=3))
+    output = model(images().round(), model.draw_noise(5, torch.Generator().manual_seed(1), posterior=True))
+    terms = elbo_terms(output, images().round())
+    weight = model.groups[0].context.linear.weight
+    for part in (output.groups[0].kl.mean(), -terms.elbo.mean() - output.groups[0].kl.mean()):
+        (gradient,) = torch.autograd.grad(part, weight, retain_graph=True)
+        assert gradient.abs().max() > 0
+
+
+def test_context_that_may_leave_the_unit_range_is_not_clamped_by_the_diffusion():
+    bounded = [build_model(make_config(context=name)).groups[0].top_prior.bounded for name in ("dct", "linear")]
+    assert bounded == [True, False]
+
+
+@pytest.mark.parametrize("build", [DCTContext, LinearContext])
+def test_transforms_stay_in_float32_under_autocast(build):
+    context = build(make_config())
     with torch.autocast("cpu", torch.bfloat16):
         u = context(images())
         pseudo_input = context.inverse(u)

@@ -14,7 +14,7 @@ from nvae.config import load_config
 from nvae.models.families import build_model
 from nvae.models.hierarchy import FromNoise
 from nvae.models.nvae.cells import InvertedResidualCell, ResidualCell
-from nvae.models.nvae.config import ArchInstance, groups_per_scale
+from nvae.models.nvae.config import ArchInstance, groups_finest_first
 from nvae.models.nvae.convolutions import SpectralNorm, WeightNorm, is_spectrally_normalized
 from nvae.models.nvae.network import NVAE, nvae_levels
 
@@ -51,8 +51,8 @@ def test_published_configs_have_the_published_parameter_counts(name):
     config = load_config(name)
     with torch.device("meta"):
         model = build_model(config)
-    assert (sum(p.numel() for p in model.parameters()), groups_per_scale(config)) == PUBLISHED[name]
-    assert len(model.groups) == sum(groups_per_scale(config))
+    assert (sum(p.numel() for p in model.parameters()), groups_finest_first(config)) == PUBLISHED[name]
+    assert len(model.groups) == sum(groups_finest_first(config))
 
 
 def test_nvae_levels_are_ordered_from_coarsest_to_finest(make_config):
@@ -122,6 +122,40 @@ def test_nvae_of_any_settings_encodes_and_decodes(make_model, make_config, chang
     assert result.px_z.mean().shape == images.shape
     assert result.px_z.log_prob(images).isfinite().all()
     assert (result.kl > 0).all()
+
+
+UNEVEN = {"number_of_scales": 3, "input_dimension": 16, "groups_per_scale": [3, 1, 2], "latent_size": [5, 1, 3]}
+
+
+@pytest.mark.parametrize("changes", [{}, NVLABS, {"num_flows": 1}, {"num_flows": 1, "fixed_flows": True}], ids=str)
+@torch.no_grad()
+def test_nvae_with_lists_has_their_groups_and_widths_from_the_top(make_model, changes):
+    model = make_model(**UNEVEN, **changes)
+    shapes = 3 * [(5, 2, 2)] + [(1, 4, 4)] + 2 * [(3, 8, 8)]
+    assert [group.level.latent_shape for group in model.groups] == model.noise_shapes == shapes
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    result = model(images, model.draw_noise(2, posterior=True))
+    assert [tuple(result.groups[i].z.shape[1:]) for i in range(6)] == shapes
+    sampled = model.top_down(FromNoise(model.draw_noise(2), [0.9, 0.7, 0.7, 0.6, 0.5, 0.5]), 2)
+    assert sampled.px_z.mean().shape == images.shape
+
+
+@torch.no_grad()
+def test_nvae_with_lists_equal_to_the_rule_is_the_same_network(make_config):
+    rule = {"initial_splits_per_scale": 4, "exponential_scaling": 2}
+    lists = {"groups_per_scale": [2, 4], "latent_size": [2, 2]}
+    models = []
+    for keys in (rule, lists):
+        torch.manual_seed(0)
+        models.append(NVAE(make_config(**keys)).eval())
+    assert models[0].levels == models[1].levels
+    ours, theirs = (model.state_dict() for model in models)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    noise = models[0].draw_noise(2, torch.Generator().manual_seed(2), posterior=True)
+    first, second = (model(images, noise) for model in models)
+    assert torch.equal(first.kl, second.kl)
+    assert torch.equal(first.px_z.log_prob(images), second.px_z.log_prob(images))
 
 
 @pytest.mark.parametrize("style", ["mgp123", "nvlabs"])

@@ -149,6 +149,7 @@ def test_vampprior_of_the_ladder_is_the_posterior_of_its_pseudo_inputs():
         ({"context_size": 1}, "context_size"),
         ({"top_prior": "learned"}, "top_prior"),
         ({"context": "wavelet"}, "context"),
+        ({"context": "linear", "input_dimension": 1024, "context_size": 64}, "context_size"),
     ],
 )
 def test_dvp_config_refuses(changes, key):
