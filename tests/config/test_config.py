@@ -470,6 +470,8 @@ NEW_KEYS = {
     "dataset.background": "white",
     "dataset.percentiles": None,
     "dataset.min_image_size": 1,
+    "dataset.sharpness": None,
+    "dataset.color_jitter": None,
     "training_parameters.deterministic": False,
     "training_parameters.optimizer": "adamax",
     "training_parameters.optimizer_epsilon": 1e-3,
