@@ -18,6 +18,7 @@ class DVPTrainingParameters(LadderTrainingParameters):
         "train the prior of the context and its variance, and nothing else; 0 for none.",
     )
 
+
 MAX_WEIGHTS = 2**28  # of the linear context: 1 GiB
 
 
