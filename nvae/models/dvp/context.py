@@ -86,7 +86,7 @@ class DownsampleContext(nn.Module):
 
 
 class LinearContext(DownsampleContext):
-    """u: a learned linear map of all pixels on [-1, 1] to C x k x k numbers; its pseudo-input is u resized bilinearly."""
+    """u: a learned linear map of all pixels on [-1, 1] to C x k x k numbers. Its pseudo-input is u, resized."""
 
     is_bounded = False
 

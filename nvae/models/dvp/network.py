@@ -1,7 +1,8 @@
 """The DVP-VAE of Kuzina and Tomczak (TMLR 2024): a Ladder VAE whose priors see the image of a context, a pseudo-input.
 
 The first latent group is the context u. q(u | x) is a Normal around a summary of x, such as its lowest DCT
-coefficients. p(u) is a diffusion prior, or another top prior. The state of the ladder's groups holds the pseudo-input of u.
+coefficients. p(u) is a diffusion prior, or another top prior. The state of the ladder's groups holds the pseudo-input
+of u.
 """
 
 from __future__ import annotations
