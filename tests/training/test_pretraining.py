@@ -53,6 +53,19 @@ def test_pretraining_moves_the_context_alone(make, optimizer):
     assert "groups.0.log_variance" in moved and any(name.startswith("groups.0.top_prior.") for name in moved)
 
 
+@pytest.mark.parametrize("top_prior", ["diffusion", "vampprior"])
+def test_linear_context_learns_after_the_pretraining_only(make, top_prior):
+    trainer = make(
+        EXACT | {"context": "linear", "top_prior": top_prior, "prior_components": 3}, pretrain_prior_epochs=1
+    )
+    context = trainer.model.groups[0].context
+    before = context.linear.weight.detach().clone()
+    advance(trainer, 3)
+    assert torch.equal(context.linear.weight, before)
+    advance(trainer, 1)
+    assert not torch.equal(context.linear.weight, before)
+
+
 def test_pretraining_ends_with_its_last_epoch_and_forgets_its_losses(make):
     trainer = make(pretrain_prior_epochs=1)
     advance(trainer, 2)

@@ -77,8 +77,10 @@ class DVPVAE(LadderVAE):
 
     def pretraining_kl(self, images: Tensor, noise: Noise) -> Tensor:
         context = self.groups[0]
+        context.context.requires_grad_(False)  # the KL alone would make a learned map constant
         state, prior = context.prior(self.initial_state(len(images)))
         kl = FromPosterior([context.context(images)], noise)(0, context, state, prior).kl
+        context.context.requires_grad_(True)
         assert kl is not None
         return kl
 
