@@ -82,7 +82,7 @@ def _refuse(decoded: DecodedPictures, problem: str) -> NoReturn:
 
 def _rank(picture: Picture) -> float:
     """Map the picture's name to a number in [0, 1)."""
-    name = picture.name.encode(errors="surrogateescape")
+    name = picture.key.encode(errors="surrogateescape")
     return int.from_bytes(hashlib.blake2b(name, digest_size=6).digest(), "big") / 2**48
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import unicodedata
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,10 +40,15 @@ VERSION = 2  # of the decoder: images that another version decoded are replaced
 class Picture(NamedTuple):
     """One picture of a data set: a file, a member of an archive, or a record of a database."""
 
-    name: str  # unique in the data set, with slashes; messages show the name, and a folder's split depends on it alone
+    name: str  # unique in the data set, with slashes; messages show it, and a folder's split depends on `key` alone
     content: Callable[[], IO[bytes] | Image.Image] | PictureError  # called in a thread; or why there is no content
     stamp: str  # changes when the content changes: of the size and the time of change, for example
     position: int | None = None  # pictures with a position are opened one after another, in the order of the positions
+
+    @property
+    def key(self) -> str:
+        """The name in Unicode's form NFC: a copy of the file may have its name in another form, as NFD on macOS."""
+        return unicodedata.normalize("NFC", self.name)
 
     def open(self) -> IO[bytes] | Image.Image:
         """Return the content: an open file, or a decoded picture. Raises PictureError, and almost any exception."""
@@ -145,7 +151,7 @@ def _cached_images(
     path = os.path.abspath(source)
     settings = _digest([repr((1, path, size, channels, own_keys, leave_out_duplicates))])
     stem = "".join(c if c.isalnum() and c.isascii() else "_" for c in Path(path).name)[:40]
-    names = (f"{picture.name}\0{picture.stamp}\0" for picture in pictures)
+    names = (f"{picture.key}\0{picture.stamp}\0" for picture in pictures)
     return CachedImages(f"{stem}_{size}x{size}x{channels}_{settings}", _digest(chain([f"{VERSION}\0"], names)))
 
 
@@ -236,7 +242,7 @@ def _decode_one(
             raise PictureError("too small", f"{image.width} x {image.height} pixels")
         changes = _changes(image)
         part = cropped(image, keys.crop) if keys.crop else image
-        place = zlib.crc32(picture.name.encode(errors="surrogateescape")) / 2**32
+        place = zlib.crc32(picture.key.encode(errors="surrogateescape")) / 2**32
         image_u8[:] = fit(part, size, channels, keys, place)
     return _Facts(digest, changes)
 

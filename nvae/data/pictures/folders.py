@@ -27,7 +27,7 @@ PART_FOLDERS = {
 
 
 def list_pictures(folder: Path) -> list[Picture]:
-    """List all files in a folder and its subfolders but hidden ones, sorted by name. Links are followed.
+    """List all files in a folder and its subfolders but hidden ones, sorted by key. Links are followed.
 
     Whether a file is a picture is decided by its content, when the file is opened. A subfolder that cannot be read is a
     picture that cannot be opened.
@@ -50,7 +50,7 @@ def list_pictures(folder: Path) -> list[Picture]:
         prefix = "" if Path(parent) == folder else f"{name_of(parent)}/"
         files = (name for name in names if not name.startswith("."))
         pictures.extend(_file_picture(prefix + name, os.path.join(parent, name)) for name in files)
-    return sorted(pictures, key=lambda picture: picture.name)
+    return sorted(pictures, key=lambda picture: (picture.key, picture.name))
 
 
 def _file_picture(name: str, file: str) -> Picture:

@@ -1,5 +1,6 @@
 import itertools
 import shutil
+import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -273,3 +274,28 @@ def test_folder_without_space_for_the_cache_is_refused(image_folder, load, cache
         load(image_folder)
     assert raised.value.__cause__.disk_full
     assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("in_archive", [False, True])
+def test_names_in_two_unicode_forms_give_the_same_split(load, tmp_path, in_archive):
+    data = {}
+    for form in ("NFC", "NFD"):
+        folder = tmp_path / form
+        folder.mkdir()
+        for i in range(40):
+            Image.new("RGB", (12, 10), (i, 2 * i, 3 * i)).save(folder / unicodedata.normalize(form, f"é ü {i}.png"))
+        path = shutil.make_archive(str(folder), "zip", folder) if in_archive else folder
+        data[form] = load(path, validation_fraction=0.3)
+    assert torch.equal(data["NFC"].validation, data["NFD"].validation)
+    assert data["NFC"].fingerprint == data["NFD"].fingerprint
+
+
+def test_places_of_crops_do_not_depend_on_the_unicode_form_of_names(load, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 64, 3), np.uint8)
+    data = {}
+    for form in ("NFC", "NFD"):
+        (tmp_path / form).mkdir()
+        for i, image in enumerate(pixels):
+            Image.fromarray(image).save(tmp_path / form / unicodedata.normalize(form, f"é ü {i}.png"))
+        data[form] = load(tmp_path / form, fit="crop_anywhere")
+    assert data["NFC"].fingerprint == data["NFD"].fingerprint
