@@ -120,7 +120,8 @@ def config_error(error: ValidationError, model: type[ModelConfig], places: Mappi
 
     An unknown key similar to a missing key is probably a typing error, so the missing key is not counted.
     """
-    problems = error.errors(include_url=False)
+    every = map(_of_the_list, error.errors(include_url=False))
+    problems = list({(problem["loc"], problem["type"]): problem for problem in every}.values())
     schema = schema_of(model)
     located = [locate(schema, problem["loc"]) for problem in problems]
     missing = [where.key for problem, where in zip(problems, located, strict=True) if problem["type"] == "missing"]
@@ -130,6 +131,13 @@ def config_error(error: ValidationError, model: type[ModelConfig], places: Mappi
     explained = fields["kind"] == "unknown_key" and join(located[first].parent, fields["suggestion"]) in missing
     others = len({where.key for where in located}) - 1 - explained  # a key has a problem for each of its types
     return ConfigError(**fields, place=place_of(fields["key"], places), others=others)
+
+
+def _of_the_list(problem: Any) -> dict[str, Any]:
+    """Return a problem; for a number that a list lacks, that of the list, which is too short."""
+    *parents, last = problem["loc"] or ("",)
+    is_number = problem["type"] == "missing" and isinstance(last, int)
+    return problem | {"type": "too_short", "loc": tuple(parents)} if is_number else problem
 
 
 def _fields_of(problem: Mapping[str, Any], where: Located, missing: list[str]) -> dict[str, Any]:

@@ -73,6 +73,8 @@ def locate(model: Schema, loc: Sequence[str | int]) -> Located:
                 break
             schema = next(s for s in schema["anyOf"] if "items" in s or "prefixItems" in s)
         keys.append(str(part))
+        if isinstance(part, int) and "anyOf" in schema:  # a list, or null
+            schema = next((each for each in schema["anyOf"] if each.get("type") == "array"), {})
         if "properties" in schema:
             section, schema = schema, schema["properties"].get(part, {})
         elif "prefixItems" in schema and isinstance(part, int):
@@ -131,7 +133,7 @@ def allowed_values(schema: Schema) -> str:
         case {"anyOf": parts}:
             return ", or ".join(map(allowed_values, parts))
         case {"prefixItems": parts}:
-            return f"a list: {', '.join(map(allowed_values, parts))}"
+            return f"a list of {len(parts)}: {', '.join(map(allowed_values, parts))}"
         case {"items": part}:
             return f"a list, each {allowed_values(part)}"
     bounds = [f"{words} {_number(schema[bound])}" for bound, words in BOUNDS.items() if bound in schema]

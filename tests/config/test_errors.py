@@ -288,6 +288,24 @@ def test_optimizer_betas_are_two_numbers_below_one(betas):
 
 
 @pytest.mark.parametrize(
+    ("value", "key", "got", "allowed"),
+    [
+        ("[0.3, 0.3, 0.1, 0.6]", "dataset.color_jitter.3", 0.6, "a number from 0 to 0.5"),
+        ("[0.3, x, 0.1, 0.1]", "dataset.color_jitter.1", "x", "a number from 0 to 1"),
+        ("[0.3, 0.3]", "dataset.color_jitter", [0.3, 0.3], None),  # None: that of the list
+        ("[]", "dataset.color_jitter", [], None),
+        ("[0, 0, 0, 0, 0]", "dataset.color_jitter", [0, 0, 0, 0, 0], None),
+        ("0.3", "dataset.color_jitter", 0.3, None),
+    ],
+)
+def test_error_in_a_list_or_null_is_of_the_number_or_of_the_whole_list(value, key, got, allowed):
+    error = error_of(SMALL, f"dataset.color_jitter={value}")
+    of_the_list = f"a list of 4: {3 * 'a number from 0 to 1, '}a number from 0 to 0.5, or null"
+    assert (error.kind, error.key, error.allowed, error.others) == ("invalid_value", key, allowed or of_the_list, 0)
+    assert error.got == got
+
+
+@pytest.mark.parametrize(
     ("extra", "suggestion"),
     [
         ("sampling_method: bernouli\n", "bernoulli"),
