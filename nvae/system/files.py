@@ -176,12 +176,16 @@ def link_or_copy(path: str | Path, target: str | Path) -> None:
 
 
 def zip_members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """Return all members of a zip file. Raises BadZipFile where the list at its end has not as many as it says.
+    """Return all members of a zip file. Raises BadZipFile for a part of a split one, and for another number of members
+    than the list at the end says.
 
     zipfile itself skips members behind a damaged length without a word.
     """
     members, file = archive.infolist(), archive.fp
     assert file
+    file.seek(-18 - len(archive.comment), 2)
+    if int.from_bytes(file.read(2), "little") not in (0, 2**16 - 1):  # the number of this part; 65,535: it is elsewhere
+        raise zipfile.BadZipFile("it is the last part of a split archive; `zip -s 0` joins the parts")
     file.seek(-12 - len(archive.comment), 2)
     count = int.from_bytes(file.read(2), "little")
     if count not in (len(members) % 2**16, 2**16 - 1):  # 65,535: a longer number is elsewhere

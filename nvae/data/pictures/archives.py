@@ -19,6 +19,8 @@ from nvae.data.pictures.report import PictureError
 from nvae.system.errors import Remedy, UserError
 from nvae.system.files import text_in_place_of, zip_members
 
+ZIP_STARTS = (b"PK\3\4", b"PK\7\x08")  # of the first file, and of a split archive
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)  # that Python reads
 TOP_FOLDER_SHARE = 0.9  # of the files, in a folder that only wraps the archive's content
 
 
@@ -39,9 +41,14 @@ def open_archive(path: Path) -> Iterator[list[Picture]]:
 
 def _open(path: Path) -> tarfile.TarFile | zipfile.ZipFile:
     """Open an archive. A tar comes first: a zip in its last file could make it look like a zip."""
+    if not path.is_file():  # a pipe would block forever
+        raise UserError(f"dataset.path '{path}' is no regular file; expected a folder or an archive.")
     for open_file in (tarfile.open, zipfile.ZipFile):
         try:
-            return open_file(path)
+            archive = open_file(path)
+            if isinstance(archive, zipfile.ZipFile):
+                zip_members(archive)
+            return archive
         except PermissionError as error:
             raise UserError(f"dataset.path '{path}' cannot be opened: {error.strerror}.") from error
         except Exception as error:  # both libraries raise almost any exception for a damaged file
@@ -51,6 +58,14 @@ def _open(path: Path) -> tarfile.TarFile | zipfile.ZipFile:
                     "extract the archive and set dataset.path to the extracted folder.",
                     Remedy.DATASET_PATH,
                 ) from error
+    with open(path, "rb") as file:
+        is_zip = file.read(4) in ZIP_STARTS
+    if is_zip:
+        raise UserError(
+            f"dataset.path '{path}' is a zip archive without its end: it was cut off, or is one part of a split archive. "
+            "Get the archive again, or join the parts with zip -s 0.",
+            Remedy.DATASET_PATH,
+        )
     if text := text_in_place_of(path):
         raise UserError(f"dataset.path '{path}' is {text}", Remedy.DATASET_PATH)
     raise UserError(
@@ -69,12 +84,16 @@ def _zip_pictures(archive: zipfile.ZipFile) -> Iterator[Picture]:
             return read_content(member)
 
     for info in zip_members(archive):
-        parts = _visible_parts(info.filename.replace("\\", "/"))
-        if info.is_dir() or not parts:
+        name = info.filename.replace("\\", "/")  # of programs for Windows
+        parts = _visible_parts(name)
+        if name.endswith("/") or not parts:
             continue
         refusal = _refusal(parts, info.file_size)
         if info.flag_bits & 1:
             refusal = PictureError("unreadable", "encrypted")
+        elif info.compress_type not in COMPRESSIONS:
+            method = "deflate64" if info.compress_type == 9 else f"the method {info.compress_type}"
+            refusal = PictureError("unreadable", f"compressed with {method}; extract the archive by another program")
         yield Picture("/".join(parts), refusal or partial(read, info), f"{info.CRC} {info.file_size}")
 
 
@@ -88,17 +107,21 @@ def _tar_pictures(archive: tarfile.TarFile, path: Path) -> Iterator[Picture]:
         with lock, file:
             return read_content(file)
 
-    last = ""
+    last, files = "", set[str]()
     try:
         for member in archive:
             last, parts = member.name, _visible_parts(member.name)
             if member.isdir() or not parts:
                 continue
             refusal = _refusal(parts, member.size)
-            if not member.isfile():
-                refusal = PictureError(
-                    "unreadable", "a link" if member.issym() or member.islnk() else "no regular file"
-                )
+            if member.isfile():
+                files.add(member.name)
+            elif member.islnk() and member.linkname in files:
+                refusal = PictureError("duplicate", f"a hard link to {member.linkname}")
+            elif member.issym() or member.islnk():
+                refusal = PictureError("unreadable", "a link; tar --dereference --hard-dereference stores the file itself")
+            else:
+                refusal = PictureError("unreadable", "no regular file")
             stamp = f"{stat.st_size} {stat.st_mtime_ns} {member.offset}"
             position = member.offset if is_compressed else None
             yield Picture("/".join(parts), refusal or partial(read, member), stamp, position)

@@ -27,6 +27,7 @@ from nvae.system.files import text_in_place_of
 # The formats that Pillow decodes without other programs. EPS would start Ghostscript on the file.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
 PREFIX = 16  # bytes by which Pillow recognizes a format
+ARCHIVES = (b"PK\3\4", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")  # zip, gzip, bzip2, xz, 7z and RAR
 MAX_PIXELS = 64_000_000  # resizing a decoded image of this size takes about 0.5 GB
 MAX_FILE_BYTES = 2**29
 CHUNK = 2**20
@@ -60,7 +61,8 @@ def _check_format(prefix: bytes) -> None:
     accepts = (Image.OPEN[name][1] for name in FORMATS if name in Image.OPEN)
     accepted = [accept(prefix) for accept in accepts if accept]
     if True not in accepted:  # a text: Pillow recognizes the format, but was built without its decoder
-        text = text_in_place_of(prefix).partition(".")[0]
+        is_archive = prefix.startswith(ARCHIVES)
+        text = "an archive; extract it" if is_archive else text_in_place_of(prefix).partition(".")[0]
         raise PictureError("not an image", text or str(next(filter(None, accepted), "")))
 
 
