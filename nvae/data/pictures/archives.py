@@ -62,7 +62,7 @@ def _open(path: Path) -> tarfile.TarFile | zipfile.ZipFile:
         is_zip = file.read(4) in ZIP_STARTS
     if is_zip:
         raise UserError(
-            f"dataset.path '{path}' is a zip archive without its end: it was cut off, or is one part of a split archive. "
+            f"dataset.path '{path}' is a zip without its end: it was cut off, or is a part of a split archive. "
             "Get the archive again, or join the parts with zip -s 0.",
             Remedy.DATASET_PATH,
         )
@@ -119,7 +119,7 @@ def _tar_pictures(archive: tarfile.TarFile, path: Path) -> Iterator[Picture]:
             elif member.islnk() and member.linkname in files:
                 refusal = PictureError("duplicate", f"a hard link to {member.linkname}")
             elif member.issym() or member.islnk():
-                refusal = PictureError("unreadable", "a link; tar --dereference --hard-dereference stores the file itself")
+                refusal = PictureError("unreadable", "a link; tar --dereference --hard-dereference stores the file")
             else:
                 refusal = PictureError("unreadable", "no regular file")
             stamp = f"{stat.st_size} {stat.st_mtime_ns} {member.offset}"
