@@ -72,9 +72,10 @@ def _num_validation(pictures: Sequence[Picture], decoded: DecodedPictures, valid
 
 def _refuse(decoded: DecodedPictures, problem: str) -> NoReturn:
     reasons = "".join(f" {warning}." for warning in decoded.report.warnings())
-    raise UserError(
-        f"'{decoded.report.source}' holds {problem}.{reasons} Set dataset.path to your pictures.", Remedy.DATASET_PATH
-    )
+    names = [name for names in decoded.report.left_out.values() for name in names]
+    is_lmdb = any(".mdb" in name for name in names)
+    advice = "Set dataset.name to lmdb for LMDB databases." if is_lmdb else "Set dataset.path to your pictures."
+    raise UserError(f"'{decoded.report.source}' holds {problem}.{reasons} {advice}", Remedy.DATASET_PATH)
 
 
 # ------------------------------------------------------------------------------------------------ files and names

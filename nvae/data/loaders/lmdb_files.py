@@ -6,6 +6,7 @@ import errno
 import io
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,14 +51,23 @@ def load_lmdb(config: ModelConfig, progress: bool = False, cache: bool = False) 
     for name in (DATABASES["training"], DATABASES["validation"]):
         if not (folder / name).exists():
             above = f" Set dataset.path to '{folder.parent}'." if folder.name in DATABASES.values() else ""
+            others = [other for other in ("val.lmdb", "valid.lmdb") if (folder / other).exists()]
+            if others and name == DATABASES["validation"]:
+                above = f" Rename {others[0]} to {name}."
             raise UserError(
                 f"the folder '{folder}' holds no database {name}; expected a folder with train.lmdb and "
                 f"validation.lmdb.{above or ' Set dataset.path to that folder.'}",
                 Remedy.DATASET_PATH,
             )
     databases = {part: folder / name for part, name in DATABASES.items() if (folder / name).exists()}
-    parts = {part: (str(database), lmdb_pictures(database)) for part, database in databases.items()}
+    parts, notes = {}, {}
+    for part, database in databases.items():
+        pictures, notes[part] = _of_one_size(lmdb_pictures(database), config.input_dimension)
+        parts[part] = str(database), pictures
     decoded = decode_parts(parts, config, progress, cache)
+    for part, result in decoded.items():
+        report = result.report.model_copy(update={"notes": (*notes[part], *result.report.notes)})
+        decoded[part] = result._replace(report=report)
     images = {part: result.images_u8 for part, result in decoded.items()}
     return with_reports(Data(images["training"], images["validation"], images.get("test")), *decoded.values())
 
@@ -79,6 +89,25 @@ def lmdb_pictures(path: Path) -> list[Picture]:
         Picture(key.decode(errors="backslashreplace"), partial(_open_record, database, key), database.stamp)
         for key in keys
     ]
+
+
+def _of_one_size(pictures: list[Picture], size: int) -> tuple[list[Picture], tuple[str, ...]]:
+    """Return the pictures of one size where a database holds each in several, and a sentence that says so.
+
+    Such databases have the keys SIZE-NUMBER and "length". The size is the smallest one at or above `size`, or else the
+    largest.
+    """
+    sizes: dict[int, list[Picture]] = {}
+    for picture in pictures:
+        if match := re.fullmatch(r"(\d{1,5})-\d+", picture.name):
+            sizes.setdefault(int(match[1]), []).append(picture)
+        elif picture.name != "length":
+            return pictures, ()
+    if not sizes or "length" not in {picture.name for picture in pictures}:
+        return pictures, ()
+    used = min((candidate for candidate in sizes if candidate >= size), default=max(sizes))
+    note = f"the database holds pictures of the sizes {', '.join(map(str, sorted(sizes)))}; used are those of {used}"
+    return sizes[used], (note,) if len(sizes) > 1 else ()
 
 
 class _Database:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from nvae.data.images import Data
+from nvae.data.loaders.folder import load_folder
 from nvae.data.loaders.lmdb_files import lmdb_pictures, load_lmdb, write_lmdb
 from nvae.data.pictures.decoding import decode_pictures
 from nvae.system.errors import UserError
@@ -286,3 +287,30 @@ def test_write_lmdb_to_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, 
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert raised.value.disk_full
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("sizes", "used"), [((4, 8, 16), 8), ((4, 16, 32), 16), ((2, 4), 4)])
+def test_one_of_several_sizes_of_each_picture_is_used(tmp_path, load, sizes, used):
+    for name in ("train", "validation"):
+        records = {
+            f"{size}-{i:05}".encode(): png(np.full((size, size, 3), 10 * size // 2 + i, np.uint8))
+            for size in sizes
+            for i in range(3)
+        }
+        write(tmp_path / f"{name}.lmdb", records | {b"length": b"3"})
+    data = load(tmp_path)
+    assert sorted(data.training[:, 0, 0, 0].tolist()) == [10 * used // 2 + i for i in range(3)]
+    assert any(f" {used}" in warning for warning in data.warnings) or str(used) in data.report
+
+
+def test_advice_for_another_name_of_the_validation_database(tmp_path, load):
+    for name in ("train", "val"):
+        write(tmp_path / f"{name}.lmdb", {b"0": png(np.zeros((8, 8, 3), np.uint8))})
+    with pytest.raises(UserError, match="Rename val.lmdb"):
+        load(tmp_path)
+
+
+def test_folder_of_databases_given_as_pictures_names_lmdb(tmp_path, make_config):
+    write(tmp_path / "train.lmdb", {b"0": png(np.zeros((8, 8, 3), np.uint8))})
+    with pytest.raises(UserError, match="dataset.name to lmdb"):
+        load_folder(make_config(dataset={"name": "folder", "path": str(tmp_path)}))
