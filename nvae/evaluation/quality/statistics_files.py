@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nvae.data.arrays import ArrayFile
 from nvae.evaluation.quality.distances import FeatureStatistics
 from nvae.evaluation.quality.extractors.base import Extractor
 from nvae.system.errors import UserError, error_of_system
@@ -34,6 +35,10 @@ def read_statistics(path: Path, extractor: Extractor) -> tuple[FeatureStatistics
     Also returns the facts, empty for a file of another program. Runs no code from the file. Raises UserError for other
     files, and where the file names another extractor.
     """
+    if not path.is_file():  # a pipe would block forever
+        problem = "is no regular file" if path.exists() else "does not exist"
+        raise UserError(f"the file of statistics '{path}' {problem}.")
+    ArrayFile(path, "Use another file.")  # refuses a header that would fill the memory
     try:
         with np.load(path, allow_pickle=False) as content:
             names = next((names for names in NAMES if set(names) <= set(content.files)), None)
@@ -47,8 +52,6 @@ def read_statistics(path: Path, extractor: Extractor) -> tuple[FeatureStatistics
             json.dumps(facts, allow_nan=False)  # refuses NaN and Infinity, which are not JSON
     except UserError:
         raise
-    except FileNotFoundError as error:
-        raise UserError(f"the file of statistics '{path}' does not exist.") from error
     except Exception as error:  # zipfile and NumPy raise almost any exception for a damaged file
         if (cause := error_of_system(error)) is not None:
             raise UserError(f"'{path}' cannot be read: {cause.strerror}.") from error

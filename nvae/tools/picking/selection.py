@@ -25,6 +25,7 @@ from nvae.tools.grids import grid, is_file_name, near_square
 
 EXPECTED = "expected a .json or .png file of cherry.py"
 MAX_PICKS = 10_000
+MAX_TOTAL_ITERATIONS = 10 * MAX_ITERATIONS  # of the recalibrations of all picks
 
 Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Factors = Annotated[list[Factor], Field(min_length=1, max_length=1000)]  # one, or one per scale or latent group
@@ -88,6 +89,9 @@ def load_selection(path: Path) -> Selection:
         first = error.errors()[0]
         place = " ".join(".".join(map(str, first["loc"])).split()) or "the whole file"
         raise UserError(f"{path} holds no cherry-picked samples ({place}: {first['msg']}): {EXPECTED}.") from error
+    batches = {(pick.model, tuple(pick.temperature), pick.iterations) for pick in selection.cells}  # as in `render`
+    if sum(iterations for *_, iterations in batches) > MAX_TOTAL_ITERATIONS:
+        raise UserError(f"{path} asks for more than {MAX_TOTAL_ITERATIONS:,} iterations in all: {EXPECTED}.")
     if not selection.cells:
         raise UserError(f"{path} holds no picks: {EXPECTED}.")
     return selection

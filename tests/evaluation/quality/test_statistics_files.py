@@ -1,5 +1,7 @@
 """Files of reference statistics."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -109,3 +111,15 @@ def test_missing_file_and_single_array_are_refused(file, tmp_path):
     np.save(tmp_path / "one.npy", np.zeros(3))
     with pytest.raises(UserError):
         read_statistics(tmp_path / "one.npy", extractor())
+
+
+def test_long_header_is_refused_before_it_is_read(file, monkeypatch):
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (3,), }".ljust(2**24) + b"\n"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        content = b"\x93NUMPY\2\0" + len(header).to_bytes(4, "little") + header + bytes(24)
+        archive.writestr("mu.npy", content)
+        archive.writestr("sigma.npy", content)
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("the header was read"))
+    with pytest.raises(UserError) as caught:
+        read_statistics(file, extractor())
+    assert "allow_pickle" not in str(caught.value)

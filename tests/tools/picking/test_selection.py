@@ -286,3 +286,12 @@ def test_reserve_in_a_file_is_an_error(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
         with pytest.raises(OSError, match="file"):
             reserve(folder, "a")
+
+
+def test_load_selection_bounds_the_iterations_of_all_recalibrations(pick, tmp_path):
+    Selection(cells=[pick(i, iterations=100_000) for i in range(20)]).save(tmp_path / "one.json")  # one recalibration
+    assert len(load_selection(tmp_path / "one.json").cells) == 20
+    cells = [pick(i, iterations=100_000, temperature=[0.5 + i / 100]) for i in range(11)]
+    Selection(cells=cells).save(tmp_path / "many.json")
+    with pytest.raises(UserError, match="iterations"):
+        load_selection(tmp_path / "many.json")
