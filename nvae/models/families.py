@@ -53,9 +53,9 @@ def build_model(config: ModelConfig) -> HierarchicalVAE:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training_parameters.seed)
         model = network(config)
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.dim() == 4:  # of a shape such as (1, 1, S, S), both formats are the same: its strides stay
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    for parameter in model.parameters():  # not buffers: DDP sends them as they lie in memory, whatever their strides say
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)
     return model
 
 

@@ -32,15 +32,14 @@ def group():
     dist.destroy_process_group()
 
 
-def test_tensors_whose_two_formats_are_the_same_have_the_strides_of_new_ones(make_config):
-    """PyTorch compares and copies strides, also those of dimensions of size 1, where they mean nothing."""
+def test_buffers_have_the_strides_of_new_tensors_and_weights_are_channels_last(make_config):
+    """DistributedDataParallel sends buffers by their strides, also those of dimensions of size 1, which mean nothing."""
     for keys in MODELS.values():
         model = build_model(make_config(**keys))
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if tensor.is_contiguous():
-                assert tensor.stride() == torch.empty(tensor.shape).stride(), name
-            else:
-                assert tensor.is_contiguous(memory_format=torch.channels_last), name
+        for name, buffer in model.named_buffers():
+            assert buffer.stride() == torch.empty(buffer.shape).stride(), name
+        for name, parameter in model.named_parameters():
+            assert parameter.dim() != 4 or parameter.is_contiguous(memory_format=torch.channels_last), name
 
 
 class Awkward(nn.Module):
