@@ -178,7 +178,7 @@ def check_validation(trainer: Trainer, elbo: float, bits_per_dimension: float) -
 
 def share_statistics(trainer: Trainer) -> None:
     """Give all ranks the running statistics of the first one, which differ without synchronized batch norms."""
-    for model in {trainer.model, trainer.eval_model}:
+    for model in dict.fromkeys((trainer.model, trainer.eval_model)):  # not a set: all ranks need one order
         trainer.ranks.copy_buffers(model)
 
 
