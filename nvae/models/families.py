@@ -53,7 +53,7 @@ def build_model(config: ModelConfig) -> HierarchicalVAE:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training_parameters.seed)
         model = network(config)
-    for parameter in model.parameters():  # not buffers: DDP sends them as they lie in memory, whatever their strides say
+    for parameter in model.parameters():  # not buffers: they are sent as they lie in memory
         if parameter.dim() == 4:
             parameter.data = parameter.data.to(memory_format=torch.channels_last)
     return model

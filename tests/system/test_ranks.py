@@ -33,7 +33,7 @@ def group():
 
 
 def test_buffers_have_the_strides_of_new_tensors_and_weights_are_channels_last(make_config):
-    """DistributedDataParallel sends buffers by their strides, also those of dimensions of size 1, which mean nothing."""
+    """Buffers are sent by their strides, also those of dimensions of size 1, which mean nothing."""
     for keys in MODELS.values():
         model = build_model(make_config(**keys))
         for name, buffer in model.named_buffers():
