@@ -258,24 +258,33 @@ def chosen_pixels(options: argparse.Namespace) -> Pixels:
 
 
 def chosen_seed(options: argparse.Namespace) -> int:
-    """Return --seed, or a random seed."""
-    return secrets.randbelow(10**6) if options.seed is None else options.seed
+    """Return --seed; set it to a random seed if it is not given."""
+    if options.seed is None:
+        options.seed = secrets.randbelow(10**6)
+    return options.seed
+
+
+def package_program() -> str:
+    """Return how the package's program is called."""
+    return "nvae" if Path(sys.argv[0]).stem == "nvae" else "python3 -m nvae"
 
 
 def program() -> str:
     """Return the start of the command line: the script, or the package's program with the command."""
-    path, command = Path(sys.argv[0]), sys.argv[1:2]
-    starts = {"__main__": ["python3", "-m", "nvae", *command], "nvae": ["nvae", *command]}
-    return shlex.join(starts.get(path.stem, ["python3", str(path)]))
+    return shlex.join(["python3", sys.argv[0]]) if _is_script() else f"{package_program()} {sys.argv[1]}"
 
 
-def reproduce_with_seed(seed: int) -> str:
-    """Return the line that tells how to get this result again: the command line, with --seed if it has none."""
-    is_script = Path(sys.argv[0]).stem not in ("__main__", "nvae")
-    arguments = sys.argv[1 if is_script else 2 :]
-    if not any(argument == "--seed" or argument.startswith("--seed=") for argument in arguments):
+def command_line(options: argparse.Namespace) -> str:
+    """Return the command line, with the seed that was chosen if it has none: it makes the same result again."""
+    arguments = sys.argv[1 if _is_script() else 2 :]
+    seed = getattr(options, "seed", None)
+    if seed is not None and not any(argument.partition("=")[0] == "--seed" for argument in arguments):
         arguments += ["--seed", str(seed)]
-    return f"to reproduce: {program()} {shlex.join(arguments)}"
+    return f"{program()} {shlex.join(arguments)}"
+
+
+def _is_script() -> bool:
+    return Path(sys.argv[0]).stem not in ("__main__", "nvae")
 
 
 def print_warnings(warnings: list[str] | tuple[str, ...]) -> None:

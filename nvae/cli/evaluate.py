@@ -16,6 +16,7 @@ from nvae.cli.arguments import (
     add_model,
     add_model_data,
     add_out_folder,
+    command_line,
     natural,
     positive,
     print_warnings,
@@ -133,7 +134,7 @@ def _evaluate(options: argparse.Namespace, samples: int, ranks: Ranks) -> None:
     parts = [f"{key.replace('_', '-')}{value}" for key, value in settings.items()]
     name = report_name(plain_name(options.model), config.dataset.name, options.part, evaluation.images, samples, *parts)
     path = report_path(options.out, name, metadata)
-    save_report(evaluation, model, path, metadata | {"images_are": title})
+    save_report(evaluation, model, path, {"command": command_line(options)} | metadata | {"images_are": title})
     print(f"saved as {path} and {path.with_suffix('.png')}")
 
 

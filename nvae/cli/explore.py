@@ -165,7 +165,7 @@ def run(options: argparse.Namespace) -> None:
         frames = max(2, round((options.seconds or ANIMATION_SECONDS) * FRAMES_PER_SECOND))
         settings |= {"group": group + 1, "frames": frames}
         result = Result(options, settings, *parts, *in_name(settings, "group"))
-        result.finish_animation(sweep(sampler, views[0], group, frames, strength, seed), seed=seed)
+        result.finish_animation(sweep(sampler, views[0], group, frames, strength, seed))
         return
     if group is None:
         new_contexts = jam_sampler(sampler, views[0], 0).pseudo_inputs(draw_group_noise(model, 0, jams, seed, strength))
@@ -185,7 +185,7 @@ def run(options: argparse.Namespace) -> None:
         picture = stacked([positions_picture(model, view, group, *of_base) for view, *of_base in of_bases])
         settings |= {"group": options.group, "jams": jams, "difference": False}
         parts += [*in_name(settings, "group"), f"jams{jams}"]
-    Result(options, settings, *parts).finish(picture, seed=seed)
+    Result(options, settings, *parts).finish(picture)
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -170,7 +170,6 @@ def _between(options: argparse.Namespace, mixing: str | None) -> None:
 
     from nvae.cli.result import Result, check_out, in_name, settings_of
     from nvae.inference.interpolation import interpolate, lerp, mix, slerp
-    from nvae.models.group_names import first_groups_name
     from nvae.tools.animation import FRAMES_PER_SECOND
     from nvae.tools.grids import grid, near_square, with_rows_below
 
@@ -206,7 +205,7 @@ def _between(options: argparse.Namespace, mixing: str | None) -> None:
         counts = range(len(model.groups), -1, -1)
         images = mix(sampler, coarse, fine, pixels).flip(0)
         contexts = sampler.pseudo_inputs(torch.cat([coarse[0] if count else fine[0] for count in counts]))
-        captions = [first_groups_name(model, count) for count in counts]
+        captions = [mixture_name(mixing, count, len(model.groups) - count) for count in counts]
         settings |= {"coarse": mixing[0], "fine": mixing[1]}
         result = Result(options, settings, "mixture", *parts, mixing)
     else:
@@ -228,6 +227,11 @@ def _between(options: argparse.Namespace, mixing: str | None) -> None:
     if contexts is not None:
         images, captions = with_rows_below(columns, (images, captions), (contexts, below))
     result.finish(grid(images, columns, cell=CELL, captions=captions))
+
+
+def mixture_name(mixing: str, *counts: int) -> str:
+    """Return how many latent groups each end gives, the coarse one first, such as "1 A + 3 B" or "4 A"."""
+    return " + ".join(f"{count} {end}" for count, end in zip(counts, mixing, strict=True) if count)
 
 
 def _walk(options: argparse.Namespace) -> None:
@@ -252,4 +256,4 @@ def _walk(options: argparse.Namespace) -> None:
     ]
     result = Result(options, settings, "walk", *parts, f"seed{seed}")
     note = f": seeds {seed} to {seeds[-1]} and back, {frames / FRAMES_PER_SECOND:g} seconds"
-    result.finish_animation(walk(sampler, seeds, frames, chosen_pixels(options), seed, options.linear), note, seed)
+    result.finish_animation(walk(sampler, seeds, frames, chosen_pixels(options), seed, options.linear), note)

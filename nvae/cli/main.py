@@ -21,7 +21,7 @@ from nvae.cli import (
     summary,
     train,
 )
-from nvae.cli.arguments import Parser, add_root
+from nvae.cli.arguments import Parser, add_root, package_program
 from nvae.cli.errors import run
 
 COMMANDS = {
@@ -58,9 +58,9 @@ def _parsed_command() -> str:
     purposes = {name: (module.__doc__ or "").partition("\n")[0] for name, module in COMMANDS.items()}  # none with -OO
     lines = [f"  {name:<{width}}  {purpose}".rstrip() for name, purpose in purposes.items()]
     parser = Parser(
-        prog=_program(),
+        prog=package_program(),
         description="Train, sample and explore deep hierarchical VAEs.",
-        epilog="\n".join(["commands:", *lines, "", f"{_program()} COMMAND --help describes a command."]),
+        epilog="\n".join(["commands:", *lines, "", f"{package_program()} COMMAND --help describes a command."]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
@@ -69,11 +69,7 @@ def _parsed_command() -> str:
 
 def _execute(command: str, arguments: list[str], prefix: bool = False) -> int | None:
     module = COMMANDS[command]
-    parser = Parser(prog=f"{_program()} {command}" if prefix else None, description=module.__doc__)
+    parser = Parser(prog=f"{package_program()} {command}" if prefix else None, description=module.__doc__)
     module.add_arguments(parser)
     add_root(parser)
     return module.run(parser.parse_intermixed_args(arguments))  # options may be between the positional arguments
-
-
-def _program() -> str:
-    return "nvae" if sys.argv[0].endswith("nvae") else "python3 -m nvae"

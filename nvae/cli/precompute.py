@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from typing import get_args
 
 from nvae.cli.arguments import Parser, add_device, add_out_folder, print_warnings
@@ -31,6 +32,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from nvae.config import load_config
     from nvae.data.registry import load_original_images
     from nvae.evaluation.quality.distances import FeatureStatistics
     from nvae.evaluation.quality.measure import describe_images, reference_images
@@ -43,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
     if options.weights is not None and len(options.extractors) > 1:
         raise UserError("--weights is for one extractor: name one with --extractors.")
     set_fast_defaults()
-    config = load_config_of(options, options.config)
+    config = load_config_of(options, partial(load_config, options.config))
     if options.binary and not config.dataset.binarize:
         raise UserError(f"--binary: the images of {options.config} are not binary. Use --set dataset.binarize=True.")
     data = load_original_images(config, progress=sys.stderr.isatty())

@@ -19,6 +19,7 @@ from nvae.cli.arguments import (
     add_model,
     add_model_data,
     add_out_folder,
+    command_line,
     factors,
     integer,
     iterations,
@@ -191,6 +192,7 @@ def _measure(options: argparse.Namespace, ranks: Ranks) -> None:
     if not ranks.is_first:
         return
     used = {
+        "command": command_line(options),
         "model": options.model,
         "dataset": config.dataset.model_dump(),
         "iterations": options.iterations,

@@ -105,4 +105,4 @@ def run(options: argparse.Namespace) -> None:
     groups_kept = ["groups" + "-".join(map(str, kept))] if options.keep_groups else []
     named = (["temperature"] if options.temperature else []) + (["seed"] if random else []) + ["pixels"]
     parts = ["reconstruction", *in_name(settings, "model"), *groups_kept, *in_name(settings, *named)]
-    Result(options, settings, *parts).finish(picture, seed=seed if random else None)
+    Result(options, settings, *parts).finish(picture)

@@ -11,7 +11,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from nvae.checkpoint import plain_name
-from nvae.cli.arguments import animation_format, chosen_pixels, reproduce_with_seed
+from nvae.cli.arguments import animation_format, chosen_pixels, command_line
 from nvae.cli.progress import with_progress
 from nvae.inference.arguments import format_values
 from nvae.inference.sampling import Sampler
@@ -23,30 +23,35 @@ USUAL = {"pixels": "mean", "strength": 1.0, "jams": 1}  # values that are in no 
 
 
 class Result:
-    """A result of a command. settings: all that made the result, the metadata of the file. parts: of the file's name.
+    """A result of a command. settings: all that made the result. parts: of the file's name.
 
-    `in_name` makes the parts of settings. Commands call `check_out` before they open a model.
+    The metadata of the file are the command line and the settings. `in_name` makes the parts of settings. Commands call
+    `check_out` before they open a model.
     """
 
-    def __init__(self, options: argparse.Namespace, settings: Mapping[str, Any], *parts: str) -> None:
-        self.options, self.settings, self.name = options, settings, result_name(*parts)
+    def __init__(self, options: argparse.Namespace, settings: dict[str, Any], *parts: str) -> None:
+        self.options, self.name = options, result_name(*parts)
+        self.settings = {"command": command_line(options)} | settings
 
     def save(self, picture: Image) -> Path:
         """Save a picture and return its path."""
         return save_result(picture, self.options.out, self.name, self.settings)
 
-    def finish(self, picture: Image, note: str = "", seed: int | None = None) -> None:
-        """Save a picture, print its path and a note, and show it. seed: the --seed that gives the picture again."""
+    def finish(self, picture: Image, note: str = "") -> None:
+        """Save a picture; print its path, a note, and the command that makes it again; show it."""
         saved = self.save(picture)
-        _announce(saved, note, seed)
+        self._announce(saved, note)
         if not self.options.no_window:
             show(picture, saved.name)
 
-    def finish_animation(self, images: Iterable[Tensor], note: str = "", seed: int | None = None) -> None:
+    def finish_animation(self, images: Iterable[Tensor], note: str = "") -> None:
         """Save batches of images, settings["frames"] of them, as an animation; print as `finish` does."""
         images = with_progress(images, self.settings["frames"], "animating")
         saved = save_animation(images, self.options.out, self.name, animation_format(self.options), self.settings)
-        _announce(saved, note, seed)
+        self._announce(saved, note)
+
+    def _announce(self, saved: Path, note: str) -> None:
+        print(f"{saved}{note}\nto reproduce: {self.settings['command']}")
 
 
 def settings_of(options: argparse.Namespace, sampler: Sampler) -> dict[str, Any]:
@@ -59,12 +64,6 @@ def settings_of(options: argparse.Namespace, sampler: Sampler) -> dict[str, Any]
         "iterations": sampler.iterations,
         "pixels": chosen_pixels(options),
     }
-
-
-def _announce(saved: Path, note: str, seed: int | None) -> None:
-    print(f"{saved}{note}")
-    if seed is not None:
-        print(reproduce_with_seed(seed))
 
 
 def check_out(options: argparse.Namespace) -> None:

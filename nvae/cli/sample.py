@@ -17,7 +17,6 @@ from nvae.cli.arguments import (
     integer,
     number,
     positive,
-    reproduce_with_seed,
     several,
 )
 from nvae.cli.models import make_samplers, open_model, with_context_temperature
@@ -85,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
                 saved = result.save(single(image))
         count = counted(len(seeds), "image")
         print(f"{count} in {options.out}, the last one {saved.name}: seeds {first_seed} to {seeds[-1]}")
-        print(reproduce_with_seed(first_seed))
+        print(f"to reproduce: {result.settings['command']}")
         return
     columns = options.columns or (SWEEP_COLUMNS if options.sweep else COLUMNS)
     seeds = range(first_seed, first_seed + columns * (1 if options.sweep else options.rows or ROWS))
@@ -95,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
     picture = grid(images, columns, cell=160 if columns < 8 else 96, labels=labels, captions=captions)
     settings |= {"seed": first_seed, "images": len(seeds), "columns": columns, "show_seeds": options.show_seeds}
     result = Result(options, settings, *parts, *in_name(settings, "seed"))
-    result.finish(picture, f": seeds {first_seed} to {seeds[-1]}", first_seed)
+    result.finish(picture, f": seeds {first_seed} to {seeds[-1]}")
 
 
 def _resolve(options: argparse.Namespace) -> None:

@@ -1,15 +1,16 @@
 """Describe a config, a run, a model file, or a picture that one of the commands has saved.
 
 For a config or a model: levels, parameters and cost. For a run: also what the run did, and how to continue. For a
-picture: the settings that made it.
+picture: the command and the settings that made it.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
-from nvae.cli.arguments import Parser
+from nvae.cli.arguments import Parser, package_program
 from nvae.system.errors import InvalidValueError, UserError
 from nvae.system.texts import printable
 
@@ -67,6 +68,8 @@ def _describe_picture(path: Path) -> None:
     metadata = read_metadata(path)
     if not metadata:
         raise UserError(f"{path} holds no settings: expected a picture that one of the commands has saved.")
+    if "cells" in metadata:  # the picks were made by hand
+        metadata = {"command": f"{package_program()} cherry --redo {shlex.quote(str(path))}"} | metadata
     width = max(map(len, metadata))
     for key, value in metadata.items():
         print(printable(f"{key:<{width}}  {value}"))

@@ -226,8 +226,12 @@ def save_result(picture: Image.Image, out: Path, name: str, metadata: Mapping[st
     """Save a picture as PNG: as `out` if that names a .png file, else as <out>/<name>.png; return the path.
 
     A folder's picture with the same metadata is replaced; one with other metadata is kept, and the name gets a number.
+    The command is not compared: the same settings can be written in several ways.
     """
     if not is_file_name(out, ".png"):
-        texts = as_texts(metadata)
-        out = unused_path(out, name, ".png", lambda path: not path.exists() or read_metadata(path) == texts)
+        any_command = {"command": ""}
+        expected = as_texts(metadata) | any_command
+        out = unused_path(
+            out, name, ".png", lambda path: not path.exists() or read_metadata(path) | any_command == expected
+        )
     return save_picture(picture, out, metadata)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nvae.cli.interpolate import mixture_name
 from nvae.tools.grids import layout
 
 pytestmark = pytest.mark.usefixtures("tools")
@@ -47,6 +48,11 @@ def test_mixture_takes_coarse_from_one_and_fine_from_the_other(command, files, m
     for (picture, again), (first, second) in zip(ends, ((0, 1), (6, 5)), strict=True):
         np.testing.assert_allclose(cells[first], picture, atol=1)
         np.testing.assert_allclose(cells[second], again, atol=1)
+
+
+def test_mixture_name_counts_the_groups_of_both():
+    assert [mixture_name("AB", count, 2 - count) for count in (2, 1, 0)] == ["2 A", "1 A + 1 B", "2 B"]
+    assert mixture_name("BA", 1, 3) == "1 B + 3 A"
 
 
 @pytest.mark.parametrize("mixing", [[], ["--coarse-from", "A"]])
