@@ -79,7 +79,7 @@ def report_path(folder: Path, name: str, metadata: dict[str, Any]) -> Path:
 def is_saved(path: Path, metadata: dict[str, Any]) -> bool:
     """Return whether the JSON file and the PNG file of a report exist, and the JSON file has this metadata."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text()) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and metadata.items() <= content.items() and path.with_suffix(".png").exists()

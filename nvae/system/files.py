@@ -57,6 +57,12 @@ def text_in_place_of(file: Path | bytes) -> str:
     return next((text for start, text in texts if re.match(start, file, re.IGNORECASE)), "")
 
 
+def check_regular(path: Path) -> None:
+    """Raise OSError for a pipe or a device, which could block or be read forever; folders and missing files pass."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
 def expand_home(path: str | Path, temporary: bool = False) -> Path:
     """Return a path with the home folder in place of a leading ~. Raises UserError for an unknown home folder.
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nvae.system.errors import UserError, error_of_system, is_out_of_memory
-from nvae.system.files import WriteError, atomic_write, text_in_place_of
+from nvae.system.files import WriteError, atomic_write, check_regular, text_in_place_of
 
 ZIP_MAGIC = b"PK"  # torch.save writes zip files since PyTorch 1.6
 DIGEST = "digest"  # the key of a file's digest
@@ -77,6 +77,7 @@ def unpickled(path: Path, expected: str, others: Sequence[Any] = (), before_zip:
     others: what the file may have beside tensors and plain values, for `torch.serialization.safe_globals`. before_zip:
     allow the format before PyTorch 1.6. Call this in `explained_reading`.
     """
+    check_regular(path)
     with open(path, "rb") as file:
         is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
     if is_zip:

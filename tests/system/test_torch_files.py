@@ -5,6 +5,8 @@ import io
 import os
 import random
 import struct
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -305,3 +307,11 @@ def test_read_whole_refuses_a_second_pickle(path):
     repacked(path, more=[("other/data.pkl", hostile)])
     with pytest.raises(DamagedFileError):
         read_whole(path)
+
+
+def test_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "a.model")
+    code = "import sys, pathlib; from nvae.system.torch_files import read_whole; read_whole(pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", code, str(tmp_path / "a.model")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)  # in a process: reading would wait
+    assert "CheckpointError" in done.stderr and "not a regular file" in done.stderr

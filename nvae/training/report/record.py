@@ -249,7 +249,7 @@ def _read_folder(record: RunRecord, metadata: dict[str, Any]) -> None:
     elif record.position is not None:  # a line has a more exact epoch
         same = [entry for entry in [*record.metrics, *record.events] if entry["step"] == record.position.step]
         record.position = record.position._replace(epoch=same[-1]["epoch"] if same else record.position.epoch)
-    if (file := record.folder / "evaluation.json").exists():
+    if (file := record.folder / "evaluation.json").is_file():
         try:
             record.evaluation = SavedEvaluation.model_validate_json(file.read_bytes())
         except (OSError, ValidationError):
