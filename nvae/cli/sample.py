@@ -1,4 +1,4 @@
-"""Sample from a model: a grid in one picture, or many single pictures."""
+"""Sample from a model: a grid in one picture, many single pictures, or one array of many images."""
 
 from __future__ import annotations
 
@@ -46,6 +46,11 @@ def add_arguments(parser: Parser) -> None:
     parser.option("--rows N", integer(1, 100), "rows of the grid", ROWS)
     parser.option("--columns N", integer(1, 100), "columns of the grid", f"{COLUMNS}, with --sweep {SWEEP_COLUMNS}")
     parser.option("--count N", positive, "save N single images as PNG files in the folder --out", "one grid")
+    parser.switch(
+        "--npz",
+        "with --count: save the N images as one .npz file, which programs that compute FID read",
+        "single files",
+    )
     add_result(parser, "the first image; the others have the following seeds", show_seeds=True)
 
 
@@ -53,8 +58,13 @@ def run(options: argparse.Namespace) -> None:
     _resolve(options)
     import torch
 
+    from nvae.cli.progress import with_progress
     from nvae.cli.result import Result, check_out, in_name, settings_of
+    from nvae.data.arrays import write_npz
+    from nvae.data.images import to_pixels
     from nvae.inference.arguments import format_values
+    from nvae.system.files import unused_path
+    from nvae.system.progress import batches
     from nvae.tools.grids import grid, is_file_name, single
 
     check_out(options)
@@ -76,14 +86,22 @@ def run(options: argparse.Namespace) -> None:
     parts = ["sample", *in_name(settings, "model"), *of_temperature, *in_name(settings, "iterations", "pixels")]
     if options.count:
         seeds = range(first_seed, first_seed + options.count)
-        digits = len(str(seeds[-1]))
-        for start in range(0, len(seeds), IMAGES_PER_STEP):
-            batch = seeds[start : start + IMAGES_PER_STEP]
-            for seed, image in zip(batch, samplers[0].sample(batch, pixels).cpu(), strict=True):
-                result = Result(options, settings | {"seed": seed}, *parts, f"seed{seed:0{digits}}")
-                saved = result.save(single(image))
+        parts_of_seeds = [seeds[part] for part in batches(len(seeds), IMAGES_PER_STEP)]
+        bar = with_progress(parts_of_seeds, len(seeds), "sampling")
+        drawn = ((part, samplers[0].sample(part, pixels).cpu()) for part in bar)
         count = counted(len(seeds), "image")
-        print(f"{count} in {options.out}, the last one {saved.name}: seeds {first_seed} to {seeds[-1]}")
+        if options.npz:
+            result = Result(options, settings, *parts, f"seed{first_seed}", f"count{len(seeds)}")
+            saved = unused_path(options.out, result.name, ".npz")
+            write_npz(saved, len(seeds), (to_pixels(images) for _, images in drawn))
+            print(f"{count} in {saved}: seeds {first_seed} to {seeds[-1]}")
+        else:
+            digits = len(str(seeds[-1]))
+            for part, images in drawn:
+                for seed, image in zip(part, images, strict=True):
+                    result = Result(options, settings | {"seed": seed}, *parts, f"seed{seed:0{digits}}")
+                    saved = result.save(single(image))
+            print(f"{count} in {options.out}, the last one {saved.name}: seeds {first_seed} to {seeds[-1]}")
         print(f"to reproduce: {result.settings['command']}")
         return
     columns = options.columns or (SWEEP_COLUMNS if options.sweep else COLUMNS)
@@ -113,5 +131,7 @@ def _resolve(options: argparse.Namespace) -> None:
         raise UserError("the temperature is missing: give TEMPERATURE, such as 0.7, or --sweep with several.")
     if options.sweep and (options.rows or options.count):
         raise UserError("--sweep draws one row per temperature: leave out --rows and --count.")
+    if options.npz and not options.count:
+        raise UserError("--npz needs the number of images: give --count N.")
     if options.count and (options.rows or options.columns or options.show_seeds):
         raise UserError("--count saves single images: leave out --rows, --columns and --show-seeds.")

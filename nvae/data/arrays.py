@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nvae.data.cache import new_images
 from nvae.system.errors import Remedy, UserError
-from nvae.system.files import text_in_place_of, zip_members
+from nvae.system.files import atomic_write, text_in_place_of, zip_members
 from nvae.system.memory_maps import releasing
 
 CHUNK_BYTES = 2**26  # of values that are read at once
@@ -124,3 +124,21 @@ class ArrayFile:
                 f"{self._advice}",
                 *self._remedies,
             ) from error
+
+
+def write_npz(path: Path, count: int, batches: Iterable[np.ndarray]) -> None:
+    """Write batches of images, uint8 (n, S, S, C), `count` in all, as the array `arr_0` of an .npz file, part by part.
+
+    `arr_0` (N, S, S, C) is what `numpy.savez` writes, and what public programs that compute the Frechet distance read.
+    Raises WriteError.
+    """
+    with (
+        atomic_write(path) as temporary,
+        zipfile.ZipFile(temporary, "w") as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as member,
+    ):
+        for number, batch in enumerate(batches):
+            if number == 0:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (count, *batch.shape[1:])}
+                np.lib.format.write_array_header_1_0(member, header)
+            member.write(batch.tobytes())

@@ -45,6 +45,20 @@ def test_open_sampler_makes_the_images_of_the_command_and_prints_nothing(command
     assert capsys.readouterr() == ("", "")
 
 
+def test_sample_npz_has_the_pictures_of_the_seeds(command, monkeypatch):
+    monkeypatch.setattr("nvae.cli.sample.IMAGES_PER_STEP", 2)
+    arguments = ("sample.py", "tiny", "0.7", "0", "--seed", "8", "--count", "3", "--out", "many")
+    assert command(*arguments).code == command(*arguments, "--npz").code == 0
+    (path,) = Path("many").glob("*.npz")
+    with np.load(path) as arrays:
+        assert arrays.files == ["arr_0"]
+        images = arrays["arr_0"]
+    pictures = [np.asarray(Image.open(picture)) for picture in sorted(Path("many").glob("*.png"))]
+    assert images.dtype == np.uint8
+    assert np.array_equal(images, np.stack(pictures))
+    command("sample.py", "tiny", "0.7", "--npz").assert_refused("--count")
+
+
 def test_sample_count_saves_single_images_with_padded_names(command, files):
     assert command("sample.py", "tiny", "0.7", "0", "--seed", "8", "--count", "3", "--out", "many").code == 0
     assert files.names("many") == [f"sample_tiny_temperature0.7_iterations0_seed{n}.png" for n in ("08", "09", "10")]
