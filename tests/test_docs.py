@@ -17,3 +17,8 @@ def test_links_lead_to_files(root):
     for page in [*pages, *(root / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_readme_enters_the_folder_that_it_clones(root):
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"git clone .* (\S+)\n\s+cd (\S+)\n", readme).group(1, 2) == ("hierarchical-vae",) * 2

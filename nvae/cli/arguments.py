@@ -279,7 +279,8 @@ def command_line(options: argparse.Namespace) -> str:
     arguments = sys.argv[1 if _is_script() else 2 :]
     seed = getattr(options, "seed", None)
     if seed is not None and not any(argument.partition("=")[0] == "--seed" for argument in arguments):
-        arguments += ["--seed", str(seed)]
+        end = arguments.index("--") if "--" in arguments else len(arguments)
+        arguments[end:end] = ["--seed", str(seed)]
     return f"{program()} {shlex.join(arguments)}"
 
 

@@ -100,6 +100,7 @@ def run(options: argparse.Namespace) -> None:
     folder: AbstractContextManager[str] = nullcontext(root)
     if options.debug:
         config = one_short_epoch(config)
+        os.makedirs(root, exist_ok=True)
         only_images, folder = 2 * config.training_parameters.batch_size, TemporaryDirectory(prefix="debug_", dir=root)
     try:
         with folder as path:

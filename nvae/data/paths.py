@@ -65,7 +65,7 @@ def find_below(folder: Path, patterns: Sequence[str], dataset: str, md5: str = "
 
     patterns: the last parts of a path, with wildcards; names are compared as `plain_name` spells them. The first
     pattern with a match decides, then whether the match has this MD5, then whether it is in a folder with the name of
-    the data set, then its depth. Folders whose names begin with that of another data set are left out. Where a folder
+    the data set, then its depth. Folders with the name of another data set are left out. Where a folder
     holds nothing but an entry of its own name, as copies of data sets on Kaggle do, the entry is the match. files:
     match files only.
     """
@@ -102,7 +102,7 @@ def _entries_below(folder: Path, dataset: str) -> Iterator[_Entry]:
                     if found.name.startswith(".") or found.name.endswith(UNFINISHED):
                         continue
                     if found.is_dir():
-                        if max((each for each in names if name.startswith(each)), key=len, default=own) != own:
+                        if name in names and name != own:
                             continue
                         level.append(_Entry(Path(found.path), [*parent.names, name]))
                     yield _Entry(Path(found.path), [*parent.names, name])

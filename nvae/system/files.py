@@ -189,12 +189,13 @@ def zip_members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     """
     members, file = archive.infolist(), archive.fp
     assert file
-    file.seek(-18 - len(archive.comment), 2)
-    if int.from_bytes(file.read(2), "little") not in (0, 2**16 - 1):  # the number of this part; 65,535: it is elsewhere
+    file.seek(max(0, file.seek(0, 2) - 2**16 - 22))
+    tail = file.read()
+    end = tail[tail.rfind(b"PK\5\6") :]  # as zipfile finds the end of the list, with other bytes after it or without
+    part, count = (int.from_bytes(end[start : start + 2], "little") for start in (4, 10))
+    if part not in (0, 2**16 - 1):  # 65,535: the number is elsewhere
         raise zipfile.BadZipFile("it is the last part of a split archive; `zip -s 0` joins the parts")
-    file.seek(-12 - len(archive.comment), 2)
-    count = int.from_bytes(file.read(2), "little")
-    if count not in (len(members) % 2**16, 2**16 - 1):  # 65,535: a longer number is elsewhere
+    if count not in (len(members) % 2**16, 2**16 - 1):
         raise zipfile.BadZipFile(f"its list has {len(members)} files, and says {count}")
     return members
 

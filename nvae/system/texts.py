@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 
 def printable(text: str, keep: str = "") -> str:
     """Return a text with an escape for every character that a terminal could act on. keep: characters that stay."""
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+    def is_harmless(c: str) -> bool:
+        return c.isprintable() or unicodedata.category(c) == "Zs" or c in keep  # Zs: spaces, in names of pictures too
+
+    return "".join(c if is_harmless(c) else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(text: str) -> str:

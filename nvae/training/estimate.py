@@ -89,6 +89,7 @@ def measure_step(config: ModelConfig, device: torch.device, cost: Cost) -> Speed
     images = torch.randint(0, 256, (most, *size), dtype=torch.uint8)
     trainer = Trainer(config, Data(images, images[:1]), device)
     calibrate(trainer)
+    trainer.model.pretraining_epochs = 0  # the steps that most epochs have
 
     def fits(images: int) -> bool:
         return memory_warning(config, images, device, cost) is None

@@ -575,4 +575,4 @@ def test_largest_whole_number_of_a_checkpoint_is_shown_shortened():
     """Of 255 bytes: torch reads no larger ones."""
     with pytest.raises(ConfigError) as raised:
         config_from_dict(load_config("tiny").model_dump() | {"latent_size": 2**2039}, "a.model")
-    assert raised.value.key == "latent_size" and len(str(raised.value)) < 200
+    assert raised.value.key == "latent_size" and len(str(raised.value)) < 300

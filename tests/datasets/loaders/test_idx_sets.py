@@ -107,6 +107,12 @@ def test_folder_of_several_sets_gives_each_its_own_files(set_folder, images, loa
         load("emnist", input_dimension=28)
 
 
+def test_folders_with_the_beginning_of_another_name_are_looked_into(tmp_path):
+    (tmp_path / "celeba-256").mkdir()
+    (tmp_path / "celeba-256" / "0.jpg").touch()
+    assert find_below(tmp_path, ["0.jpg"], "celeba_hq") == tmp_path / "celeba-256" / "0.jpg"
+
+
 def test_of_several_files_of_one_name_the_published_one_is_taken(tmp_path):
     for folder in "abc":
         (tmp_path / folder).mkdir()
