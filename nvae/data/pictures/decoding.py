@@ -33,6 +33,7 @@ from nvae.schema import DatasetConfig, ModelConfig, PictureDataset
 from nvae.system.errors import UserError
 from nvae.system.limits import cpu_count
 from nvae.system.memory_maps import releasing
+from nvae.system.texts import printable
 
 VERSION = 2  # of the decoder: images that another version decoded are replaced
 
@@ -300,7 +301,7 @@ def _notes(changes: Mapping[str, Sequence[str]], keys: PictureDataset) -> tuple[
         "profile": "pictures have a color profile that cannot be used, and were read as sRGB",
     }
     return tuple(
-        f"{len(names):,} {sentence} (the first one: {names[0] if names[0].isprintable() else ascii(names[0])})"
+        f"{len(names):,} {sentence} (the first one: {printable(names[0])})"
         for change, sentence in sentences.items()
         if (names := changes.get(change))
     )
