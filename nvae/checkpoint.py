@@ -50,7 +50,7 @@ def model_path(name: str, folder: str | Path | None = None) -> Path:
     return Path(folder or root_folder()) / FOLDER / f"final_result_{name}.model"
 
 
-def plain_name(path: str | Path) -> str:
+def name_of_file(path: str | Path) -> str:
     """Return the name of a checkpoint or model file without .checkpoint or .model."""
     return re.sub(r"\.(checkpoint|model)(?=\.|$)", "", Path(path).name)
 

@@ -273,7 +273,7 @@ def test_save_interrupted_leaves_no_temporary_file(model, tmp_path, monkeypatch)
     ],
 )
 def test_plain_name(file, name):
-    assert checkpoint.plain_name(file) == name
+    assert checkpoint.name_of_file(file) == name
 
 
 def test_paths_are_in_a_folder(tmp_path):

@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace, samples: int, ranks: Ranks) -> None:
-    from nvae.checkpoint import plain_name
+    from nvae.checkpoint import name_of_file
     from nvae.data.registry import evaluation_images, load_data
     from nvae.evaluation.likelihood import evaluate
     from nvae.evaluation.report import report, report_name, report_path, save_report
@@ -132,7 +132,9 @@ def _evaluate(options: argparse.Namespace, samples: int, ranks: Ranks) -> None:
         **settings,
     }
     parts = [f"{key.replace('_', '-')}{value}" for key, value in settings.items()]
-    name = report_name(plain_name(options.model), config.dataset.name, options.part, evaluation.images, samples, *parts)
+    name = report_name(
+        name_of_file(options.model), config.dataset.name, options.part, evaluation.images, samples, *parts
+    )
     path = report_path(options.out, name, metadata)
     save_report(evaluation, model, path, {"command": command_line(options)} | metadata | {"images_are": title})
     print(f"saved as {path} and {path.with_suffix('.png')}")

@@ -181,6 +181,8 @@ def _measure(options: argparse.Namespace, ranks: Ranks) -> None:
     if settings.needs_features or "ppl" in settings.metrics:
         with ranks.first_of_machine_first():  # which downloads or trains
             extractors = open_extractors(options, data.training, config.pixel_bits, model.device)
+        if len(set(ranks.gather(tuple(extractor.key for extractor in extractors)))) > 1:  # trained on several machines
+            raise UserError("the processes have different extractors. Give all machines one file with --weights.")
     statistics, facts = {}, None
     if options.statistics is not None:
         statistics[extractors[0].name], facts = _statistics(options, extractors[0], config)
@@ -251,7 +253,7 @@ def _show_and_save(
     used: dict[str, Any],
     kl_per_group: list[float] | None,
 ) -> None:
-    from nvae.checkpoint import plain_name
+    from nvae.checkpoint import name_of_file
     from nvae.data.pictures.metadata import as_texts, save_picture
     from nvae.evaluation.quality.report import report, to_dict
     from nvae.system.files import atomic_write, unused_path
@@ -265,7 +267,7 @@ def _show_and_save(
         what = f", {counted(count, f'{part} image')}" if isinstance(count, int) and part in get_args(Part) else ""
         print(f"FID is the distance to the statistics of {statistics['file']}{what}")
     extractors = "-".join(facts["name"] for facts in quality.extractors)
-    name = result_name("quality", plain_name(options.model), extractors, options.part, f"{options.images}images")
+    name = result_name("quality", name_of_file(options.model), extractors, options.part, f"{options.images}images")
     path = unused_path(options.out, name, ".json")
     with atomic_write(path) as temporary:
         content = json.dumps(used | to_dict(quality), indent=2, allow_nan=False) + "\n"

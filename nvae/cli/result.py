@@ -10,7 +10,7 @@ from typing import Any
 from PIL.Image import Image
 from torch import Tensor
 
-from nvae.checkpoint import plain_name
+from nvae.checkpoint import name_of_file
 from nvae.cli.arguments import animation_format, chosen_pixels, command_line
 from nvae.cli.progress import with_progress
 from nvae.inference.arguments import format_values
@@ -79,7 +79,7 @@ def in_name(settings: Mapping[str, Any], *keys: str) -> list[str]:
 
 def _part(key: str, value: Any) -> str:
     if key == "model":
-        return plain_name(value)
+        return name_of_file(value)
     if isinstance(value, bool):
         return key if value else ""
     text = str(value) if isinstance(value, str | int) else format_values(value, "-")

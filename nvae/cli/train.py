@@ -21,6 +21,7 @@ from nvae.system.files import root_folder
 
 if TYPE_CHECKING:
     from nvae.schema import ModelConfig
+    from nvae.system.ranks import Ranks
 
 OPTIONS = ("dataset", "data", "epochs", "batch_size", "learning_rate", "latent_size", "sample_every", "workers")
 
@@ -78,6 +79,7 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> None:
     config, config_name = _config(options)
     from nvae.system.devices import choose_device, set_fast_defaults
+    from nvae.system.ranks import device_of_process, joined_ranks
 
     if options.dry_run:
         from nvae.summary import cost_per_image, summary
@@ -95,21 +97,18 @@ def run(options: argparse.Namespace) -> None:
     checkpoint = find_model(options.checkpoint) if options.checkpoint else None
     progress = sys.stderr.isatty()
     set_fast_defaults()
-    only_images: int | None = None
-    root = str(root_folder())
-    folder: AbstractContextManager[str] = nullcontext(root)
+    only_images = None
     if options.debug:
-        config = one_short_epoch(config)
-        os.makedirs(root, exist_ok=True)
-        only_images, folder = 2 * config.training_parameters.batch_size, TemporaryDirectory(prefix="debug_", dir=root)
+        config = config.model_copy(update={"training_parameters": config.training_parameters.of_one_epoch()})
+        only_images = 2 * config.training_parameters.batch_size
     try:
-        with folder as path:
+        with joined_ranks(device_of_process(options.device)) as ranks, _folder(options.debug, ranks) as folder:
             train(
                 config,
                 name,
                 options.device,
                 options.fresh,
-                path,
+                folder,
                 on_event=print_event,
                 progress=progress,
                 checkpoint=checkpoint,
@@ -117,30 +116,19 @@ def run(options: argparse.Namespace) -> None:
                 continue_with_changed_data=options.continue_with_changed_data or options.debug,
                 only_images=only_images,
             )
-        if options.debug:
+        if options.debug and ranks.is_first:
             print("everything works; nothing of this training was kept")
     except Stopped as stopped:  # reported already
         raise SystemExit(stopped.code) from None
 
 
-def one_short_epoch(config: ModelConfig) -> ModelConfig:
-    """Return the config of a training whose only epoch ends with everything that a checkpoint and a result have.
-
-    The quality of samples is left out: its measurement trains a network of its own.
-    """
-    schedule = config.training_parameters
-    short = {
-        "epochs": 1,
-        "epochs_per_checkpoint": 1,
-        "images_per_checkpoint": None,
-        "keep_every": 1,
-        "evaluate_quality_every": None,
-        "evaluation_samples": min(schedule.evaluation_samples, 2),
-        "wandb": None,
-    }
-    if "pretrain_prior_epochs" in type(schedule).model_fields:
-        short["pretrain_prior_epochs"] = 0  # the whole model is what an error may be in
-    return config.model_copy(update={"training_parameters": schedule.model_copy(update=short)})
+def _folder(debug: bool, ranks: Ranks) -> AbstractContextManager[str]:
+    """Return the folder of the files; for --debug one that vanishes, of the first process, which alone writes."""
+    root = str(root_folder())
+    if not debug or not ranks.is_first:
+        return nullcontext(root)
+    os.makedirs(root, exist_ok=True)
+    return TemporaryDirectory(prefix="debug_", dir=root)
 
 
 def _config(options: argparse.Namespace) -> tuple[ModelConfig, str]:

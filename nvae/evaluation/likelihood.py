@@ -128,8 +128,8 @@ def evaluate(
     check_choice("estimator", estimator, get_args(Estimator))
     check_seeds([seed])
     ranks = ranks or Ranks()
-    counted = len(images_u8) if count_active is True else int(count_active)
-    active_units = ActiveUnits(model) if counted else None
+    images_to_count = len(images_u8) if count_active is True else int(count_active)
+    active_units = ActiveUnits(model) if images_to_count else None
     images_per_pass = max(1, batch_size // samples)
     samples_per_pass = max(1, batch_size // images_per_pass)
     sampling = Plan(estimator, samples, samples_per_pass, outer_samples)
@@ -151,7 +151,7 @@ def evaluate(
                 release_pages()
                 features = model.bottom_up(images)
                 generator = seeded(seed, "validation", batch.start, model.device)
-                if active_units is not None and batch.start < counted:
+                if active_units is not None and batch.start < images_to_count:
                     active_units.add(features, len(images))
             part_features = [map_tensors(group, itemgetter(part)) for group in features]
             bounds.append(_bounds(model, part_features, targets[part], sampling, generator))

@@ -208,8 +208,28 @@ class TrainingParameters(Section):
                 self.refuse("early_stopping_patience", f"null, {needed}")
             if self.learning_rate_schedule == "plateau":
                 self.refuse("learning_rate_schedule", f"cosine, {needed}")
+        if self.learning_rate_decay == "nvlabs" and self.learning_rate_schedule != "cosine":
+            self.refuse(
+                "learning_rate_decay", f"another value with learning_rate_schedule {self.learning_rate_schedule}"
+            )
         if self.batch_size % self.gradient_accumulation:
             self.refuse("gradient_accumulation", f"a divisor of batch_size, {self.batch_size}")
         if self.warmup_steps is not None and self.warmup_portion is not None:
             self.refuse("warmup_steps", f"null, because warmup_portion {self.warmup_portion:g} is given too")
         return self
+
+    def of_one_epoch(self) -> TrainingParameters:
+        """Return the schedule of a training whose only epoch ends with all that a checkpoint and a result have.
+
+        The quality of samples is left out: its measurement trains a network of its own.
+        """
+        changes = {
+            "epochs": 1,
+            "epochs_per_checkpoint": 1,
+            "images_per_checkpoint": None,
+            "keep_every": 1,
+            "evaluate_quality_every": None,
+            "evaluation_samples": min(self.evaluation_samples, 2),
+            "wandb": None,
+        }
+        return self.model_copy(update=changes)

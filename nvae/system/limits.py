@@ -12,10 +12,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-ROOT = Path("/")
 
-
-def cpu_count(root: Path = ROOT) -> int:
+def cpu_count(root: Path = Path("/")) -> int:
     """Return how many CPUs this process may use: the fewest of machine, affinity and control groups, rounded up.
 
     root: the folder with proc/ and sys/.
@@ -35,7 +33,7 @@ def cpu_count(root: Path = ROOT) -> int:
     return max(1, math.ceil(least)) if (least := min(counts)) < math.inf else 1
 
 
-def memory_bytes(root: Path = ROOT) -> int | None:
+def memory_bytes(root: Path = Path("/")) -> int | None:
     """Return the bytes of memory that this process may use: the least of machine and control groups; None if unknown.
 
     root: the folder with proc/ and sys/.

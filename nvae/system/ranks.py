@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +18,7 @@ from nvae.system.devices import choose_device
 from nvae.system.errors import InvalidValueError, UserError
 from nvae.system.signals import ending_at_once
 
-# Minutes: the other ranks wait while the first one saves and draws. A process that ends is noticed without a timeout.
+# Minutes of one message: the others wait while the first rank saves and draws. A process that ends is noticed at once.
 TIMEOUT, MAX_TIMEOUT = 30, 100_000
 CONNECTION_WORDS = ("connection", "gloo", "nccl", "socket", "timed out")
 BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "cpu": "gloo"}  # NCCL for the tensors of GPUs, gloo for all others
@@ -92,9 +92,15 @@ class Ranks:
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return None if largest < 0 else int(largest)
 
+    @cached_property
+    def _patient(self) -> Any:
+        """The ranks without the usual timeout, for `wait`."""
+        return dist.new_group(backend="gloo", timeout=timedelta(minutes=MAX_TIMEOUT))
+
     def wait(self) -> None:
-        """Wait until every rank is here."""
-        self.any_number(None)
+        """Wait until every rank is here, however long one of them trains, downloads or measures."""
+        if self.count > 1:
+            dist.all_reduce(torch.zeros(1), group=self._patient)
 
     @contextmanager
     def first_of_machine_first(self) -> Iterator[None]:

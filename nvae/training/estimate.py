@@ -133,7 +133,8 @@ def time_text(config: ModelConfig, device: torch.device, cost: Cost) -> str:
     """Measure steps, and return how long a step and the whole training take, as a text. cost: of the config."""
     speed, counts, schedule = measure_step(config, device, cost), count_images(config), config.training_parameters
     how = f"measured with {speed.images} images" if speed.images else "from a forward pass of one image"
-    step = f"time on {device}: about {_short(schedule.batch_size * speed.seconds_per_image)} per step, {how}"
+    batch_size = schedule.batch_size if counts is None else Position(schedule, counts.training).batch_size
+    step = f"time on {device}: about {_short(batch_size * speed.seconds_per_image)} per step, {how}"
     if counts is None:
         rest = f"the number of images is not known yet; 1,000 take {duration_text(1000 * speed.seconds_per_image)}"
         return f"{step}; {rest}"

@@ -211,13 +211,15 @@ class RunOutput:
 
     def pictures(self, model: HierarchicalVAE | None = None) -> None:
         """Draw samples and reconstructions of a model (default: of the trainer's, for pictures), and curves."""
-        trainer, model, step = self.trainer, model or model_for_pictures(self.trainer), self.trainer.position.step
+        trainer, model = self.trainer, model or model_for_pictures(self.trainer)
         model.eval()
 
         def samples() -> None:
+            step = trainer.position.step  # when drawn, which may be at the end of the training
             self.logger.log_images("samples", draw_samples(model, self.folder, step), step)
 
         def reconstructions() -> None:
+            step = trainer.position.step
             picture = draw_reconstructions(model, trainer.data, self.folder, step)
             self.logger.log_images("reconstructions", picture, step)
 

@@ -67,7 +67,7 @@ def learning_rate(position: Position, validations: Sequence[Validation] = ()) ->
     `learning_rate` in its last epoch.
     """
     schedule, epoch = position.schedule, position.in_epochs
-    if (schedule.learning_rate_schedule, schedule.learning_rate_decay) == ("cosine", "nvlabs"):
+    if schedule.learning_rate_decay == "nvlabs":
         return _rate_of_nvlabs(position)
     highest, lowest = schedule.learning_rate, schedule.learning_rate_min
     warmup, rise_ends = schedule.learning_rate_warmup_epochs, schedule.learning_rate_warmup_epochs

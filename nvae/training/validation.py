@@ -120,10 +120,12 @@ def is_complete(config: ModelConfig, files: RunFiles) -> bool:
     try:
         content, model = with_best_weights(load(files.checkpoint)), load_model(files.model)
         step, weights = content["training"]["progress"]["step"], content["weights"]
+        saved = content["config"]
+        config = config.with_default("likelihood_tails", saved.likelihood_tails)
         is_result = all(torch.equal(tensor, weights[name]) for name, tensor in model.named_parameters())
     except (CheckpointError, LookupError, TypeError):
         return False
-    if not is_result or not content["config"] == model.config == config or content.get("run") != files.name:
+    if not is_result or not saved == model.config == config or content.get("run") != files.name:
         return False
     evaluated = _evaluated(files, step, model) | {"samples": schedule.evaluation_samples}
     return not evaluated["samples"] or is_saved(files.folder / EVALUATION, evaluated)

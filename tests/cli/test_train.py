@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from nvae.checkpoint import load
-from nvae.cli.train import one_short_epoch
 from nvae.config import available_configs, load_config
 from nvae.system.errors import UserError
 from nvae.system.locks import run_lock
@@ -217,8 +216,8 @@ def test_train_debug_that_fails_keeps_nothing(command, configs, files, monkeypat
 
 @pytest.mark.parametrize("name", available_configs())
 def test_train_debug_has_rates_with_every_config(name):
-    config = one_short_epoch(load_config(name))
-    position = Position(config.training_parameters, 2 * config.training_parameters.batch_size)
+    schedule = load_config(name).training_parameters.of_one_epoch()
+    position = Position(schedule, 2 * schedule.batch_size)
     for _ in range(2):
         rate = rates(position, [], Recovery(), True)
         assert all(math.isfinite(value) for value in rate)

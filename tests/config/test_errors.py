@@ -430,6 +430,13 @@ DENSE = ["arch_instance=mbconv_den"]
             "1e-06",
         ),
         (
+            ["training_parameters.learning_rate_decay=nvlabs"],
+            ["training_parameters={learning_rate_decay: nvlabs, learning_rate_schedule: cyclic}"],
+            "training_parameters.learning_rate_decay",
+            "nvlabs",
+            "cyclic",
+        ),
+        (
             ["training_parameters={warmup_steps: 500}"],
             ["training_parameters={warmup_steps: 500, warmup_portion: 0.3}"],
             "training_parameters.warmup_steps",

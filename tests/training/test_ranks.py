@@ -128,6 +128,36 @@ def test_ranks_without_synchronized_batch_norms_share_the_statistics_of_the_firs
     assert first["metrics"] != results(task("nvae"), Ranks())["metrics"]
 
 
+WAITING = """
+import datetime, os, sys, time
+import torch.distributed as dist
+from nvae.system.ranks import Ranks
+index = int(sys.argv[1])
+second = datetime.timedelta(seconds=1)
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=index, world_size=2, timeout=second)
+ranks = Ranks(index, 2)
+ranks.wait()
+if ranks.is_first:
+    time.sleep(2.5)
+ranks.wait()
+dist.destroy_process_group()
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_ranks_wait_for_the_first_one_longer_than_a_message_may_take(tmp_path, root):
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    arguments = [[sys.executable, "-c", WAITING, str(index), str(tmp_path / "store")] for index in range(2)]
+    processes = [subprocess.Popen(each, env=environment) for each in arguments]
+    try:
+        assert [process.wait(SECONDS) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
 def test_shares_of_the_ranks_are_disjoint_and_complete():
     for count in (1, 2, 3, 5):
         for start, stop in ((0, 5), (5, 12), (3, 8)):

@@ -32,9 +32,9 @@ def run(make_config, schedule, data, tmp_path, monkeypatch):
     """A function: train a tiny model in tmp_path, some parameters changed; returns its events."""
     monkeypatch.setattr(loop, "load_data", lambda config, progress: data)
 
-    def run(name="small", fresh=False, checkpoint=None, init_from=None, **changes):
+    def run(name="small", fresh=False, checkpoint=None, init_from=None, model=None, **changes):
         parameters = schedule | {"epochs_per_checkpoint": 1, "evaluation_samples": 0} | changes
-        config, events = make_config(training_parameters=parameters, **SMALL), []
+        config, events = make_config(training_parameters=parameters, **SMALL, **(model or {})), []
         options = {"folder": tmp_path, "progress": False, "on_event": events.append}
         train(config, name, "cpu", fresh, checkpoint=checkpoint, init_from=init_from, **options)
         return events
@@ -333,8 +333,9 @@ def test_name_may_be_any_name_of_a_file(tmp_path, name):
     assert RunFiles(name, tmp_path).checkpoint == tmp_path / "saved_weights" / f"{name}.checkpoint"
 
 
-def test_finished_run_reads_no_images(run, files, monkeypatch):
-    run(epochs=1)
+@pytest.mark.parametrize("tails", ["exact", "original"])
+def test_finished_run_reads_no_images(run, files, monkeypatch, tails):
+    run(model={"likelihood_tails": tails}, epochs=1)  # run again without the key, as before its default changed
     for name in ("data.png", "report.html", "samples.png", "reconstructions.png", *CURVES):  # see no_pictures
         (files.folder / name).touch()
     before = files.model.read_bytes(), files.checkpoint.stat().st_mtime_ns

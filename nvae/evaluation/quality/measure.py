@@ -190,8 +190,10 @@ def measure_quality(
     measurement = _Measurement(
         model, data, extractors, settings, reference, dict(statistics or {}), lpips, progress, keep_features, ranks
     )
-    real = measurement.of_other_images()
-    rows = [measurement.of_samples(sampler) for sampler in samplers]
+    real, rows = measurement.of_other_images(), []
+    for sampler in samplers:
+        rows.append(measurement.of_samples(sampler))
+        ranks.wait()  # the first one alone may measure longer than a message may take
     movement, held_out = None, None
     if "ppl" in settings.metrics and ranks.is_first:
         movement = movement_per_group(samplers[-1], pixels=settings.shown, seed=settings.seed)

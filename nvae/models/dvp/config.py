@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from nvae.models.ladder.config import LadderConfig, LadderTrainingParameters
+from nvae.schema import TrainingParameters
 
 
 class DVPTrainingParameters(LadderTrainingParameters):
@@ -17,6 +18,10 @@ class DVPTrainingParameters(LadderTrainingParameters):
         description="First epochs, of all epochs, whose loss is the KL of the context alone, at the weight 1: they "
         "train the prior of the context and its variance, and nothing else; 0 for none.",
     )
+
+    def of_one_epoch(self) -> TrainingParameters:
+        """Return a schedule of one epoch, of the whole model."""
+        return super().of_one_epoch().model_copy(update={"pretrain_prior_epochs": 0})
 
 
 MAX_WEIGHTS = 2**28  # of the linear context: 1 GiB

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nvae.checkpoint import plain_name
+from nvae.checkpoint import name_of_file
 from nvae.data.pictures.metadata import as_texts
 from nvae.inference.arguments import format_values, per_group
 from nvae.inference.sampling import Sampler
@@ -42,7 +42,7 @@ class PickingSession:
             "statistics": None,
         }
         self.pick = Pick.model_validate(settings_of_picks)
-        name = result_name("cherry", plain_name(model_path), f"temperature{format_values(sampler.temperature, '-')}")
+        name = result_name("cherry", name_of_file(model_path), f"temperature{format_values(sampler.temperature, '-')}")
         self.record = reserve(out, name)
         self.saved = settings
         self.images: dict[int, Tensor] = {}

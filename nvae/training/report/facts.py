@@ -6,6 +6,7 @@ import shlex
 from contextlib import suppress
 from typing import NamedTuple
 
+from nvae.checkpoint import checkpoint_path
 from nvae.config import available_configs, load_config
 from nvae.system.errors import UserError
 from nvae.system.texts import counted
@@ -125,9 +126,12 @@ def commands(record: RunRecord) -> list[Command]:
     ]
 
 
-def continuation(record: RunRecord) -> Command | None:
-    """Return the command that continues the run; None without its config."""
-    what = _config_argument(record)
+def continuation(record: RunRecord, in_root: bool = True) -> Command | None:
+    """Return the command that continues the run; None without its config.
+
+    in_root: the line works in `record.root`, else in the working directory.
+    """
+    what = _config_argument(record, in_root)
     if what is None:
         return None
     line = f"python3 -m nvae train {what}"
@@ -138,10 +142,15 @@ def continuation(record: RunRecord) -> Command | None:
     return Command("continue", line)
 
 
-def _config_argument(record: RunRecord) -> str | None:
-    """Return the name of the config if it is that of the run, or else the run's config.yaml with the run's name."""
+def _config_argument(record: RunRecord, in_root: bool) -> str | None:
+    """Return the name of the run, if that finds its config, or else the run's config.yaml with the run's name."""
     with suppress(UserError):  # a config of this name that is not valid
-        if record.name in available_configs() and load_config(record.name) == record.config:
+        if record.name in available_configs():
+            is_found = load_config(record.name) == record.config
+        else:
+            is_found = checkpoint_path(record.name, record.root).exists()
+        if is_found:
             return shlex.quote(record.name)
     file = record.folder / "config.yaml"
-    return shlex.join([str(file.relative_to(record.root)), "--name", record.name]) if file.exists() else None
+    path = file.relative_to(record.root) if in_root else file
+    return shlex.join([str(path), "--name", record.name]) if file.exists() else None

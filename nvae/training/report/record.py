@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, FiniteFloat, ValidationError
 
 from nvae.checkpoint import FOLDER as CHECKPOINTS
-from nvae.checkpoint import CheckpointError, checkpoint_path, load, model_path, plain_name
+from nvae.checkpoint import CheckpointError, checkpoint_path, load, model_path, name_of_file
 from nvae.config import load_config
 from nvae.models.families import build_model
 from nvae.models.group_names import group_names
@@ -155,7 +155,7 @@ def find_run(what: str) -> RunRecord | None:
     """
     path = Path(what)
     if os.path.isfile(path):  # unlike the method of Path, without an error for a name that is too long
-        record = RunRecord(plain_name(path).removeprefix("final_result_"), _root_of(path, CHECKPOINTS))
+        record = RunRecord(name_of_file(path).removeprefix("final_result_"), _root_of(path, CHECKPOINTS))
     elif os.path.isdir(path):
         record = RunRecord(path.resolve().name, _root_of(path, RUNS))
     else:

@@ -28,10 +28,11 @@ def run_text(record: RunRecord) -> str:
     lines = [f"{name:<{width}}  {text}" for name, text in rows]
     lines += _kl_bars(record) + _events(record.events)
     lines += [f"note: {problem}" for problem in record.problems]
-    if command := continuation(record):
+    is_root_folder = record.root == root_folder()
+    if command := continuation(record, in_root=not is_root_folder):
         root, line = shlex.quote(str(record.root)), command.line
         if not record.root.samefile("."):
-            line = f"{line} --root {root}" if record.root == root_folder() else f"cd {root} && {line}"
+            line = f"{line} --root {root}" if is_root_folder else f"cd {root} && {line}"
         lines += ["", f"to {command.purpose}:", f"  {line}"]
     else:
         lines += ["", "to continue, run the command that started the run"]

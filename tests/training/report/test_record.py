@@ -144,12 +144,35 @@ def test_extreme_numbers_are_drawn(run_folder):
         assert run_text(record) and render_page(record)
 
 
-def test_command_continues_with_the_config_of_the_run(run_folder):
-    assert continuation(find_run(NAME)).line == f"python3 -m nvae train runs/{NAME}/config.yaml --name {NAME}"
+def test_command_continues_the_run_by_its_name(run_folder):
+    assert continuation(find_run(NAME)).line == f"python3 -m nvae train {NAME}"
     configs = run_folder.parent.parent / "model_configs"
     configs.mkdir()
-    (run_folder / "config.yaml").rename(configs / f"{NAME}.yaml")
+    text = (run_folder / "config.yaml").read_text()
+    (configs / f"{NAME}.yaml").write_text(text)
     assert continuation(find_run(NAME)).line == f"python3 -m nvae train {NAME}"
+
+
+def test_command_names_the_config_of_the_run_where_its_name_does_not_find_that(run_folder):
+    line = f"python3 -m nvae train runs/{NAME}/config.yaml --name {NAME}"
+    (checkpoint := checkpoint_path(NAME)).rename(aside := checkpoint.with_name("aside"))
+    assert continuation(find_run(NAME)).line == line
+    aside.rename(checkpoint)
+    configs = run_folder.parent.parent / "model_configs"
+    configs.mkdir()
+    text = (run_folder / "config.yaml").read_text()
+    (configs / f"{NAME}.yaml").write_text(text.replace("seed: 0", "seed: 1"))  # another config of this name
+    assert continuation(find_run(NAME)).line == line
+
+
+def test_command_of_a_run_in_another_root_works_here(run_folder, monkeypatch, tmp_path):
+    (checkpoint := checkpoint_path(NAME)).rename(checkpoint.with_name("aside"))
+    root = run_folder.parent.parent
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("NVAE_ROOT", str(root))
+    path, last = run_folder / "config.yaml", run_text(find_run(NAME)).splitlines()[-1]
+    assert last.strip() == f"python3 -m nvae train {path} --name {NAME} --root {root}"
 
 
 @pytest.mark.parametrize(
@@ -161,7 +184,7 @@ def test_command_of_a_finished_run_trains_longer(run_folder, kind, option):
         file.write(json.dumps({"step": 400, "epoch": 4.0, "kind": kind, "text": "the end"}) + "\n")
     record = find_run(NAME)
     assert record.state == "finished"
-    assert continuation(record).line.endswith(f"--name {NAME} {option}")
+    assert continuation(record).line == f"python3 -m nvae train {NAME} {option}"
 
 
 def test_commands_quote_the_name():
