@@ -7,6 +7,7 @@ stands at its place.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 from nvae.schema import AUTO, AUTO_KEYS, Section
@@ -43,8 +44,9 @@ class Located(NamedTuple):
         return join(self.parent, self.name)
 
 
+@cache
 def schema_of(section: type[Section]) -> Schema:
-    """Return the JSON schema of a section, with all sections in it."""
+    """Return the JSON schema of a section, with all sections in it; not to be changed."""
     schema = section.model_json_schema()
     definitions = schema.pop("$defs", {})
 
