@@ -503,7 +503,7 @@ def test_resume_keeps_the_likelihood_of_the_file_where_the_config_does_not_name_
 
 
 VERSION2 = ("nvae", "seed", "ladder", "dvp")  # files of commit e679c48, see tests/data/README.md
-# Biases that a normalization or a softmax removes: their gradients are rounding errors, which differ between processors.
+# Biases that a normalization or a softmax removes: their gradients are rounding errors, other ones on other processors.
 WITHOUT_EFFECT = re.compile(r"\.unet\..*\.(conv1|conv2|skip|qkv)\.bias")
 
 
