@@ -92,7 +92,8 @@ def run(options: argparse.Namespace) -> None:
         count = counted(len(seeds), "image")
         if options.npz:
             result = Result(options, settings, *parts, f"seed{first_seed}", f"count{len(seeds)}")
-            saved = unused_path(options.out, result.name, ".npz")
+            is_file = options.out.suffix.lower() == ".npz" and not options.out.is_dir()
+            saved = options.out if is_file else unused_path(options.out, result.name, ".npz")
             write_npz(saved, len(seeds), (to_pixels(images) for _, images in drawn))
             print(f"{count} in {saved}: seeds {first_seed} to {seeds[-1]}")
         else:

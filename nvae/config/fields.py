@@ -75,8 +75,6 @@ def locate(model: Schema, loc: Sequence[str | int]) -> Located:
                 break
             schema = next(s for s in schema["anyOf"] if "items" in s or "prefixItems" in s)
         keys.append(str(part))
-        if isinstance(part, int) and "anyOf" in schema:  # a list, or null
-            schema = next((each for each in schema["anyOf"] if each.get("type") == "array"), {})
         if "properties" in schema:
             section, schema = schema, schema["properties"].get(part, {})
         elif "prefixItems" in schema and isinstance(part, int):

@@ -42,8 +42,10 @@ class SourceFile(NamedTuple):
 
     def find(self, folder: Path, dataset: str) -> Path | None:
         """Return the path of the content in a data set's folder or below, None if the content is not there."""
-        md5 = "" if self.unpack_to else self.md5
-        return find_below(folder, self.found_as or (self.name,), dataset, md5, files=not self.found_as)
+        if not self.found_as:
+            return find_below(folder, (self.name,), dataset, "" if self.unpack_to else self.md5, files=True)
+        unpacked = [f"{self.unpack_to}/{pattern}" for pattern in self.found_as] if self.unpack_to else []
+        return find_below(folder, (*unpacked, *self.found_as), dataset)
 
     def find_original(self, folder: Path, dataset: str) -> Path | None:
         """Return the path of the file itself in a data set's folder or below, None if the file is not there."""

@@ -65,9 +65,9 @@ def find_below(folder: Path, patterns: Sequence[str], dataset: str, md5: str = "
 
     patterns: the last parts of a path, with wildcards; names are compared as `plain_name` spells them. The first
     pattern with a match decides, then whether the match has this MD5, then whether it is in a folder with the name of
-    the data set, then its depth. Folders with the name of another data set are left out. Where a folder
-    holds nothing but an entry of its own name, as copies of data sets on Kaggle do, the entry is the match. files:
-    match files only.
+    the data set, then its depth. Left out are folders with the name of another data set, and, without this MD5,
+    files that `_is_of_another`. Where a folder holds nothing but an entry of
+    its own name, as copies of data sets on Kaggle do, the entry is the match. files: match files only.
     """
     exact = (_innermost(path) for pattern in patterns for path in folder.glob(pattern))
     if (found := next((path for path in exact if path.is_file() or not files), None)) is not None:
@@ -85,8 +85,31 @@ def find_below(folder: Path, patterns: Sequence[str], dataset: str, md5: str = "
         if matches:
             matches.sort(key=lambda entry: own not in entry.names[:-1])
             paths = [_innermost(entry.path) for entry in matches]
-            return next((path for path in paths if len(paths) > 1 and _has_md5(path, md5)), paths[0])
+            others = [_is_of_another(entry.names, dataset) for entry in matches]
+            doubtful = paths if len(paths) > 1 or any(others) else []
+            published = next((path for path in doubtful if _has_md5(path, md5)), None)
+            mine = (path for path, is_other in zip(paths, others, strict=True) if not is_other)
+            if (found := published or next(mine, None)) is not None:
+                return found
     return None
+
+
+def _is_of_another(names: Sequence[str], dataset: str) -> bool:
+    """Return whether a path, as the plain names of its parts, may be a file of another data set.
+
+    The last part that contains the name of a data set tells whose file it is, the longest name if there are several:
+    fashionmnistkaggle is of fashion_mnist, not of mnist. Only a data set that has a file of this name counts.
+    """
+    for name in reversed(names):
+        if owners := [owner for owner in NAMED_DATASETS if plain_name(owner) in name]:
+            owner = owner_of_files(max(owners, key=len))
+            return owner != owner_of_files(dataset) and names[-1] in _file_names(owner)
+    return False
+
+
+def _file_names(dataset: str) -> set[str]:
+    files = NAMED_DATASETS[dataset].files.values()
+    return {plain_name(Path(name).name) for file in files for name in (file["name"], *file.get("found_as", ()))}
 
 
 def _entries_below(folder: Path, dataset: str) -> Iterator[_Entry]:

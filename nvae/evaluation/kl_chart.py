@@ -53,7 +53,7 @@ def _title(evaluation: Evaluation) -> str:
     bound, bits = evaluation.log_likelihood, evaluation.log_likelihood_bits
     title = f"ELBO {evaluation.elbo.mean:.2f} nats, {evaluation.elbo_bits.mean:.3f} bits/dim"
     if not evaluation.is_normalized:
-        title += ", not a bound (likelihood_tails original)"
+        title += ", not a bound"
     published = evaluation.estimator == "analytic_kl"
     name = "published protocol, not a bound:" if published else "log p(x)" + " at least" * evaluation.is_bound
     if evaluation.samples > 1 or published:

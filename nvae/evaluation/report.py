@@ -15,11 +15,6 @@ from nvae.models.hierarchy import HierarchicalVAE
 from nvae.summary import table
 from nvae.system.files import atomic_write, unused_path
 
-UNNORMALIZED = (
-    "with likelihood_tails original, the value 254 gets the upper tail of 255 too, and the probabilities of a "
-    "subpixel's values add up to more than 1"
-)
-
 
 def report(evaluation: Evaluation, model: HierarchicalVAE, images: str) -> str:
     """Return an evaluation as a text. images: a name of the images, such as "validation images of mnist"."""
@@ -37,7 +32,7 @@ def report(evaluation: Evaluation, model: HierarchicalVAE, images: str) -> str:
         [
             f"{evaluation.images:,} {images}; means and their standard errors",
             *table(bounds),
-            *([] if evaluation.is_normalized else [f"NOT BOUNDS: {UNNORMALIZED}"]),
+            *([] if evaluation.is_normalized else [f"NOT BOUNDS: {model.likelihood.flaw}"]),
             f"log p(x|z) {evaluation.reconstruction:.2f} nats",
             "",
             *table(_group_rows(evaluation, model)),

@@ -51,7 +51,7 @@ def _per_level_or_group(model: HierarchicalVAE, value: Factors, name: str) -> li
     given: Any = [value] if isinstance(value, Real) else value
     if not isinstance(given, Sequence) or not all(map(_is_factor, given)):
         raise InvalidValueError(name, repr(value), "a finite number from 0 on, or several")
-    if (highest := max(given, default=0)) > MAX_FACTOR:
+    if name == "temperature" and (highest := max(given, default=0)) > MAX_FACTOR:
         advice = f"Did you mean {highest / 100:g}?" if highest <= 200 else ""
         raise InvalidValueError(name, f"{highest:g}", f"at most {MAX_FACTOR}", advice)
     numbers, scales, levels, groups = list(map(float, given)), len(model.scales), len(model.levels), len(model.groups)

@@ -171,11 +171,13 @@ class DiagonalNormal(Distribution):
     def kl(self, other: DiagonalNormal) -> Tensor:
         """Return KL(self || other) in nats, elementwise, in closed form: (r^2 + d^2 - 1) / 2 - log r, r = 1 + excess.
 
-        Written with r - 1 and log1p, because with sigmas close to each other r^2 - 1 - 2 log r loses its digits.
+        Written with r - 1 and log1p, because with sigmas close to each other r^2 - 1 - 2 log r loses its digits. For a
+        small r, r - 1 loses those of r.
         """
         excess = (self.sigma - other.sigma) / other.sigma
         distance = (self.mu - other.mu) / other.sigma
-        return 0.5 * (excess.square() + distance.square()) + (excess - excess.log1p())
+        log_ratio = torch.where(excess > -0.5, excess.clamp(min=-0.5).log1p(), self.sigma.log() - other.sigma.log())
+        return 0.5 * (excess.square() + distance.square()) + (excess - log_ratio)
 
 
 @dataclass(frozen=True, eq=False)

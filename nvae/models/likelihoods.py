@@ -39,6 +39,14 @@ SMALL_LOG_MASS = math.log(1e-5)  # below this value, the coupled mixture compute
 LOWER_TAIL = 5e-4
 UPPER_TAIL = 1 - 5e-3
 
+# Flaws of a likelihood.
+TAILS = (
+    "with likelihood_tails original, the value 254 gets the upper tail of 255 too, and the probabilities of a "
+    "subpixel's values add up to more than 1"
+)
+DENSITY = "the likelihood is a density, and the pixels have no noise (dataset.dequantize)"
+GRAY = "gray values are taken as probabilities (dataset.binarize)"
+
 
 class PixelDistribution(Protocol):
     """A distribution over images (B, C, H, W) on [0, 1]."""
@@ -62,14 +70,20 @@ class Likelihood:
 
     num_parameters: P. distribution: from the output to p(x | z). density_bits: added to -log2 of a density per subpixel
     to get bits per dimension. mean_channels: the output channels on which the mean and the most likely image depend.
-    is_normalized: whether the probabilities of all images add up to 1; if not, no number from them bounds log p(x).
+    flaw: why the probabilities of all images do not add up to 1, so that no number from them bounds log p(x); empty if
+    they do.
     """
 
     num_parameters: int
     distribution: Callable[[Tensor], PixelDistribution]
     density_bits: float
     mean_channels: Sequence[int]
-    is_normalized: bool = True
+    flaw: str = ""
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether the probabilities of all images add up to 1."""
+        return not self.flaw
 
     def __call__(self, output: Tensor) -> PixelDistribution:
         return self.distribution(at_least_float32(output))
@@ -96,11 +110,15 @@ def _density_bits(config: ModelConfig) -> float:
     return math.log2(steps / (2 if config.pixel_range == "centered" else 1))
 
 
-def _upper_tail(config: ModelConfig) -> tuple[float, bool]:
-    """Return the image value above which a bin includes the upper tail, and whether this is the last value alone."""
+def _flaw_of_density(config: ModelConfig) -> str:
+    return "" if config.dataset.dequantize else DENSITY
+
+
+def _upper_tail(config: ModelConfig) -> tuple[float, str]:
+    """Return the image value above which a bin includes the upper tail, and the flaw if this is not the last alone."""
     exact = 1 - 0.5 / last_value(config)
     tail = UPPER_TAIL if config.likelihood_tails == "original" else exact
-    return tail, tail >= 1 - 1 / last_value(config)
+    return tail, "" if tail >= 1 - 1 / last_value(config) else TAILS
 
 
 def _split(output: Tensor, channels: int) -> tuple[Tensor, ...]:
@@ -124,7 +142,7 @@ class Bernoulli:
     @classmethod
     def likelihood(cls, config: ModelConfig) -> Likelihood:
         channels = config.image_channels
-        return Likelihood(channels, cls, 0.0, range(channels))
+        return Likelihood(channels, cls, 0.0, range(channels), "" if config.dataset.binarize else GRAY)
 
     def __init__(self, output: Tensor) -> None:
         self.logits = output  # (B, C, H, W)
@@ -152,7 +170,7 @@ class Gaussian:
     def likelihood(cls, config: ModelConfig) -> Likelihood:
         channels = config.image_channels
         distribution = partial(cls, centered=config.pixel_range == "centered")
-        return Likelihood(2 * channels, distribution, _density_bits(config), range(channels))
+        return Likelihood(2 * channels, distribution, _density_bits(config), range(channels), _flaw_of_density(config))
 
     def __init__(self, output: Tensor, centered: bool = False) -> None:
         self.normal = SoftClampedNormal.from_raw(output)  # mu and sigma (B, C, H, W)
@@ -253,7 +271,8 @@ class GaussianMixture(Mixture):
     def likelihood(cls, config: ModelConfig) -> Likelihood:
         channels = cls.channels_by_parameter(config)
         distribution = partial(cls, channels=config.image_channels, centered=config.pixel_range == "centered")
-        return Likelihood(channels.numel(), distribution, _density_bits(config), channels[:, :2].flatten().tolist())
+        means = channels[:, :2].flatten().tolist()
+        return Likelihood(channels.numel(), distribution, _density_bits(config), means, _flaw_of_density(config))
 
     def __init__(self, output: Tensor, channels: int, centered: bool = False) -> None:
         logits, mu, log_sigma = _split(soft_clamp(output), channels)
@@ -304,9 +323,9 @@ class LogisticMixture(Mixture):
     @classmethod
     def likelihood(cls, config: ModelConfig) -> Likelihood:
         channels = cls.channels_by_parameter(config)
-        tail, is_normalized = _upper_tail(config)
+        tail, flaw = _upper_tail(config)
         distribution = partial(cls, channels=config.image_channels, last=last_value(config), upper_tail=tail)
-        return Likelihood(channels.numel(), distribution, 0.0, channels[:, :2].flatten().tolist(), is_normalized)
+        return Likelihood(channels.numel(), distribution, 0.0, channels[:, :2].flatten().tolist(), flaw)
 
     def __init__(self, output: Tensor, channels: int, last: int, upper_tail: float) -> None:
         logits, mu, log_scale = _split(output, channels)
@@ -342,11 +361,11 @@ class CoupledLogisticMixture:
     @classmethod
     def likelihood(cls, config: ModelConfig) -> Likelihood:
         components = config.n_mix
-        tail, is_normalized = _upper_tail(config)
+        tail, flaw = _upper_tail(config)
         distribution = partial(cls, last=last_value(config), upper_tail=tail)
         channels = cls.channels_by_parameter(components)
         mean_channels = [*range(components), *channels[:, [0, 2]].flatten().tolist()]  # all but the scales
-        return Likelihood(10 * components, distribution, 0.0, mean_channels, is_normalized)
+        return Likelihood(10 * components, distribution, 0.0, mean_channels, flaw)
 
     @staticmethod
     def channels_by_parameter(components: int) -> Tensor:

@@ -34,7 +34,7 @@ def holder_of(lock: Path) -> str | None:
         return None
     file_lock = FileLock(lock)
     try:
-        _acquire(file_lock, timeout=0)
+        _acquire(file_lock, PATIENCE)  # another reader holds the lock for a moment
     except Timeout:
         return _holder(holder_path(lock))
     except WriteError:  # a folder without write access

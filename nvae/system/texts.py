@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 
+JOINERS = "\u200c\u200d"  # without width, part of many words and emoji
+
 
 def printable(text: str, keep: str = "") -> str:
     """Return a text with an escape for every character that a terminal could act on. keep: characters that stay."""
+    keep += JOINERS
 
     def is_harmless(c: str) -> bool:
         return c.isprintable() or unicodedata.category(c) == "Zs" or c in keep  # Zs: spaces, in names of pictures too

@@ -87,7 +87,8 @@ def measure_step(config: ModelConfig, device: torch.device, cost: Cost) -> Speed
     most = schedule.batch_size // schedule.gradient_accumulation
     size = (config.image_channels, config.input_dimension, config.input_dimension)
     images = torch.randint(0, 256, (most, *size), dtype=torch.uint8)
-    trainer = Trainer(config, Data(images, images[:1]), device)
+    whole = schedule.model_copy(update={"batch_size": most, "gradient_accumulation": 1})
+    trainer = Trainer(config.model_copy(update={"training_parameters": whole}), Data(images, images[:1]), device)
     calibrate(trainer)
     trainer.model.pretraining_epochs = 0  # the steps that most epochs have
 
@@ -95,8 +96,7 @@ def measure_step(config: ModelConfig, device: torch.device, cost: Cost) -> Speed
         return memory_warning(config, images, device, cost) is None
 
     def seconds(images_u8: Tensor) -> float:
-        part = {"batch_size": len(images_u8), "gradient_accumulation": 1}
-        trainer.position = Position(schedule.model_copy(update=part), len(images_u8))
+        trainer.position = Position(whole.model_copy(update={"batch_size": len(images_u8)}), len(images_u8))
         start = time.monotonic()
         trainer.step(images_u8)
         _wait_for(device)

@@ -148,11 +148,16 @@ class RunLogger:
         self._missing_events: list[dict[str, Any]] = []
         self._failing: set[str] = set()
         self._loggers: dict[str, Logger] = {}
-        with self._retried(METRICS_FILE):
+        self._has_earlier_lines = True  # in `metrics`, so that the file can be written anew
+        try:
             lines, damaged = read_metrics(folder / METRICS_FILE, groups)
-            if damaged:
-                warn(f"{folder / METRICS_FILE} has {counted(damaged, 'damaged line')}, which training removes.")
-            self.metrics = [line for line in lines if line["step"] <= step]
+        except OSError as error:
+            warn(f"{folder / METRICS_FILE} cannot be read, and new lines are appended to the file: {error}")
+            lines, damaged, self._has_earlier_lines = [], 0, False
+        if damaged:
+            warn(f"{folder / METRICS_FILE} has {counted(damaged, 'damaged line')}, which training removes.")
+        self.metrics = [line for line in lines if line["step"] <= step]
+        with self._retried(METRICS_FILE):
             self._write_all()
         for name, open_logger in LOGGERS.items():
             with self._attempt(name):
@@ -161,16 +166,17 @@ class RunLogger:
                     self._loggers[name] = logger
 
     def _write_all(self) -> None:
-        """Write metrics.jsonl with all lines, and config.yaml."""
-        with atomic_write(self.folder / METRICS_FILE) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in self.metrics), encoding="utf-8")
+        """Write config.yaml, and metrics.jsonl with all lines, if they are known."""
         with atomic_write(self.folder / "config.yaml") as temporary:
             temporary.write_text(config_to_yaml(self._config), encoding="utf-8")
+        if self._has_earlier_lines:
+            with atomic_write(self.folder / METRICS_FILE) as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in self.metrics), encoding="utf-8")
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Record a line of metrics with every logger."""
         self.metrics.append(metrics)
-        is_whole = METRICS_FILE not in self._failing
+        is_whole = METRICS_FILE not in self._failing or not self._has_earlier_lines
         with self._retried(METRICS_FILE):
             _append(self.folder / METRICS_FILE, metrics) if is_whole else self._write_all()
         self._for_all(lambda logger: logger.log(metrics))

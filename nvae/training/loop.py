@@ -29,7 +29,7 @@ from nvae.training.resuming import calibrate, check_good, recover, resume_traini
 from nvae.training.run_files import RunFiles
 from nvae.training.run_output import RunOutput, explained_out_of_memory
 from nvae.training.trainer import Trainer
-from nvae.training.validation import FID, evaluate_result, is_complete, result, try_to_measure, validate
+from nvae.training.validation import FID, ONLY_IMAGES, evaluate_result, is_complete, result, try_to_measure, validate
 
 
 class Stopped(KeyboardInterrupt):
@@ -84,7 +84,7 @@ def train(
         with run_lock(files.lock, name, reporter.warn) if ranks.is_first else nullcontext():
             if ranks.is_first:
                 files.remove_unfinished()
-            if not fresh and ranks.from_first(lambda: is_complete(config, files)):
+            if not fresh and ranks.from_first(lambda: is_complete(config, files, only_images)):
                 reporter.info(
                     f"{files.model} is trained and complete: nothing is left to do. To train on, set "
                     "training_parameters.epochs to more, or early_stopping_patience to null if the training stopped "
@@ -98,6 +98,8 @@ def train(
             if len(set(ranks.gather(data.fingerprint))) > 1:
                 raise UserError("the processes have different images. Put the same data set on every machine.")
             trainer = Trainer(config, data, selected, ranks)
+            if only_images is not None:
+                trainer.metadata[ONLY_IMAGES] = only_images
             return _Training(trainer, files, RunOutput(trainer, files, reporter), progress).run(
                 fresh, checkpoint, init_from, continue_with_changed_data
             )

@@ -153,7 +153,7 @@ class RunOutput:
         epochs, done = trainer.schedule.epochs, trainer.position.epoch
         if start and done >= epochs:
             info(
-                f"{start} is trained: {done} epochs are done, and training_parameters.epochs is {epochs}. To "
+                f"{start} is trained: {counted(done, 'epoch')} of {epochs} done. To "
                 f"continue, set training_parameters.epochs to more than {done}, for example {2 * done}."
             )
         elif start and not trainer.stopped_early:

@@ -35,6 +35,7 @@ MIN_VALIDATIONS = 3
 ACTIVE_IMAGES = 500  # whose active units a validation counts
 SAMPLES = 1000
 EVALUATION = "evaluation.json"
+ONLY_IMAGES = "only_images"  # in the metadata of a training with a part of the images
 FID = "fid_self"  # the key in a line of metrics
 ITERATIONS = 20
 DIVERGED_BITS = 4  # bits per dimension above the uniform distribution
@@ -104,28 +105,34 @@ def _evaluated(files: RunFiles, step: int, model: HierarchicalVAE) -> dict[str, 
     return {"model": files.name, "step": step, "seed": seed, "weights": weights_digest(model)}
 
 
-def is_complete(config: ModelConfig, files: RunFiles) -> bool:
+def is_complete(config: ModelConfig, files: RunFiles, only_images: int | None = None) -> bool:
     """Return whether nothing is left to do for a run with this config: it is trained, saved, copied, drawn, evaluated.
+
+    only_images: the first images of each part alone, None for all.
 
     Reads the files of the run, and not its images. A file that cannot be read is left to the training.
     """
     schedule, needed = config.training_parameters, [files.checkpoint, files.model]
     if schedule.keep_best:
         needed.append(files.best)
-    if every := schedule.keep_every:
-        needed.append(files.epoch_copy(schedule.epochs // every * every))
     needed += [files.folder / name for name in ("data.png", "report.html", *picture_names(schedule))]
     if not all(path.is_file() for path in needed):
         return False
     try:
         content, model = with_best_weights(load(files.checkpoint)), load_model(files.model)
-        step, weights = content["training"]["progress"]["step"], content["weights"]
+        progress, weights = content["training"]["progress"], content["weights"]
+        step, epoch = progress["step"], progress["epoch"]
         saved = content["config"]
         config = config.with_default("likelihood_tails", saved.likelihood_tails)
         is_result = all(torch.equal(tensor, weights[name]) for name, tensor in model.named_parameters())
     except (CheckpointError, LookupError, TypeError):
         return False
     if not is_result or not saved == model.config == config or content.get("run") != files.name:
+        return False
+    if content["metadata"].get(ONLY_IMAGES) != only_images:
+        return False
+    every = schedule.keep_every or schedule.epochs + 1
+    if epoch >= every and not files.epoch_copy(epoch // every * every).is_file():
         return False
     evaluated = _evaluated(files, step, model) | {"samples": schedule.evaluation_samples}
     return not evaluated["samples"] or is_saved(files.folder / EVALUATION, evaluated)
@@ -185,10 +192,15 @@ def share_statistics(trainer: Trainer) -> None:
 
 
 def record_validation(trainer: Trainer, elbo: float, kl_per_group: list[float]) -> None:
-    """Record a validation of `eval_model` at this position; nats per image."""
+    """Record a validation of `eval_model` at this position; nats per image.
+
+    The ELBO of a pre-training, which trains a part of the model, is compared with no other one.
+    """
     validation = Validation(trainer.position.in_epochs, elbo)
-    trainer.history.validations.append(validation)
     trainer.metadata["kl_per_group"] = kl_per_group
+    if validation.epoch <= trainer.model.pretraining_epochs:
+        return
+    trainer.history.validations.append(validation)
     if trainer.schedule.early_stopping_patience is not None:
         trainer.best_weights.add(validation, kl_per_group, trainer.eval_model)
 

@@ -56,6 +56,8 @@ def test_sample_npz_has_the_pictures_of_the_seeds(command, monkeypatch):
     pictures = [np.asarray(Image.open(picture)) for picture in sorted(Path("many").glob("*.png"))]
     assert images.dtype == np.uint8
     assert np.array_equal(images, np.stack(pictures))
+    assert command(*arguments[:-1], "one.npz", "--npz").code == 0
+    assert Path("one.npz").read_bytes() == path.read_bytes()
     command("sample.py", "tiny", "0.7", "--npz").assert_refused("--count")
 
 

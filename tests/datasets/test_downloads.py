@@ -337,7 +337,7 @@ def test_two_downloads_into_one_folder_take_turns(get, server, set_folder, monke
     def answer(url):
         if len(server.requests) == 1:
             second.start()
-            assert is_waiting.wait(30) and len(list(set_folder.glob("*.unfinished"))) == 1
+            assert is_waiting.wait(30) and len(list(set_folder.glob("download.*.unfinished"))) == 1
             server.files[URL] = b"hello" if sound else b"other"
         else:
             server.files[URL] = b"hello"

@@ -30,7 +30,12 @@ def images_u8():
         ({}, True),
         ({"likelihood_tails": "original"}, False),
         ({"likelihood_tails": "original", "pixel_bits": 7}, True),
-        ({"likelihood_tails": "original", "sampling_method": "gaussian"}, True),
+        ({"sampling_method": "gaussian"}, False),
+        ({"sampling_method": "gaussian_mixture"}, False),
+        ({"sampling_method": "gaussian", "dataset": {"name": "toy_faces", "dequantize": True}}, True),
+        ({"sampling_method": "bernoulli"}, False),
+        ({"sampling_method": "bernoulli", "dataset": {"name": "toy_faces", "binarize": True}}, True),
+        ({"sampling_method": "discretized_gaussian"}, True),
         ({"likelihood_tails": "original", "sampling_method": "coupled_logistic_mixture"}, False),
     ],
 )

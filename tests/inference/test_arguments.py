@@ -204,6 +204,7 @@ def test_factor_far_above_any_use_is_refused(model, value, meant):
     assert caught.value.expected == "at most 10"
     assert meant is None or f"mean {meant}?" in caught.value.advice
     assert per_group(model, 10, "temperature") == [10] * 4
+    assert per_group(model, 15, "strength") == [15] * 4  # 3 times a temperature of 5, for example
 
 
 def test_sampler_warns_of_a_high_temperature(make_model):

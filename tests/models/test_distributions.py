@@ -82,6 +82,15 @@ def test_small_kl_in_float32_agrees_with_float64(size, generator):
     assert (q.kl(p) >= 0).double().mean() > 0.99
 
 
+@pytest.mark.parametrize("ratio", [0.6, 0.5, 0.4, 1e-3, 1e-6, 1e-8, 1e-12])
+def test_kl_of_a_narrow_posterior_in_float32_agrees_with_float64(ratio):
+    sigma = torch.tensor([ratio], requires_grad=True)
+    kl = DiagonalNormal(torch.zeros(1), sigma).kl(DiagonalNormal(torch.zeros(1), torch.ones(1)))
+    kl.backward()
+    assert kl.item() == pytest.approx((ratio**2 - 1) / 2 - math.log(ratio), rel=1e-6)
+    assert sigma.grad.item() == pytest.approx(ratio - 1 / ratio, rel=1e-6)
+
+
 @pytest.mark.parametrize("highest", [-3.0, 0.0, 7.0, 13.0, 20.0])
 def test_end_of_a_diffusion_in_float32_agrees_with_float64(highest, generator):
     """KL(N(alpha z, sigma^2) || N(0, 1)), which for a large gamma at the end is about exp(-gamma) z^2 / 2."""

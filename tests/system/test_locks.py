@@ -7,6 +7,7 @@ import socket
 import threading
 
 import pytest
+from filelock import FileLock
 
 from nvae.system import locks
 from nvae.system.errors import Remedy
@@ -180,6 +181,18 @@ def test_lock_on_a_file_system_without_locks_is_one_warning(lock, monkeypatch, n
             assert not is_locked
     assert len(warnings) == 1
     assert os.listdir(lock.parent) == ([lock.name] if marker is not None else [])
+
+
+def test_holder_of_a_lock_that_a_reader_holds_for_a_moment_is_nobody(lock):
+    reader = FileLock(lock, thread_local=False)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    reader.acquire()
+    timer = threading.Timer(0.1, lambda: reader.release(force=True))
+    timer.start()
+    try:
+        assert holder_of(lock) is None
+    finally:
+        timer.join()
 
 
 def test_lock_that_another_holds_by_eacces_is_held(lock, monkeypatch):

@@ -13,6 +13,7 @@ HOSTILE = "\x1b]0;owned\x07a\rb\x1b[2Jc\u202ed\x9b31me\udcff"
 def test_printable_escapes_what_a_terminal_acts_on_and_nothing_else():
     assert printable(HOSTILE) == r"\x1b]0;owned\x07a\rb\x1b[2Jc\u202ed\x9b31me\udcff"
     assert printable("Ä ± 猫 photos #1") == "Ä ± 猫 photos #1"
+    assert printable("می\u200cخواهم 👩\u200d🎨") == "می\u200cخواهم 👩\u200d🎨"
     assert printable("a\n\tb\r", keep="\n\t") == "a\n\tb\\r"
 
 

@@ -94,3 +94,10 @@ def test_measure_step_of_a_real_model(make_config):
     config = make_config(training_parameters={"batch_size": 4})
     speed = measure_step(config, CPU, cost_per_image(config))
     assert speed.images == 4 and speed.seconds_per_image > 0
+
+
+def test_measure_step_of_a_config_whose_parts_are_small(make_config):
+    """With batch norms over 1 x 1 values, the measured parts of a batch have more than one image, as in training."""
+    schedule = {"batch_size": 16, "gradient_accumulation": 8}
+    config = make_config(input_dimension=4, number_of_scales=2, num_blocks_prepost=1, training_parameters=schedule)
+    assert measure_step(config, CPU, cost_per_image(config)).images == 2

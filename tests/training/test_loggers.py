@@ -20,6 +20,19 @@ def run_logger(config, folder, step=9):
     return RunLogger(folder, config, step, 2, warnings.append), warnings
 
 
+def test_run_logger_keeps_lines_that_it_cannot_read(config, tmp_path, monkeypatch):
+    text = "".join(json.dumps(LINE | {"step": step}) + "\n" for step in range(3))
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with monkeypatch.context() as patch:
+        patch.setattr(loggers, "read_metrics", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        logger, warnings = run_logger(config, tmp_path)
+    for step in (3, 4):
+        logger.log(LINE | {"step": step})
+    logger.close()
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl", 2)[0]] == [0, 1, 2, 3, 4]
+    assert len(warnings) == 1
+
+
 def test_run_logger_removes_lines_after_the_step(config, tmp_path):
     lines = [LINE | {"step": step} for step in (3, 9, 12)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -11,6 +11,7 @@ import torch
 from nvae.config import config_from_dict
 from nvae.config.errors import ConfigError
 from nvae.training.resuming import calibrate, resume_training, save_training
+from nvae.training.validation import record_validation
 
 from .helpers import DVP, LADDER, advance, differences, everything
 
@@ -125,3 +126,12 @@ def test_train_warns_of_no_divergence_where_no_step_trained_the_groups(run):
     model = DVP | {"pixel_bits": 1, "sampling_method": "coupled_logistic_mixture", "context_size": 8}
     _, events = run(model, **keys, regularization_constant=0.0)
     assert not [event.text for event in events if event.kind == "warning"]
+
+
+def test_validations_of_the_pretraining_are_compared_with_no_others(make):
+    trainer = make(pretrain_prior_epochs=1, early_stopping_patience=1)
+    for epoch, elbo in ((1, -1.0), (2, -9.0)):
+        trainer.position.epoch = epoch
+        record_validation(trainer, elbo, [])
+    assert [validation.elbo for validation in trainer.history.validations] == [-9.0]
+    assert trainer.best_weights.best.validation.elbo == -9.0 and not trainer.stopped_early

@@ -19,7 +19,7 @@ from nvae.training.loop import Stopped, train
 from nvae.training.resuming import save_training
 from nvae.training.run_files import RunFiles
 from nvae.training.run_output import CURVES
-from nvae.training.validation import record_validation
+from nvae.training.validation import is_complete, record_validation
 
 from .helpers import advance
 
@@ -345,6 +345,18 @@ def test_finished_run_reads_no_images(run, files, monkeypatch, tails):
     assert event.kind == "info"
     assert loads == []
     assert before == (files.model.read_bytes(), files.checkpoint.stat().st_mtime_ns)
+
+
+@pytest.mark.parametrize(("every", "epochs"), [(3, 2), (2, 3)])
+def test_finished_run_is_complete_with_the_copies_that_it_has(run, files, every, epochs):
+    run(epochs=epochs, keep_every=every)
+    for name in ("data.png", "report.html", "samples.png", "reconstructions.png", *CURVES):
+        (files.folder / name).touch()
+    config = load(files.checkpoint)["config"]
+    assert is_complete(config, files) and not is_complete(config, files, only_images=4)
+    for copy in files.checkpoint.parent.glob("*.epoch_*"):
+        copy.unlink()
+        assert not is_complete(config, files)
 
 
 @pytest.mark.parametrize("lost", ["model", "best", "evaluation"])

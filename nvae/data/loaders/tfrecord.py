@@ -29,6 +29,7 @@ from nvae.system.errors import Remedy, UserError
 
 PATTERNS = ("*.tfrecord", "*.tfrecords", "*.tfrecord-*", "*.tfrecords-*")
 HEADER = 12  # bytes: the length of a record and its checksum
+HEADERS = 10_000  # that are checked at once
 PICTURES = ("data", "image/encoded", "image")  # names of the feature with a picture
 BLOCK = 4096  # bytes whose checksum is computed at once
 
@@ -86,21 +87,29 @@ def record_pictures(file: Path, name: str) -> list[Picture]:
     name: of the file in the names of the pictures. Raises UserError for a file that is damaged or no TFRecord file.
     """
     places: list[tuple[int, int]] = []  # offset and length of the data
-    headers, position, stat = [], 0, file.stat()
+    headers: list[bytes] = []
+    position, stat, is_sound = 0, file.stat(), True  # the headers are checked in parts: a file of zeros has many
     with open(file, "rb") as stream:
-        while position < stat.st_size:
+        while is_sound and position < stat.st_size:
             stream.seek(position)
             headers.append(stream.read(HEADER).ljust(HEADER, b"\0"))
             places.append((position + HEADER, int.from_bytes(headers[-1][:8], "little")))
             position += HEADER + places[-1][1] + 4
-    rows = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, HEADER)
-    if position != stat.st_size or (masked_crc32c(rows[:, :8]) != rows[:, 8:].copy().view("<u4")[:, 0]).any():
+            if len(headers) == HEADERS or position >= stat.st_size:
+                is_sound, headers = _are_sound(headers), []
+    if position != stat.st_size or not is_sound:
         raise UserError(
             f"'{file}' is damaged, was cut off, or is no TFRecord file. Get the file again, and decompress a "
             "file that was compressed as a whole."
         )
     stamp = f"{stat.st_size} {stat.st_mtime_ns}"
     return [Picture(f"{name}/{i}", partial(_open_record, file, *place), stamp) for i, place in enumerate(places)]
+
+
+def _are_sound(headers: list[bytes]) -> bool:
+    """Return whether the checksums of headers are right."""
+    rows = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, HEADER)
+    return bool((masked_crc32c(rows[:, :8]) == rows[:, 8:].copy().view("<u4")[:, 0]).all())
 
 
 def _open_record(file: Path, offset: int, length: int) -> IO[bytes] | Image.Image:

@@ -113,6 +113,22 @@ def test_folders_with_the_beginning_of_another_name_are_looked_into(tmp_path):
     assert find_below(tmp_path, ["0.jpg"], "celeba_hq") == tmp_path / "celeba-256" / "0.jpg"
 
 
+@pytest.mark.parametrize(
+    ("dataset", "others"), [("fashion_mnist", ["mnist-original"]), ("kmnist", ["fashion-mnist-kaggle", "mnist_sets"])]
+)
+def test_files_of_another_set_with_the_same_names_are_not_taken(tmp_path, dataset, others):
+    name = "train-images-idx3-ubyte.gz"
+    for folder in (*others, "own"):
+        (tmp_path / folder).mkdir()
+    for other in others:
+        (tmp_path / other / name).write_bytes(other.encode())
+    assert find_below(tmp_path, [name], dataset, "another", files=True) is None
+    md5 = hashlib.md5(others[0].encode()).hexdigest()
+    assert find_below(tmp_path, [name], dataset, md5, files=True) == tmp_path / others[0] / name
+    (own := tmp_path / "own" / name).touch()
+    assert find_below(tmp_path, [name], dataset, "another", files=True) == own
+
+
 def test_of_several_files_of_one_name_the_published_one_is_taken(tmp_path):
     for folder in "abc":
         (tmp_path / folder).mkdir()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from nvae.data.loaders import tfrecord
 from nvae.data.loaders.tfrecord import BLOCK, features_of, masked_crc32c
 from nvae.system.errors import Remedy, UserError
 
@@ -214,3 +215,14 @@ def test_missing_files_are_a_user_error(set_folder, load):
         with pytest.raises(UserError, match="TFRecord") as error:
             load()
         assert error.value.remedies == (Remedy.DATASET_PATH,)
+
+
+def test_file_of_zeros_is_refused_after_a_part(set_folder, load, monkeypatch):
+    """Each 16 bytes are the header and the end of an empty record, whose checksums are not 0."""
+    checked = []
+    monkeypatch.setattr(tfrecord, "_are_sound", lambda headers: checked.append(len(headers)))
+    set_folder.mkdir()
+    (set_folder / "train.tfrecord").write_bytes(bytes(16 * 3 * tfrecord.HEADERS))
+    with pytest.raises(UserError, match="damaged"):
+        load()
+    assert checked == [tfrecord.HEADERS]
