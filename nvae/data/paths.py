@@ -65,9 +65,9 @@ def find_below(folder: Path, patterns: Sequence[str], dataset: str, md5: str = "
 
     patterns: the last parts of a path, with wildcards; names are compared as `plain_name` spells them. The first
     pattern with a match decides, then whether the match has this MD5, then whether it is in a folder with the name of
-    the data set, then its depth. Left out are folders with the name of another data set, and, without this MD5,
-    files that `_is_of_another`. Where a folder holds nothing but an entry of
-    its own name, as copies of data sets on Kaggle do, the entry is the match. files: match files only.
+    the data set, then its depth. Folders with the name of another data set are left out, and so are files that
+    `_is_of_another` without this MD5. Where a folder holds nothing but an entry of its own name, as copies of data sets
+    on Kaggle do, the entry is the match. files: match files only.
     """
     exact = (_innermost(path) for pattern in patterns for path in folder.glob(pattern))
     if (found := next((path for path in exact if path.is_file() or not files), None)) is not None:
