@@ -66,6 +66,7 @@ def test_commands_write_below_the_root_and_find_what_they_wrote(command, tools, 
     command("sample.py", "gone", "0.7").assert_refused(str(root / "saved_weights"))
 
 
+@pytest.mark.slow
 def test_train_writes_below_the_root_only(command, configs, files, monkeypatch):
     monkeypatch.setenv("NVAE_ROOT", "out")
     before = files.all(configs)

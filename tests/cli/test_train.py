@@ -181,6 +181,7 @@ def test_train_ends_well_when_its_output_goes_away(configs, root, output):
     assert (configs / "runs" / "little" / "kl_per_group.png").is_file()
 
 
+@pytest.mark.slow
 def test_train_debug_does_everything_and_keeps_nothing(command, configs, files, monkeypatch):
     seen, images = [], []
     remove, draw = shutil.rmtree, run_output.draw_reconstructions

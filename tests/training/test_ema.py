@@ -85,6 +85,7 @@ def test_statistics_of_averaged_weights_are_the_means_over_passes(make_trainer):
     assert all("num_batches" in name for name in changed), "the draws differ"
 
 
+@pytest.mark.slow
 def test_validation_with_averaged_statistics_changes_no_step(make_trainer, path):
     """Nor does an interruption right after it; the checkpoint has the statistics that were validated."""
     output = SimpleNamespace(reporter=SimpleNamespace(warn=lambda *arguments, **options: None))

@@ -113,6 +113,7 @@ def test_pretraining_is_refused_for_a_family_without_a_context(make_config, fami
     assert (caught.value.kind, caught.value.key) == ("unknown_key", "training_parameters.pretrain_prior_epochs")
 
 
+@pytest.mark.slow
 def test_train_with_a_pretraining_records_a_bound_after_it(run, tmp_path):
     keys = {"pretrain_prior_epochs": 1, "epochs": 3, "epochs_per_checkpoint": 1, "warmup_epochs": 0.0}
     run(DVP, **keys, regularization_constant=0.0)
@@ -121,6 +122,7 @@ def test_train_with_a_pretraining_records_a_bound_after_it(run, tmp_path):
     assert all("validation_elbo" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_train_warns_of_no_divergence_where_no_step_trained_the_groups(run):
     keys = {"pretrain_prior_epochs": 2, "epochs": 2, "epochs_per_checkpoint": 1, "warmup_epochs": 0.0}
     model = DVP | {"pixel_bits": 1, "sampling_method": "coupled_logistic_mixture", "context_size": 8}
