@@ -88,6 +88,7 @@ def test_importing_nvae_does_not_import_torch(root):
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_docstring_run(folder, monkeypatch, make_config):
     """From a config to samples, with a tiny config in place of quickstart."""
     block = nvae.__doc__.split("\n\n", 1)[1].rsplit("\n\n", 1)[0]

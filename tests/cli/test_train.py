@@ -416,6 +416,7 @@ def test_train_evaluates_the_result_once(command, configs):
 # ------------------------------------------------------------------------------------ checkpoints that are always found
 
 
+@pytest.mark.slow
 def test_train_of_a_run_that_is_trained_is_refused_with_the_process(command, configs):
     with run_lock(configs / "saved_weights" / "little.lock", "little", pytest.fail):
         command("train.py", "little").assert_refused(rf"process {os.getpid()} on host .*--name NAME")

@@ -69,6 +69,7 @@ def test_checkpoint_due_by_epochs_by_images_and_at_the_end(make_trainer, changes
     assert steps == due
 
 
+@pytest.mark.slow
 def test_train_records_metrics_and_validation(run, data, tmp_path, capfd):
     path, events = run()
     assert path == tmp_path / "saved_weights" / "final_result_small.model"
