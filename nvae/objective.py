@@ -76,7 +76,8 @@ def balanced_kl(kl: Tensor, levels: Sequence[Level], coefficient: float, mean_kl
 
 def loss_unit(schedule: TrainingParameters, dimensions: int) -> float:
     """Return the unit of `loss_scale` in nats per image. dimensions: subpixels of an image."""
-    return math.log(2) * dimensions if schedule.loss_scale == "bits_per_dimension" else 1.0
+    units = {"nats": 1.0, "nats_per_dimension": float(dimensions), "bits_per_dimension": math.log(2) * dimensions}
+    return units[schedule.loss_scale]
 
 
 class Loss(NamedTuple):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from nvae.models.hierarchy import Level
 from nvae.objective import (
+    ElboTerms,
     balance_alphas,
     balanced_kl,
     balancing_weights,
     elbo_terms,
     kl_coefficient,
     regularization_coefficient,
+    weighted_negative_elbo,
 )
+from nvae.schema import TrainingParameters
 
 
 def level(groups: int) -> Level:
@@ -119,6 +124,17 @@ def test_balanced_kl_weighs_a_negative_kl_by_its_absolute_value(generator):
     """The KL of a posterior with a flow is estimated from a sample and can be negative."""
     kl = torch.tensor([[-3.0, 3.0], [-3.0, 3.0]])
     torch.testing.assert_close(balanced_kl(kl, [level(2)], 0.5), torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("loss_scale", "unit"), [("nats", 1), ("nats_per_dimension", 12), ("bits_per_dimension", 12 * math.log(2))]
+)
+def test_loss_is_in_the_unit_of_the_loss_scale(loss_scale, unit):
+    terms = ElboTerms(torch.tensor([-30.0, -50.0]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    schedule = TrainingParameters(loss_scale=loss_scale, kl_balancing=False)
+    loss = weighted_negative_elbo(terms, [level(2)], schedule, 0.5, dimensions=12)
+    assert loss.negative_elbo.item() == pytest.approx((40 + 2.5) / unit)
+    assert loss.weighted_kl.item() == pytest.approx(2.5 / unit)
 
 
 def test_kl_coefficient_with_a_delay_and_no_warmup_is_a_step():

@@ -80,6 +80,13 @@ def to_float(images_u8: Tensor, device: torch.device | str, bits: int = 8) -> Te
     return images_u8.float().div_(2**bits - 1)
 
 
+def with_bits(images: Tensor, bits: int, target_bits: int) -> Tensor:
+    """Return images (B, C, S, S) of 2^bits values in [0, 1] with 2^target_bits values, as `to_float` makes them."""
+    if target_bits == bits:
+        return images
+    return ((images * (2**bits - 1)).round() / 2 ** (bits - target_bits)).floor() / (2**target_bits - 1)
+
+
 def flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Flip each of the images (B, C, S, S) horizontally with probability 1/2, independently of the others.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nvae.data.colors import jitter_colors, sharpen_some
-from nvae.data.images import binarize, dequantize, flip, random_crop, to_float
+from nvae.data.images import binarize, dequantize, flip, random_crop, to_float, with_bits
 from nvae.schema import ModelConfig
 from nvae.system.seeds import redrawn, seeded
 
@@ -38,7 +38,7 @@ def training_images(
     likelihood alone: the encoder gets the images without noise, as from every tool.
     """
     seed, dataset = redrawn(config.training_parameters.seed, draws), config.dataset
-    images = to_float(images_u8, device, config.pixel_bits)
+    images = to_float(images_u8, device, config.input_bits)
     if dataset.random_crop:
         images = random_crop(images, dataset.random_crop, seeded(seed, "crops", step, device))
     if dataset.horizontal_flip:
@@ -48,12 +48,13 @@ def training_images(
     if dataset.color_jitter is not None:
         images = jitter_colors(images, dataset.color_jitter, seeded(seed, "colors", step))
     if dataset.sharpness is not None or dataset.color_jitter is not None:
-        most = 2**config.pixel_bits - 1
+        most = 2**config.input_bits - 1
         images = (images * most).round() / most  # the values that a discretized likelihood is of
+    targets = with_bits(images, config.input_bits, config.pixel_bits)
     if dataset.dequantize:
         generator = seeded(seed, "dequantization", step, device)
-        return TrainingImages(images, dequantize(images, config.pixel_bits, generator))
+        return TrainingImages(images, dequantize(targets, config.pixel_bits, generator))
     if not dataset.binarize:
-        return TrainingImages(images, images)
-    targets = binarize(images, seeded(seed, "binarization", step, device))
+        return TrainingImages(images, targets)
+    targets = binarize(targets, seeded(seed, "binarization", step, device))
     return TrainingImages(images if dataset.encoder_input == "gray" else targets, targets)

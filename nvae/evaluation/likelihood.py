@@ -143,7 +143,7 @@ def evaluate(
     with eval_mode(model):
         for batch, part in track(plan, "evaluating", progress):
             if part.start == 0:
-                images = to_float(images_u8[batch], model.device, model.config.pixel_bits)
+                images = to_float(images_u8[batch], model.device, model.config.input_bits)
                 targets = to_float(targets_u8[batch], model.device, model.config.pixel_bits)
                 if model.config.dataset.dequantize:
                     noise = seeded(seed, "dequantization in validation", batch.start, model.device)

@@ -25,4 +25,4 @@ from nvae.schema.datasets import (
 from nvae.schema.model import AUTO_KEYS, SELECTING_KEYS, ModelConfig
 from nvae.schema.named_datasets import NAMED_DATASETS, NamedDataset
 from nvae.schema.sections import AUTO, MAX_SIZE, Channels, PositiveRate, Rate, Section
-from nvae.schema.training import WARMUPS, LearningRateDecay, TrainingParameters
+from nvae.schema.training import RATE_WARMUPS, WARMUPS, LearningRateDecay, TrainingParameters

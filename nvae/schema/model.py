@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from nvae.schema.datasets import AnyDataset, FolderDataset, select_dataset
 from nvae.schema.sections import MAX_SIZE, Section
-from nvae.schema.training import WARMUPS, TrainingParameters
+from nvae.schema.training import RATE_WARMUPS, WARMUPS, TrainingParameters
 
 SamplingMethod = Literal[
     "bernoulli",
@@ -47,6 +47,10 @@ class ModelConfig(Section):
         description="Bits per subpixel: images have 2 to the power of this number of values; auto: as in publications "
         "on the data set.",
     )
+    encoder_bits: Annotated[int, Field(ge=1, le=8)] | None = Field(
+        None,
+        description="Bits per subpixel of the images that the encoder sees, from pixel_bits on; null for pixel_bits.",
+    )
     pixel_range: Literal["unit", "centered"] = Field(
         "unit", description="Range of the pixels that the network and a Gaussian likelihood see: [0, 1] or [-1, 1]."
     )
@@ -78,8 +82,15 @@ class ModelConfig(Section):
         if self.dataset.dequantize and self.sampling_method not in CONTINUOUS:
             allowed = f"False, or sampling_method {' or '.join(CONTINUOUS)} instead of {self.sampling_method}"
             self.refuse("dataset.dequantize", allowed)
+        if self.input_bits < self.pixel_bits:
+            self.refuse("encoder_bits", f"null, or {self.pixel_bits}, the pixel_bits, to 8")
         self.dataset.check(self.input_dimension)
         return self
+
+    @property
+    def input_bits(self) -> int:
+        """Bits per subpixel of the images that the encoder sees."""
+        return self.pixel_bits if self.encoder_bits is None else self.encoder_bits
 
     def with_default(self, key: str, value: Any) -> ModelConfig:
         """Return the config with the value of a key, unless the file or an override has named the key."""
@@ -93,8 +104,9 @@ class ModelConfig(Section):
         """
         section, _, name = key.rpartition(".")
         schedule = data.get("training_parameters")
-        if section == "training_parameters" and name in WARMUPS and isinstance(schedule, dict):
+        ways = next((ways for ways in (WARMUPS, RATE_WARMUPS) if name in ways), ())
+        if section == "training_parameters" and ways and isinstance(schedule, dict):
             # The override replaces the file's way.
-            data["training_parameters"] = {k: v for k, v in schedule.items() if k == name or k not in WARMUPS}
+            data["training_parameters"] = {k: v for k, v in schedule.items() if k == name or k not in ways}
         if key == "dataset.name" and isinstance(data.get("dataset"), dict):
             data["dataset"] = select_dataset(data["dataset"], value)

@@ -16,6 +16,7 @@ OptimizerName = Literal[
 ]
 LearningRateDecay = Literal["after_kl_warmup", "after_its_warmup", "from_start", "nvlabs"]
 WARMUPS = ("warmup_epochs", "warmup_steps", "warmup_portion")  # three ways to give the length of the KL warm-up
+RATE_WARMUPS = ("learning_rate_warmup_epochs", "learning_rate_warmup_steps")  # two, of the learning rate's warm-up
 
 
 class TrainingParameters(Section):
@@ -44,6 +45,10 @@ class TrainingParameters(Section):
     learning_rate_warmup_epochs: Rate = Field(
         0.0,
         description="Epochs of a linear rise from zero to learning_rate (the key warmup_epochs of the original NVAE).",
+    )
+    learning_rate_warmup_steps: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = Field(
+        None,
+        description="The rise in steps, with the rate 0 at the first one; replaces learning_rate_warmup_epochs.",
     )
     learning_rate_schedule: Literal["cosine", "cosine_restarts", "cyclic", "constant", "plateau"] = Field(
         "cosine",
@@ -114,9 +119,9 @@ class TrainingParameters(Section):
         description="Number of equal parts of a batch that are computed one after another, to save memory. Batch norms "
         "and kl_balancing use the statistics of each part.",
     )
-    loss_scale: Literal["nats", "bits_per_dimension"] = Field(
+    loss_scale: Literal["nats", "bits_per_dimension", "nats_per_dimension"] = Field(
         "nats",
-        description="Unit of the ELBO in the loss: nats per image, or nats / (ln 2 x number of subpixels). "
+        description="Unit of the ELBO in the loss: nats per image, nats / number of subpixels, or that / ln 2 (bits). "
         "Gradients, and so gradient_clipping, gradient_skip_threshold and optimizer_epsilon, are in this unit.",
     )
     write_reconstruction: bool = Field(True, description="Draw reconstructions.png with every checkpoint.")

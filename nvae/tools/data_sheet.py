@@ -30,7 +30,7 @@ def data_sheet(data: Data, config: ModelConfig) -> Image.Image:
         parts["next step"] = second.images
     if config.dataset.encoder_input == "gray":
         parts["binary"] = first.targets
-    parts["validation"] = to_float(validation, "cpu", config.pixel_bits)
+    parts["validation"] = to_float(validation, "cpu", config.input_bits)
     if config.dataset.encoder_input == "gray":
         parts["binary validation"] = to_float(binary, "cpu", config.pixel_bits)
     rows, labels = [], []

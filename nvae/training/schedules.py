@@ -57,6 +57,12 @@ def kl_warmup(position: Position) -> KLWarmup:
     return KLWarmup(delay, schedule.warmup_epochs)
 
 
+def rate_warmup(position: Position) -> float:
+    """Return the length of the learning rate's warm-up in epochs. The schedule gives it in epochs or in steps."""
+    steps = position.schedule.learning_rate_warmup_steps
+    return position.schedule.learning_rate_warmup_epochs if steps is None else steps / position.steps_per_epoch
+
+
 def learning_rate(position: Position, validations: Sequence[Validation] = ()) -> float:
     """Return the learning rate: 1. a linear rise, 2. constant until the cosine starts, 3. the cosine.
 
@@ -67,10 +73,12 @@ def learning_rate(position: Position, validations: Sequence[Validation] = ()) ->
     `learning_rate` in its last epoch.
     """
     schedule, epoch = position.schedule, position.in_epochs
+    highest, lowest = schedule.learning_rate, schedule.learning_rate_min
+    warmup = rise_ends = rate_warmup(position)
+    if schedule.learning_rate_warmup_steps is not None and epoch < warmup:
+        return highest * epoch / warmup
     if schedule.learning_rate_decay == "nvlabs":
         return _rate_of_nvlabs(position)
-    highest, lowest = schedule.learning_rate, schedule.learning_rate_min
-    warmup, rise_ends = schedule.learning_rate_warmup_epochs, schedule.learning_rate_warmup_epochs
     rising = max(epoch / warmup, 1e-3) if epoch < warmup else 1.0
     if schedule.learning_rate_update == "epoch":
         epoch, rise_ends = math.floor(epoch), max(warmup - 1, 0.0)
@@ -81,7 +89,7 @@ def learning_rate(position: Position, validations: Sequence[Validation] = ()) ->
         return highest
     if schedule.learning_rate_schedule == "plateau":
         reductions = plateau_reductions(
-            [validation for validation in validations if validation.epoch <= epoch], schedule
+            [validation for validation in validations if validation.epoch <= epoch], schedule, warmup
         )
         return max(lowest, highest * schedule.plateau_factor**reductions)
     start = rise_ends
@@ -105,7 +113,7 @@ def _rate_of_nvlabs(position: Position) -> float:
     The warm-up rises at every step, from 0. The scheduler makes its first step after the first epoch beyond the
     warm-up, starts from the rate of the warm-up's last step, and reaches the minimum in the last epoch.
     """
-    schedule, warmup = position.schedule, position.schedule.learning_rate_warmup_epochs
+    schedule, warmup = position.schedule, rate_warmup(position)
     if position.in_epochs < warmup:
         return schedule.learning_rate * position.in_epochs / warmup
     warmup_steps, lowest = warmup * position.steps_per_epoch, schedule.learning_rate_min
@@ -137,16 +145,17 @@ def _cosine(position: float) -> float:
 # ----------------------------------------------------------------------------------- functions of the validations
 
 
-def plateau_reductions(history: Sequence[Validation], schedule: TrainingParameters) -> int:
+def plateau_reductions(history: Sequence[Validation], schedule: TrainingParameters, warmup: float) -> int:
     """Return how often the ELBO had no new maximum for `plateau_patience` epochs.
 
-    The epochs count from the last maximum, from the last such plateau, or from the end of the learning rate's warm-up.
+    The epochs count from the last maximum, from the last such plateau, or from the end of the learning rate's warm-up,
+    after `warmup` epochs.
     """
     best, since, reductions = -math.inf, 0.0, 0
     for epoch, elbo in history:
         if elbo > best:
             best, since = elbo, epoch
-        elif epoch - max(since, schedule.learning_rate_warmup_epochs) >= schedule.plateau_patience:
+        elif epoch - max(since, warmup) >= schedule.plateau_patience:
             since, reductions = epoch, reductions + 1
     return reductions
 

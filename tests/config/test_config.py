@@ -359,6 +359,9 @@ def test_last_given_warmup_counts():
         assert getattr(schedule, key) == value
         assert schedule.warmup_steps is None or key == "warmup_steps"
         assert schedule.warmup_portion is None or key == "warmup_portion"
+    text = SMALL + "training_parameters: {learning_rate_warmup_steps: 100}\n"
+    schedule = parse_config(text, ["training_parameters.learning_rate_warmup_epochs=2"]).training_parameters
+    assert (schedule.learning_rate_warmup_epochs, schedule.learning_rate_warmup_steps) == (2, None)
     empty = "style: nvlabs\n" + SMALL + "training_parameters: {warmup_steps: }\n"
     assert parse_config(empty).training_parameters.warmup_portion == 0.3
 
@@ -488,6 +491,8 @@ NEW_KEYS = {
     "training_parameters.early_stopping_patience": None,
     "training_parameters.gradient_accumulation": 1,
     "training_parameters.loss_scale": "nats",
+    "training_parameters.learning_rate_warmup_steps": None,
+    "encoder_bits": None,
     "training_parameters.max_recoveries": 3,  # of no effect on a model
     "training_parameters.sync_batch_norm": True,
     "training_parameters.keep_every": None,

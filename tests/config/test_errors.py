@@ -437,6 +437,13 @@ DENSE = ["arch_instance=mbconv_den"]
             "cyclic",
         ),
         (
+            ["pixel_bits=5", "encoder_bits=8"],
+            ["pixel_bits=5", "encoder_bits=4"],
+            "encoder_bits",
+            4,
+            "5, the pixel_bits",
+        ),
+        (
             ["training_parameters={warmup_steps: 500}"],
             ["training_parameters={warmup_steps: 500, warmup_portion: 0.3}"],
             "training_parameters.warmup_steps",

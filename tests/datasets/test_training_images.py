@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from nvae.data.images import dequantize, random_crop, to_float
+from nvae.data.images import dequantize, random_crop, to_float, with_bits
 from nvae.data.training_images import training_images
 from nvae.system.seeds import seeded
 
@@ -72,6 +72,22 @@ def test_training_images_without_augmentation_are_the_data(make_config, images_u
     images, targets = training_images(images_u8, make_config(), 5)
     assert torch.equal(images, to_float(images_u8, "cpu"))
     assert torch.equal(targets, images)
+
+
+@pytest.mark.parametrize("bits", [1, 3, 5, 7])
+def test_with_bits_is_the_quantization_of_the_pixels(images_u8, bits):
+    assert torch.equal(with_bits(to_float(images_u8, "cpu"), 8, bits), to_float(images_u8, "cpu", bits))
+    assert torch.equal(with_bits(to_float(images_u8, "cpu", 7), 7, bits), to_float(images_u8, "cpu", bits))
+
+
+def test_encoder_bits_are_those_of_the_encoder_alone(make_config, images_u8):
+    keys = {"pixel_bits": 5, "sampling_method": "logistic_mixture"}
+    plain, (images, targets) = make_config(**keys), training_images(images_u8, make_config(**keys, encoder_bits=8), 5)
+    assert torch.equal(images, to_float(images_u8, "cpu"))
+    assert torch.equal(targets, training_images(images_u8, plain, 5).targets)
+    flipped = {"dataset": {"name": "toy_faces", "horizontal_flip": True, "random_crop": 2}}
+    images, targets = training_images(images_u8, make_config(**keys, **flipped, encoder_bits=8), 5)
+    assert torch.equal(with_bits(images, 8, 5), targets)
 
 
 @pytest.mark.parametrize(

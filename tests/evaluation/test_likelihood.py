@@ -315,6 +315,14 @@ def test_images_are_quantized_to_the_bit_depth(make_model, images_u8):
     assert evaluate(model, images_u8, 10) != evaluate(model, images_u8 ^ 0b1000, 10)
 
 
+def test_encoder_bits_are_those_of_the_encoder_alone(make_model, images_u8):
+    model = make_model(pixel_bits=5, encoder_bits=8, sampling_method="logistic_mixture")
+    evaluation, coarse = evaluate(model, images_u8, 10), evaluate(model, images_u8 & 0b11111000, 10)
+    assert evaluation.kl_per_group != coarse.kl_per_group, "the encoder sees all bits"
+    same = evaluate(model, images_u8, 10, targets_u8=images_u8 & 0b11111000)
+    assert same == evaluation, "the likelihood does not"
+
+
 def test_standard_error_of_a_single_image_is_nan():
     estimate = Estimate.of(torch.tensor([3.0]))
     assert estimate.mean == 3

@@ -19,6 +19,29 @@ def test_learning_rate_rises_linearly_above_zero():
     assert learning_rate(at(0.0, SCHEDULE, 100)) > 0
 
 
+def test_learning_rate_warmup_in_steps_rises_from_zero_and_replaces_the_epochs():
+    schedule = SCHEDULE.model_copy(update={"learning_rate_warmup_steps": 50, "learning_rate_decay": "after_its_warmup"})
+    for step in (0, 1, 25, 49, 50):
+        assert learning_rate(at(step / 100, schedule, 100)) == pytest.approx(0.01 * step / 50)
+    in_epochs = SCHEDULE.model_copy(
+        update={"learning_rate_warmup_epochs": 0.5, "learning_rate_decay": "after_its_warmup"}
+    )
+    for epoch in (0.6, 1.0, 17.3, 29.99):
+        assert learning_rate(at(epoch, schedule, 100)) == learning_rate(at(epoch, in_epochs, 100))
+    per_epoch = schedule.model_copy(update={"learning_rate_update": "epoch"})
+    assert learning_rate(at(0.25, per_epoch, 100)) == pytest.approx(0.005)
+    assert learning_rate(at(0.75, per_epoch, 100)) == 0.01
+    without = SCHEDULE.model_copy(update={"learning_rate_warmup_steps": 0})
+    assert learning_rate(at(0.0, without, 100)) == 0.01
+
+
+def test_plateaus_count_from_the_end_of_a_warmup_in_steps():
+    history = [Validation(epoch + 1.0, -epoch) for epoch in range(6)]
+    schedule = plateau(learning_rate_warmup_steps=400)
+    assert learning_rate(at(5.0, schedule, 100), history[:5]) == 0.01
+    assert learning_rate(at(6.0, schedule, 100), history[:6]) == 0.005
+
+
 def test_learning_rate_is_constant_during_the_kl_warmup():
     assert {learning_rate(at(epoch, SCHEDULE, 100)) for epoch in (2.0, 5.5, 10.0)} == {0.01}
 
@@ -294,14 +317,14 @@ def plateau(**changes):
 )
 def test_plateau_reductions_count_from_the_best_or_the_last_reduction(elbos, reductions):
     history = [Validation(epoch + 1.0, elbo) for epoch, elbo in enumerate(elbos)]
-    assert plateau_reductions(history, plateau()) == reductions
+    assert plateau_reductions(history, plateau(), warmup=0.0) == reductions
     rate = learning_rate(at(20.0, plateau(plateau_factor=0.5), 100), history)
     assert rate == pytest.approx(0.01 * 0.5**reductions)
 
 
 def test_plateau_counts_from_the_end_of_the_warmup_and_ends_at_the_minimum():
     history = [Validation(epoch + 1.0, -epoch) for epoch in range(30)]
-    assert plateau_reductions(history[:5], plateau(learning_rate_warmup_epochs=4.0)) == 0
-    assert plateau_reductions(history[:6], plateau(learning_rate_warmup_epochs=4.0)) == 1
+    assert plateau_reductions(history[:5], plateau(), warmup=4.0) == 0
+    assert plateau_reductions(history[:6], plateau(), warmup=4.0) == 1
     assert learning_rate(at(30.0, plateau(), 100), history) == 0.001
     assert learning_rate(at(4.0, plateau(), 100), history) == 0.005  # later validations do not count

@@ -148,7 +148,7 @@ def read_image_files(
         f"{those[0]} was {change}" if len(those) == 1 else f"{len(those)} images were {change}"
         for change, those in changed.items()
     ]
-    return to_float(torch.stack(images_u8), device, config.pixel_bits), sentences
+    return to_float(torch.stack(images_u8), device, config.input_bits), sentences
 
 
 def _changes(image: Image.Image, config: ModelConfig) -> list[str]:

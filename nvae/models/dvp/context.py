@@ -37,7 +37,7 @@ class DCTContext(nn.Module):
     def __init__(self, config: DVPConfig) -> None:
         super().__init__()
         size, channels = config.context_size, config.image_channels
-        self.max_value, self.shift = 2**config.pixel_bits - 1, 8 - config.pixel_bits
+        self.max_value, self.shift = 2**config.input_bits - 1, 8 - config.input_bits
         self.register_buffer("scale", torch.ones(1, channels, size, size))
         self.register_buffer("matrix", dct_matrix(config.input_dimension, size).float(), persistent=False)
 

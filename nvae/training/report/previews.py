@@ -82,7 +82,7 @@ def draw_reconstructions(model: HierarchicalVAE, data: Data, folder: Path, step:
     Writes reconstructions.png and returns the picture.
     """
     count = 2 * COLUMNS if len(data.validation) >= 2 * COLUMNS else COLUMNS  # full rows only
-    originals = to_float(data.validation[:count], model.device, model.config.pixel_bits)
+    originals = to_float(data.validation[:count], model.device, model.config.input_bits)
     reconstructions = reconstruct(model, originals)
     split = zip(originals.split(COLUMNS), reconstructions.split(COLUMNS), strict=True)
     pairs = [part for row in split for part in row]
