@@ -406,11 +406,15 @@ class CoupledLogisticMixture:
         return self._coupled(_of_component(self.means, index), _of_component(self.coefficients, index))
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        # Rounded one after the other, because a channel's mean depends on the rounded values of the channels before.
+        return self._coupled(*self._draw(generator), partial(_nearest_value, last=self.last))
+
+    def _draw(self, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Draw values before the coupling, and return them with their coefficients, (B, 3, H, W) both."""
         index = _draw_component(self.logits, 1, generator)
         scales = _of_component(self.log_scales, index).exp()
         drawn = _of_component(self.means, index) + scales * standard_logistic(scales, generator)
-        # Rounded one after the other, because a channel's mean depends on the rounded values of the channels before.
-        return self._coupled(drawn, _of_component(self.coefficients, index), partial(_nearest_value, last=self.last))
+        return drawn, _of_component(self.coefficients, index)
 
     @staticmethod
     def _coupled(values: Tensor, coefficients: Tensor, quantize: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
