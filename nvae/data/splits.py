@@ -1,47 +1,72 @@
-"""Split a public data set into the parts of a run."""
+"""Split a data set into the parts of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from nvae.data.cache import new_images
 from nvae.data.images import CHUNK, Data, resize, select, to_grayscale
-from nvae.schema import NAMED_DATASETS, DownloadedDataset, ModelConfig
-from nvae.system.errors import UserError
+from nvae.schema import (
+    NAMED_DATASETS,
+    DownloadedDataset,
+    FolderDataset,
+    ModelConfig,
+    NpzDataset,
+    TfrecordDataset,
+    ValidationChoice,
+)
+from nvae.system.errors import InvalidValueError
 from nvae.system.memory_maps import chunks
 from nvae.system.seeds import seeded
 
+AnyHeldOut = FolderDataset | NpzDataset | TfrecordDataset | DownloadedDataset
 
-def split(training: Tensor, held_out: Sequence[Tensor], dataset: DownloadedDataset) -> Data:
-    """Return the parts of a public data set, each uint8 (N, C, S, S).
 
-    held_out: the published validation images, where there are any, and the published test images, where there are any.
-    Without `validation_images`, the validation part is the first of them. With a number, the validation part has that
-    number of random training images, and the last of them is the test part.
-    The choice depends on `split_seed` and the numbers of images alone. Images keep their order in each part. Raises
-    UserError if no training image is left.
+def split(training: Tensor, held_out: Sequence[Tensor], dataset: AnyHeldOut) -> Data:
+    """Return the parts of a data set, each uint8 (N, C, S, S).
+
+    held_out: the validation images and the test images of the data set, where there are any. Without
+    `validation_images`, the validation part is the first of them; without any, it has `validation_fraction` of the
+    training images. With a number, the validation part has that number of training images, as `hold_out` chooses them,
+    and the last of `held_out` is the test part. Raises InvalidValueError if no training image is left.
     """
     count = dataset.validation_images
-    if count is None:
+    if count is None and held_out:
         test = held_out[1] if len(held_out) > 1 else None
-        is_test = test is None and not NAMED_DATASETS[dataset.name].validation
+        facts = NAMED_DATASETS.get(dataset.name)
+        is_test = test is None and facts is not None and not facts.validation
         return Data(training, held_out[0], test, validation_is_test=is_test)
+    if count is None:
+        assert not isinstance(dataset, DownloadedDataset)  # these have images for validation or test
+        count = min(max(round(dataset.validation_fraction * len(training)), 1), len(training) - 1)
     if count >= len(training):
-        raise UserError(
-            f"dataset.validation_images: got {count:,}, expected at most {len(training) - 1:,}, because {dataset.name} "
-            f"has {len(training):,} training images."
-        )
-    return replace(hold_out(training, count, dataset.split_seed), test=held_out[-1])
+        expected = f"at most {len(training) - 1:,}, because {dataset.name} has {len(training):,} training images"
+        raise InvalidValueError("dataset.validation_images", count, expected)
+    data = hold_out(training, count, dataset.validation_choice, dataset.split_seed)
+    return replace(data, test=held_out[-1] if held_out else None)
 
 
-def hold_out(images_u8: Tensor, count: int, seed: int = 0) -> Data:
-    """Return the images with `count` random ones for validation; the choice depends on the number of images alone."""
-    order = torch.randperm(len(images_u8), generator=seeded(seed, "validation images"))
+def hold_out(images_u8: Tensor, count: int, choice: ValidationChoice = "random", seed: int = 0) -> Data:
+    """Return the images with `count` of them for validation.
+
+    choice, seed: the keys `validation_choice` and `split_seed`. The indices depend on both and on the numbers of images
+    alone. Images keep their order in each part.
+    """
+    number = len(images_u8)
+    if choice == "last":  # no copy
+        return Data(images_u8[:-count], images_u8[-count:])
+    if choice == "random":
+        order = torch.randperm(number, generator=seeded(seed, "validation images"))
+    else:
+        order = torch.from_numpy(np.random.RandomState(seed).permutation(number))
+    if choice == "numpy_last":
+        order = order.flip(0)
     validation, training = (indices.sort().values for indices in (order[:count], order[count:]))
     return Data(select(images_u8, training), select(images_u8, validation))
 

@@ -19,6 +19,7 @@ from nvae.schema.datasets import (
     StackedMnistDataset,
     TfrecordDataset,
     ToyFacesDataset,
+    ValidationChoice,
     dataset_class,
     select_dataset,
 )

@@ -13,9 +13,11 @@ from nvae.schema.sections import AUTO, MAX_SEED, MAX_SIZE, Count, PathText, Sect
 from nvae.system.errors import InvalidValueError
 
 MAX_DRAWN_BYTES = 2**32  # of images that the program draws into memory
+MAX_NUMPY_SEED = 2**32 - 1
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 ColorWidth = Annotated[float, Field(ge=0, le=1)]
+ValidationChoice = Literal["random", "numpy_first", "numpy_last", "last"]
 ValidationFraction = Annotated[float, Field(gt=0, lt=1)]
 ArrayName = Literal[tuple(name for name, facts in NAMED_DATASETS.items() if facts.keys == "arrays")]  # type: ignore
 PictureName = Literal[tuple(name for name, facts in NAMED_DATASETS.items() if facts.keys == "pictures")]  # type: ignore
@@ -88,6 +90,36 @@ class DatasetConfig(Section):
             )
 
 
+class HeldOutDataset(DatasetConfig):
+    """The keys of data sets whose training images can be split."""
+
+    validation_images: Count | None = Field(
+        None,
+        description="Number of training images that are kept for validation; the test images, or else the validation "
+        "images of the files, are then the test part. null for the validation images of the files, or else the test "
+        "images, or else validation_fraction of the images.",
+    )
+    validation_choice: ValidationChoice = Field(
+        "random",
+        description="Which training images are the validation_images. random: by this program's random numbers; "
+        "numpy_first, numpy_last: the first or last ones of numpy.random.RandomState(split_seed).permutation(N), as in "
+        "many published programs; last: the last ones of the N training images. Training and validation images keep "
+        "their order.",
+    )
+    split_seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = Field(
+        0, description="Seed of the choice of the validation_images; without effect on the choice last."
+    )
+
+    @model_validator(mode="after")
+    def _valid_choice(self) -> HeldOutDataset:
+        choice = self.validation_choice
+        if choice != "random" and self.validation_images is None:
+            self.refuse("validation_choice", "'random', or a number of validation_images")
+        if choice in ("numpy_first", "numpy_last") and self.split_seed > MAX_NUMPY_SEED:
+            self.refuse("split_seed", f"at most {MAX_NUMPY_SEED:,} with validation_choice '{choice}'")
+        return self
+
+
 class PictureDataset(DatasetConfig):
     """The keys of data sets that are decoded from picture files."""
 
@@ -136,7 +168,7 @@ def _is_color(text: str) -> bool:
         return False
 
 
-class FolderDataset(PictureDataset):
+class FolderDataset(PictureDataset, HeldOutDataset):
     """Pictures of a folder or an archive."""
 
     name: Literal["folder"] = Field("folder", description="Pictures of a folder and its subfolders, or of an archive.")
@@ -144,7 +176,7 @@ class FolderDataset(PictureDataset):
     validation_fraction: ValidationFraction = Field(
         0.05,
         description="Fraction of the pictures that is kept for validation, chosen by file name. Without effect on a "
-        "folder with the subfolders train and val.",
+        "folder with the subfolders train and val, and with validation_images.",
     )
 
 
@@ -155,7 +187,7 @@ class LmdbDataset(PictureDataset):
     path: PathText = Field("dataset", description="The folder of train.lmdb and validation.lmdb.")
 
 
-class TfrecordDataset(PictureDataset):
+class TfrecordDataset(PictureDataset, HeldOutDataset):
     """Pictures in TFRecord files, as Glow's data sets have them."""
 
     name: Literal["tfrecord"] = Field(description="Pictures in TFRecord files.")
@@ -163,11 +195,11 @@ class TfrecordDataset(PictureDataset):
     validation_fraction: ValidationFraction = Field(
         0.05,
         description="Fraction of the pictures that is kept for validation, chosen by position. Without effect where "
-        "files for validation or test exist.",
+        "files for validation or test exist, and with validation_images.",
     )
 
 
-class NpzDataset(DatasetConfig):
+class NpzDataset(HeldOutDataset):
     """Arrays of images in an .npz or .npy file."""
 
     name: Literal["npz"] = Field(description="Arrays of images in a file of NumPy.")
@@ -175,11 +207,11 @@ class NpzDataset(DatasetConfig):
     validation_fraction: ValidationFraction = Field(
         0.05,
         description="Fraction of the images that is kept for validation, chosen by position. Without effect on a file "
-        "with arrays for both parts.",
+        "with arrays for both parts, and with validation_images.",
     )
 
 
-class DownloadedDataset(DatasetConfig):
+class DownloadedDataset(HeldOutDataset):
     """A public data set, downloaded where absent."""
 
     name: ArrayName = Field(description="The data set.")  # type: ignore[valid-type]
@@ -192,9 +224,6 @@ class DownloadedDataset(DatasetConfig):
         None,
         description="Number of training images that are kept for validation, so that the test images stay apart for "
         "the final evaluation; null for the published validation images, or else the test images.",
-    )
-    split_seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = Field(
-        0, description="Seed of the choice of the validation_images."
     )
 
 

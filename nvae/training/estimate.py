@@ -67,7 +67,7 @@ def count_images(config: ModelConfig) -> Counts | None:
         else:
             with open_archive(path) as pictures:
                 count = len(pictures)
-        held_out = max(round(dataset.validation_fraction * count), 1)
+        held_out = dataset.validation_images or max(round(dataset.validation_fraction * count), 1)
         return Counts(count - held_out, held_out, held_out) if count > held_out else None
     facts = NAMED_DATASETS.get(dataset.name)
     if facts is None or not facts.training:

@@ -264,6 +264,9 @@ def test_dataset_without_a_name_is_a_folder():
         "name": "folder",
         "path": "x",
         "validation_fraction": 0.05,
+        "validation_images": None,
+        "validation_choice": "random",
+        "split_seed": 0,
         "crop": None,
         "fit": "crop",
         "resampling": "lanczos",
@@ -463,7 +466,9 @@ def test_resolved_config_loads_as_the_same_config(style, overrides):
 NEW_KEYS = {
     "groups_per_scale": None,
     "dataset.encoder_input": "binary",
-    "dataset.split_seed": 0,  # validation_images of a downloaded data set is null by default; toy_faces has another
+    "dataset.validation_images": None,  # of the data sets of these files; toy_faces has another
+    "dataset.validation_choice": "random",
+    "dataset.split_seed": 0,
     "dataset.max_image_pixels": 64_000_000,  # earlier versions had no limit; the default lets their runs resume
     "dataset.random_crop": 0,
     "dataset.dequantize": False,

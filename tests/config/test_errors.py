@@ -174,7 +174,7 @@ def test_duplicate_key_is_refused_with_both_lines(extra, key, line, first):
         ("training_parameters:\n  epohcs: 3\n", 6, "training_parameters.epohcs", "epochs"),
         ("style: nvlabs\ntraining_parameters: {epohcs: 3}\n", 6, "training_parameters.epohcs", "epochs"),
         ("\n\ndataset: {nam: folder}\n", 7, "dataset.nam", "name"),
-        ("dataset: {validation_images: 3}\n", 5, "dataset.validation_images", None),  # of another data set
+        ("dataset: {test_images: 3}\n", 5, "dataset.test_images", None),  # of another data set
         ("trainingparameters: {epochs: 3}\n", 5, "trainingparameters", "training_parameters"),
         ("latent_size.x: 3\n", 5, "latent_size.x", "latent_size"),
         ("zzz: 3\n", 5, "zzz", None),
@@ -238,6 +238,21 @@ def test_other_problems_are_counted():
         ("style: [nvlabs]\n", 5, "style", ["nvlabs"], "'mgp123' or 'nvlabs'"),
         ("dataset: {path: [3]}\n", 5, "dataset.path", [3], "a text"),
         ("dataset:\n  validation_fraction: 1.5\n", 6, "dataset.validation_fraction", 1.5, None),
+        (
+            "dataset: {validation_choice: last}\n",
+            5,
+            "dataset.validation_choice",
+            "last",
+            "'random', or a number of validation_images",
+        ),
+        (
+            "dataset: {validation_images: 9, validation_choice: numpy_first, split_seed: 4294967296}\n",
+            5,
+            "dataset.split_seed",
+            2**32,
+            None,
+        ),
+        ("dataset: {validation_choice: first}\n", 5, "dataset.validation_choice", "first", None),
         ("dataset: faces\n", 5, "dataset", "faces", "a section of 'key: value' lines"),
         ("dataset: {name: [mnist]}\n", 5, "dataset.name", ["mnist"], None),
         ("training_parameters:\n", 5, "training_parameters", None, "a section of 'key: value' lines"),

@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 
 from nvae.data.splits import split
-from nvae.schema import DATASETS, DownloadedDataset
-from nvae.system.errors import UserError
+from nvae.schema import DATASETS, DownloadedDataset, NpzDataset
+from nvae.system.errors import InvalidValueError
 
 TRAINING, TEST = (torch.arange(first, last, dtype=torch.uint8).view(-1, 1, 1, 1) for first, last in ((0, 50), (50, 60)))
 
@@ -59,8 +60,53 @@ def test_split_is_a_function_of_seed_and_number():
 
 @pytest.mark.parametrize("count", [50, 51, 10**9])
 def test_split_refuses_to_leave_no_training_image(count):
-    with pytest.raises(UserError, match=r"dataset\.validation_images.* 49,"):
+    with pytest.raises(InvalidValueError) as caught:
         parts_of(validation_images=count)
+    assert (caught.value.name, caught.value.got) == ("dataset.validation_images", count)
+    assert "at most 49" in caught.value.expected
+
+
+def test_split_at_random_is_that_of_earlier_versions():
+    """The training of a checkpoint continues with the same images; the numbers are from commit edd8933."""
+    assert numbers(parts_of(validation_images=5).validation) == [7, 8, 25, 37, 39]
+    assert numbers(parts_of(validation_images=5, split_seed=7).validation) == [0, 4, 17, 31, 43]
+
+
+@pytest.mark.parametrize("seed", [0, 42, 11172018])
+@pytest.mark.parametrize("count", [1, 20, 49])
+def test_split_numpy_choices_are_the_ends_of_numpys_permutation(count, seed):
+    order = np.random.RandomState(seed).permutation(50)
+    for choice, validation, training in (
+        ("numpy_first", order[:count], order[count:]),
+        ("numpy_last", order[-count:], order[:-count]),
+    ):
+        data = parts_of(validation_images=count, validation_choice=choice, split_seed=seed)
+        assert numbers(data.validation) == sorted(validation)
+        assert numbers(data.training) == sorted(training)
+        assert data.test is TEST
+
+
+def test_split_of_cifar10_as_in_vdvae_does_not_change():
+    """The numbers are those of NumPy 2.4.6; NumPy promises that the numbers of RandomState stay the same."""
+    images = torch.arange(50_000, dtype=torch.int32).view(-1, 1, 1, 1)
+    keys = {"validation_images": 5000, "validation_choice": "numpy_first", "split_seed": 11172018}
+    data = split(images, [TEST], DownloadedDataset(name="cifar10", **keys))
+    assert numbers(data.validation)[:5] == [18, 24, 29, 33, 36]
+
+
+@pytest.mark.parametrize("count", [1, 20, 49])
+def test_split_last_choice_copies_no_image(count):
+    data = parts_of(validation_images=count, validation_choice="last", split_seed=3)
+    assert numbers(data.training) == numbers(TRAINING)[:-count]
+    assert numbers(data.validation) == numbers(TRAINING)[-count:]
+    assert data.training.data_ptr() == TRAINING.data_ptr()
+
+
+def test_split_without_held_out_images_has_no_test_part():
+    data = split(TRAINING, [], NpzDataset(name="npz", validation_images=7, validation_choice="last"))
+    assert (len(data.training), len(data.validation), data.test) == (43, 7, None)
+    fraction = split(TRAINING, [], NpzDataset(name="npz", validation_fraction=0.1))
+    assert torch.equal(fraction.validation, parts_of(validation_images=5).validation)
 
 
 def test_fingerprint_is_of_training_and_validation_images_alone():

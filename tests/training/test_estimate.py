@@ -22,6 +22,8 @@ def test_count_images_of_each_kind_of_data_set(make_config, tmp_path):
     for index in range(8):
         Image.new("RGB", (4, 4)).save(tmp_path / "photos" / f"{index}.png")
     assert count_images(folder) == (6, 2, 2)
+    last = {"validation_images": 3, "validation_choice": "last"}
+    assert count_images(make_config(dataset=folder.dataset.model_dump() | last)) == (5, 3, 3)
     assert count_images(make_config(dataset={"name": "npz", "path": "none.npz"})) is None
 
 

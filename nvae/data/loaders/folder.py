@@ -14,6 +14,7 @@ from nvae.data.pictures.archives import open_archive
 from nvae.data.pictures.decoding import DecodedPictures, Picture, decode_pictures, with_reports
 from nvae.data.pictures.folders import PART_FOLDERS, list_pictures
 from nvae.data.pictures.report import PictureError
+from nvae.data.splits import split
 from nvae.schema import FolderDataset, ModelConfig
 from nvae.system.errors import Remedy, UserError
 from nvae.system.texts import counted
@@ -28,8 +29,9 @@ def load_folder(config: ModelConfig, progress: bool = False, cache: bool = False
     The subfolders train/ and val/, where both have files, are the parts, with test/ where present. Without val/, the
     pictures of train/ beside test/, or else all pictures, are split: a picture's name alone decides between training
     and validation, so adding a picture moves no other picture to the other part (except in tiny sets, where each part
-    needs at least one). Files that cannot be used and duplicates are left out and named in the report. cache: keep the
-    images for later runs, see `decode_pictures`. Raises UserError.
+    needs at least one). With `validation_images`, the training pictures are split in the order of their names, as those
+    of a public data set. Files that cannot be used and duplicates are left out and named in the report. cache: keep
+    the images for later runs, see `decode_pictures`. Raises UserError.
     """
     dataset = config.dataset
     assert isinstance(dataset, FolderDataset)
@@ -46,18 +48,22 @@ def load_folder(config: ModelConfig, progress: bool = False, cache: bool = False
             parts = set()  # labels, not parts
         else:
             pictures = [_refuse_without_part(picture) for picture in pictures]
-        pictures = sorted(pictures, key=lambda picture: (_part(picture) if parts else TRAINING, -_rank(picture)))
+        by_rank = dataset.validation_images is None
+        pictures = sorted(
+            pictures,
+            key=lambda picture: (_part(picture) if parts else TRAINING, -_rank(picture) if by_rank else picture.key),
+        )
         decoded = decode_pictures(pictures, config, str(path), progress, leave_out_duplicates=True, cache=cache)
     kept = [pictures[i] for i in decoded.indices]
     counts = Counter(_part(picture) if parts else TRAINING for picture in kept)
-    if VALIDATION not in parts:
+    if VALIDATION not in parts and by_rank:
         counts[VALIDATION] = _num_validation(kept[: counts[TRAINING]], decoded, dataset.validation_fraction)
         counts[TRAINING] -= counts[VALIDATION]
-    for part in (TRAINING, VALIDATION):
+    for part in (TRAINING, VALIDATION) if by_rank else (TRAINING,):
         if not counts[part]:
             _refuse(decoded, f"0 {PARTS[part]} pictures that can be used; expected at least one")
-    training, validation, test = decoded.images_u8.split([counts[part] for part in (TRAINING, VALIDATION, TEST)])
-    return with_reports(Data(training, validation, test if len(test) else None), decoded)
+    training, *others = decoded.images_u8.split([counts[part] for part in (TRAINING, VALIDATION, TEST)])
+    return with_reports(split(training, [part for part in others if len(part)], dataset), decoded)
 
 
 def _num_validation(pictures: Sequence[Picture], decoded: DecodedPictures, validation_fraction: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from nvae.data.cache import new_images
 from nvae.data.images import CHUNK, Data, resize, to_grayscale
 from nvae.data.paths import dataset_path
 from nvae.data.pictures.image_files import MAX_PIXELS
-from nvae.data.splits import hold_out
+from nvae.data.splits import split
 from nvae.schema import ModelConfig, NpzDataset
 from nvae.system.errors import Remedy, UserError
 from nvae.system.memory_maps import releasing
@@ -31,33 +32,30 @@ ADVICE = "Set dataset.path to an .npz or .npy file with uint8 images."
 
 
 def load_npz(config: ModelConfig, progress: bool = False) -> Data:
-    """Load the images of the file `dataset.path`: an array for each part, or one array of images, which is split.
+    """Load the images of the file `dataset.path`: an array for each part, or one array, which is split.
 
-    The test images are for validation if there are no validation images. Images are cropped to a square at their
-    center. Runs no code from the file, and reads the file in chunks. Raises UserError.
+    The test images are for validation if there are no validation images. `validation_images` splits the training
+    images. Images are cropped to a square at their center. Runs no code from a file, and reads files in chunks. Raises
+    UserError.
     """
     dataset = config.dataset
     assert isinstance(dataset, NpzDataset)
-    file = dataset_path(dataset)
-    if not file.is_file():
-        problem = "is not a file" if file.exists() else "does not exist"
-        raise UserError(f"'{file}' {problem}. {ADVICE}", Remedy.DATASET_PATH)
-    stored = ArrayFile(file, ADVICE, Remedy.DATASET_PATH)
+    path = dataset_path(dataset)
+    if not path.is_file():
+        problem = "is not a file" if path.exists() else "does not exist"
+        raise UserError(f"'{path}' {problem}. {ADVICE}", Remedy.DATASET_PATH)
+    stored = ArrayFile(path, ADVICE, Remedy.DATASET_PATH)
     arrays = choose_arrays(stored)
     for array in arrays.values():
-        check_images(array, file)
+        check_images(array, path)
     parts = {part: read_images(stored, array, config, progress) for part, array in arrays.items()}
     if max(images_u8.max().item() for images_u8 in parts.values()) == 1:
-        raise UserError(f"the largest value in {file} is 1; expected values from 0 to 255. Save 255 * images.")
-    if len(parts) == 1:
-        count = len(parts["training"])
-        if count < 2:
-            raise UserError(f"{file} holds one image; expected at least two. {ADVICE}")
-        return hold_out(parts["training"], min(max(round(dataset.validation_fraction * count), 1), count - 1))
-    is_test = "validation" not in parts
-    if is_test:
-        parts["validation"] = parts.pop("test")
-    return Data(parts["training"], parts["validation"], parts.get("test"), validation_is_test=is_test)
+        raise UserError(f"the largest value in {path} is 1; expected values from 0 to 255. Save 255 * images.")
+    training, held_out = parts["training"], [parts[part] for part in ("validation", "test") if part in parts]
+    if not held_out and len(training) < 2:
+        raise UserError(f"{path} holds one image; expected at least two. {ADVICE}")
+    data = split(training, held_out, dataset)
+    return replace(data, validation_is_test=data.validation is parts.get("test"))
 
 
 # ----------------------------------------------------------------------------------------------- choosing and checking

@@ -23,7 +23,7 @@ from nvae.data.paths import dataset_path
 from nvae.data.pictures.decoding import Picture, decode_parts, with_reports
 from nvae.data.pictures.folders import PART_FOLDERS
 from nvae.data.pictures.report import PictureError
-from nvae.data.splits import hold_out
+from nvae.data.splits import split
 from nvae.schema import ModelConfig, TfrecordDataset
 from nvae.system.errors import Remedy, UserError
 
@@ -38,8 +38,9 @@ def load_tfrecord(config: ModelConfig, progress: bool = False, cache: bool = Fal
     """Load the records of the file `dataset.path`, or of all TFRecord files in the folder and its subfolders.
 
     A file whose path has a part of its name such as train, validation or test belongs to this part of the data set, any
-    other file to the training images. Without validation and test files, `validation_fraction` of the images is for
-    validation, chosen by position. cache: keep the images for later runs, see `decode_pictures`. Raises UserError.
+    other file to the training images. `validation_images` of these are for validation, or `validation_fraction` where
+    there are no validation and test files, chosen by position. cache: keep the images for later runs, see
+    `decode_pictures`. Raises UserError.
     """
     dataset = config.dataset
     assert isinstance(dataset, TfrecordDataset)
@@ -60,14 +61,10 @@ def load_tfrecord(config: ModelConfig, progress: bool = False, cache: bool = Fal
     sources = {part: (os.path.join(path, part), pictures) for part, pictures in parts.items()}
     decoded = decode_parts(sources, config, progress, cache)
     images = {part: result.images_u8 for part, result in decoded.items()}
-    if "validation" not in images and "test" in images:
-        images["validation"] = images.pop("test")
-    if "validation" not in images:
-        if (count := len(images["training"])) < 2:
-            raise UserError(f"'{path}' holds one picture that can be used; expected at least two.", Remedy.DATASET_PATH)
-        held_out = min(max(round(dataset.validation_fraction * count), 1), count - 1)
-        return with_reports(hold_out(images["training"], held_out), *decoded.values())
-    return with_reports(Data(images["training"], images["validation"], images.get("test")), *decoded.values())
+    held_out = [images[part] for part in ("validation", "test") if part in images]
+    if not held_out and len(images["training"]) < 2:
+        raise UserError(f"'{path}' holds one picture that can be used; expected at least two.", Remedy.DATASET_PATH)
+    return with_reports(split(images["training"], held_out, dataset), *decoded.values())
 
 
 def _of_one_size(files: list[Path], size: int) -> list[Path]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from nvae.data.loaders.folder import load_folder
 from nvae.data.pictures import decoding as pictures
-from nvae.system.errors import UserError
+from nvae.system.errors import InvalidValueError, UserError
 
 
 @pytest.fixture
@@ -153,6 +153,38 @@ def test_folder_of_labels_is_no_split(tmp_path, load):
     shades = {add_picture(tmp_path, f"{i}.png", label) for label in ("train", "bus") for i in range(10)}
     data = load(tmp_path)
     assert colors(data.training) | colors(data.validation) == shades
+
+
+def test_folder_last_pictures_are_those_with_the_last_names(tmp_path, load):
+    names = [f"{part}/{i:02}.png" for part in "ab" for i in range(5)]
+    shades = {name: add_picture(tmp_path, *reversed(name.split("/"))) for name in reversed(names)}
+    data = load(tmp_path, validation_images=3, validation_choice="last")
+    assert [tuple(image[:, 4, 4].tolist()) for image in data.training] == [shades[name] for name in names[:-3]]
+    assert [tuple(image[:, 4, 4].tolist()) for image in data.validation] == [shades[name] for name in names[-3:]]
+    assert data.test is None
+
+
+def test_folder_numpy_choice_is_of_the_order_of_the_names(image_folder, load):
+    keys = {"validation_images": 4, "validation_choice": "numpy_last", "split_seed": 5}
+    data = load(image_folder, **keys)
+    shades = [(i, 2 * i, 3 * i) for i in sorted(range(40), key=lambda i: f"{'more/' if i % 4 == 0 else ''}{i}.png")]
+    chosen = np.random.RandomState(5).permutation(40)[-4:]
+    assert [tuple(image[:, 4, 4].tolist()) for image in data.validation] == [shades[i] for i in sorted(chosen)]
+
+
+def test_folder_validation_images_leave_the_given_parts_for_the_test(tmp_path, load):
+    training = {add_picture(tmp_path, f"{i}.png", "train") for i in range(8)}
+    validation = {add_picture(tmp_path, f"{i}.png", "val") for i in range(3)}
+    data = load(tmp_path, validation_images=2)
+    assert (len(data.training), len(data.validation)) == (6, 2)
+    assert colors(data.training) | colors(data.validation) == training
+    assert colors(data.test) == validation
+
+
+def test_folder_with_fewer_pictures_than_validation_images_is_refused(image_folder, load):
+    with pytest.raises(InvalidValueError) as caught:
+        load(image_folder, validation_images=40)
+    assert (caught.value.name, caught.value.got) == ("dataset.validation_images", 40)
 
 
 # --------------------------------------------------------------------------------------------------------- the cache

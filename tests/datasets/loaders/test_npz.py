@@ -8,7 +8,7 @@ import torch
 
 from nvae.data import arrays as arrays_module
 from nvae.data.loaders.npz import load_npz
-from nvae.system.errors import UserError
+from nvae.system.errors import InvalidValueError, UserError
 
 N = 20
 
@@ -230,6 +230,26 @@ def test_npz_missing_file_and_folder_are_refused(tmp_path, load):
     for name in ("missing.npz", "."):
         with pytest.raises(UserError, match=r"dataset\.path"):
             load(name)
+
+
+def test_npz_numpy_choice_of_a_single_array(tmp_path, images, load):
+    """The split of FFHQ-256 in VDVAE's program, with other numbers."""
+    np.save(tmp_path / "ffhq-256.npy", images)
+    data = load("ffhq-256.npy", validation_images=7, validation_choice="numpy_last", split_seed=5)
+    order = np.random.RandomState(5).permutation(N)
+    assert torch.equal(data.training, nchw(images[np.sort(order[:-7])]))
+    assert torch.equal(data.validation, nchw(images[np.sort(order[-7:])]))
+    assert data.test is None and not data.validation_is_test
+
+
+def test_npz_validation_images_leave_the_test_array_alone(tmp_path, images, load):
+    np.savez(tmp_path / "a.npz", x_train=images[:12], x_test=images[12:])
+    data = load(validation_images=2)
+    assert (len(data.training), len(data.validation)) == (10, 2)
+    assert torch.equal(data.test, nchw(images[12:])) and not data.validation_is_test
+    with pytest.raises(InvalidValueError) as caught:
+        load(validation_images=12)
+    assert (caught.value.name, caught.value.got) == ("dataset.validation_images", 12)
 
 
 def test_npz_of_binary_values_is_refused(tmp_path, make_config):

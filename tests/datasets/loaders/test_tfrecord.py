@@ -114,6 +114,8 @@ def test_single_file_is_split_by_position(set_folder, images, load):
         image.tobytes() for image in images.transpose(0, 3, 1, 2)
     }
     assert torch.equal(load({"path": str(file), "validation_fraction": 0.25}).validation, data.validation)
+    last = load({"path": str(file), "validation_images": 3, "validation_choice": "last"})
+    assert torch.equal(last.training, as_images(images[:9])) and torch.equal(last.validation, as_images(images[9:]))
 
 
 def test_test_files_are_the_test_part(set_folder, images, load):
