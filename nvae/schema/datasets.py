@@ -200,14 +200,18 @@ class TfrecordDataset(PictureDataset, HeldOutDataset):
 
 
 class NpzDataset(HeldOutDataset):
-    """Arrays of images in an .npz or .npy file."""
+    """Arrays of images in .npz or .npy files."""
 
-    name: Literal["npz"] = Field(description="Arrays of images in a file of NumPy.")
-    path: PathText = Field("dataset.npz", description="The .npz or .npy file, with uint8 images (N, H, W[, C]).")
+    name: Literal["npz"] = Field(description="Arrays of images in files of NumPy.")
+    path: PathText = Field(
+        "dataset.npz",
+        description="The .npz or .npy file with uint8 images (N, H, W[, C]), or a folder with one such file for each "
+        "part, such as train.npy and test.npy.",
+    )
     validation_fraction: ValidationFraction = Field(
         0.05,
-        description="Fraction of the images that is kept for validation, chosen by position. Without effect on a file "
-        "with arrays for both parts, and with validation_images.",
+        description="Fraction of the images that is kept for validation, chosen by position. Without effect on "
+        "arrays for both parts, and with validation_images.",
     )
 
 

@@ -1,4 +1,4 @@
-"""npz: arrays of images in an .npz or .npy file of NumPy."""
+"""npz: arrays of images in .npz or .npy files of NumPy."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from nvae.data.arrays import ArrayFile, StoredArray
 from nvae.data.cache import new_images
 from nvae.data.images import CHUNK, Data, resize, to_grayscale
 from nvae.data.paths import dataset_path
+from nvae.data.pictures.folders import part_named_in
 from nvae.data.pictures.image_files import MAX_PIXELS
 from nvae.data.splits import split
 from nvae.schema import ModelConfig, NpzDataset
@@ -28,11 +29,11 @@ NAMES = {
     "test": ("test_images", "x_test", "test"),
 }
 MAX_NAMED = 10
-ADVICE = "Set dataset.path to an .npz or .npy file with uint8 images."
+ADVICE = "Set dataset.path to an .npz or .npy file with uint8 images, or to a folder of such files."
 
 
 def load_npz(config: ModelConfig, progress: bool = False) -> Data:
-    """Load the images of the file `dataset.path`: an array for each part, or one array, which is split.
+    """Load the images of the file or folder `dataset.path`: an array for each part, or one array, which is split.
 
     The test images are for validation if there are no validation images. `validation_images` splits the training
     images. Images are cropped to a square at their center. Runs no code from a file, and reads files in chunks. Raises
@@ -41,14 +42,8 @@ def load_npz(config: ModelConfig, progress: bool = False) -> Data:
     dataset = config.dataset
     assert isinstance(dataset, NpzDataset)
     path = dataset_path(dataset)
-    if not path.is_file():
-        problem = "is not a file" if path.exists() else "does not exist"
-        raise UserError(f"'{path}' {problem}. {ADVICE}", Remedy.DATASET_PATH)
-    stored = ArrayFile(path, ADVICE, Remedy.DATASET_PATH)
-    arrays = choose_arrays(stored)
-    for array in arrays.values():
-        check_images(array, path)
-    parts = {part: read_images(stored, array, config, progress) for part, array in arrays.items()}
+    arrays = find_arrays(path)
+    parts = {part: read_images(stored, array, config, progress) for part, (stored, array) in arrays.items()}
     if max(images_u8.max().item() for images_u8 in parts.values()) == 1:
         raise UserError(f"the largest value in {path} is 1; expected values from 0 to 255. Save 255 * images.")
     training, held_out = parts["training"], [parts[part] for part in ("validation", "test") if part in parts]
@@ -59,6 +54,34 @@ def load_npz(config: ModelConfig, progress: bool = False) -> Data:
 
 
 # ----------------------------------------------------------------------------------------------- choosing and checking
+
+
+def find_arrays(path: Path) -> dict[str, tuple[ArrayFile, StoredArray]]:
+    """Return the array of each part and its file, always one for training, of a file or of the files in a folder.
+
+    A file in a folder that has one array belongs to the part that is named in the file's name. Raises UserError.
+    """
+    files = sorted(path.glob("[!.]*.np[yz]")) if path.is_dir() else [path]
+    found: dict[str, tuple[ArrayFile, StoredArray]] = {}
+    for file in files:
+        if not file.is_file():
+            problem = "is not a file" if file.exists() else "does not exist"
+            raise UserError(f"'{file}' {problem}. {ADVICE}", Remedy.DATASET_PATH)
+        stored = ArrayFile(file, ADVICE, Remedy.DATASET_PATH)
+        arrays = choose_arrays(stored)
+        if path.is_dir() and len(arrays) == 1:
+            arrays = {part_named_in(file.name): arrays["training"]}
+        for part, array in arrays.items():
+            check_images(array, file)
+            if part in found:
+                raise UserError(
+                    f"'{found[part][0].path}' and '{file}' hold {part} images; expected one file for each part, with "
+                    "names such as train.npy and test.npy. Move the other files to a folder of their own."
+                )
+            found[part] = stored, array
+    if "training" not in found:
+        raise UserError(f"'{path}' holds no .npz or .npy file of training images. {ADVICE}", Remedy.DATASET_PATH)
+    return found
 
 
 def choose_arrays(stored: ArrayFile) -> dict[str, StoredArray]:

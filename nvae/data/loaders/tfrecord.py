@@ -21,7 +21,7 @@ from PIL import Image
 from nvae.data.images import Data
 from nvae.data.paths import dataset_path
 from nvae.data.pictures.decoding import Picture, decode_parts, with_reports
-from nvae.data.pictures.folders import PART_FOLDERS
+from nvae.data.pictures.folders import part_named_in
 from nvae.data.pictures.report import PictureError
 from nvae.data.splits import split
 from nvae.schema import ModelConfig, TfrecordDataset
@@ -50,8 +50,7 @@ def load_tfrecord(config: ModelConfig, progress: bool = False, cache: bool = Fal
     parts: dict[str, list[Picture]] = {}
     for file in files:
         name = file.name if file == path else file.relative_to(path).as_posix()
-        words = (PART_FOLDERS.get(word) for word in re.split(r"[/._-]", name.lower()))
-        parts.setdefault(next(filter(None, words), "training"), []).extend(record_pictures(file, name))
+        parts.setdefault(part_named_in(name), []).extend(record_pictures(file, name))
     if "training" not in parts:
         raise UserError(
             f"'{path}' holds no TFRecord files for training; expected files such as train/train-r05-s-0000-of-2000"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from nvae.data.pictures.image_files import open_image, read_content
 from nvae.data.pictures.report import PictureError, is_other_file
 from nvae.system.errors import UserError
 
-# Names of subfolders that are the parts of a data set.
+# Names of subfolders, and words in names of files, that are the parts of a data set.
 PART_FOLDERS = {
     "train": "training",
     "val": "validation",
@@ -24,6 +25,12 @@ PART_FOLDERS = {
     "validation": "validation",
     "test": "test",
 }
+
+
+def part_named_in(path: str) -> str:
+    """Return the part of a data set that is a word of a path, such as test in faces-test.npy; without one, training."""
+    words = (PART_FOLDERS.get(word) for word in re.split(r"[/._-]", path.lower()))
+    return next(filter(None, words), "training")
 
 
 def list_pictures(folder: Path) -> list[Picture]:

@@ -242,6 +242,36 @@ def test_npz_numpy_choice_of_a_single_array(tmp_path, images, load):
     assert data.test is None and not data.validation_is_test
 
 
+@pytest.mark.parametrize(("ending", "part"), [("valid.npy", "validation"), ("test.npy", "test")])
+def test_npz_folder_has_a_file_for_each_part(tmp_path, images, load, ending, part):
+    np.save(tmp_path / "imagenet8-train.npy", images[:14])
+    np.save(tmp_path / f"imagenet8-{ending}", images[14:])
+    (tmp_path / "._imagenet8-train.npy").write_text("a hidden file")
+    data = load("")
+    assert torch.equal(data.training, nchw(images[:14])) and torch.equal(data.validation, nchw(images[14:]))
+    assert data.validation_is_test == (part == "test")
+    held_out = load("", validation_images=5, validation_choice="numpy_last", split_seed=42)
+    order = np.random.RandomState(42).permutation(14)
+    assert torch.equal(held_out.training, nchw(images[np.sort(order[:-5])]))
+    assert torch.equal(held_out.validation, nchw(images[np.sort(order[-5:])]))
+    assert torch.equal(held_out.test, nchw(images[14:])) and not held_out.validation_is_test
+
+
+def test_npz_folder_of_one_file_is_the_file(tmp_path, images, load):
+    np.savez(tmp_path / "a.npz", x_train=images[:12], x_test=images[12:])
+    expected, data = load(), load("")
+    assert data.fingerprint == expected.fingerprint and data.validation_is_test
+
+
+@pytest.mark.parametrize("names", [("test.npy",), ("a-train.npy", "b-train.npy"), ("train.npy", "more.npz")])
+def test_npz_folder_without_one_file_of_training_images_is_refused(tmp_path, images, load, names):
+    for name in names:
+        (np.savez if name.endswith("z") else np.save)(tmp_path / name, images)
+    with pytest.raises(UserError, match="training") as caught:
+        load("")
+    assert all(name in str(caught.value) for name in names[1:])
+
+
 def test_npz_validation_images_leave_the_test_array_alone(tmp_path, images, load):
     np.savez(tmp_path / "a.npz", x_train=images[:12], x_test=images[12:])
     data = load(validation_images=2)
