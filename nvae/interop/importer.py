@@ -65,11 +65,11 @@ def import_checkpoint(path: str | Path, config: ModelConfig | None = None) -> Im
     source, path = str(path), Path(path)
     with explained_reading(path, _EXPECTED):
         content = unpickled(path, _EXPECTED, others=OBJECTS, before_zip=True)
-        state = in_memory(content.get("state_dict"), path.stat().st_size)
+        state = in_memory(content.get("state_dict", content), path.stat().st_size)  # or a file of the weights alone
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
     ):
-        raise InteropError(f"{source}: 'state_dict' is missing or is no dictionary of named tensors.")
+        raise InteropError(f"{source}: the weights are missing or are no dictionary of named tensors, {_EXPECTED}.")
     wrappers = _WRAPPERS.match(os.path.commonprefix([*state]))
     state = {name[wrappers.end() if wrappers else 0 :]: tensor for name, tensor in state.items()}
     project = next((project for project in PROJECTS if project.matches(state)), None)

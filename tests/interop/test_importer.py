@@ -152,6 +152,7 @@ def test_seed_checkpoint_without_its_yaml_becomes_the_recorded_model(file, impor
     config = config_from_dict(content["config"], "test")
     derived = import_checkpoint(file({"state_dict": content["state_dict"]})).model
     assert_same(derived, imported("mgp123_logistic_mixture"))
+    assert_same(import_checkpoint(file(content["state_dict"])).model, derived)  # a file of the weights alone
     assert (derived.config.sampling_method, derived.config.n_mix) == (config.sampling_method, config.n_mix)
 
 
