@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from itertools import islice
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from nvae.models.families import build_model
-from nvae.models.group_names import level_name
+from nvae.models.group_names import group_names, groups_per_level, level_name
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.optim import num_moments
 from nvae.schema import ModelConfig, TrainingParameters
@@ -141,13 +140,27 @@ def _parts(model: HierarchicalVAE) -> list[str]:
         if name != "groups":
             parts[name] = num_parameters(child)
             continue
-        groups = iter(model.groups)
-        for i, level in enumerate(model.levels):
-            of_level = list(islice(groups, level.groups))
+        for i, (level, indices) in enumerate(zip(model.levels, groups_per_level(model), strict=True)):
             name = level.name or f"latent groups of level {i + 1}"
-            parts[name] = sum(map(num_parameters, of_level))
+            parts[name] = sum(num_parameters(model.groups[index]) for index in indices)
     rows = [(name, f"{count:,}", f"{count / total:.0%}") for name, count in parts.items() if count]
     return table([("part", "parameters", ""), *rows, ("all", f"{total:,}", "")])
+
+
+def group_table(
+    model: HierarchicalVAE, columns: Sequence[str], cells: Callable[[Sequence[int]], Sequence[str]]
+) -> list[str]:
+    """Return the lines of a table: a row per latent group, per level, where levels have several groups, and of all.
+
+    columns: the names of all columns but the first. cells: their texts, from the indices of a row's groups.
+    """
+    rows: dict[str, Sequence[int]] = {name: [index] for index, name in enumerate(group_names(model))}
+    if 1 < len(model.levels) < len(model.groups):
+        levels = zip(model.levels, groups_per_level(model), strict=True)
+        rows |= {f"{level_name(level)}, {counted(level.groups, 'group')}": indices for level, indices in levels}
+    rows["all"] = range(len(model.groups))
+    header = ("latent group, top first", *columns)
+    return table([header, *((name, *cells(indices)) for name, indices in rows.items())])
 
 
 def table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:

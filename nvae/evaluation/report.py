@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nvae.data.pictures.metadata import as_texts
 from nvae.evaluation.kl_chart import draw_kl_chart
 from nvae.evaluation.likelihood import Estimate, Evaluation
-from nvae.models.group_names import group_names
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.summary import table
+from nvae.summary import group_table, table
 from nvae.system.files import atomic_write, unused_path
 
 
@@ -35,25 +36,17 @@ def report(evaluation: Evaluation, model: HierarchicalVAE, images: str) -> str:
             *([] if evaluation.is_normalized else [f"NOT BOUNDS: {model.likelihood.flaw}"]),
             f"log p(x|z) {evaluation.reconstruction:.2f} nats",
             "",
-            *table(_group_rows(evaluation, model)),
+            *group_table(model, ("KL in nats", "active units"), partial(_group_cells, evaluation)),
         ]
     )
 
 
-def _group_rows(evaluation: Evaluation, model: HierarchicalVAE) -> list[tuple[str, ...]]:
-    active = evaluation.active_units_per_group
-    units = evaluation.units_per_group
-
-    def active_of(indices: list[int]) -> str:
-        if active is None:
-            return "not counted"
-        return f"{sum(active[i] for i in indices):,} of {sum(units[i] for i in indices):,}"
-
-    rows: list[tuple[str, ...]] = [("latent group, top first", "KL in nats", "active units")]
-    for index, name in enumerate(group_names(model)):
-        rows.append((name, f"{evaluation.kl_per_group[index]:.2f}", active_of([index])))
-    rows.append(("all", f"{sum(evaluation.kl_per_group):.2f}", active_of(list(range(len(units))))))
-    return rows
+def _group_cells(evaluation: Evaluation, groups: Sequence[int]) -> tuple[str, str]:
+    kl, active, units = evaluation.kl_per_group, evaluation.active_units_per_group, evaluation.units_per_group
+    counts = "not counted"
+    if active is not None:
+        counts = f"{sum(active[i] for i in groups):,} of {sum(units[i] for i in groups):,}"
+    return f"{sum(kl[i] for i in groups):.2f}", counts
 
 
 def _with_error(estimate: Estimate, digits: int) -> str:

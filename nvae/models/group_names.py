@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 from nvae.models.hierarchy import HierarchicalVAE, LatentGroup, Level
 
 
@@ -18,6 +20,12 @@ def group_name(model: HierarchicalVAE, index: int) -> str:
 def group_names(model: HierarchicalVAE) -> list[str]:
     """Return the names of all latent groups, top first."""
     return [group_name(model, index) for index in range(len(model.groups))]
+
+
+def groups_per_level(model: HierarchicalVAE) -> list[range]:
+    """Return the indices of the latent groups of every level, top first."""
+    ends = list(accumulate(level.groups for level in model.levels))
+    return [range(end - level.groups, end) for level, end in zip(model.levels, ends, strict=True)]
 
 
 def first_groups_name(model: HierarchicalVAE, count: int) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 from statistics import fmean
 
 import torch
@@ -10,13 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from nvae.inference.exploration import BasePoint, PositionEffects, mean_change
-from nvae.models.group_names import group_names, position_name
+from nvae.models.group_names import group_names, level_name, position_name
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.summary import table
+from nvae.summary import group_table
 from nvae.tools.grids import color_bar, enlarged, filled, grid, heat_maps, near_square, stacked, with_rows_below
 
 CELL = 128
 MAX_CELLS_IN_ONE_ROW = 5
+MANY_GROUPS = 30  # up to this number, a row per group is a picture that people can look at
+MAX_SIDE = 4000  # pixels of a picture of many groups
 CHANGE = "change: mean absolute change of a pixel (range 0 to 1)"
 SCALE = "mean absolute change of a pixel (range 0 to 1), one scale for all maps"
 NEW_CONTEXT = "new context"
@@ -36,12 +40,15 @@ def overview(
     difference: add a heat map of the change right of every jammed image. originals: the pictures (N, C, H, W) in [0, 1]
     that the base points reconstruct, drawn before the reconstructions. new_contexts: the pseudo-inputs (jams, C, H, W)
     of the jammed context, drawn after its images. One base point with one jam per group and no heat maps is drawn as a
-    square, anything else as a row per group, with columns for each base point.
+    square, anything else as a row per group, with columns for each base point. More than MANY_GROUPS groups are drawn
+    beside each other, and each level starts a new row.
     """
-    names, several = group_names(model), len(views) > 1
+    names, several, many = group_names(model), len(views) > 1, len(model.groups) > MANY_GROUPS
+    levels = [level_name(group.level) for group in model.groups]
     references = [[view.image] * len(names) for view in views]
     if new_contexts is not None and views[0].pseudo_input is not None:
         names.insert(1, NEW_CONTEXT)
+        levels.insert(1, levels[0])
         images = [[of_base[0], new_contexts, *of_base[1:]] for of_base in images]
         contexts = [view.pseudo_input for view in views if view.pseudo_input is not None]
         references = [
@@ -50,12 +57,12 @@ def overview(
     bases = [_base_cells(view, None if originals is None else originals[i]) for i, view in enumerate(views)]
     starts = [torch.stack([image.cpu() for image in base.values()]) for base in bases]
     jams = len(images[0][0])
-    if jams == 1 and not difference and not several:
+    if jams == 1 and not difference and not several and not many:
         cells = torch.cat([starts[0], *(group_images.cpu() for group_images in images[0])])
         columns = len(cells) if len(cells) <= MAX_CELLS_IN_ONE_ROW else near_square(len(cells))
         return grid(cells, columns, captions=[*bases[0], *names])
     labels = list(bases[0]) if several else [", ".join(bases[0]).replace("reconstruction", "model")]
-    columns = max(jams * (2 if difference else 1), 1 if several else len(starts[0]))  # of one base point
+    columns = jams * (2 if difference else 1)  # of a group and a base point
     changes = [
         [(jammed - reference).abs().mean(1) for jammed, reference in zip(*of_base, strict=True)]
         for of_base in zip(images, references, strict=True)
@@ -64,16 +71,50 @@ def overview(
         change for of_base in changes for name, change in zip(names, of_base, strict=True) if name != NEW_CONTEXT
     ]
     brightest = max(change.max().item() for change in of_groups)  # the context's own change is larger
-    blocks = []
-    for start, *of_base in zip(starts, images, changes, strict=True):
-        rows = [cell[None] for cell in start] if several else [start]
-        for group_images, change in zip(*of_base, strict=True):
-            row = _color(group_images)
-            rows.append(torch.stack([row, heat_maps(change, brightest)], 1).flatten(0, 1) if difference else row)
-        blocks.append(torch.stack([filled(_color(row), columns) for row in rows]))
-    cells = torch.cat(blocks, dim=1).flatten(0, 1)
-    picture = grid(cells, columns * len(views), cell=CELL, labels=[*labels, *names])
+
+    def row_of(group_images: Tensor, change: Tensor) -> Tensor:
+        row = _color(group_images)
+        return torch.stack([row, heat_maps(change, brightest)], 1).flatten(0, 1) if difference else row
+
+    heads = [_color(starts[0])]
+    if several:
+        heads = [
+            _color(torch.cat([filled(cell[None], columns) for cell in same])) for same in zip(*starts, strict=True)
+        ]
+    of_bases = [list(map(row_of, *of_base)) for of_base in zip(images, changes, strict=True)]
+    rows = [torch.cat(of_group) for of_group in zip(*of_bases, strict=True)]
+    if many:
+        picture = _by_level(heads, labels, rows, names, levels)
+    else:
+        width = max(map(len, (*heads, *rows)))
+        cells = torch.cat([filled(row, width) for row in (*heads, *rows)])
+        picture = grid(cells, width, cell=CELL, labels=[*labels, *names])
     return stacked([picture, color_bar(brightest, SCALE, picture.width, CELL)]) if difference else picture
+
+
+def _by_level(
+    heads: list[Tensor], labels: list[str], rows: list[Tensor], names: list[str], levels: list[str]
+) -> Image.Image:
+    """Draw the rows of groups, (N, C, S, S) each, as blocks beside each other; every level starts a new row.
+
+    heads, labels: rows above all levels, and their labels. names, levels: of the groups; a name starts with the group's
+    number. The picture is as wide as high, or a little wider, and reduced to at most MAX_SIDE.
+    """
+    by_level = [list(same) for _, same in groupby(zip(levels, names, rows, strict=True), itemgetter(0))]
+    block = len(rows[0])
+    per_row = near_square(*map(len, by_level), width=block)
+    columns = per_row * block
+    cells, captions = [filled(head, columns) for head in heads], [""] * columns * len(heads)
+    for blocks in by_level:
+        for first in range(0, len(blocks), per_row):
+            part = blocks[first : first + per_row]
+            cells.append(filled(torch.cat([row for _, _, row in part]), columns))
+            captions += [text for _, name, _ in part for text in (name.partition(":")[0], *[""] * (block - 1))]
+            captions += [""] * (columns - block * len(part))
+            labels = [*labels, "" if first else blocks[0][0]]
+    picture = grid(torch.cat(cells), columns, CELL, labels, captions, block=block if block > 1 else columns)
+    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    return picture
 
 
 def _base_cells(view: BasePoint, original: Tensor | None, with_context: bool = True) -> dict[str, Tensor]:
@@ -133,14 +174,18 @@ def change_table(
 ) -> str:
     """Return a table: how much each group changes the images, and its KL on data if the model file knows it.
 
-    images: (jams, C, H, W) per base point and group.
+    images: (jams, C, H, W) per base point and group. The change of a level is the mean of its groups, the KL their sum.
     """
-    rows = [("latent group, top first", "mean change", "KL on data, nats")]
-    for group, name in enumerate(group_names(model)):
-        change = fmean(mean_change(of_base[group], view.image) for of_base, view in zip(images, views, strict=True))
-        kl = "not measured" if kl_per_group is None else f"{kl_per_group[group]:.2f}"
-        rows.append((name, f"{change:.4f}", kl))
-    return "\n".join(table(rows))
+    of_bases = [
+        [mean_change(jams, view.image) for jams in of_base] for of_base, view in zip(images, views, strict=True)
+    ]
+    changes = list(map(fmean, zip(*of_bases, strict=True)))
+
+    def cells(groups: Sequence[int]) -> tuple[str, str]:
+        kl = "not measured" if kl_per_group is None else f"{sum(kl_per_group[i] for i in groups):.2f}"
+        return f"{fmean(changes[i] for i in groups):.4f}", kl
+
+    return "\n".join(group_table(model, ("mean change", "KL on data, nats"), cells))
 
 
 def _color(images: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from nvae.system.errors import InvalidValueError
 from nvae.system.files import unused_path
 
 MARGIN = 4
+BLOCK_MARGIN = 12  # more, between blocks of columns
 PAPER = (255, 255, 255)
 INK = (60, 60, 60)
 MARK = (220, 40, 90)
@@ -35,6 +36,7 @@ class Layout:
     side: int  # of a cell
     left: int  # width of the row labels
     caption: int  # height of the line below every cell
+    block: int | None = None  # columns between two wider margins
 
     @property
     def row_height(self) -> int:
@@ -43,7 +45,8 @@ class Layout:
     def corner(self, cell: int) -> tuple[int, int]:
         """Return the upper left corner of a cell."""
         row, column = divmod(cell, self.columns)
-        return self.left + MARGIN + column * (self.side + MARGIN), MARGIN + row * self.row_height
+        wider = column // (self.block or self.columns) * BLOCK_MARGIN
+        return self.left + MARGIN + column * (self.side + MARGIN) + wider, MARGIN + row * self.row_height
 
     def cell_at(self, x: float, y: float, cells: int) -> int | None:
         """Return which of the first `cells` cells is at a point; None if none is."""
@@ -55,12 +58,17 @@ class Layout:
 
 
 def layout(
-    size: int, columns: int, cell: int = 160, labels: Sequence[str] = (), captions: Sequence[str] = ()
+    size: int,
+    columns: int,
+    cell: int = 160,
+    labels: Sequence[str] = (),
+    captions: Sequence[str] = (),
+    block: int | None = None,
 ) -> Layout:
     """Return the layout of `grid` for images of `size` pixels a side."""
     side = enlarged_side(size, cell)
     left = max(round(_font(side).getlength(label)) for label in labels) + 2 * MARGIN if labels else 0
-    return Layout(columns, side, left, round(1.5 * _font(side).size) if captions else 0)
+    return Layout(columns, side, left, round(1.5 * _font(side).size) if captions else 0, block)
 
 
 def _font(side: int) -> ImageFont.FreeTypeFont:
@@ -74,20 +82,21 @@ def grid(
     labels: Sequence[str] = (),
     captions: Sequence[str] = (),
     marked: Collection[int] = (),
+    block: int | None = None,
 ) -> Image.Image:
     """Draw images (N, C, S, S) in [0, 1] row by row, with a white margin around each.
 
     cell: minimum side of a cell in pixels; smaller images are enlarged smoothly by a whole factor.
     labels: a text to the left of each row. captions: a text below each image, shortened to its width.
-    marked: the cells that get a frame.
+    marked: the cells that get a frame. block: a wider margin follows this many columns (default: no wider margins).
     """
     pixels = to_pixels(images)
     if pixels.shape[-1] == 1:
         pixels = pixels.repeat(3, axis=-1)
-    places = layout(pixels.shape[1], columns, cell, labels, captions)
+    places = layout(pixels.shape[1], columns, cell, labels, captions, block)
     side, font = places.side, _font(places.side)
     rows = -(-len(pixels) // columns)
-    width = places.left + columns * (side + MARGIN) + MARGIN
+    width = places.corner(columns - 1)[0] + side + MARGIN
     picture = Image.new("RGB", (width, MARGIN + rows * places.row_height), PAPER)
     pen = ImageDraw.Draw(picture)
     for i, image in enumerate(pixels):
@@ -150,9 +159,12 @@ def enlarged_side(size: int, least: int) -> int:
     return size * max(1, -(-least // size))
 
 
-def near_square(cells: int) -> int:
-    """Return the number of columns that makes a grid square, or a little wider than high."""
-    return math.isqrt(cells - 1) + 1
+def near_square(*cells: int, width: int = 1) -> int:
+    """Return the number of columns that makes a grid square, or a little wider than high.
+
+    cells: their number, or several numbers of which each starts a new row. width: of a cell, relative to its height.
+    """
+    return next(n for n in itertools.count(1) if sum(-(-number // n) for number in cells) <= n * width)
 
 
 # --------------------------------------------------------------------------------------------------- heat maps

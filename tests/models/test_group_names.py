@@ -1,10 +1,11 @@
-from nvae.models.group_names import first_groups_name, group_names, level_name, position_name
+from nvae.models.group_names import first_groups_name, group_names, groups_per_level, level_name, position_name
 
 
 def test_groups_are_named_by_number_and_level(make_model):
     model = make_model()
     sides = [group.level.resolution for group in model.groups]
     assert group_names(model) == [f"{i}: {side}x{side}" for i, side in enumerate(sides, 1)]
+    assert groups_per_level(model) == [range(2), range(2, 4)]
     assert first_groups_name(model, 3) == "3 of 4"
     assert position_name(model.groups[1], 1, 2) == "row 2, column 3"
 

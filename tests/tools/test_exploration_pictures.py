@@ -5,8 +5,16 @@ import pytest
 import torch
 
 from nvae.inference.exploration import PositionEffects
-from nvae.tools.exploration_pictures import CELL, overview, positions_columns, positions_picture, shown_positions
-from nvae.tools.grids import MARGIN, PAPER, color_bar, grid, heat_maps, layout
+from nvae.tools.exploration_pictures import (
+    CELL,
+    MAX_SIDE,
+    change_table,
+    overview,
+    positions_columns,
+    positions_picture,
+    shown_positions,
+)
+from nvae.tools.grids import BLOCK_MARGIN, MARGIN, PAPER, color_bar, grid, heat_maps, layout
 
 STEP = CELL + MARGIN
 
@@ -81,6 +89,88 @@ def test_overview_of_several_bases_has_a_row_per_group_and_columns_per_base(mode
     if difference:
         maps = heat_maps(torch.tensor(added)[None], 0.5)[0].permute(1, 2, 0).numpy()
         np.testing.assert_allclose(cells[first:, 1::2], np.concatenate([maps, maps], axis=1), atol=0.02)
+
+
+def many_groups(*sizes):
+    """A model with this many latent groups on every level."""
+    levels = [SimpleNamespace(groups=size, resolution=2**i, name="") for i, size in enumerate(sizes)]
+    return SimpleNamespace(
+        levels=levels, groups=[SimpleNamespace(level=level) for level in levels for _ in range(level.groups)]
+    )
+
+
+def rows_and_columns_by_level(sizes, width):
+    """The row and the first column of every group: the grid is the narrowest that is not higher than wide."""
+    per_row = next(n for n in range(1, 100) if sum(-(-size // n) for size in sizes) <= n * width)
+    places, row = [], 0
+    for size in sizes:
+        places += [(row + i // per_row, i % per_row * width) for i in range(size)]
+        row += -(-size // per_row)
+    return places, row, per_row * width
+
+
+@pytest.mark.parametrize("originals", [None, torch.full((1, 3, 8, 8), 0.9)])
+@pytest.mark.parametrize(("bases", "jams", "difference"), [(1, 1, False), (1, 2, True), (2, 1, False), (3, 4, True)])
+def test_overview_of_many_groups_has_every_group_once_and_starts_a_row_per_level(
+    model, view, originals, bases, jams, difference
+):
+    """Group g has brightness 0.2 + 0.01 g."""
+    sizes = (1, 3, 6, 11, 22, 32)
+    images = [torch.full((jams, 3, 8, 8), 0.2 + 0.01 * group) for group in range(75)]
+    originals = None if originals is None else originals.expand(bases, -1, -1, -1)
+    picture = overview(many_groups(*sizes), [view] * bases, [images] * bases, difference, originals)
+    assert max(picture.width, picture.height) <= MAX_SIDE + 100  # the color bar stands below
+    if bases == 3:  # is reduced
+        return
+    step = 2 if difference else 1
+    width = bases * jams * step
+    places, rows, columns = rows_and_columns_by_level(sizes, width)
+    heads = 1 if bases == 1 or originals is None else 2
+    pixels = np.asarray(picture).mean(-1) / 255
+    of_layout = layout(8, columns, CELL, ["unchanged"], ["1"], block=width if width > 1 else columns)
+    left = pixels.shape[1] - of_layout.corner(columns - 1)[0] - CELL - MARGIN  # the labels may be wider
+    assert rows <= columns
+    for group, (row, column) in enumerate(places):
+        for jam in range(0, width, step):
+            x, y = of_layout.corner((heads + row) * columns + column + jam)
+            assert pixels[y : y + CELL, left + x : left + x + CELL].mean() == pytest.approx(
+                0.2 + 0.01 * group, abs=0.004
+            )
+    x, y = of_layout.corner(heads * columns + width)  # right of the only group of the first level
+    assert pixels[y:, left + x :][: CELL + MARGIN].min() == 1
+    if not difference:
+        assert pixels.shape[0] == MARGIN + (heads + rows) * of_layout.row_height
+
+
+def test_overview_of_many_groups_draws_the_new_context_on_the_level_of_the_context(dvp_view):
+    model = many_groups(1, 8, 24)
+    images = [torch.full((1, 3, 8, 8), 0.4) for _ in model.groups]
+    picture = overview(model, [dvp_view], [images], False, None, torch.full((1, 3, 8, 8), 0.5))
+    columns = 7  # 1 + 2 + 4 rows
+    pixels, places = np.asarray(picture).mean(-1) / 255, layout(8, columns, CELL, captions=["some"])
+    left = picture.width - places.corner(columns - 1)[0] - CELL - MARGIN
+    cells = [places.corner(row * columns + column) for row in range(2) for column in range(3)]
+    means = [pixels[y : y + CELL, left + x : left + x + CELL].mean() for x, y in cells]
+    np.testing.assert_allclose(means, [0.2, 0.3, 1, 0.4, 0.5, 1], atol=0.01)
+
+
+def test_blocks_of_columns_have_wider_margins():
+    corners = [layout(8, 6, CELL, block=2).corner(cell)[0] for cell in range(6)]
+    assert np.diff(corners).tolist() == [STEP, STEP + BLOCK_MARGIN] * 2 + [STEP]
+
+
+def test_change_table_has_a_row_per_level_with_the_mean_of_the_changes_and_the_sum_of_the_kl(model, view):
+    images = [view.image + 0.1 * (group + 1) for group in range(4)]
+    lines = change_table(model, [view], [images], [1.0, 2.0, 4.0, 8.0]).splitlines()
+    assert [line.split()[-2:] for line in lines[1:]] == [
+        ["0.1000", "1.00"],
+        ["0.2000", "2.00"],
+        ["0.3000", "4.00"],
+        ["0.4000", "8.00"],
+        ["0.1500", "3.00"],
+        ["0.3500", "12.00"],
+        ["0.2500", "15.00"],
+    ]
 
 
 @pytest.mark.parametrize("original", [None, torch.zeros(3, 8, 8)])

@@ -142,6 +142,15 @@ def test_near_square_is_as_wide_as_high_or_a_little_wider(cells):
     assert columns >= -(-cells // columns)
 
 
+@pytest.mark.parametrize(
+    ("cells", "width", "columns"), [((1, 3, 6, 11, 22, 32), 1, 11), ((10, 10), 1, 5), ((12,), 3, 2)]
+)
+def test_near_square_of_groups_and_of_wide_cells(cells, width, columns):
+    rows = [sum(-(-number // n) for number in cells) for n in (columns - 1, columns)]
+    assert near_square(*cells, width=width) == columns
+    assert rows[0] > (columns - 1) * width and rows[1] <= columns * width
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_single_keeps_the_pixels(channels):
     values = torch.randint(0, 256, (channels, 8, 8), generator=torch.Generator().manual_seed(0))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+from statistics import fmean
 from typing import Any
 
 from nvae.evaluation.likelihood import Estimate, plain
 from nvae.evaluation.quality.measure import FeatureQuality, Quality, Row
 from nvae.inference.arguments import format_values
-from nvae.models.group_names import group_names
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.summary import table
+from nvae.summary import group_table, table
 from nvae.system.texts import counted
 
 MOST_ALIKE = 8  # samples that are named and drawn beside their nearest training images
@@ -58,9 +58,9 @@ def report(quality: Quality, model: HierarchicalVAE, dataset: str) -> str:
     elif "ppl" in quality.settings.metrics:
         lines += ["", "path lengths: not measured, because the extractors take 8-bit images. Add the extractor self."]
     if quality.movement is not None:
-        header = ("latent group", f"change of a subpixel per unit of noise, {row_name(quality.rows[-1])}")
-        values = [f"{value:.4f}" for value in quality.movement]
-        lines += ["", *table([header, *zip(group_names(model), values, strict=True)])]
+        movement = quality.movement
+        header = f"change of a subpixel per unit of noise of one group, {row_name(quality.rows[-1])}"
+        lines += ["", *group_table(model, [header], lambda groups: [f"{fmean(movement[i] for i in groups):.4f}"])]
     lines += _copies_lines(quality, dataset)
     for row in quality.rows:
         if row.seconds_per_image is not None:
