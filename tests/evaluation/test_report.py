@@ -1,8 +1,11 @@
 import json
+from types import SimpleNamespace
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
+from nvae.evaluation.kl_chart import draw_bars
 from nvae.evaluation.likelihood import Estimate, Evaluation
 from nvae.evaluation.report import is_saved, report, report_name, report_path, save_report
 from nvae.system.files import WriteError
@@ -35,6 +38,8 @@ def evaluation(model):
 
 def test_report_holds_every_number(evaluation, model):
     page = report(evaluation, model, "images")
+    rows = [line.split()[-4:] for line in page.splitlines()[-3:]]
+    assert rows == [["4.00", "3", "of", "16"], ["8.00", "7", "of", "64"], ["12.00", "10", "of", "80"]]  # levels and all
     for number in ("-1234.50", "6.75", "-1222.25", "3.2500", "-1200.00", "1.50", "4.50", "12.00", "10 of 80"):
         assert number in page
 
@@ -47,6 +52,18 @@ def test_estimates_of_a_likelihood_that_is_not_normalized_are_no_bounds(evaluati
         saved = json.loads((tmp_path / "a.json").read_text())
         assert (saved["is_bound"], saved["is_normalized"]) == (expected, kind.is_normalized)
     assert set(report(evaluation, model, "images").splitlines()) < set(report(no_bound, model, "images").splitlines())
+
+
+@pytest.mark.parametrize("groups", [4, 20, 75])
+def test_bars_have_a_tick_for_each_of_few_groups(groups):
+    sizes = groups // 2, groups - groups // 2
+    levels = [SimpleNamespace(groups=size, resolution=size, name="") for size in sizes]
+    of_groups = [SimpleNamespace(level=level) for level in levels for _ in range(level.groups)]
+    model = SimpleNamespace(levels=levels, groups=of_groups)
+    axes = Figure().add_subplot()
+    assert draw_bars(axes, model, [1.0] * groups) == [range(groups // 2), range(groups // 2, groups)]
+    assert len(axes.patches) == groups
+    assert len(axes.get_xticks()) == {4: 4, 20: 20, 75: 15}[groups]
 
 
 def test_report_without_counted_units(evaluation, model, tmp_path):
