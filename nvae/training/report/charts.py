@@ -114,12 +114,16 @@ class HeatMap:
         return min(max(16 * len(self.groups), 110), 320) + TOP + BOTTOM
 
     def draw(self, axes: Any) -> None:
-        """Draw into the axes of matplotlib, with a color bar beside them."""
+        """Draw into the axes of matplotlib, with a color bar beside them, and lines between levels of many groups."""
         count, largest = len(self.groups), float(np.quantile(self.values, 0.98)) or 1
         extent = (0, self.end, count, 0)
         image = axes.imshow(self.values, vmin=0, vmax=largest, extent=extent, aspect="auto", interpolation="none")
         labeled = range(0, count, -(-count // MAX_LABELS))
         axes.set_yticks([i + 0.5 for i in labeled], [self.groups[i] for i in labeled])
+        if count > len(labeled):
+            levels = [name.partition(": ")[2] for name in self.groups]
+            for i in (i for i in range(1, count) if levels[i] != levels[i - 1]):
+                axes.axhline(i, color="white", linewidth=0.8)
         bar = axes.figure.colorbar(image, ax=axes, pad=0.02, extend="max", format=number)
         bar.outline.set_visible(False)
 

@@ -113,6 +113,16 @@ def _with_error(estimate: SavedEstimate, digits: int) -> str:
     return f"{estimate.mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
+def kl_bars(record: RunRecord) -> dict[str, dict[str, float]]:
+    """Return the KL by name: of every latent group, and of every level where levels have several groups."""
+    groups = dict(zip(record.groups, record.kl_per_group, strict=True)) if record.kl_per_group else {}
+    levels: dict[str, float] = {}
+    for name, kl in groups.items():
+        level = name.partition(": ")[2]
+        levels[level] = levels.get(level, 0.0) + kl
+    return {"latent group": groups} | ({"level": levels} if 1 < len(levels) < len(groups) else {})
+
+
 def commands(record: RunRecord) -> list[Command]:
     """Return how to continue the run, and how to use its model; the lines work in `record.root`."""
     name = shlex.quote(record.name)

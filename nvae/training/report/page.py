@@ -67,6 +67,7 @@ def render_page(record: RunRecord) -> str:
         facts=facts.facts_of(record),
         charts=[drawing(chart) for chart in curves_of(record.metrics, marks).values()],
         marks=marks,
+        kl_bars=facts.kl_bars(record),
         heat_map=None if heat_map is None else drawing(heat_map),
         frames=_frames(record.folder / "samples"),
         samples=_picture(record.folder / "samples.png", "", PICTURE_SIDE),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from nvae.summary import table
 from nvae.system.files import root_folder
 from nvae.system.texts import printable
-from nvae.training.report.facts import continuation, facts_of, state_text
+from nvae.training.report.facts import continuation, facts_of, kl_bars, state_text
 from nvae.training.report.record import RunRecord
 
 BAR = 40  # characters of the longest bar
@@ -26,7 +27,9 @@ def run_text(record: RunRecord) -> str:
         rows.append(("page", str(record.folder / "report.html")))
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {text}" for name, text in rows]
-    lines += _kl_bars(record) + _events(record.events)
+    for kind, kls in kl_bars(record).items():
+        lines += _bars(f"KL per {kind}, top first, in nats", kls)
+    lines += _events(record.events)
     lines += [f"note: {problem}" for problem in record.problems]
     is_root_folder = record.root == root_folder()
     if command := continuation(record, in_root=not is_root_folder):
@@ -39,22 +42,16 @@ def run_text(record: RunRecord) -> str:
     return "\n".join(map(printable, lines))
 
 
-def _kl_bars(record: RunRecord) -> list[str]:
-    """Return the KL of every latent group with a bar, top first."""
-    kls = record.kl_per_group
-    if not kls:
+def _bars(title: str, values: dict[str, float]) -> list[str]:
+    """Return a title, and every value with its name and a bar."""
+    if not values:
         return []
-    names = [name if ":" in name else f"{name}:" for name in record.groups]
-    width, largest = max(map(len, names)), max(*kls, 1e-9)
-    numbers = [f"{kl:.2f}" for kl in kls]
-    digits = max(map(len, numbers))
-    bars = ["#" * round(BAR * max(kl, 0) / largest) for kl in kls]
-    rows = zip(names, numbers, bars, strict=True)
-    return [
-        "",
-        "KL per latent group, top first, in nats",
-        *(f"  {name:<{width}}  {number:>{digits}}  {bar}".rstrip() for name, number, bar in rows),
+    largest = max(*values.values(), 1e-9)
+    rows = [
+        (name if ":" in name else f"{name}:", f"{value:.2f}", "#" * round(BAR * max(value, 0) / largest))
+        for name, value in values.items()
     ]
+    return ["", title, *(f"  {line}" for line in table(rows, left=(0, 2)))]
 
 
 def _events(events: list[dict[str, Any]]) -> list[str]:

@@ -3,6 +3,7 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from nvae.training.report.charts import (
@@ -106,6 +107,15 @@ def test_kl_over_time_prefers_validations_and_has_a_row_per_group():
     assert (heat.values[1, 79], heat.values[1, 80]) == (3, 7)
     assert kl_over_time([], ["a"]) is None
     assert kl_over_time([{"epoch": 1.0}], ["a"]) is None
+
+
+def test_kl_over_time_of_many_groups_has_a_line_between_levels():
+    for count, lines in ((24, []), (40, [10, 39])):
+        groups = [f"{i + 1}: {1 if i < 10 else 4 if i < 39 else 8}x" for i in range(count)]
+        axes = Figure().add_subplot()
+        kl_over_time([{"epoch": 1.0, "kl_per_group": [1.0] * count}], groups).draw(axes)
+        assert [line.get_ydata()[0] for line in axes.lines] == lines
+        assert len(axes.get_yticks()) <= 24
 
 
 def test_png_has_the_size_and_the_metadata(tmp_path):

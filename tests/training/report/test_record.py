@@ -9,7 +9,7 @@ from nvae.checkpoint import checkpoint_path, load, model_path, save
 from nvae.system.errors import UserError
 from nvae.system.files import previous_path
 from nvae.system.locks import run_lock
-from nvae.training.report.facts import commands, continuation, facts_of
+from nvae.training.report.facts import commands, continuation, facts_of, kl_bars
 from nvae.training.report.page import render_page
 from nvae.training.report.record import RunRecord, find_run
 from nvae.training.report.text import run_text
@@ -199,7 +199,8 @@ def test_text_has_bars_events_and_no_control_characters(run_folder):
     assert all(c.isprintable() or c == "\n" for c in text)
     assert "\\x1b[2J" in text
     bars = [line.split() for line in text.splitlines() if line.endswith("#")]
-    assert [len(bar[-1]) for bar in bars] == [4, 40, 16]  # the first group has no bar
+    assert [len(bar[-1]) for bar in bars] == [4, 40, 16, 3, 40]  # the first group has no bar
+    assert list(kl_bars(find_run(NAME))["level"].values()) == pytest.approx([0.501, 7.0])
 
 
 def test_text_names_the_process_that_trains_the_run(run_folder):
