@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 BAD_INPUT = 2  # exit code
 ITERATIONS = 20
+MAX_REPEATS = 1000  # of a factor
 MAX_DIGITS = 18  # of a whole number
 MAX_SECONDS = 600  # of an animation
 MAX_FACTOR = 2.0  # usual temperature or factor on the noise; a higher one in a list is probably a decimal comma
@@ -112,9 +113,17 @@ def use_root(text: str) -> Path:
     return root_folder()
 
 
+def _repeated(text: str) -> list[float]:
+    value, _, times = text.partition("x")
+    return [number(value)] * (integer(1, MAX_REPEATS)(times) if "x" in text else 1)
+
+
 def factors(text: str) -> list[float]:
-    """Parse one factor, or several: per scale or per latent group; warn of what looks like a decimal comma."""
-    values = several(number)(text)
+    """Parse one factor, or several: per scale or per latent group; warn of what looks like a decimal comma.
+
+    0.8x20 is 20 times 0.8.
+    """
+    values = [value for part in several(_repeated)(text) for value in part]
     has_point = "." in text
     if len(values) == 2 and (max(values) > MAX_FACTOR or (0 in values and not has_point)):
         suggestion = "" if has_point else f": {text.replace(',', '.')}"
@@ -148,7 +157,8 @@ def add_sampling(parser: Parser) -> None:
         metavar="TEMPERATURE",
         help="factor on the prior's standard deviations, or variances in the families ladder and dvp: 0.6 to 0.8 gives "
         "clean images, 1 the full variety; or one per scale, the coarsest first, such as 0.6,0.8, or one per latent "
-        "group, the top group first; for a model with a context, one more number may come before those of the scales",
+        "group, the top group first, where 0.8x20 is 20 times 0.8; for a model with a context, one more number may "
+        "come before those of the scales",
     )
     parser.add_argument(
         "iterations",

@@ -25,6 +25,7 @@ from nvae.cli.models import open_model
 from nvae.cli.progress import progress_bar
 from nvae.system.errors import InvalidValueError, UserError
 
+LEVELS = "levels"
 CELL = 128  # pixels of an image in the result
 
 
@@ -33,9 +34,10 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("pictures", type=Path, nargs="+", metavar="FILE", help="pictures of any size")
     parser.option(
         "--keep-groups K[,K...]",
-        several(natural),
-        "take only the first K latent groups, the top group first, from the picture; a context is always taken "
-        "and not counted, so 0 shows what the context alone carries",
+        _groups_kept,
+        "take only the first K latent groups, the top group first, from the picture, or with the word levels: the "
+        "groups of the first level, of the first two, and so on; a context is always taken and not counted, so 0 shows "
+        "what the context alone carries",
         "all",
     )
     parser.option(
@@ -45,6 +47,10 @@ def add_arguments(parser: Parser) -> None:
         "0, the prior's mean",
     )
     add_result(parser, "the groups sampled from the prior")
+
+
+def _groups_kept(text: str) -> list[int] | str:
+    return text if text == LEVELS else several(natural)(text)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -57,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
     from nvae.data.pictures.image_files import read_image_files
     from nvae.inference.exploration import mean_change
     from nvae.inference.reconstruction import pseudo_inputs, reconstruct
-    from nvae.models.group_names import first_groups_name
+    from nvae.models.group_names import first_groups_name, level_name
     from nvae.summary import table
     from nvae.tools.grids import grid
 
@@ -65,7 +71,8 @@ def run(options: argparse.Namespace) -> None:
     model = open_model(options)
     above = model.groups_above_scales
     groups = len(model.groups) - above
-    kept = options.keep_groups or [groups]
+    ends = list(itertools.accumulate(level.groups for level in model.scales))
+    kept = ends if options.keep_groups == LEVELS else options.keep_groups or [groups]
     if wrong := [k for k in kept if k > groups]:
         below = f" below the {model.levels[0].name}" if above else ""
         raise InvalidValueError("--keep-groups", wrong[0], f"at most {groups}, the number of latent groups{below}")
@@ -79,6 +86,8 @@ def run(options: argparse.Namespace) -> None:
         reconstruct(model, images, keep, temperature, seed, pixels, progress=progress_bar) for keep in kept
     ]
     names = [first_groups_name(model, above + keep) for keep in kept]
+    if options.keep_groups == LEVELS:
+        names = [f"to {level_name(level)}: {name}" for name, level in zip(names, model.scales, strict=True)]
     titles, drawn = [f"{name} groups" for name in names], reconstructions
     if (contexts := pseudo_inputs(model, images)) is not None:
         names, titles, drawn = ["context", *names], ["context", *titles], [contexts, *drawn]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 from numbers import Integral, Real
 from typing import Any
 
@@ -19,6 +20,7 @@ from nvae.system.errors import InvalidValueError, UserError
 Factors = float | Sequence[float]
 MAX_FACTOR = 10  # of standard deviations or variances; far more than any model has learned
 USUAL_TEMPERATURE = 2
+MAX_EQUAL = 5  # numbers that are written one by one
 
 
 def per_group(model: HierarchicalVAE, value: Factors, name: str) -> list[float]:
@@ -74,8 +76,12 @@ def _is_factor(value: Any) -> bool:
 
 
 def format_values(values: Factors, separator: str = ",") -> str:
-    """Write one number, or several, as on the command line."""
-    return separator.join(f"{value:g}" for value in (values if isinstance(values, Sequence) else [values]))
+    """Write one number, or several, as on the command line: more than MAX_EQUAL equal ones as 0.8x20."""
+    parts = []
+    for text, same in groupby(f"{value:g}" for value in (values if isinstance(values, Sequence) else [values])):
+        count = len(list(same))
+        parts += [text] * count if count <= MAX_EQUAL else [f"{text}x{count}"]
+    return separator.join(parts)
 
 
 def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:

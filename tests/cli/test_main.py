@@ -135,6 +135,13 @@ def test_factors_warn_of_a_decimal_comma(text, warns, capsys):
     assert (text.replace(",", ".") in capsys.readouterr().err) == warns
 
 
+def test_factors_repeat_a_number():
+    assert arguments.factors("0.8x3,1,0.5x2") == [0.8, 0.8, 0.8, 1.0, 0.5, 0.5]
+    for wrong in ("0.8x", "0.8x0", "x3", "0.8x2x2", "0.8x1001", "0.8x1.5"):
+        with pytest.raises(ArgumentTypeError):
+            arguments.factors(wrong)
+
+
 def test_every_list_of_factors_warns_of_a_decimal_comma():
     for name, module in COMMANDS.items():
         parser = arguments.Parser()

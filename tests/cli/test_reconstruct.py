@@ -25,6 +25,17 @@ def test_reconstruct_shows_more_and_more_groups(command, files, all_differ):
     np.testing.assert_allclose(cells[0], np.asarray(fitted.resize((128, 128), Image.Resampling.BICUBIC)), atol=1)
 
 
+def test_reconstruct_keeps_the_groups_down_to_each_level(command, files):
+    for groups in ("levels", "2,4"):
+        assert (
+            command("-m", "reconstruct", "tiny", "right.png", "--keep-groups", groups, "--out", f"{groups}.png").code
+            == 0
+        )
+    levels, numbers = (files.pixels(f"{groups}.png") for groups in ("levels", "2,4"))
+    assert json.loads(files.texts("levels.png")["keep_groups"]) == [2, 4]
+    assert (levels[4:132] == numbers[4:132]).all()  # the captions differ
+
+
 def test_reconstruct_wraps_many_pictures_and_counts_the_resized_ones(command, files):
     names = [f"picture_{n}.png" for n in range(40)]
     for name in names:
@@ -48,6 +59,7 @@ def test_reconstruct_free_groups_have_a_temperature(command, files, all_differ):
         ([], "FILE"),
         (["right.png", "--keep-groups", "0,5"], "--keep-groups: got 5.*4"),
         (["right.png", "--keep-groups", "0,-1"], "'-1'"),
+        (["right.png", "--keep-groups", "level"], "'level'"),
         (["right.png", "--temperature", "0.7"], "--keep-groups"),
         (["right.png", "--keep-groups", "1", "--temperature", "0.1,0.2,0.3"], "2x2, 4x4"),
         (["right.png", "cut.png"], "cut.png"),

@@ -124,6 +124,7 @@ def test_check_noise_refuses_other_groups_and_shapes(model):
 def test_format_values_writes_numbers_as_on_the_command_line():
     assert format_values([0.6, 1.0], "-") == "0.6-1"
     assert format_values(0.7) == "0.7"
+    assert format_values([0.8] * 20 + [0.7] * 5 + [1.0] * 6) == "0.8x20,0.7,0.7,0.7,0.7,0.7,1x6"
 
 
 # -------------------------------------------------------------------------------------------- models with a context
