@@ -10,7 +10,7 @@ from nvae.models.group_names import group_names, groups_per_level, level_name
 from nvae.models.hierarchy import HierarchicalVAE
 
 MAX_GROUPS = 20  # with a tick for each
-MAX_TICKS = 15  # of more groups
+MAX_TICKS = 8  # of more groups
 MAX_WIDTH = 14.0  # inches
 MAX_NAMES = 8  # of groups with their level below the bars, and of levels in one column of the legend
 

@@ -63,7 +63,7 @@ def test_bars_have_a_tick_for_each_of_few_groups(groups):
     axes = Figure().add_subplot()
     assert draw_bars(axes, model, [1.0] * groups) == [range(groups // 2), range(groups // 2, groups)]
     assert len(axes.patches) == groups
-    assert len(axes.get_xticks()) == {4: 4, 20: 20, 75: 15}[groups]
+    assert len(axes.get_xticks()) == {4: 4, 20: 20, 75: 8}[groups]
 
 
 def test_report_without_counted_units(evaluation, model, tmp_path):
