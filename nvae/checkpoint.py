@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nvae.config import ConfigError, config_from_dict
 from nvae.config.migrations import migrate_content, version1_weight_name
-from nvae.models.families import build_model
+from nvae.models.families import build_model, build_with_weights
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.system.files import previous_path, root_folder
 from nvae.system.torch_files import (
@@ -105,10 +105,8 @@ def load_model_and_metadata(
     if isinstance(progress, dict) and progress.get("step") == progress.get("skipped_steps", 0):
         warnings.warn(f"{path} has 0 training steps: its weights are those that the training began with.", stacklevel=2)
     with torch.device("meta"):  # a small file whose config describes a large network takes no memory
-        _check_weights(build_model(content["config"]), content["weights"], path)
-    model = build_model(content["config"])
-    restore(model, content, path)
-    return model.to(device).eval().requires_grad_(False), content["metadata"]
+        _check_content(build_model(content["config"]), content, path)
+    return build_with_weights(content["config"], content["weights"]).to(device), content["metadata"]
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -189,12 +187,17 @@ def restore(model: HierarchicalVAE, content: dict[str, Any], source: str | Path)
 
     source: the file, for messages. Raises CheckpointError for weights of another network and invalid metadata.
     """
+    _check_content(model, content, source)
+    model.load_state_dict(content["weights"])
+
+
+def _check_content(model: HierarchicalVAE, content: dict[str, Any], source: str | Path) -> None:
+    """Raise CheckpointError for weights of another network than the model and for invalid metadata."""
     _check_weights(model, content["weights"], source)
     kl = content["metadata"].get("kl_per_group", [0.0] * len(model.groups))
     is_list = isinstance(kl, list) and [type(nats) for nats in kl] == [float] * len(model.groups)
     if not is_list or not all(map(math.isfinite, kl)):
         raise CheckpointError(f"{source} has an invalid kl_per_group: expected one finite number per latent group.")
-    model.load_state_dict(content["weights"])
 
 
 def _check_weights(model: HierarchicalVAE, weights: dict[Any, Any], source: str | Path) -> None:

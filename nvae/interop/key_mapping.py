@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from nvae.models.families import build_model
+from nvae.models.families import build_model, build_with_weights
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.schema import ModelConfig
 from nvae.system.errors import Remedy, UserError
@@ -32,8 +32,9 @@ def load_with_key_map(
     """
     with torch.device("meta"):  # compare shapes before allocating memory
         blank = build_model(config)
-        targets = {name: tensor for name, tensor in blank.state_dict().items() if tensor.numel()}
         names = key_map(blank)
+    ours = blank.state_dict()
+    targets = {name: tensor for name, tensor in ours.items() if tensor.numel()}
 
     def refuse(what: str) -> InteropError:
         return InteropError(f"{source} does not fit its config: {what}.", Remedy.MODEL_CONFIG)
@@ -44,19 +45,17 @@ def load_with_key_map(
         raise refuse(f"the file lacks {_some(missing)}")
     if extra := state.keys() - set(names.values()):
         raise refuse(f"the config has no {_some(extra)}")
-    weights: dict[str, Tensor] = {}
-    for ours, theirs in names.items():
-        tensor, target = state[theirs], targets[ours]
+    weights = {name: torch.empty_like(tensor, device="cpu") for name, tensor in ours.items() if not tensor.numel()}
+    for name, theirs in names.items():
+        tensor, target = state[theirs], targets[name]
         if tensor.shape != target.shape:
             raise refuse(f"{_quoted(theirs)}: got shape {tuple(tensor.shape)}, expected {tuple(target.shape)}")
         if tensor.is_floating_point() != target.is_floating_point():
             raise refuse(f"{_quoted(theirs)}: got dtype {tensor.dtype}, expected {target.dtype}")
-        weights[ours] = tensor.to(target.dtype)
-        if not weights[ours].isfinite().all():
+        weights[name] = tensor.to(target.dtype)
+        if not weights[name].isfinite().all():
             raise InteropError(f"{source}: {_quoted(theirs)} has values that are not finite as {target.dtype}.")
-    model = build_model(config)
-    model.load_state_dict(model.state_dict() | weights)
-    return model.eval().requires_grad_(False)
+    return build_with_weights(config, weights)
 
 
 def _quoted(name: str) -> str:

@@ -10,6 +10,8 @@ from nvae.schema import ModelConfig
 from nvae.system.errors import InvalidValueError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nvae.models.hierarchy import HierarchicalVAE
 
 
@@ -59,8 +61,20 @@ def build_model(config: ModelConfig) -> HierarchicalVAE:
     return model
 
 
+def build_with_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> HierarchicalVAE:
+    """Build the model of a config on the CPU, in evaluation mode, without gradients, with copies of these weights.
+
+    weights: a whole state dictionary. No initial weights are drawn. Buffers that are not saved, `persistent=False`, are
+    computed as in `build_model`, and must not be random.
+    """
+    from nvae.models.initialization import WithoutDraws
+
+    with WithoutDraws():
+        model = build_model(config)
+    model.load_state_dict(weights)
+    return model.eval().requires_grad_(False)
+
+
 def clone(model: HierarchicalVAE) -> HierarchicalVAE:
     """Return a copy of a model on its device, in evaluation mode, without gradients, with ordinary batch norms."""
-    copy = build_model(model.config).to(model.device)
-    copy.load_state_dict(model.state_dict())
-    return copy.eval().requires_grad_(False)
+    return build_with_weights(model.config, model.state_dict()).to(model.device)

@@ -124,7 +124,7 @@ class SpectralNorm(nn.Module):
         matrix = weight_matrix(weight.detach())
         self.left = matrix.new_zeros(len(matrix))
         self.right = functional.normalize(torch.randn_like(matrix[0]), dim=0)
-        for _ in range(FIRST_POWER_ITERATIONS):
+        for _ in range(0 if matrix.is_meta else FIRST_POWER_ITERATIONS):  # slow on the meta device, without a result
             self._iterate(matrix)
         return weight
 
