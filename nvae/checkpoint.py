@@ -100,7 +100,7 @@ def load_model_and_metadata(
 
     Warns of a checkpoint without a training step.
     """
-    content = with_best_weights(load(path))
+    content = with_best_weights(load(path, mapped=True))
     progress = content.get("training", {}).get("progress")
     if isinstance(progress, dict) and progress.get("step") == progress.get("skipped_steps", 0):
         warnings.warn(f"{path} has 0 training steps: its weights are those that the training began with.", stacklevel=2)
@@ -109,15 +109,15 @@ def load_model_and_metadata(
     return build_with_weights(content["config"], content["weights"]).to(device), content["metadata"]
 
 
-def load(path: str | Path) -> dict[str, Any]:
-    """Return the content of a checkpoint or model file, with its tensors on the CPU.
+def load(path: str | Path, mapped: bool = False) -> dict[str, Any]:
+    """Return the content of a checkpoint or model file, with its tensors on the CPU; mapped: as in `read_whole`.
 
     version: of the program that wrote the file. config: a ModelConfig. weights: a state dictionary, whose names and
     shapes `restore` checks. metadata: plain values; kl_per_group if a run has measured it. training: of a checkpoint,
     the state of the run. run: the name of the run that wrote the file, where it is known.
     Raises CheckpointError; DamagedFileError for a damaged file.
     """
-    content = migrate_content(_read(Path(path)))
+    content = migrate_content(_read(Path(path), mapped))
     try:
         content["config"] = config_from_dict(content["config"], str(path), resolved=True)
     except ConfigError as error:
@@ -125,7 +125,7 @@ def load(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, mapped: bool) -> dict[str, Any]:
     """Return the raw content of a file of this program, of any version."""
     if exists(path) and not path.is_file():
         kind = "a folder" if path.is_dir() else "no regular file"
@@ -140,7 +140,7 @@ def _read(path: Path) -> dict[str, Any]:
         existing = f"Existing files: {', '.join(map(str, files))}." if files else "Train a model first."
         raise CheckpointError(f"there is no file '{path}'. {_advice(path, existing)}")
     try:
-        content = read_whole(path)
+        content = read_whole(path, mapped)
     except DamagedFileError as error:
         advice = _advice(path, "Copy the file again from its source, or train again.")
         raise DamagedFileError(f"{error} {advice}") from error
@@ -168,7 +168,7 @@ def _advice(path: Path, without_previous: str) -> str:
 def is_whole(path: str | Path) -> bool:
     """Return whether a file exists that `load` can read."""
     try:
-        return os.path.isfile(path) and bool(load(path))
+        return os.path.isfile(path) and bool(load(path, mapped=True))
     except CheckpointError:
         return False
 

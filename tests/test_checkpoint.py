@@ -426,6 +426,18 @@ def test_load_model_compares_sizes_before_building(model, tmp_path, monkeypatch)
     assert devices == ["meta"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs the list of mapped files, which Linux has")
+def test_load_and_load_model_leave_no_file_mapped(model, tmp_path):
+    path = tmp_path / "a.checkpoint"
+    save(model, path, training={"numbers": torch.ones(1000)})
+    content = load(path, mapped=True)
+    assert path.name in Path("/proc/self/maps").read_text()
+    content.clear()
+    kept = load(path), load_model_and_metadata(path)
+    assert path.name not in Path("/proc/self/maps").read_text()
+    assert torch.equal(kept[0]["training"]["numbers"], torch.ones(1000))
+
+
 def test_load_recommends_a_whole_previous_file_only(model, tmp_path):
     path = tmp_path / "a.model"
     save(model, path)

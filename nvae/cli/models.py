@@ -42,7 +42,7 @@ def config_of_run(name: str) -> ModelConfig | None:
     path = checkpoint_path(name)
     for file in filter(os.path.isfile, (path, previous_path(path))):
         try:
-            return load(file)["config"]
+            return load(file, mapped=True)["config"]
         except DamagedFileError:
             if file != path:
                 raise

@@ -16,7 +16,7 @@ from nvae.interop.objects import OBJECTS
 from nvae.models.hierarchy import HierarchicalVAE
 from nvae.schema import ModelConfig
 from nvae.system.errors import Remedy
-from nvae.system.torch_files import explained_reading, in_memory, unpickled
+from nvae.system.torch_files import check_values, explained_reading, unpickled
 
 
 class Project(Protocol):
@@ -65,7 +65,8 @@ def import_checkpoint(path: str | Path, config: ModelConfig | None = None) -> Im
     source, path = str(path), Path(path)
     with explained_reading(path, _EXPECTED):
         content = unpickled(path, _EXPECTED, others=OBJECTS, before_zip=True)
-        state = in_memory(content.get("state_dict", content), path.stat().st_size)  # or a file of the weights alone
+        state = content.get("state_dict", content)  # or a file of the weights alone; stays in the mapped file
+        check_values(state, path.stat().st_size)
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
     ):

@@ -58,14 +58,18 @@ def exists(path: Path) -> bool:
     return True
 
 
-def read_whole(path: Path) -> dict[str, Any]:
+def read_whole(path: Path, mapped: bool = False) -> dict[str, Any]:
     """Read a file of `write_whole`, with its tensors in the CPU's memory, and compare its checksums and its digest.
 
-    Files of earlier versions have no digest. Reading never takes much more memory than the file is large. Raises
-    DamagedFileError, or CheckpointError for a file that cannot be read or is of another program.
+    mapped: leave the tensors in the mapped file, for a caller that keeps none of them: the file stays open, but no
+    memory is taken. Files of earlier versions have no digest. Reading never takes much more memory than the file is
+    large. Raises DamagedFileError, or CheckpointError for a file that cannot be read or is of another program.
     """
     with explained_reading(path, EXPECTED):
-        content = in_memory(unpickled(path, EXPECTED), path.stat().st_size)
+        content = unpickled(path, EXPECTED)
+        check_values(content, path.stat().st_size)
+        if not mapped:
+            content = copy.deepcopy(content)  # tensors that share a storage share one in the copy too
         if DIGEST in content and content.pop(DIGEST) != content_digest(content):
             raise ValueError("the digest differs")
     return content
@@ -139,13 +143,11 @@ def _check_records(path: Path, expected: str) -> None:
             raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
 
 
-def in_memory(value: Any, max_size: int) -> Any:
-    """Return a deep copy of nested containers with plain values and tensors, which may be in a mapped file.
-
-    Tensors that share a storage share one in the copy too.
+def check_values(value: Any, max_size: int) -> None:
+    """Check nested containers of a file: plain values, and dense, real tensors with whole storages.
 
     max_size: the size of the file. Its values and storages together cannot be more, unless a hostile file repeats them.
-    Raises ValueError for more, and for anything that is no dense, real tensor with a whole storage.
+    Raises ValueError for more, and for anything else.
     """
     left, parts, storages = max_size, [value], set()
     while parts:
@@ -166,7 +168,6 @@ def in_memory(value: Any, max_size: int) -> Any:
             raise ValueError(f"got {type(part).__name__}, expected tensors and plain values")
         if left < 0:
             raise ValueError("the content is larger than the file")
-    return copy.deepcopy(value)
 
 
 def content_digest(content: dict[str, Any]) -> str:

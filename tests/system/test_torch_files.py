@@ -69,6 +69,16 @@ def test_read_whole_gives_what_was_written(path, old_path):
     assert is_same(read, content())  # in memory, not in the file
 
 
+def test_read_whole_of_a_mapped_file_gives_and_checks_the_same(path):
+    read = read_whole(path, mapped=True)
+    assert is_same(read, content())
+    changed = content()
+    changed["weights"]["all"][2, 3] += 1
+    torch.save(changed | {"digest": content_digest(content())}, path.with_name("other.model"))
+    with pytest.raises(DamagedFileError):
+        read_whole(path.with_name("other.model"), mapped=True)
+
+
 def refusals_of(path, damages):
     """Damage the file in many ways; assert that each is refused or changes nothing; return how many are refused."""
     refused = 0
