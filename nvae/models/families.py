@@ -27,6 +27,7 @@ FAMILIES = {
     "nvae": Family("nvae.models.nvae", "NVAEConfig", "NVAE"),
     "ladder": Family("nvae.models.ladder", "LadderConfig", "LadderVAE"),
     "dvp": Family("nvae.models.dvp", "DVPConfig", "DVPVAE"),
+    "vdvae": Family("nvae.models.vdvae", "VDVAEConfig", "VDVAE"),
 }
 DEFAULT_FAMILY = "nvae"  # the seed's files name no family
 

@@ -10,9 +10,9 @@ from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from nvae.config import load_config
 from nvae.models.distributions import log_normal_cdf, log_normal_mass
-from nvae.models.ladder.config import LadderConfig
 from nvae.models.ladder.likelihoods import build_ladder_likelihood
 from nvae.models.likelihoods import TAILS, CoupledLogisticMixture, build_likelihood
+from nvae.models.vdvae.likelihoods import SPACING, build_vdvae_likelihood
 
 LOGISTICS = ["logistic", "logistic_mixture"]
 DISCRETE = [*LOGISTICS, "discretized_gaussian"]
@@ -75,16 +75,15 @@ def test_logistic_probabilities_with_original_tails_count_the_last_value_twice(m
 def test_every_model_config_that_follows_no_publication_has_probabilities(root):
     """The published configs keep the tails of the original, whose probabilities add up to more than 1 at 8 bits."""
     configs = {path.stem: load_config(path) for path in (root / "model_configs").glob("*.yaml")}
-    likelihoods = {
-        name: (build_ladder_likelihood if isinstance(config, LadderConfig) else build_likelihood)(config)
-        for name, config in configs.items()
-    }
+    builders = {"ladder": build_ladder_likelihood, "dvp": build_ladder_likelihood, "vdvae": build_vdvae_likelihood}
+    likelihoods = {name: builders.get(config.family, build_likelihood)(config) for name, config in configs.items()}
     assert {name for name, likely in likelihoods.items() if likely.flaw == TAILS} == {
         "nvae_celeba64",
         "nvae_cifar10",
         "nvae_cifar10_multiscale",
         "nvae_imagenet32",
     }
+    assert [name for name, likely in likelihoods.items() if likely.flaw == SPACING] == ["vdvae_ffhq256"]
     discrete = [name for name, config in configs.items() if config.sampling_method == "logistic_mixture"]
     for name in (*discrete, "nvae_celeba64"):
         parameters = torch.zeros(likelihoods[name].num_parameters, dtype=torch.float64)

@@ -19,6 +19,15 @@ DVP = LADDER | {
     "unet_blocks": 1,
     "unet_dropout": 0.2,  # from torch's default generator
 }
+VDVAE = {
+    "family": "vdvae",
+    "enc_blocks": "auto",
+    "dec_blocks": "auto",
+    "custom_width": "auto",
+    "width": 4,
+    "latent_size": 2,
+    "bottleneck_multiple": 0.5,
+}
 TOY_FACES = {"name": "toy_faces"}
 
 

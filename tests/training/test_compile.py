@@ -6,7 +6,7 @@ import torch
 from nvae.training.resuming import resume_training, save_training
 from nvae.training.trainer import Trainer
 
-from .helpers import LADDER, NVLABS, advance, differences, everything
+from .helpers import LADDER, NVLABS, VDVAE, advance, differences, everything
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,9 @@ def compiled(trainer: Trainer, backend: str) -> Trainer:
     return trainer
 
 
-@pytest.mark.parametrize("model", [LADDER, pytest.param(NVLABS, marks=pytest.mark.slow)], ids=["ladder", "nvae"])
+@pytest.mark.parametrize(
+    "model", [LADDER, VDVAE, pytest.param(NVLABS, marks=pytest.mark.slow)], ids=["ladder", "vdvae", "nvae"]
+)
 @pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_steps_of_a_compiled_network_are_equal(make_trainer, model, parts):
     """The backend "eager" runs the same operations as the model itself, in the same order."""

@@ -11,7 +11,7 @@ import torch
 
 from nvae.system.ranks import Ranks
 
-from .helpers import DVP, LADDER, NVLABS, TOY_FACES
+from .helpers import DVP, LADDER, NVLABS, TOY_FACES, VDVAE
 from .ranks_program import results
 
 PROGRAM = Path(__file__).with_name("ranks_program.py")
@@ -34,6 +34,7 @@ MODELS = {
         LADDER | {"sampling_method": "bernoulli", "dataset": TOY_FACES | {"binarize": True}},
         EVERYTHING | {"regularization_constant": 0.0},
     ),
+    "vdvae": (VDVAE, EVERYTHING | {"regularization_constant": 0.0, "loss_scale": "nats"}),
     "dvp": (DVP | {"unet_dropout": 0.0}, EVERYTHING | {"regularization_constant": 0.0, "kl_balancing": False}),
     "dvp_pretraining": (
         DVP | {"unet_dropout": 0.0},
@@ -43,7 +44,7 @@ MODELS = {
     ),
 }
 TASKS = {
-    2: ["nvae", "nvae_statistics_of_the_first", "ladder", "dvp", "dvp_pretraining"],
+    2: ["nvae", "nvae_statistics_of_the_first", "ladder", "vdvae", "dvp", "dvp_pretraining"],
     3: ["nvae", "nvae_parts", "ladder"],
 }
 SECONDS = 300  # after which processes that wait for each other are killed
@@ -107,6 +108,7 @@ def assert_close(actual, expected, key=""):
         ("nvae_parts", 3),
         ("ladder", 2),
         ("ladder", 3),
+        ("vdvae", 2),
         ("dvp", 2),
         ("dvp_pretraining", 2),
     ],

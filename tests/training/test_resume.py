@@ -16,7 +16,7 @@ from nvae.training.resuming import resume_training, save_training, start_from
 from nvae.training.trainer import Trainer
 from nvae.training.validation import record_validation, result
 
-from .helpers import DVP, LADDER, NVLABS, TOY_FACES, advance, differences, everything
+from .helpers import DVP, LADDER, NVLABS, TOY_FACES, VDVAE, advance, differences, everything
 
 
 @pytest.fixture
@@ -156,12 +156,13 @@ def advance_and_validate(trainer, steps):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rates", SCHEDULES)
-@pytest.mark.parametrize("family", ["nvae", "ladder", "dvp", "linear dvp"])
+@pytest.mark.parametrize("family", ["nvae", "ladder", "dvp", "linear dvp", "vdvae"])
 @pytest.mark.parametrize("interrupted_after", [1, 5])  # in the middle of an epoch of three steps
 def test_resume_with_all_features_equals_an_uninterrupted_run_bit_for_bit(
     make_trainer, path, family, rates, interrupted_after
 ):
-    model = BINARIZED | {"nvae": {}, "ladder": LADDER, "dvp": DVP, "linear dvp": DVP | {"context": "linear"}}[family]
+    families = {"nvae": {}, "ladder": LADDER, "dvp": DVP, "linear dvp": DVP | {"context": "linear"}, "vdvae": VDVAE}
+    model = BINARIZED | families[family]
     whole, first, second = (make_trainer(model, **ALL_FEATURES | SCHEDULES[rates]) for _ in range(3))
     assert whole.has_batch_norm == (family == "nvae")
     advance_and_validate(whole, 10)

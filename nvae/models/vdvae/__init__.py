@@ -1,0 +1,1 @@
+"""The Very Deep VAE family: config and network."""

@@ -1,0 +1,136 @@
+"""The network of the VDVAE family beyond what the recordings show."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from nvae.inference.sampling import Sampler
+from nvae.models.distributions import map_tensors
+from nvae.models.families import build_model
+from nvae.models.hierarchy import FromNoise
+
+TINY = {
+    "family": "vdvae",
+    "enc_blocks": "8x1,8d2,4x1,4d4,1x1",
+    "dec_blocks": "1x1,4m1,4x1,8m4",
+    "width": 8,
+    "custom_width": "4:12,1:12",
+    "bottleneck_multiple": 0.5,
+    "latent_size": 2,
+}
+
+
+@pytest.fixture
+def model(make_config):
+    """A function: a tiny model with random weights everywhere."""
+
+    def model(**keys):
+        built = build_model(make_config(**(TINY | keys)))
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in built.parameters():
+                parameter.normal_(0, 0.2, generator=generator)
+        return built.eval()
+
+    return model
+
+
+@pytest.fixture
+def images(generator):
+    return torch.randint(0, 256, (3, 3, 8, 8), generator=generator) / 255
+
+
+@torch.no_grad()
+def test_prior_of_a_new_model_is_standard(make_config, images):
+    fresh = build_model(make_config(**TINY))
+    for group in fresh(images, fresh.draw_noise(3)).groups.values():
+        assert (group.prior.mu == 0).all()
+        assert (group.prior.sigma == 1).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("value", [-30.0, -1.0, 0.0, 2.0, 100.0])
+def test_sigma_by_softplus(model, value):
+    group = model(sigma="softplus").groups[0]
+    sigma = group._normal(torch.full((1, 4, 1, 1), value)).sigma
+    assert sigma.flatten().tolist() == pytest.approx(2 * [math.log2(1 + 2**value)], rel=1e-5)
+    assert model().groups[0]._normal(torch.full((1, 4, 1, 1), 2.0)).sigma[0, 0].item() == pytest.approx(math.exp(2))
+
+
+@torch.no_grad()
+def test_stream_without_learned_numbers_starts_from_zeros(model, images):
+    """With no_bias_above 0 every stream starts from zeros; then a pass equals one with learned numbers of 0."""
+    learned = model()
+    for bias in learned.stream_biases:
+        bias.zero_()
+    zeros = model(no_bias_above=0)
+    assert len(zeros.stream_biases) == 0
+    zeros.load_state_dict({n: t for n, t in learned.state_dict().items() if not n.startswith("stream_biases")})
+    noise = learned.draw_noise(3)
+    torch.testing.assert_close(zeros(images, noise).parameters, learned(images, noise).parameters)
+
+
+@torch.no_grad()
+def test_pass_from_a_cached_state_is_the_pass_from_the_top(model):
+    built = model(no_bias_above=1)
+    noise = built.draw_noise(1)
+    whole = built.top_down(FromNoise(noise), 1, return_states=True)
+    for start in whole.states.values():
+        repeated = start.repeated(2)
+        twice = built.top_down(FromNoise([torch.cat([z, z]) for z in noise]), start=repeated)
+        torch.testing.assert_close(twice.parameters, whole.parameters.expand_as(twice.parameters))
+
+
+def test_recomputed_activations_change_no_gradient(model, images):
+    built = model()
+    noise, gradients = built.draw_noise(3), []
+    for recompute in (False, True):
+        built.recompute_activations(recompute)
+        output = built(images, noise)
+        loss = output.kl.sum() - output.px_z.log_prob(images).sum()
+        gradients.append(torch.autograd.grad(loss, list(built.parameters())))
+    assert all(map(torch.equal, *gradients))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        "bernoulli",
+        "gaussian",
+        "gaussian_mixture",
+        "discretized_gaussian",
+        "logistic_mixture",
+        "coupled_logistic_mixture",
+    ],
+)
+def test_every_likelihood(model, images, likelihood):
+    built = model(sampling_method=likelihood, likelihood_tails="original")
+    targets = images.round() if likelihood == "bernoulli" else images
+    assert built(images, built.draw_noise(3)).px_z.log_prob(targets).isfinite().all()
+    for pixels in ("mean", "most_likely", "sample"):
+        assert Sampler(built, 0.7).sample(2, pixels).shape == (2, 3, 8, 8)
+
+
+@torch.no_grad()
+def test_samples_need_no_recalibration(model):
+    sampler = Sampler(model(), 0.7)
+    assert sampler.statistics is None
+    one, many = sampler.sample([5]), sampler.sample([3, 4, 5])
+    torch.testing.assert_close(one[0], many[2])
+
+
+@torch.no_grad()
+def test_padded_channels_of_the_encoder_are_zero(model, images):
+    features = model(enc_blocks="8x1,8d2,4d4", dec_blocks="1x1,4m1,8m4").encoder(images)
+    assert [features[side].shape[1] for side in (8, 4, 1)] == [8, 12, 12]
+    assert (features[4][:, 8:] == 0).all()  # GELU(0) is 0
+
+
+def test_state_is_a_tuple_of_streams(model):
+    state = model(no_bias_above=1).initial_state(2)
+    assert [None if stream is None else tuple(stream.shape) for stream in state.streams] == [(2, 12, 1, 1), None, None]
+    assert map_tensors(state, lambda x: x[:1]).streams[0].shape == (1, 12, 1, 1)
