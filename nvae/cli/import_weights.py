@@ -1,4 +1,4 @@
-"""Convert a checkpoint of the original NVAE, or of the seed project, to a .model file.
+"""Convert a checkpoint of the original NVAE, of the seed project, or of the original VDVAE, to a .model file.
 
 All other commands can use that file.
 """
@@ -13,7 +13,12 @@ from nvae.system.errors import InvalidValueError
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("file", metavar="FILE", help="the original's checkpoint.pt, or the seed's *.checkpoint")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        help="checkpoint.pt of the original NVAE, *.checkpoint of the seed project, or PREFIX-model-ema.th of the original "
+        "VDVAE, with PREFIX-log.jsonl beside the file for a network that is not one of the published ones",
+    )
     parser.option(
         "--config YAML",
         str,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from nvae.interop import mgp123, nvlabs
+from nvae.interop import mgp123, nvlabs, vdvae
 from nvae.interop.key_mapping import InteropError, KeyMap, load_with_key_map
 from nvae.interop.objects import OBJECTS
 from nvae.models.hierarchy import HierarchicalVAE
@@ -40,7 +40,7 @@ class Project(Protocol):
         """Return the project's name of every tensor of our network."""
 
 
-PROJECTS: tuple[Project, ...] = (nvlabs, mgp123)
+PROJECTS: tuple[Project, ...] = (nvlabs, mgp123, vdvae)
 
 # What all names begin with if the network was saved inside of DataParallel, torch.compile, or another module.
 _WRAPPERS = re.compile(r"((module|_orig_mod|model)\.)*")
