@@ -16,8 +16,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "file",
         metavar="FILE",
-        help="checkpoint.pt of the original NVAE, *.checkpoint of the seed project, or PREFIX-model-ema.th of the original "
-        "VDVAE, with PREFIX-log.jsonl beside the file for a network that is not one of the published ones",
+        help="checkpoint.pt of the original NVAE, *.checkpoint of the seed project, or PREFIX-model-ema.th of the "
+        "original VDVAE, with PREFIX-log.jsonl beside the file for a network that is not one of the published ones",
     )
     parser.option(
         "--config YAML",
