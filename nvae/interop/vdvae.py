@@ -131,6 +131,8 @@ def config_of_settings(settings: Mapping[str, Any], source: str) -> ModelConfig:
 
     settings: by the original's names. Raises InteropError.
     """
+    # A log may write 100 as 100.0; keys that take any number take 100 too.
+    settings = {key: int(v) if isinstance(v, float) and v.is_integer() else v for key, v in settings.items()}
     name = PUBLISHED.get(str(settings.get("dataset")))
     if name is None:
         raise InteropError(

@@ -87,6 +87,11 @@ def test_skip_threshold_of_minus_one_is_none(a):
     )
 
 
+def test_whole_numbers_of_a_log_may_be_written_as_fractions(a):
+    fractions = {key: float(value) if type(value) is int else value for key, value in a["hps"].items()}
+    assert config_of_settings(fractions, "x") == config_of_settings(a["hps"], "x")
+
+
 def test_config_of_the_user_replaces_the_log(a, file):
     config = config_of_settings(a["hps"], "x")
     path = file(a["state_dict"], "other.pt")
