@@ -1,9 +1,10 @@
-"""Measure training steps per second, relative to the speed of 3x3 convolutions on the same machine.
+"""Measure training steps and samples per second, relative to the speed of 3x3 convolutions on the same machine.
 
     python3 benchmarks/train_step.py [--batch-size 8] [--device cpu] [--half] [CONFIG ...]
 
 A step is everything that training does with a batch: forward pass, backward pass, regularizers and optimizer. A step
-counts as three times the operations of the forward pass. The yardstick is the fastest shape of 3x3 convolutions,
+counts as three times the operations of the forward pass. A sample is the mean image of a top-down pass, and is compared
+with the forward pass of convolutions. The yardstick is the fastest shape of 3x3 convolutions,
 forward and backward, and forward alone, measured in the same run. Prints a table and a line of JSON.
 """
 
@@ -12,9 +13,11 @@ import json
 import time
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from nvae.config import load_config
 from nvae.data.images import Data
+from nvae.inference.sampling import Sampler
 from nvae.summary import cost_per_image
 from nvae.system.devices import choose_device, half_dtype, set_fast_defaults
 from nvae.training.trainer import Trainer
@@ -75,10 +78,17 @@ def measure(name, batch_size, device, half):
     trainer = Trainer(config, Data(images_u8, images_u8), device)
     per_step = seconds(lambda: trainer.step(images_u8), device, 3)
     gflop = cost_per_image(config).operations / 1e9
+    sampler = Sampler(trainer.eval_model, iterations=0)
+    noise = sampler.noise(range(batch_size))
+    with FlopCounterMode(display=False) as counter:
+        sampler.top_down(noise)
+    per_batch = seconds(lambda: sampler.top_down(noise), device, 3)
     return {
         "config": name,
         "batch_size": batch_size,
         "images_per_second": batch_size / per_step,
+        "samples_per_second": batch_size / per_batch,
+        "sampling_gflop_per_second": counter.get_total_flops() / 1e9 / per_batch,
         "executed_gflop_per_image": gflop,
         "nominal_gflop_per_image": NOMINAL_GFLOP.get(name, gflop),
     }
@@ -101,15 +111,18 @@ def main():
     after = convolution_throughput(device, dtype)  # again: the machine may have been busy
     forward, both = (max(pair) for pair in zip(before, after, strict=True))
     print(f"3x3 convolutions on {device} in {dtype}, GFLOP/s: {both:.0f} forward and backward, {forward:.0f} forward")
-    print(f"{'config':38} {'batch':>5} {'images/s':>9} {'GFLOP/s':>8} {'share':>6} {'of forward':>11} {'executed':>9}")
+    columns = f"{'batch':>5} {'images/s':>9} {'GFLOP/s':>8} {'share':>6} {'of forward':>11} {'executed':>9}"
+    print(f"{'config':38} {columns} {'samples/s':>10} {'of forward':>11}")
     for row in rows:
         row["gflop_per_second"] = 3 * row["nominal_gflop_per_image"] * row["images_per_second"]
         row["share"] = row["gflop_per_second"] / both
         row["share_of_forward"] = row["gflop_per_second"] / forward
+        row["sampling_share"] = row["sampling_gflop_per_second"] / forward
         row["executed_share"] = row["share"] * row["executed_gflop_per_image"] / row["nominal_gflop_per_image"]
         print(
             f"{row['config']:38} {row['batch_size']:5} {row['images_per_second']:9.1f} {row['gflop_per_second']:8.0f} "
-            f"{row['share']:6.0%} {row['share_of_forward']:11.0%} {row['executed_share']:9.0%}"
+            f"{row['share']:6.0%} {row['share_of_forward']:11.0%} {row['executed_share']:9.0%} "
+            f"{row['samples_per_second']:10.1f} {row['sampling_share']:11.0%}"
         )
     yardstick = {"forward_and_backward": both, "forward": forward}
     print(

@@ -103,7 +103,7 @@ def summary(config: ModelConfig, cost: Cost | None = None) -> str:
         + (" (use_tensor_checkpoints)" if schedule.use_tensor_checkpoints else "")
         + (" in float32; less in half precision" if schedule.half_precision else ""),
         f"schedule: {counted(schedule.epochs, 'epoch')} with a batch size of {schedule.batch_size}, "
-        f"KL warm-up {_warmup(schedule)}, learning rate {schedule.learning_rate:g} to {schedule.learning_rate_min:g}",
+        f"KL warm-up {_warmup(schedule)}, learning rate {_rates(schedule)}",
     ]
     return "\n".join(lines)
 
@@ -114,6 +114,11 @@ def _warmup(schedule: TrainingParameters) -> str:
     if schedule.warmup_steps is not None:
         return counted(schedule.warmup_steps, "step")
     return f"{schedule.warmup_epochs:g} epochs"
+
+
+def _rates(schedule: TrainingParameters) -> str:
+    lowest = "" if schedule.learning_rate_schedule == "constant" else f" to {schedule.learning_rate_min:g}"
+    return f"{schedule.learning_rate:g}{lowest}"
 
 
 def _levels(model: HierarchicalVAE) -> list[str]:
