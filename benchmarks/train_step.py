@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nvae.config import load_config
 from nvae.data.images import Data
 from nvae.inference.sampling import Sampler
+from nvae.models.families import clone
 from nvae.summary import cost_per_image
 from nvae.system.devices import choose_device, half_dtype, set_fast_defaults
 from nvae.training.trainer import Trainer
@@ -78,7 +79,7 @@ def measure(name, batch_size, device, half):
     trainer = Trainer(config, Data(images_u8, images_u8), device)
     per_step = seconds(lambda: trainer.step(images_u8), device, 3)
     gflop = cost_per_image(config).operations / 1e9
-    sampler = Sampler(trainer.eval_model, iterations=0)
+    sampler = Sampler(clone(trainer.model), iterations=0)
     noise = sampler.noise(range(batch_size))
     with FlopCounterMode(display=False) as counter:
         sampler.top_down(noise)
