@@ -21,8 +21,26 @@ GRADIENT_TOLERANCE = 4e-4  # recorded in float32, up to 3.5e-4 away from float64
 
 
 @pytest.fixture(scope="module", params=["a", "b"])
-def recorded(request, recording):
-    return recording(f"vdvae_{request.param}")
+def recorded(request, recording, root):
+    """The recording of a network; of b, tests/data has a part, and the folder of all recordings the rest."""
+    content, folder = recording(f"vdvae_{request.param}"), root.parent / "shared" / "reference" / "vdvae"
+    if request.param == "b" and folder.is_dir():
+        parts = {"sample_t1": "sample_t1", "sample_t08": "sample_t08", "manual": "manual", "train": "train"}
+        more = {key: torch.load(folder / f"vdvae_b_{part}.pt", weights_only=True) for key, part in parts.items()}
+        for key in ("sample_t1", "sample_t08", "manual"):
+            more[key]["dmol_params"] = more[key]["dmol_params"][:, ::8, ::8]
+        moments = torch.load(folder / "vdvae_b_train_moments.pt", weights_only=True)
+        more["train"]["gradients"] = moments["grads_step1_before_clip"]
+        more["train"] |= {"state_dict": more["train"]["state_dict_after_3"]}
+        more["train"] |= {"ema": more["train"]["ema_state_dict_after_3"]}
+        return content | more
+    return content
+
+
+def part_of(recorded, key):
+    if key not in recorded:
+        pytest.skip(f"the folder of all recordings is absent: {key}")
+    return recorded[key]
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +106,7 @@ def test_evaluation(model, recorded):
 @torch.no_grad()
 @pytest.mark.parametrize("temperature", ["t1", "t08", "tlist"])
 def test_samples(model, recorded, temperature):
-    if (expected := recorded.get(f"sample_{temperature}")) is None:
-        assert temperature != "tlist"
-        pytest.skip("recorded with network a")
+    expected = part_of(recorded, f"sample_{temperature}")
     t = 1.0 if expected["t"] is None else expected["t"]
     output = model.top_down(FromNoise(expected["noise"], t), len(expected["noise"][0]))
     assert_groups(output, expected["latents"])
@@ -102,9 +118,8 @@ def test_samples(model, recorded, temperature):
 
 
 @torch.no_grad()
-def test_pixels_of_a_sample(a, monkeypatch):
-    config, expected = config_of_settings(a["hps"], "the recording"), a["sample_t08"]
-    model = load_with_key_map(config, a["state_dict"], key_map, "the recording")
+def test_pixels_of_a_sample(model, recorded, monkeypatch):
+    expected = part_of(recorded, "sample_t08")
     px_z = model.top_down(FromNoise(expected["noise"], expected["t"]), 2).px_z
     assert_close(px_z.mean().permute(0, 2, 3, 1), (expected["mean_image"] + 1) / 2)
     uniforms = iter([expected["u_mixture"], expected["u_logistic"]])
@@ -118,23 +133,22 @@ def test_pixels_of_a_sample(a, monkeypatch):
 
 
 @torch.no_grad()
-def test_first_groups_from_an_image_and_the_rest_at_a_low_temperature(a):
-    config, expected = config_of_settings(a["hps"], "the recording"), a["manual"]
-    model = load_with_key_map(config, a["state_dict"], key_map, "the recording")
+def test_first_groups_from_an_image_and_the_rest_at_a_low_temperature(model, recorded):
+    expected = part_of(recorded, "manual")
     given, rest = expected["given"], expected["noise_rest"]
-    posterior = FromPosterior(model.bottom_up(images_of(a)), a["eval"]["noise"])
+    posterior = FromPosterior(model.bottom_up(images_of(recorded)), recorded["eval"]["noise"])
     prior = FromNoise([rest[0]] * given + rest, expected["t"])
     sources = [posterior if index < given else prior for index in range(len(model.groups))]
     assert_parameters(model.top_down(PerGroup(sources), 2), expected["dmol_params"])
 
 
-def test_three_steps_of_training(a, monkeypatch):
-    expected, images_u8 = a["train"], a["x"].permute(0, 3, 1, 2)
+def test_three_steps_of_training(recorded, monkeypatch):
+    expected, images_u8 = part_of(recorded, "train"), recorded["x"].permute(0, 3, 1, 2)
     config = config_of_settings(expected["hps"], "the recording")
     trainer = Trainer(config, Data(images_u8, images_u8), torch.device("cpu"))
     names = key_map(trainer.model)
     for network in (trainer.model, trainer.ema.model):
-        network.load_state_dict({name: a["state_dict"][theirs] for name, theirs in names.items()})
+        network.load_state_dict({name: recorded["state_dict"][theirs] for name, theirs in names.items()})
     noise = iter(expected["noise_per_step"])
     monkeypatch.setattr(trainer.model, "draw_noise", lambda *args, **keys: next(noise))
     for step, theirs in enumerate(expected["steps"]):
