@@ -157,12 +157,16 @@ def group_table(
 ) -> list[str]:
     """Return the lines of a table: a row per latent group, per level, where levels have several groups, and of all.
 
+    Levels of one resolution share a row.
+
     columns: the names of all columns but the first. cells: their texts, from the indices of a row's groups.
     """
     rows: dict[str, Sequence[int]] = {name: [index] for index, name in enumerate(group_names(model))}
     if 1 < len(model.levels) < len(model.groups):
-        levels = zip(model.levels, groups_per_level(model), strict=True)
-        rows |= {f"{level_name(level)}, {counted(level.groups, 'group')}": indices for level, indices in levels}
+        levels: dict[str, list[int]] = {}
+        for level, indices in zip(model.levels, groups_per_level(model), strict=True):
+            levels.setdefault(level_name(level), []).extend(indices)
+        rows |= {f"{name}, {counted(len(indices), 'group')}": indices for name, indices in levels.items()}
     rows["all"] = range(len(model.groups))
     header = ("latent group, top first", *columns)
     return table([header, *((name, *cells(indices)) for name, indices in rows.items())])

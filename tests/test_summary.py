@@ -3,7 +3,7 @@ import pytest
 from nvae.config import config_from_dict, load_config
 from nvae.models.families import build_model
 from nvae.optim import OPTIMIZERS, num_moments
-from nvae.summary import cost_per_image, num_parameters, summary, training_bytes
+from nvae.summary import cost_per_image, group_table, num_parameters, summary, training_bytes
 
 
 def test_summary_has_levels_parts_and_costs():
@@ -15,6 +15,15 @@ def test_summary_has_levels_parts_and_costs():
 
 
 @pytest.mark.slow
+def test_levels_of_one_resolution_share_a_row_of_a_table():
+    """A decoder may come back to a resolution; the rows of the levels still add up to that of all."""
+    blocks = {"enc_blocks": "8x1,8d2,4d4,1", "dec_blocks": "1,4m1,8m4,4x2,8m4", "width": 4}
+    model = build_model(config_from_dict({"family": "vdvae", "input_dimension": 8} | blocks, "test"))
+    lines = group_table(model, ["groups"], lambda indices: [str(len(indices))])
+    assert [line.split()[-1] for line in lines[1:]] == ["1"] * 6 + ["1", "3", "2", "6"]
+    assert lines[8].startswith("4x4, 3 groups")
+
+
 def test_operations_of_a_published_config():
     """6.65 GFLOP in the original's order of layers; ours upsamples later, which saves a few percent."""
     operations = cost_per_image(load_config("big_logistic_mixture20latentnoflows")).operations / 1e9

@@ -50,7 +50,12 @@ def add_arguments(parser: Parser) -> None:
 
 
 def _groups_kept(text: str) -> list[int] | str:
-    return text if text == LEVELS else several(natural)(text)
+    if text == LEVELS:
+        return text
+    try:
+        return several(natural)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or {LEVELS}") from error
 
 
 def run(options: argparse.Namespace) -> None:

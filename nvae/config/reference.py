@@ -124,4 +124,4 @@ def _text(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {_text(part)}" for key, part in value.items()) + "}"
     if isinstance(value, list):
         return f"[{', '.join(map(_text, value))}]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value) or "''"

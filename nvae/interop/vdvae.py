@@ -26,7 +26,7 @@ PUBLISHED = {  # by the original's name of the data set
     "ffhq_256": "vdvae_ffhq256",
     "ffhq_1024": "vdvae_ffhq1024",
 }
-# The original's settings as our keys, and those of training_parameters.
+# The original's settings of the network as our keys.
 KEYS = {
     "image_size": "input_dimension",
     "image_channels": "image_channels",
@@ -38,14 +38,6 @@ KEYS = {
     "bottleneck_multiple": "bottleneck_multiple",
     "no_bias_above": "no_bias_above",
     "num_mixtures": "n_mix",
-}
-TRAINING_KEYS = {
-    "lr": "learning_rate",
-    "wd": "weight_decay",
-    "warmup_iters": "learning_rate_warmup_steps",
-    "ema_rate": "ema_decay",
-    "grad_clip": "gradient_clipping",
-    "skip_threshold": "gradient_skip_threshold",
 }
 
 
@@ -96,15 +88,17 @@ def config_of(content: Mapping[str, Any], state: Mapping[str, Tensor], source: s
     are those of the published config with as many channels, mixtures and blocks.
     """
     log = Path(re.sub(r"-model(-ema)?\.th$", "", source) + "-log.jsonl")
-    if log.is_file():
-        return config_of_settings(_settings(log), str(log)), [f"config: the settings in {log}"]
+    settings = _settings(log) if log.is_file() else {}
+    if "dataset" in settings:
+        return config_of_settings(settings, str(log)), [f"config: the settings in {log}"]
     shape = _shape_of_weights(state, source)
     for name in PUBLISHED.values():
         config = load_config(name)
         assert isinstance(config, VDVAEConfig)
         blocks = len(blocks_of("enc_blocks", config.enc_blocks)), len(blocks_of("dec_blocks", config.dec_blocks))
         if shape == (config.width, config.n_mix, *blocks):
-            return config, [f"config: taken from model_configs/{name}.yaml, which has these shapes; there is no {log}"]
+            because = f"{log} has no settings" if log.is_file() else f"there is no {log}"
+            return config, [f"config: taken from model_configs/{name}.yaml, which has these shapes, because {because}"]
     raise InteropError(
         f"{source}: got a network of {shape[0]} channels with {shape[2]} blocks in the encoder and {shape[3]} in the "
         f"decoder, which is none of the published ones, and there is no file '{log}' with its settings.",
@@ -127,7 +121,7 @@ def _shape_of_weights(state: Mapping[str, Tensor], source: str) -> tuple[int, in
 
 
 def config_of_settings(settings: Mapping[str, Any], source: str) -> ModelConfig:
-    """Return the published config of the settings' data set, with these settings in place of its own.
+    """Return the published config of the settings' data set, with the settings' network in place of its own.
 
     settings: by the original's names. Raises InteropError.
     """
@@ -142,12 +136,6 @@ def config_of_settings(settings: Mapping[str, Any], source: str) -> ModelConfig:
         )
     data = load_config(name).model_dump()
     data |= {ours: settings[theirs] for theirs, ours in KEYS.items() if theirs in settings}
-    schedule = {ours: settings[theirs] for theirs, ours in TRAINING_KEYS.items() if theirs in settings}
-    if schedule.get("gradient_skip_threshold") == -1:
-        schedule["gradient_skip_threshold"] = None
-    if {"adam_beta1", "adam_beta2"} <= settings.keys():
-        schedule["optimizer_betas"] = [settings["adam_beta1"], settings["adam_beta2"]]
-    data["training_parameters"] |= schedule
     try:
         return config_from_dict(data, source, resolved=True)
     except ConfigError as error:
@@ -160,11 +148,10 @@ def _settings(log: Path) -> dict[str, Any]:
     try:
         with log.open(encoding="utf-8") as lines:
             for line in lines:
-                if '"hparam"' in line:
-                    entry = json.loads(line)
+                if '"hparam"' in line and (entry := json.loads(line)).get("type") == "hparam":
                     settings[str(entry["key"])] = entry["value"]
     except OSError as error:
         raise InteropError(f"{log} cannot be read: {error.strerror}.", Remedy.MODEL_CONFIG) from error
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise InteropError(f"{log} is damaged: a line of it is no setting in JSON.", Remedy.MODEL_CONFIG) from error
     return settings

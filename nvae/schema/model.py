@@ -105,7 +105,7 @@ class ModelConfig(Section):
         section, _, name = key.rpartition(".")
         schedule = data.get("training_parameters")
         ways = next((ways for ways in (WARMUPS, RATE_WARMUPS) if name in ways), ())
-        if section == "training_parameters" and ways and isinstance(schedule, dict):
+        if section == "training_parameters" and ways and value is not None and isinstance(schedule, dict):
             # The override replaces the file's way.
             data["training_parameters"] = {k: v for k, v in schedule.items() if k == name or k not in ways}
         if key == "dataset.name" and isinstance(data.get("dataset"), dict):

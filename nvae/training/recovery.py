@@ -22,7 +22,7 @@ DOUBTFUL_SKIPS = 10  # a state after so many skips may be a ruined one, so it is
 PROGRESS_STEPS = 1000  # beyond the last divergence, after which the tries count from 0 again
 MAX_DOUBLINGS = 6  # of the regularization, which would outweigh the ELBO
 ADVICE = (
-    "Set a lower training_parameters.learning_rate, a longer learning_rate_warmup_epochs, or gradient_clipping (100, "
+    "Set a lower training_parameters.learning_rate, a longer warm-up of the learning rate, or gradient_clipping (100, "
     "for example), and continue from the last checkpoint, which is intact."
 )
 

@@ -158,7 +158,7 @@ def check_health(trainer: Trainer, output: RunOutput, evaluation: Evaluation, wh
         output.reporter.warn(
             f"divergence: got {bits:.1f} bits/dim on the validation images, where a uniform distribution has "
             f"{uniform}. Start over with a lower training_parameters.learning_rate, a longer "
-            "learning_rate_warmup_epochs, or gradient_clipping.",
+            "warm-up of the learning rate, or gradient_clipping.",
             once=f"divergence {when}",
         )
 

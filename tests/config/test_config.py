@@ -365,6 +365,9 @@ def test_last_given_warmup_counts():
     text = SMALL + "training_parameters: {learning_rate_warmup_steps: 100}\n"
     schedule = parse_config(text, ["training_parameters.learning_rate_warmup_epochs=2"]).training_parameters
     assert (schedule.learning_rate_warmup_epochs, schedule.learning_rate_warmup_steps) == (2, None)
+    text = SMALL + "training_parameters: {learning_rate_warmup_epochs: 3}\n"
+    schedule = parse_config(text, ["training_parameters.learning_rate_warmup_steps=null"]).training_parameters
+    assert (schedule.learning_rate_warmup_epochs, schedule.learning_rate_warmup_steps) == (3, None)
     empty = "style: nvlabs\n" + SMALL + "training_parameters: {warmup_steps: }\n"
     assert parse_config(empty).training_parameters.warmup_portion == 0.3
 

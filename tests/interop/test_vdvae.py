@@ -72,19 +72,11 @@ def test_settings_come_from_the_log(a, with_log, prefix, name):
     imported = import_checkpoint(with_log(state, a["hps"], name))
     config, hps = imported.model.config, a["hps"]
     assert (config.enc_blocks, config.dec_blocks, config.latent_size) == (hps["enc_blocks"], hps["dec_blocks"], 4)
-    schedule = config.training_parameters
-    assert schedule.optimizer_betas == (0.9, 0.9)
-    assert (schedule.gradient_skip_threshold, schedule.ema_decay) == (400, 0.9999)
+    assert config.training_parameters == load_config("vdvae_cifar10").training_parameters
     assert (config.dataset.name, config.pixel_mean) == ("cifar10", 120.63838)
     weights = imported.model.state_dict()
     for ours, theirs in key_map(imported.model).items():
         assert torch.equal(weights[ours], a["state_dict"][theirs])
-
-
-def test_skip_threshold_of_minus_one_is_none(a):
-    assert (
-        config_of_settings(a["hps"] | {"skip_threshold": -1}, "x").training_parameters.gradient_skip_threshold is None
-    )
 
 
 def test_whole_numbers_of_a_log_may_be_written_as_fractions(a):
@@ -110,6 +102,7 @@ def test_config_of_the_user_replaces_the_log(a, file):
         ({"zdim": 5}, "got shape"),
         ({"dec_blocks": "1x1,4m1,32m4"}, "the config has no"),
         ({"dataset": {"a": []}}, "names the data set"),
+        ({"dataset": None}, "names the data set"),
     ],
 )
 def test_log_of_another_network_is_refused(a, with_log, changes, part):
@@ -133,6 +126,14 @@ def test_damaged_log_is_refused(a, with_log, tmp_path, line):
     path = with_log(a["state_dict"], a["hps"])
     (tmp_path / "run-log.jsonl").write_bytes(line)
     with pytest.raises(InteropError, match="log.jsonl"):
+        import_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", ["", "<html>404</html>", '{"type": "train_loss", "about": "hparam"}'])
+def test_log_without_settings_leaves_the_shapes(a, with_log, tmp_path, content):
+    path = with_log(a["state_dict"], a["hps"])
+    (tmp_path / "run-log.jsonl").write_text(content)
+    with pytest.raises(InteropError, match="none of the published ones"):
         import_checkpoint(path)
 
 

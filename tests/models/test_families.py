@@ -36,6 +36,15 @@ CHANGES: dict[str, dict[str, Any]] = {
     "dvp": DVP,
     "linear context": DVP | {"context": "linear"},
     "vampprior": LADDER | {"top_prior": "vampprior"},
+    "vdvae": {
+        "family": "vdvae",
+        "enc_blocks": "8x1,8d2,4d4,1",
+        "dec_blocks": "1,4m1,8m4",
+        "custom_width": "4:12,1:16",
+        "width": 8,
+        "no_bias_above": 1,
+        "sigma": "softplus",
+    },
     "standard prior": LADDER | {"top_prior": "standard"},
 }
 

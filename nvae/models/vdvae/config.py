@@ -104,6 +104,12 @@ class VDVAEConfig(ModelConfig):
         description="From the network's output v to the sigma of priors and posteriors: exp(v), or softplus with beta "
         "ln 2, which is 1 at 0 and grows linearly (Hazami et al. 2022).",
     )
+    likelihood_tails: Literal["original", "exact"] = Field(
+        "exact",
+        description="Where the upper tail of a discretized logistic begins. exact: so that the probabilities of all "
+        "values add up to 1; original: for coupled_logistic_mixture the likelihood of the original program, whose "
+        "probabilities add up to 1 with 8 bits alone, for the others as in every family.",
+    )
     pixel_mean: Annotated[float, Field(ge=0, le=255)] = Field(
         127.5, description="Subtracted from the pixels, 0 to 255, that the encoder sees."
     )
@@ -148,7 +154,7 @@ def parse_widths(text: str) -> dict[int, int]:
     """Return the channels by resolution of a text such as 16:64,8:128. Raises InvalidValueError."""
     widths: dict[int, int] = {}
     for part in text.split(",") if text else ():
-        match = re.fullmatch(r" *(\d{1,4}):(\d{1,4}) *", part)
+        match = re.fullmatch(r" *([0-9]{1,4}):([0-9]{1,4}) *", part)
         if match is None or not int(match[1]) or not int(match[2]) or int(match[1]) in widths:
             raise InvalidValueError("custom_width", text, f"{WIDTHS}, each resolution once, not {part.strip()!r}")
         widths[int(match[1])] = int(match[2])
@@ -163,7 +169,7 @@ def parse_blocks(key: Literal["enc_blocks", "dec_blocks"], text: str) -> list[tu
     blocks: list[tuple[Block, int]] = []
     position, letter = 1, "d" if key == "enc_blocks" else "m"
     for part in text.split(","):
-        match = re.fullmatch(rf" *(\d{{1,4}})(?:([x{letter}])(\d{{1,4}}))? *", part)
+        match = re.fullmatch(rf" *([0-9]{{1,4}})(?:([x{letter}])([0-9]{{1,4}}))? *", part)
         numbers = (int(match[1]), int(match[3] or 1)) if match else (0, 0)
         if match is None or not all(numbers):
             _refuse_entry(key, text, position, f"{part.strip()!r} is none of R, RxN and R{letter}K, from 1 to 9999")
@@ -193,7 +199,7 @@ def _check_encoder(config: VDVAEConfig) -> set[int]:
     text, resolution, reached = config.enc_blocks, config.input_dimension, {config.input_dimension}
     for block, position in parse_blocks("enc_blocks", text):
         if block.resolution != resolution:
-            problem = f"the block is at {block.resolution}, the images there are at {resolution}"
+            problem = f"the block is at {block.resolution}, expected {resolution}"
             _refuse_entry("enc_blocks", text, position, problem)
         _check_width(config, block.resolution)
         if block.factor is None:
@@ -229,6 +235,10 @@ def _check_decoder(config: VDVAEConfig, reached: set[int]) -> None:
         )
     if blocks[-1][0].resolution != config.input_dimension:
         _refuse_entry("dec_blocks", text, blocks[-1][1], f"the last block is not at {config.input_dimension}")
+    last = {block.resolution: (index, position) for index, (block, position) in enumerate(blocks)}
+    for resolution, (index, position) in last.items():
+        if resolution != config.input_dimension and all(block.source != resolution for block, _ in blocks[index:]):
+            _refuse_entry("dec_blocks", text, position, f"no later block adds the stream of {resolution}")
 
 
 def _check_width(config: VDVAEConfig, resolution: int) -> None:

@@ -23,7 +23,12 @@ class PublishedLogisticMixture(CoupledLogisticMixture):
     With b bits, value v lies at v * 2^(8 - b) on the scale of 8 bits. Its bin is 2 / (2^b - 1) wide on [-1, 1]: with
     5 bits, the brightest value is not white, so no value has the upper tail, and the bins overlap. With 8 bits, the
     probabilities are those of exact tails. A sample is rounded down to 8 bits, after the coupling of the channels.
+    `scale` is the brightest value on the scale of 8 bits, from 0 to 1; images here have it at 1.
     """
+
+    def __init__(self, output: Tensor, last: int, upper_tail: float) -> None:
+        super().__init__(output, last, upper_tail)
+        self.scale = last * (256 // (last + 1)) / 255
 
     @classmethod
     def likelihood(cls, config: ModelConfig) -> Likelihood:
@@ -33,10 +38,16 @@ class PublishedLogisticMixture(CoupledLogisticMixture):
         return replace(exact, distribution=distribution, flaw="" if bits == 8 else SPACING)
 
     def log_prob(self, images: Tensor) -> Tensor:
-        return super().log_prob(images * self.last * (256 // (self.last + 1)) / 255)
+        return super().log_prob(images * self.scale)
+
+    def mean(self) -> Tensor:
+        return super().mean() / self.scale
+
+    def most_likely(self) -> Tensor:
+        return super().most_likely() / self.scale
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        return (self._coupled(*self._draw(generator)) * 255).floor() / 255
+        return (self._coupled(*self._draw(generator)) * 255).floor() / 255 / self.scale
 
 
 def build_vdvae_likelihood(config: ModelConfig) -> Likelihood:

@@ -136,7 +136,6 @@ class VDVAEGroup(LatentGroup):
         active, latents = functional.gelu(x), self.level.latent_size
         parameters, features = self.prior_block(active).split([2 * latents, x.shape[1]], dim=1)
         parameters = parameters.clone(memory_format=torch.channels_last)  # a view would keep the features in memory
-        parameters = parameters.clone(memory_format=torch.channels_last)  # a view would keep the features in memory
         return Streams(state.streams, x + features, active), self._normal(parameters)
 
     def posterior(self, state: Streams, features: Tensor, prior: DiagonalNormal) -> DiagonalNormal:
@@ -171,8 +170,8 @@ class VDVAE(HierarchicalVAE):
         )
         self.output = nn.Conv2d(config.width, self.likelihood.num_parameters, 1)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Conv2d):
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # every convolution has one
         first = {block.resolution: block for block in reversed(blocks)}
         # Streams that start from zeros and add nothing first, (channels, side), by their places; the rest have None.
         self.zeros = {

@@ -159,6 +159,8 @@ def test_read_image_files_applies_pixel_bits(read, saved):
     images, changes = read(saved(Image.fromarray(array)), pixel_bits=5)
     assert torch.equal(images[0], torch.from_numpy(array // 8).permute(2, 0, 1) / 31)
     assert changes == []
+    images, _ = read(saved(Image.fromarray(array)), pixel_bits=5, encoder_bits=8)  # they are for the encoder
+    assert torch.equal(images[0], torch.from_numpy(array).permute(2, 0, 1) / 255)
 
 
 @pytest.mark.parametrize("kind", ["missing", "text", "cut off", "empty", "folder"])

@@ -76,10 +76,12 @@ def test_calibration_of_black_images_gives_ones():
 
 
 def test_calibration_sees_images_of_few_bits_as_the_model_does():
-    context, data = DCTContext(make_config(pixel_bits=1)), images_u8()
-    context.calibrate(data)
-    expected = context.coefficients((data >= 128).float()).floor().abs().amax(0, keepdim=True)
-    assert torch.equal(context.scale, expected.where(expected > 0, torch.ones(())))
+    data = images_u8()
+    for bits, seen in (({"pixel_bits": 1}, data >= 128), ({"pixel_bits": 1, "encoder_bits": 8}, data / 255)):
+        context = DCTContext(make_config(**bits))
+        context.calibrate(data)
+        expected = context.coefficients(seen.float()).floor().abs().amax(0, keepdim=True)
+        assert torch.equal(context.scale, expected.where(expected > 0, torch.ones(())))
 
 
 def test_calibrated_scale_is_part_of_the_weights():

@@ -62,6 +62,10 @@ def test_text_of_blocks():
         ("dec_blocks", "1,4m8,8m4", 3),
         ("dec_blocks", "1,8m4", 3),  # no block at 4x4, so no stream
         ("dec_blocks", "1,4m1", 3),  # does not end at the size of the images
+        ("dec_blocks", "1,4m1,8", 3),  # nothing adds the stream of 4x4
+        ("dec_blocks", "4x2,1,8m4", 5),
+        ("dec_blocks", "1,4m1,8m4,4x2,8", 11),  # not its last blocks
+        ("dec_blocks", "1,4m1,8m٤", 7),
     ],
 )
 def test_blocks_that_do_not_fit_are_refused_with_their_position(key, text, position):
@@ -82,6 +86,7 @@ def test_stream_without_learned_numbers_needs_an_earlier_block():
     ("keys", "key"),
     [
         ({"custom_width": "4:8,1"}, "custom_width"),
+        ({"custom_width": "４:8"}, "custom_width"),
         ({"custom_width": "4:8,4:8"}, "custom_width"),
         ({"custom_width": "4:0"}, "custom_width"),
         ({"custom_width": "8:16"}, "custom_width"),  # other channels than width

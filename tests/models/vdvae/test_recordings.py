@@ -142,9 +142,23 @@ def test_first_groups_from_an_image_and_the_rest_at_a_low_temperature(model, rec
     assert_parameters(model.top_down(PerGroup(sources), 2), expected["dmol_params"])
 
 
+TRAINING_KEYS = {
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "warmup_iters": "learning_rate_warmup_steps",
+    "ema_rate": "ema_decay",
+    "grad_clip": "gradient_clipping",
+    "skip_threshold": "gradient_skip_threshold",
+}
+
+
 def test_three_steps_of_training(recorded, monkeypatch):
     expected, images_u8 = part_of(recorded, "train"), recorded["x"].permute(0, 3, 1, 2)
     config = config_of_settings(expected["hps"], "the recording")
+    changes = {ours: expected["hps"][theirs] for theirs, ours in TRAINING_KEYS.items()}
+    schedule = config.training_parameters.model_copy(update=changes)
+    assert schedule.optimizer_betas == (expected["hps"]["adam_beta1"], expected["hps"]["adam_beta2"])
+    config = config.model_copy(update={"training_parameters": schedule})
     trainer = Trainer(config, Data(images_u8, images_u8), torch.device("cpu"))
     names = key_map(trainer.model)
     for network in (trainer.model, trainer.ema.model):
@@ -206,7 +220,24 @@ def test_draws_of_the_likelihood(mixture, make_config, monkeypatch):
     monkeypatch.setattr(
         "nvae.models.likelihoods.standard_uniform", lambda like, generator: next(uniforms).permute(0, 3, 1, 2)
     )
-    drawn = PublishedLogisticMixture.likelihood(config)(output).sample()
+    brightest = (2**bits - 1) * 2 ** (8 - bits) / 255  # of the program; here it is 1
+    drawn = PublishedLogisticMixture.likelihood(config)(output).sample() * brightest
     theirs = (expected["sample"].permute(0, 3, 1, 2) + 1) / 2
     assert ((drawn - theirs).abs() < 1.001 / 255).all(), "rounded down to 8 bits"
     assert (drawn <= theirs + 1e-6).all()
+
+
+@pytest.mark.parametrize("bits", [5, 8])
+def test_means_and_samples_are_on_the_scale_of_the_images(make_config, generator, bits):
+    """A distribution that is sure of white, which is the brightest value, gives white."""
+    config = make_config(
+        family="vdvae", enc_blocks="8x1", dec_blocks="8x1", pixel_bits=bits, n_mix=1,
+        sampling_method="coupled_logistic_mixture", likelihood_tails="original",
+    )  # fmt: skip
+    brightest = 2 * (2**bits - 1) * 2 ** (8 - bits) / 255 - 1  # on the program's scale
+    output = torch.tensor([0.0] + 3 * [brightest, -7, 0])[None, :, None, None].expand(1, -1, 8, 8)
+    px_z = PublishedLogisticMixture.likelihood(config)(output)
+    white = torch.ones(1, 3, 8, 8)
+    for images in (px_z.mean(), px_z.most_likely(), px_z.sample(generator)):
+        assert_close(images, white, 1.5 / 255)
+    assert (px_z.log_prob(white) > 3 * math.log(0.9)).all()
