@@ -6,6 +6,7 @@ import torch
 from nvae.config import available_configs, load_config
 from nvae.data.images import Data, to_float
 from nvae.data.registry import evaluation_images, load_data
+from nvae.interop import vdvae
 from nvae.models.nvae.config import groups_finest_first
 from nvae.models.nvae.convolutions import weight_matrix
 from nvae.models.nvae.regularization import BatchNormRegularization, SpectralRegularization, regularized_convolutions
@@ -385,10 +386,11 @@ def assert_takes_a_step(config):
 
 
 PUBLISHED = sorted(name for name in available_configs() if name.startswith("nvae_"))
+PUBLISHED_VDVAE = sorted(vdvae.PUBLISHED.values())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(available_configs()) - {"quickstart", *PUBLISHED}))
+@pytest.mark.parametrize("name", sorted(set(available_configs()) - {"quickstart", *PUBLISHED, *PUBLISHED_VDVAE}))
 def test_step_of_every_config(name):
     assert_takes_a_step(
         load_config(name, ["training_parameters.batch_size=2", "training_parameters.half_precision=False"])
@@ -405,3 +407,10 @@ def test_step_of_every_published_config_made_small(name):
     config = load_config(name, overrides)
     assert set(groups_finest_first(config)) == {1}
     assert_takes_a_step(config)
+
+
+@pytest.mark.parametrize("name", PUBLISHED_VDVAE)
+def test_step_of_every_published_vdvae_made_small(name):
+    """All but its size as in the file: four channels, few blocks, images of 16 pixels."""
+    overrides = ["width=4", "input_dimension=16", "custom_width=auto", "enc_blocks=auto", "dec_blocks=auto"]
+    assert_takes_a_step(load_config(name, [*overrides, "training_parameters.batch_size=2"]))
