@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 import torch
@@ -56,6 +57,11 @@ def load_with_key_map(
         if not weights[name].isfinite().all():
             raise InteropError(f"{source}: {_quoted(theirs)} has values that are not finite as {target.dtype}.")
     return build_with_weights(config, weights)
+
+
+def count_numbers(state: Mapping[str, Tensor], pattern: str) -> int:
+    """Count the different numbers that the group of a pattern matches at the start of names."""
+    return len({match[1] for name in state if (match := re.match(pattern, name))})
 
 
 def _quoted(name: str) -> str:

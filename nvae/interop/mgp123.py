@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nvae.config import available_configs, config_from_dict, load_config
-from nvae.interop.key_mapping import InteropError, KeyMap
+from nvae.interop.key_mapping import InteropError, KeyMap, count_numbers
 from nvae.interop.nvae_keys import Layout, Place, build_key_map
 from nvae.models.nvae.cells import InvertedResidualCell, ResidualCell
 from nvae.models.nvae.config import NVAEConfig
@@ -143,11 +143,6 @@ def _config_with(name: str, state: Mapping[str, Tensor]) -> NVAEConfig | None:
     return config if shapes == {name: tensor.shape for name, tensor in state.items()} else None
 
 
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """Count the different numbers that the group of a pattern matches at the start of names."""
-    return len({match[1] for name in state if (match := re.match(pattern, name))})
-
-
 def _architecture(state: Mapping[str, Tensor], source: str, mixture: str) -> NVAEConfig:
     """Return a config with these shapes. mixture: the likelihood, unless the shapes show a Gaussian one."""
     channels, image_channels = state["initial_transform.weight_v"].shape[:2]
@@ -155,7 +150,7 @@ def _architecture(state: Mapping[str, Tensor], source: str, mixture: str) -> NVA
     downsampling = sorted(name for name in state if name.endswith("skip down.conv_1.weight"))
     quarter, skip_channels = state[downsampling[0]].shape[:2] if downsampling else (1, 2)
     blocks = sum(name.startswith("preprocess.") for name in downsampling)
-    cells = _count(state, r"preprocess\.model\.(\d+)\.")
+    cells = count_numbers(state, r"preprocess\.model\.(\d+)\.")
     splits_of: dict[int, set[str]] = defaultdict(set)
     for name in state:
         if match := re.match(r"encoder_tower\.model\.enc_block_(\d{1,4})\.model\.split_(\d+)\.", name):
@@ -169,14 +164,14 @@ def _architecture(state: Mapping[str, Tensor], source: str, mixture: str) -> NVA
         "latent_size": len(state["mixer.encoder_sampler.0.weight_v"]) // 2,
         "input_dimension": state["decoder_constant"].shape[-1] * 2 ** (blocks + len(splits) - 1),
         "image_channels": image_channels,
-        "num_flows": _count(state, r"mixer\.normal_flow_block\.0\.model\.(\d+)\.") // 2,
+        "num_flows": count_numbers(state, r"mixer\.normal_flow_block\.0\.model\.(\d+)\.") // 2,
         "num_blocks_prepost": blocks,
         "num_cells_per_block_prepost": cells // blocks if blocks else 1,
         "channel_multiplier": 4 * quarter // skip_channels,
-        "cells_per_split_enc": _count(
+        "cells_per_split_enc": count_numbers(
             state, r"encoder_tower\.model\.enc_block_1\.model\.split_1\.model\.cell_encoder(\d+)\."
         ),
-        "cells_per_input_dec": _count(state, r"decoder_tower\.blocks\.0\.model\.cell_decoder(\d+)\.") or 1,
+        "cells_per_input_dec": count_numbers(state, r"decoder_tower\.blocks\.0\.model\.cell_decoder(\d+)\.") or 1,
         **({"sampling_method": mixture, "n_mix": per_subpixel // 3} if per_subpixel != 2 else {}),
     }
     config = config_from_dict(data, f"{source}: shapes of the weights")

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from nvae.config import ConfigError, config_from_dict, load_config
-from nvae.interop.key_mapping import InteropError, KeyMap
+from nvae.interop.key_mapping import InteropError, KeyMap, count_numbers
 from nvae.models.vdvae.config import VDVAEConfig, blocks_of
 from nvae.models.vdvae.network import VDVAE
 from nvae.schema import ModelConfig
@@ -108,16 +108,13 @@ def config_of(content: Mapping[str, Any], state: Mapping[str, Tensor], source: s
 
 def _shape_of_weights(state: Mapping[str, Tensor], source: str) -> tuple[int, int, int, int]:
     """Return the width, the mixtures, and the blocks of the encoder and of the decoder."""
-
-    def count(pattern: str) -> int:
-        return len({match[1] for name in state if (match := re.match(pattern, name))})
-
     try:
         width = state["encoder.in_conv.weight"].shape[0]
         mixtures = state["decoder.out_net.out_conv.weight"].shape[0] // 10
     except (LookupError, AttributeError) as error:
         raise InteropError(f"{source} lacks the first or the last convolution of a VDVAE.") from error
-    return width, mixtures, count(r"encoder\.enc_blocks\.(\d+)\."), count(r"decoder\.dec_blocks\.(\d+)\.")
+    encoder, decoder = (count_numbers(state, rf"{part}_blocks\.(\d+)\.") for part in (r"encoder\.enc", r"decoder\.dec"))
+    return width, mixtures, encoder, decoder
 
 
 def config_of_settings(settings: Mapping[str, Any], source: str) -> ModelConfig:

@@ -14,6 +14,10 @@ OptimizerName = Literal[
     "adamw",
     "muon",
 ]
+LearningRateSchedule = Literal["cosine", "cosine_restarts", "cyclic", "constant", "plateau"]
+LossScale = Literal["nats", "bits_per_dimension", "nats_per_dimension"]
+Epsilon = Annotated[float, Field(ge=1e-12, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 LearningRateDecay = Literal["after_kl_warmup", "after_its_warmup", "from_start", "nvlabs"]
 WARMUPS = ("warmup_epochs", "warmup_steps", "warmup_portion")  # three ways to give the length of the KL warm-up
 RATE_WARMUPS = ("learning_rate_warmup_epochs", "learning_rate_warmup_steps")  # two, of the learning rate's warm-up
@@ -30,10 +34,8 @@ class TrainingParameters(Section):
         description="The optimizer. The defaults of learning_rate and optimizer_epsilon suit adamax; the others need "
         "smaller ones, such as 1e-3 and 1e-8.",
     )
-    optimizer_epsilon: Annotated[float, Field(ge=1e-12, le=1)] = Field(
-        1e-3, description="Added to the denominator of the optimizer's update."
-    )
-    optimizer_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+    optimizer_epsilon: Epsilon = Field(1e-3, description="Added to the denominator of the optimizer's update.")
+    optimizer_betas: tuple[Decay, Decay] = Field(
         (0.9, 0.999),
         strict=False,  # a list in YAML
         description="Decay rates of the optimizer's running means of the gradient and of its size.",
@@ -50,7 +52,7 @@ class TrainingParameters(Section):
         None,
         description="The rise in steps, with the rate 0 at the first one; replaces learning_rate_warmup_epochs.",
     )
-    learning_rate_schedule: Literal["cosine", "cosine_restarts", "cyclic", "constant", "plateau"] = Field(
+    learning_rate_schedule: LearningRateSchedule = Field(
         "cosine",
         description="The learning rate after its warm-up: a cosine; a cosine that starts again after every "
         "learning_rate_period; down and up again on straight lines within every learning_rate_period; constant; or "
@@ -119,7 +121,7 @@ class TrainingParameters(Section):
         description="Number of equal parts of a batch that are computed one after another, to save memory. Batch norms "
         "and kl_balancing use the statistics of each part.",
     )
-    loss_scale: Literal["nats", "bits_per_dimension", "nats_per_dimension"] = Field(
+    loss_scale: LossScale = Field(
         "nats",
         description="Unit of the ELBO in the loss: nats per image, nats / number of subpixels, or that / ln 2 (bits). "
         "Gradients, and so gradient_clipping, gradient_skip_threshold and optimizer_epsilon, are in this unit.",
@@ -186,7 +188,7 @@ class TrainingParameters(Section):
         description="Stop when the validation ELBO has not improved for this number of epochs, and keep the weights of "
         "the best validation as the result; null to train all epochs.",
     )
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+    ema_decay: Decay | None = Field(
         None,
         description="Decay of the exponential moving average (EMA) of the weights, such as 0.999: the part that stays "
         "at every step. Validation, pictures and the result use the average; null for none.",

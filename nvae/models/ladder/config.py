@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from nvae.models.priors.config import TopPriorConfig
 from nvae.schema import Channels, LearningRateDecay, PositiveRate, Rate, TrainingParameters
+from nvae.schema.training import Epsilon
 
 MAX_BLOCKS = 600  # of a whole network; the largest published one has 196
 MAX_WIDTH = 2**17  # channels of the widest layer
@@ -17,9 +18,7 @@ Blocks = Annotated[int, Field(ge=0, le=100)]
 class LadderTrainingParameters(TrainingParameters):
     """The training schedule of a Ladder VAE: no KL warm-up, a learning rate that falls along a cosine."""
 
-    optimizer_epsilon: Annotated[float, Field(ge=1e-12, le=1)] = Field(
-        1e-8, description="Added to the denominator of the optimizer's update."
-    )
+    optimizer_epsilon: Epsilon = Field(1e-8, description="Added to the denominator of the optimizer's update.")
     learning_rate_warmup_epochs: Rate = Field(2.0, description="Epochs of a linear rise from zero to learning_rate.")
     learning_rate_decay: LearningRateDecay = Field(
         "after_its_warmup",

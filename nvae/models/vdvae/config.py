@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 from pydantic import Field, model_validator
 
 from nvae.schema import AUTO, MAX_SIZE, Channels, ModelConfig, PositiveRate, Rate, TrainingParameters
-from nvae.schema.training import OptimizerName
+from nvae.schema.training import Decay, Epsilon, LearningRateSchedule, LossScale, OptimizerName
 from nvae.system.errors import InvalidValueError
 
 MAX_BLOCKS = 1000  # of an encoder or decoder; the largest published one has 78
@@ -18,7 +18,6 @@ MAX_WIDTH = 2**15  # channels inside a block
 BLOCKS = {"enc_blocks": "blocks such as 32x11,32d2,16x6", "dec_blocks": "blocks such as 1x1,4m1,4x2"}
 WIDTHS = "channels by resolution, such as 16:64,8:128"
 Text = Annotated[str, Field(max_length=2000)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Block(NamedTuple):
@@ -33,16 +32,14 @@ class VDVAETrainingParameters(TrainingParameters):
     """The training schedule of a VDVAE: a constant learning rate, the full KL from the start, an EMA of the weights."""
 
     optimizer: OptimizerName = Field("adamw", description="The optimizer.")
-    optimizer_epsilon: Annotated[float, Field(ge=1e-12, le=1)] = Field(
-        1e-8, description="Added to the denominator of the optimizer's update."
-    )
+    optimizer_epsilon: Epsilon = Field(1e-8, description="Added to the denominator of the optimizer's update.")
     optimizer_betas: tuple[Decay, Decay] = Field(
         (0.9, 0.9),
         strict=False,  # a list in YAML
         description="Decay rates of the optimizer's running means of the gradient and of its size.",
     )
     learning_rate: PositiveRate = Field(2e-4, description="Highest learning rate.")
-    learning_rate_schedule: Literal["cosine", "cosine_restarts", "cyclic", "constant", "plateau"] = Field(
+    learning_rate_schedule: LearningRateSchedule = Field(
         "constant",
         description="The learning rate after its warm-up: a cosine; a cosine that starts again after every "
         "learning_rate_period; down and up again on straight lines within every learning_rate_period; constant; or "
@@ -53,7 +50,7 @@ class VDVAETrainingParameters(TrainingParameters):
     warmup_epochs: Rate = Field(
         0.0, description="Epochs of the KL warm-up: the weight of the KL rises linearly to 1; 0 for none."
     )
-    loss_scale: Literal["nats", "bits_per_dimension", "nats_per_dimension"] = Field(
+    loss_scale: LossScale = Field(
         "nats_per_dimension",
         description="Unit of the ELBO in the loss: nats per image, nats / number of subpixels, or that / ln 2 (bits). "
         "Gradients, and so gradient_clipping, gradient_skip_threshold and optimizer_epsilon, are in this unit.",
