@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cache
+from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 from pydantic import Field, model_validator
@@ -83,7 +84,7 @@ class VDVAEConfig(ModelConfig):
         description="Blocks of the decoder, each with a latent group: 4x2 is two blocks at 4x4, 4m1 one block that "
         "first adds the upsampled stream of 1x1; auto: blocks that suit the size of the images."
     )
-    width: Channels = Field(384, description="Channels at the resolution of the images and those not in custom_width.")
+    width: Channels = Field(384, description="Channels at the finest resolution and at those not in custom_width.")
     custom_width: Text = Field(
         "",
         description="Channels at other resolutions, such as 16:64,8:128; not fewer than at the next finer one; auto: "
@@ -93,13 +94,31 @@ class VDVAEConfig(ModelConfig):
     bottleneck_multiple: Annotated[float, Field(gt=0, le=16)] = Field(
         0.25, description="Channels inside a block, relative to its channels."
     )
+    block_convolutions: Literal[3, 4] = Field(
+        4, description="Convolutions of a block: 4 for 1x1, 3x3, 3x3, 1x1 as published; 3 for one 3x3."
+    )
     no_bias_above: Annotated[int, Field(ge=0, le=MAX_SIZE)] = Field(
         64, description="Largest resolution whose stream starts from learned numbers, not from zeros."
     )
-    sigma: Literal["exp", "softplus"] = Field(
+    no_latents_above: Annotated[int, Field(ge=1, le=MAX_SIZE)] | None = Field(
+        None,
+        description="Largest resolution with latent groups: decoder blocks above it have none, and cost a third; null "
+        "for latent groups everywhere.",
+    )
+    patch_size: Annotated[int, Field(ge=1, le=16)] = Field(
+        1,
+        description="Side of the square of pixels that is one position of the network: with 2, images at 32x32 are "
+        "16x16 positions, and enc_blocks begins at 16.",
+    )
+    output_width: Annotated[int, Field(ge=0, le=2**10)] = Field(
+        0,
+        description="Channels at the resolution of the images, before a last 3x3 convolution; 0 for none: the last "
+        "convolution is 1x1, before positions become pixels.",
+    )
+    sigma: Literal["exp", "bounded", "softplus"] = Field(
         "exp",
-        description="From the network's output v to the sigma of priors and posteriors: exp(v), or softplus with beta "
-        "ln 2, which is 1 at 0 and grows linearly (Hazami et al. 2022).",
+        description="From the network's output v to the sigma of priors and posteriors: exp(v); exp(5 tanh(v / 5)), "
+        "which is bounded; or softplus with beta ln 2, which is 1 at 0 and grows linearly (Hazami et al. 2022).",
     )
     likelihood_tails: Literal["original", "exact"] = Field(
         "exact",
@@ -125,17 +144,30 @@ class VDVAEConfig(ModelConfig):
             return data
         side = data.get("input_dimension", cls.model_fields["input_dimension"].default)
         width = data.get("width", cls.model_fields["width"].default)
-        if not all(type(number) is int and 1 <= number <= MAX_SIZE for number in (side, width)):
+        patch = data.get("patch_size", cls.model_fields["patch_size"].default)
+        if not all(type(number) is int and 1 <= number <= MAX_SIZE for number in (side, width, patch)) or side % patch:
             return data
-        return data | {key: text for key, text in fitting_blocks(side, width).items() if data.get(key) == AUTO}
+        fitting = fitting_blocks(side // patch, width)
+        return data | {key: text for key, text in fitting.items() if data.get(key) == AUTO}
 
     @model_validator(mode="after")
     def _consistent_blocks(self) -> VDVAEConfig:
+        if self.input_dimension % self.patch_size:
+            self.refuse("patch_size", f"a factor of input_dimension, {self.input_dimension}")
         parse_widths(self.custom_width)
-        if self.width_at(self.input_dimension) != self.width:
-            self.refuse("custom_width", f"{self.width} channels at {self.input_dimension}, as the key width says")
+        if self.width_at(self.finest_resolution) != self.width:
+            self.refuse("custom_width", f"{self.width} channels at {self.finest_resolution}, as the key width says")
         _check_decoder(self, _check_encoder(self))
         return self
+
+    @property
+    def finest_resolution(self) -> int:
+        """The positions on a side of the network's finest streams."""
+        return self.input_dimension // self.patch_size
+
+    def has_latents(self, block: Block) -> bool:
+        """Return whether a block of the decoder has a latent group."""
+        return self.no_latents_above is None or block.resolution <= self.no_latents_above
 
     def width_at(self, resolution: int) -> int:
         """Return the channels at a resolution."""
@@ -193,7 +225,7 @@ def _refuse_entry(key: str, text: str, position: int, problem: str) -> NoReturn:
 
 def _check_encoder(config: VDVAEConfig) -> set[int]:
     """Return the resolutions that have activations. Raises InvalidValueError for blocks that do not fit each other."""
-    text, resolution, reached = config.enc_blocks, config.input_dimension, {config.input_dimension}
+    text, resolution, reached = config.enc_blocks, config.finest_resolution, {config.finest_resolution}
     for block, position in parse_blocks("enc_blocks", text):
         if block.resolution != resolution:
             problem = f"the block is at {block.resolution}, expected {resolution}"
@@ -214,6 +246,12 @@ def _check_decoder(config: VDVAEConfig, reached: set[int]) -> None:
     """Raise InvalidValueError for decoder blocks that do not fit each other or the encoder's resolutions."""
     text, blocks = config.dec_blocks, parse_blocks("dec_blocks", config.dec_blocks)
     used, started = {block.resolution for block, _ in blocks}, set[int]()
+    if not config.has_latents(blocks[0][0]):
+        config.refuse("no_latents_above", f"{blocks[0][0].resolution}, where dec_blocks begins, or above")
+    for (before, _), (block, position) in pairwise(blocks):
+        if config.has_latents(block) and not config.has_latents(before):
+            problem = f"a block with latents follows one above no_latents_above, {config.no_latents_above}"
+            _refuse_entry("dec_blocks", text, position, problem)
     for block, position in blocks:
         if block.resolution not in reached:
             _refuse_entry("dec_blocks", text, position, f"the encoder has no activations at {block.resolution}")
@@ -230,11 +268,12 @@ def _check_decoder(config: VDVAEConfig, reached: set[int]) -> None:
         config.refuse(
             "enc_blocks", f"blocks down to {min(used)}, the lowest resolution of dec_blocks, not {min(reached)}"
         )
-    if blocks[-1][0].resolution != config.input_dimension:
-        _refuse_entry("dec_blocks", text, blocks[-1][1], f"the last block is not at {config.input_dimension}")
+    finest = config.finest_resolution
+    if blocks[-1][0].resolution != finest:
+        _refuse_entry("dec_blocks", text, blocks[-1][1], f"the last block is not at {finest}")
     last = {block.resolution: (index, position) for index, (block, position) in enumerate(blocks)}
     for resolution, (index, position) in last.items():
-        if resolution != config.input_dimension and all(block.source != resolution for block, _ in blocks[index:]):
+        if resolution != finest and all(block.source != resolution for block, _ in blocks[index:]):
             _refuse_entry("dec_blocks", text, position, f"no later block adds the stream of {resolution}")
 
 

@@ -6,7 +6,8 @@ added the upsampled stream of a coarser one where the config says so. The image 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -20,7 +21,11 @@ from nvae.models.hierarchy import HierarchicalVAE, LatentGroup, Level
 from nvae.models.vdvae.config import VDVAEConfig, blocks_of
 from nvae.models.vdvae.likelihoods import build_vdvae_likelihood
 
-SOFTPLUS_BETA = 0.6931471805599453  # ln 2: softplus(0) / ln 2 is 1
+SIGMAS: dict[str, Callable[[Tensor], Tensor]] = {
+    "exp": torch.exp,
+    "bounded": lambda raw: (5 * torch.tanh(raw / 5)).exp(),
+    "softplus": partial(functional.softplus, beta=0.6931471805599453),  # ln 2: softplus(0) / ln 2 is 1
+}
 
 
 class Streams(NamedTuple):
@@ -36,20 +41,20 @@ class Streams(NamedTuple):
 
 
 class Bottleneck(nn.Module):
-    """Four convolutions with GELU between: 1x1, 3x3, 3x3, 1x1; all 1x1 up to a resolution of 2.
+    """Convolutions with GELU between: 1x1, one or two of 3x3, 1x1; all 1x1 up to a resolution of 2.
 
-    From (B, in, R, R), which GELU has been applied to, to (B, out, R, R). With `recompute`, the backward pass computes
-    the activations again.
+    From (B, in, R, R), which GELU has been applied to, to (B, out, R, R). convolutions: 3 or 4. With `recompute`, the
+    backward pass computes the activations again.
     """
 
     recompute = False
 
-    def __init__(self, channels: int, hidden: int, out: int, resolution: int) -> None:
+    def __init__(self, channels: int, hidden: int, out: int, resolution: int, convolutions: int) -> None:
         super().__init__()
         kernel = 3 if resolution > 2 else 1
         self.c1 = nn.Conv2d(channels, hidden, 1)
         self.c2 = nn.Conv2d(hidden, hidden, kernel, padding=kernel // 2)
-        self.c3 = nn.Conv2d(hidden, hidden, kernel, padding=kernel // 2)
+        self.c3 = nn.Conv2d(hidden, hidden, kernel, padding=kernel // 2) if convolutions == 4 else None
         self.c4 = nn.Conv2d(hidden, out, 1)
 
     def forward(self, active: Tensor) -> Tensor:
@@ -60,7 +65,7 @@ class Bottleneck(nn.Module):
     def _convolutions(self, active: Tensor) -> Tensor:
         h = self.c1(active)
         for convolution in (self.c2, self.c3, self.c4):
-            h = convolution(functional.gelu(h))
+            h = h if convolution is None else convolution(functional.gelu(h))
         return h
 
 
@@ -73,13 +78,15 @@ class Encoder(nn.Module):
         plan = blocks_of("enc_blocks", config.enc_blocks)
         self.factors = [block.factor or 1 for block in plan]  # of the pooling after each block
         self.widths = [config.width_at(block.resolution // (block.factor or 1)) for block in plan]  # after the pooling
-        self.in_conv = nn.Conv2d(config.image_channels, config.width, 3, padding=1)
+        self.patch_size = config.patch_size
+        self.in_conv = nn.Conv2d(config.image_channels * config.patch_size**2, config.width, 3, padding=1)
         self.blocks = nn.ModuleList(bottleneck(config, block.resolution) for block in plan)
         scale_last(self.blocks, len(self.blocks))
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
         """Map images (B, C, S, S) in [0, 1] to GELU of the last activations (B, w, R, R) at every resolution R."""
-        x = self.in_conv((255 * images - self.mean) / self.std)
+        x = (255 * images - self.mean) / self.std
+        x = self.in_conv(functional.pixel_unshuffle(x, self.patch_size) if self.patch_size > 1 else x)
         activations = {x.shape[-1]: x}
         for block, factor, width in zip(self.blocks, self.factors, self.widths, strict=True):
             x = x + block(functional.gelu(x))
@@ -91,8 +98,8 @@ class Encoder(nn.Module):
 
 def bottleneck(config: VDVAEConfig, resolution: int, inputs: int = 1, out: int | None = None) -> Bottleneck:
     """Return the block of a resolution, from `inputs` times the channels there to `out`, by default as many."""
-    width = config.width_at(resolution)
-    return Bottleneck(inputs * width, config.hidden_width_at(resolution), width if out is None else out, resolution)
+    width, hidden = config.width_at(resolution), config.hidden_width_at(resolution)
+    return Bottleneck(inputs * width, hidden, width if out is None else out, resolution, config.block_convolutions)
 
 
 def scale_last(blocks: Iterable[Any], total: int) -> None:
@@ -102,17 +109,48 @@ def scale_last(blocks: Iterable[Any], total: int) -> None:
             block.c4.weight.mul_(total**-0.5)
 
 
-class VDVAEGroup(LatentGroup):
-    """One block of the decoder.
+class Stream(NamedTuple):
+    """The place in the state of a block's stream, and of the stream that the block adds first."""
 
-    stream, source: the place in the state of the block's stream, and of the stream that the block adds first. total:
-    the number of blocks.
-    """
+    place: int
+    source: int | None
+    width: int
+    resolution: int
 
-    def __init__(self, config: VDVAEConfig, level: Level, stream: int, source: int | None, total: int) -> None:
+    def before(self, streams: tuple[Any, ...]) -> Tensor:
+        """Return the stream (B, w, R, R) with the coarser one added, upsampled to the nearest."""
+        x = streams[self.place]
+        if self.source is None:
+            return x
+        added = functional.interpolate(streams[self.source][:, : self.width], (self.resolution,) * 2)
+        return added if x is None else x + added
+
+    def replaced(self, streams: tuple[Any, ...], x: Tensor) -> tuple[Any, ...]:
+        """Return all streams, with x in the place of this one."""
+        return *streams[: self.place], x, *streams[self.place + 1 :]
+
+
+class PlainBlock(nn.Module):
+    """One block of the decoder without a latent group. total: the number of blocks."""
+
+    def __init__(self, config: VDVAEConfig, stream: Stream, total: int) -> None:
         super().__init__()
-        self.level, self.stream, self.source = level, stream, source
-        self.is_softplus = config.sigma == "softplus"
+        self.stream = stream
+        self.output_block = bottleneck(config, stream.resolution)
+        scale_last([self.output_block], total)
+
+    def forward(self, streams: tuple[Any, ...]) -> tuple[Any, ...]:
+        x = self.stream.before(streams)
+        return self.stream.replaced(streams, x + self.output_block(functional.gelu(x)))
+
+
+class VDVAEGroup(LatentGroup):
+    """One block of the decoder with its latent group. total: the number of blocks."""
+
+    def __init__(self, config: VDVAEConfig, level: Level, stream: Stream, total: int) -> None:
+        super().__init__()
+        self.level, self.stream = level, stream
+        self.sigma = SIGMAS[config.sigma]
         width, latents = level.decoder_channels, level.latent_size
         self.posterior_block = bottleneck(config, level.resolution, inputs=2, out=2 * latents)
         self.prior_block = bottleneck(config, level.resolution, out=2 * latents + width)
@@ -125,14 +163,10 @@ class VDVAEGroup(LatentGroup):
 
     def _normal(self, parameters: Tensor) -> DiagonalNormal:
         mu, raw = at_least_float32(parameters).chunk(2, dim=1)
-        return DiagonalNormal(mu, functional.softplus(raw, SOFTPLUS_BETA) if self.is_softplus else raw.exp())
+        return DiagonalNormal(mu, self.sigma(raw))
 
     def prior(self, state: Streams) -> tuple[Streams, DiagonalNormal]:
-        x = state.streams[self.stream]
-        if self.source is not None:
-            coarser = state.streams[self.source][:, : self.level.decoder_channels]
-            added = functional.interpolate(coarser, (self.level.resolution,) * 2)  # to the nearest
-            x = added if x is None else x + added
+        x = self.stream.before(state.streams)
         active, latents = functional.gelu(x), self.level.latent_size
         parameters, features = self.prior_block(active).split([2 * latents, x.shape[1]], dim=1)
         parameters = parameters.clone(memory_format=torch.channels_last)  # a view would keep the features in memory
@@ -144,7 +178,7 @@ class VDVAEGroup(LatentGroup):
     def merge(self, state: Streams, z: Tensor) -> Streams:
         x = state.x + self.z_projection(z.to(state.x.dtype))
         x = x + self.output_block(functional.gelu(x))
-        return Streams((*state.streams[: self.stream], x, *state.streams[self.stream + 1 :]))
+        return Streams(self.stream.replaced(state.streams, x))
 
 
 class VDVAE(HierarchicalVAE):
@@ -152,23 +186,39 @@ class VDVAE(HierarchicalVAE):
 
     def __init__(self, config: VDVAEConfig) -> None:
         blocks = blocks_of("dec_blocks", config.dec_blocks)
-        runs = [list(run) for _, run in groupby(blocks, lambda block: block.resolution)]
+        with_latents = filter(config.has_latents, blocks)
+        runs = [list(run) for _, run in groupby(with_latents, lambda block: block.resolution)]
         levels = [_level(config, run[0].resolution, len(run)) for run in runs]
         super().__init__(config, levels, build_vdvae_likelihood(config))
         sides = sorted({block.resolution for block in blocks})
         self.encoder = Encoder(config)
-        groups = []
-        for level, run in zip(levels, runs, strict=True):
-            for block in run:
-                source = None if block.source is None else sides.index(block.source)
-                groups.append(VDVAEGroup(config, level, sides.index(level.resolution), source, len(blocks)))
-        self.groups = nn.ModuleList(groups)
+        streams = [
+            Stream(
+                sides.index(block.resolution),
+                None if block.source is None else sides.index(block.source),
+                config.width_at(block.resolution),
+                block.resolution,
+            )
+            for block in blocks
+        ]
+        level_of_groups = [level for level in levels for _ in range(level.groups)]
+        self.groups = nn.ModuleList(
+            VDVAEGroup(config, level, stream, len(blocks))
+            for level, stream in zip(level_of_groups, streams, strict=False)
+        )
+        self.plain_blocks = nn.ModuleList(
+            PlainBlock(config, stream, len(blocks)) for stream in streams[len(level_of_groups) :]
+        )
         self.gain = nn.Parameter(torch.ones(1, config.width, 1, 1))
         self.bias = nn.Parameter(torch.zeros(1, config.width, 1, 1))
         self.stream_biases = nn.ParameterList(
             torch.zeros(1, config.width_at(side), side, side) for side in sides if side <= config.no_bias_above
         )
-        self.output = nn.Conv2d(config.width, self.likelihood.num_parameters, 1)
+        parameters = self.likelihood.num_parameters
+        out = (config.output_width or parameters) * config.patch_size**2
+        self.output = nn.Conv2d(config.width, out, 1)
+        self.patch_size = config.patch_size
+        self.last = nn.Conv2d(config.output_width, parameters, 3, padding=1) if config.output_width else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # every convolution has one
@@ -199,7 +249,12 @@ class VDVAE(HierarchicalVAE):
         return Streams(tuple(streams))
 
     def decode(self, state: Streams, channels: Sequence[int] | None = None) -> Tensor:
-        return self.output(state.streams[-1] * self.gain + self.bias)
+        streams = state.streams
+        for block in self.plain_blocks:
+            streams = block(streams)
+        x = self.output(streams[-1] * self.gain + self.bias)
+        x = functional.pixel_shuffle(x, self.patch_size) if self.patch_size > 1 else x
+        return x if self.last is None else self.last(functional.gelu(x))
 
 
 def _level(config: VDVAEConfig, resolution: int, groups: int) -> Level:

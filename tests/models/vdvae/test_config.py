@@ -141,3 +141,28 @@ def test_automatic_blocks_are_those_of_the_documentation():
 def test_automatic_blocks_follow_an_override_of_the_size():
     assert load_config("vdvae_small", ["input_dimension=64"]).dec_blocks.endswith("64m32")
     assert load_config("vdvae_small", ["enc_blocks=32x3,32d2,16d2,8d2,4d4,1"]).enc_blocks == "32x3,32d2,16d2,8d2,4d4,1"
+
+
+@pytest.mark.parametrize(
+    ("keys", "key"),
+    [
+        ({"patch_size": 3}, "patch_size"),  # no factor of 8
+        ({"patch_size": 2}, "enc_blocks"),  # the blocks begin at 8
+        ({"no_latents_above": 2, "dec_blocks": "4,8m4"}, "no_latents_above"),  # no latents at all
+        ({"no_latents_above": 4, "dec_blocks": "1,8m1,4m1,8m4"}, "dec_blocks"),  # latents below a block without
+        ({"block_convolutions": 2}, "block_convolutions"),
+        ({"output_width": -1}, "output_width"),
+        ({"sigma": "tanh"}, "sigma"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(keys, key):
+    with pytest.raises(ConfigError) as error:
+        config(**keys)
+    assert error.value.key == key
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_automatic_blocks_follow_the_patches(patch):
+    keys = {"enc_blocks": "auto", "dec_blocks": "auto", "custom_width": "auto", "input_dimension": 32}
+    fitted = config(**keys, patch_size=patch)
+    assert blocks_of("enc_blocks", fitted.enc_blocks)[0].resolution == fitted.finest_resolution == 32 // patch

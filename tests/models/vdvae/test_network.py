@@ -134,3 +134,64 @@ def test_state_is_a_tuple_of_streams(model):
     state = model(no_bias_above=1).initial_state(2)
     assert [None if stream is None else tuple(stream.shape) for stream in state.streams] == [(2, 12, 1, 1), None, None]
     assert map_tensors(state, lambda x: x[:1]).streams[0].shape == (1, 12, 1, 1)
+
+
+PATCHES = {"patch_size": 2, "enc_blocks": "4x1,4d4,1x1", "dec_blocks": "1x1,4m1", "width": 12, "custom_width": ""}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("output_width", [0, 5])
+def test_image_is_made_of_patches(model, images, output_width):
+    built = model(**PATCHES, output_width=output_width)
+    output = built(images, built.draw_noise(3, posterior=True))
+    assert output.parameters.shape[2:] == images.shape[2:]
+    changed = images.clone()
+    changed[:, :, 0, 0] += 0.5  # every pixel of a patch reaches the encoder
+    changed[:, :, 7, 6] += 0.5
+    before, after = built.bottom_up(images)[-1], built.bottom_up(changed)[-1]
+    assert (before != after).any(1)[:, [0, 3], [0, 3]].all()
+
+
+@torch.no_grad()
+def test_last_layer_after_patches_lets_neighbors_across_patches_meet(model):
+    built = model(**PATCHES, output_width=5)
+    state = built.initial_state(1)
+    streams = (*state.streams[:-1], torch.zeros(1, 12, 4, 4))
+    streams[-1][..., 1, 1] = 1
+    moved = built.decode(state._replace(streams=streams)) != built.decode(
+        state._replace(streams=(*streams[:-1], torch.zeros(1, 12, 4, 4)))
+    )
+    rows = moved[0].any(0).nonzero()[:, 0].unique().tolist()
+    assert rows == [1, 2, 3, 4]  # the patch of position 1, and one pixel more on each side
+
+
+@torch.no_grad()
+def test_blocks_without_latents_change_the_image(model, images):
+    built = model(no_latents_above=4, dec_blocks="1x1,4m1,4x1,8m4,8x1")
+    assert [group.level.resolution for group in built.groups] == [1, 4, 4]
+    assert [level.resolution for level in built.levels] == [1, 4]
+    noise = built.draw_noise(3)
+    before = built.top_down(FromNoise(noise), 3).parameters
+    built.plain_blocks[1].output_block.c4.weight.zero_()
+    assert not torch.equal(before, built.top_down(FromNoise(noise), 3).parameters)
+
+
+def test_block_without_latents_is_a_third_of_a_block(model):
+    whole, plain = model(), model(no_latents_above=4)
+    with_latents = sum(p.numel() for p in whole.groups[-1].parameters())
+    without = sum(p.numel() for p in plain.plain_blocks[0].parameters())
+    assert 0.2 < without / with_latents < 0.4
+
+
+@torch.no_grad()
+def test_bounded_sigma(model):
+    group = model(sigma="bounded").groups[0]
+    sigmas = [group._normal(torch.full((1, 4, 1, 1), value)).sigma[0, 0].item() for value in (-1e4, 0.0, 0.1, 1e4)]
+    assert sigmas == pytest.approx([math.exp(-5), 1, math.exp(0.1), math.exp(5)], rel=1e-3)
+
+
+def test_three_convolutions_leave_out_one(model):
+    three, four = (model(block_convolutions=count) for count in (3, 4))
+    names = {name for name, _ in four.named_parameters()} - {name for name, _ in three.named_parameters()}
+    assert names
+    assert all(".c3." in name for name in names)
