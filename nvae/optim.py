@@ -7,7 +7,8 @@ An optimizer takes named parameters and the options lr, betas, eps and weight_de
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,18 +18,21 @@ from nvae.schema import TrainingParameters
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al. 2024
 NEWTON_SCHULZ_STEPS = 5
+BATCH_NUMBERS = 2**22  # in a batch of matrices, which bounds the memory of a step to a few times 16 MiB
 
 
-def orthogonalized(matrix: Tensor) -> Tensor:
-    """Return nearly U V^T of a matrix U S V^T, (M, N): its singular values become about 1 (Jordan et al. 2024)."""
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """Return nearly U V^T of each matrix U S V^T of a batch (n, M, N), M <= N (Jordan et al. 2024).
+
+    The singular values become about 1.
+    """
     a, b, c = NEWTON_SCHULZ
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if is_tall else matrix
-    x = x / x.norm().clamp(min=1e-7)
+    x = matrices / torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if is_tall else x
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x
 
 
 class Muon(torch.optim.AdamW):
@@ -36,7 +40,7 @@ class Muon(torch.optim.AdamW):
 
     A kernel counts as the matrix (out, in * h * w). Its update is the orthogonalized Nesterov momentum, with betas[0]
     (Jordan et al. 2024), times 0.2 * sqrt(longer side): as large as AdamW's, so that both take the same learning rate
-    and weight decay (Liu et al. 2025, section 2.2).
+    and weight decay (Liu et al. 2025, section 2.2). Matrices of one shape are orthogonalized in one batch.
     """
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], **options: Any) -> None:
@@ -57,21 +61,50 @@ class Muon(torch.optim.AdamW):
         finally:
             self.param_groups = groups
         for group in groups:
-            for parameter in group["params"] if group["is_muon"] else ():
-                if parameter.grad is not None:
-                    self._step_muon(parameter, parameter.grad, group)
+            if group["is_muon"]:
+                for batch in _batches_of_one_shape(group["params"]):
+                    self._step_muon(batch, group)
         return loss
 
-    def _step_muon(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
-        state, beta, rate = self.state[parameter], group["betas"][0], group["lr"]
-        if not state:
-            state |= {"step": torch.tensor(0.0), "momentum": torch.zeros_like(parameter)}  # AdamW expects `step`
-        state["step"] += 1
-        state["momentum"].lerp_(gradient, 1 - beta)
-        update = gradient.lerp(state["momentum"], beta).flatten(1)
-        scale = 0.2 * math.sqrt(max(update.shape))
-        parameter.mul_(1 - rate * group["weight_decay"])
-        parameter.add_(orthogonalized(update).view(parameter.shape), alpha=-rate * scale)
+    def _step_muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Take a step with matrices of one shape, some of them perhaps transposed."""
+        beta, rate = group["betas"][0], group["lr"]
+        gradients: list[Any] = [parameter.grad for parameter in parameters]  # tensors
+        states = [self.state[parameter] for parameter in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
+            if not state:
+                state |= {"step": torch.tensor(0.0), "momentum": torch.zeros_like(parameter)}  # AdamW expects `step`
+        momenta = [state["momentum"] for state in states]
+        torch._foreach_add_([state["step"] for state in states], 1)
+        torch._foreach_lerp_(momenta, gradients, 1 - beta)
+        wide = torch.stack([_wide(update) for update in torch._foreach_lerp(gradients, momenta, beta)])
+        updates = [
+            (update.T if _is_tall(parameter) else update).reshape(parameter.shape)
+            for update, parameter in zip(orthogonalized(wide), parameters, strict=True)
+        ]
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+        torch._foreach_add_(parameters, updates, alpha=-rate * 0.2 * math.sqrt(wide.shape[2]))
+
+
+def _is_tall(kernel: Tensor) -> bool:
+    return len(kernel) ** 2 > kernel.numel()
+
+
+def _wide(kernel: Tensor) -> Tensor:
+    """Return a kernel (out, ...) as the matrix (out, the rest), transposed if it has more rows than columns."""
+    return kernel.flatten(1).T if _is_tall(kernel) else kernel.flatten(1)
+
+
+def _batches_of_one_shape(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield the parameters with a gradient whose `_wide` matrices have one shape, at most BATCH_NUMBERS numbers."""
+    by_shape: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            by_shape[tuple(sorted((len(parameter), parameter[0].numel())))].append(parameter)
+    for (rows, columns), alike in by_shape.items():
+        size = max(BATCH_NUMBERS // (rows * columns), 1)
+        yield from (alike[first : first + size] for first in range(0, len(alike), size))
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
