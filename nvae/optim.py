@@ -22,17 +22,21 @@ BATCH_NUMBERS = 2**22  # in a batch of matrices, which bounds the memory of a st
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """Return nearly U V^T of each matrix U S V^T of a batch (n, M, N), M <= N (Jordan et al. 2024).
+    """Return nearly U V^T of each matrix X = U S V^T of a batch (n, M, N), M <= N (Jordan et al. 2024).
 
-    The singular values become about 1.
+    The singular values become about 1. Every iteration multiplies by a polynomial of X X^T from the left, and these
+    polynomials commute, so they are multiplied with each other, (M, M), and with X once, at the end.
     """
     a, b, c = NEWTON_SCHULZ
     x = matrices / torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    gram = x @ x.mT
+    product = torch.eye(gram.shape[1], device=x.device, dtype=x.dtype)
     for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
-    return x
+        polynomial.diagonal(dim1=1, dim2=2).add_(a)
+        product = polynomial @ product
+        gram = polynomial @ gram @ polynomial
+    return product @ x
 
 
 class Muon(torch.optim.AdamW):
