@@ -14,8 +14,8 @@ from nvae.data.images import dequantize, to_float
 from nvae.evaluation.active_units import ActiveUnits
 from nvae.inference.arguments import check_choice, check_count, check_images_u8, check_seeds
 from nvae.models.distributions import Noise, map_tensors
+from nvae.models.folding import for_inference
 from nvae.models.hierarchy import DecoderState, FromPosterior, GroupOutput, HierarchicalVAE, TopDownOutput
-from nvae.models.modes import eval_mode
 from nvae.objective import elbo_terms
 from nvae.schema.choices import Estimator
 from nvae.system.errors import InvalidValueError
@@ -128,6 +128,7 @@ def evaluate(
     check_choice("estimator", estimator, get_args(Estimator))
     check_seeds([seed])
     ranks = ranks or Ranks()
+    model = for_inference(model)
     images_to_count = len(images_u8) if count_active is True else int(count_active)
     active_units = ActiveUnits(model) if images_to_count else None
     images_per_pass = max(1, batch_size // samples)
@@ -140,21 +141,20 @@ def evaluate(
         for part in batches(batch.stop - batch.start, images_per_pass)
     ]
     bounds = []
-    with eval_mode(model):
-        for batch, part in track(plan, "evaluating", progress):
-            if part.start == 0:
-                images = to_float(images_u8[batch], model.device, model.config.input_bits)
-                targets = to_float(targets_u8[batch], model.device, model.config.pixel_bits)
-                if model.config.dataset.dequantize:
-                    noise = seeded(seed, "dequantization in validation", batch.start, model.device)
-                    targets = dequantize(targets, model.config.pixel_bits, noise)
-                release_pages()
-                features = model.bottom_up(images)
-                generator = seeded(seed, "validation", batch.start, model.device)
-                if active_units is not None and batch.start < images_to_count:
-                    active_units.add(features, len(images))
-            part_features = [map_tensors(group, itemgetter(part)) for group in features]
-            bounds.append(_bounds(model, part_features, targets[part], sampling, generator))
+    for batch, part in track(plan, "evaluating", progress):
+        if part.start == 0:
+            images = to_float(images_u8[batch], model.device, model.config.input_bits)
+            targets = to_float(targets_u8[batch], model.device, model.config.pixel_bits)
+            if model.config.dataset.dequantize:
+                noise = seeded(seed, "dequantization in validation", batch.start, model.device)
+                targets = dequantize(targets, model.config.pixel_bits, noise)
+            release_pages()
+            features = model.bottom_up(images)
+            generator = seeded(seed, "validation", batch.start, model.device)
+            if active_units is not None and batch.start < images_to_count:
+                active_units.add(features, len(images))
+        part_features = [map_tensors(group, itemgetter(part)) for group in features]
+        bounds.append(_bounds(model, part_features, targets[part], sampling, generator))
     if active_units is not None:
         active_units.merge(ranks)
     bounds = [part for parts in ranks.gather(bounds) for part in parts]

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nvae.models.batch_norms import copy_statistics, restored_batch_norms
+from nvae.models.batch_norms import copy_statistics
+from nvae.models.folding import unfolded_copy
 from nvae.models.hierarchy import FromNoise, HierarchicalVAE
-from nvae.models.modes import eval_mode, exclusive
 from nvae.system.errors import UserError
 from nvae.system.progress import Progress, track
 from nvae.system.seeds import seeded
@@ -48,6 +47,12 @@ class Statistics:
         )
 
     @property
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers of the model that these statistics take the place of, by name."""
+        means = {f"{name}.running_mean": mean for name, mean in self.means.items()}
+        return means | {f"{name}.running_var": variance for name, variance in self.variances.items()}
+
+    @property
     def digest(self) -> str:
         """16 hexadecimal digits that differ between different statistics."""
         digest = hashlib.blake2b(digest_size=8)
@@ -58,31 +63,19 @@ class Statistics:
 
 @torch.no_grad()
 def prior_batch_norms(model: HierarchicalVAE) -> dict[str, Any]:
-    """Find the batch norms in a pass from the prior by running one pass; ordered as the modules."""
+    """Find the batch norms in a pass from the prior by running one pass; ordered as the modules.
+
+    model: in evaluation mode.
+    """
     used: set[nn.Module] = set()
     norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
     hooks = [norm.register_forward_hook(lambda norm, inputs, output: used.add(norm)) for norm in norms.values()]
     try:
-        with eval_mode(model):
-            model.top_down(FromNoise(model.no_noise(1)), 1)
+        model.top_down(FromNoise(model.no_noise(1)), 1)
     finally:
         for hook in hooks:
             hook.remove()
     return {name: norm for name, norm in norms.items() if norm in used}
-
-
-@contextmanager
-def with_statistics(model: HierarchicalVAE, statistics: Statistics | None) -> Iterator[None]:
-    """Let the model's batch norms use these statistics within the context; None keeps the model's own statistics."""
-    if statistics is None:
-        yield
-        return
-    norms: dict[str, Any] = {name: model.get_submodule(name) for name in statistics.means}
-    with exclusive(model), restored_batch_norms(norms.values()):
-        for name, norm in norms.items():
-            norm.running_mean = statistics.means[name].to(norm.running_mean)
-            norm.running_var = statistics.variances[name].to(norm.running_var)
-        yield
 
 
 @torch.no_grad()
@@ -97,22 +90,25 @@ def measure(
     temperature: one number, or one per latent group. iterations: passes of 16 images each. The passes are averaged
     exactly, in float32: the mean over all images is the mean of the passes' means, the variance is the mean of their
     variances plus the variance of their means. The noise is always the same, so a temperature has one result.
-    The model is unchanged afterwards. Raises UserError for statistics that are not finite.
+    The passes run in a copy of the model, so that other threads can use the model in the meantime. progress: a function
+    is called between the passes, and may raise an error to end the measurement. Raises UserError for statistics that
+    are not finite.
     """
-    norms = prior_batch_norms(model)
+    network = unfolded_copy(model)
+    norms = prior_batch_norms(network)
     if not norms:
         return None
     generator = seeded(0, "batch-norm readjustment")
     moments = {name: Moments(norm.running_mean, norm.eps) for name, norm in norms.items()}
-    with eval_mode(model), restored_batch_norms(norms.values()):
-        for norm in norms.values():
-            norm.train()
-            norm.momentum = 1.0  # the running statistics become the statistics of the pass
-            copy_statistics(norm)
-        for _ in track(range(iterations), "recalibrating batch norms", progress):
-            model.top_down(FromNoise(model.draw_noise(PASS_IMAGES, generator), temperature), PASS_IMAGES)
-            for name, norm in norms.items():
-                moments[name].add(norm.running_mean, norm.running_var)
+    for norm in norms.values():
+        norm.train()
+        norm.momentum = 1.0  # the running statistics become the statistics of the pass
+        copy_statistics(norm)
+    for _ in track(range(iterations), "recalibrating batch norms", progress):
+        noise = FromNoise(network.draw_noise(PASS_IMAGES, generator), temperature)
+        network.top_down(noise, PASS_IMAGES, mean_only=True)
+        for name, norm in norms.items():
+            moments[name].add(norm.running_mean, norm.running_var)
     statistics = Statistics(
         means={name: moment.mean for name, moment in moments.items()},
         variances={name: moment.variance() for name, moment in moments.items()},

@@ -10,8 +10,8 @@ from torch import Tensor
 from nvae.inference.arguments import Factors, check_count, check_images, check_seeds, per_group
 from nvae.inference.sampling import BATCH_SIZE, seed_noise, to_images
 from nvae.models.distributions import Noise
+from nvae.models.folding import for_inference
 from nvae.models.hierarchy import FromNoise, FromPosterior, HierarchicalVAE, LatentSource, PerGroup, TopDownOutput
-from nvae.models.modes import eval_mode
 from nvae.schema.choices import Pixels
 from nvae.system.progress import Progress, batches
 
@@ -54,15 +54,14 @@ def reconstruct(
     keep = above + (counted if keep_groups is None else check_count("keep_groups", keep_groups, 0, counted))
     temperatures = per_group(model, temperature, "temperature")
     noise = seed_noise(model, [seed]) if any(temperatures) else model.no_noise(1)
-    reconstructions = []
-    with eval_mode(model):
-        for part in batches(len(images), check_count("batch_size", batch_size), "reconstructing", progress):
-            count = len(images[part])
-            posterior = _posterior_centers(model, images[part])
-            prior = FromNoise([group.expand(count, *group.shape[1:]) for group in noise], temperatures)
-            sources: list[LatentSource] = [posterior if index < keep else prior for index in range(groups)]
-            output = model.top_down(PerGroup(sources), count, mean_only=pixels != "sample")
-            reconstructions.append(to_images(model, output, pixels, check_seeds([seed]) * count))
+    network, reconstructions = for_inference(model), []
+    for part in batches(len(images), check_count("batch_size", batch_size), "reconstructing", progress):
+        count = len(images[part])
+        posterior = _posterior_centers(network, images[part])
+        prior = FromNoise([group.expand(count, *group.shape[1:]) for group in noise], temperatures)
+        sources: list[LatentSource] = [posterior if index < keep else prior for index in range(groups)]
+        output = network.top_down(PerGroup(sources), count, mean_only=pixels != "sample")
+        reconstructions.append(to_images(network, output, pixels, check_seeds([seed]) * count))
     return torch.cat(reconstructions)
 
 
@@ -81,9 +80,9 @@ def _posterior_passes(
     model: HierarchicalVAE, images: Tensor, batch_size: int, progress: Progress = False
 ) -> Iterator[TopDownOutput]:
     """Yield the passes of all images, a batch at a time, with z at the posteriors' centers."""
-    with eval_mode(model):
-        for part in batches(len(images), check_count("batch_size", batch_size), "encoding", progress):
-            yield model.top_down(_posterior_centers(model, images[part]), len(images[part]), mean_only=True)
+    network = for_inference(model)
+    for part in batches(len(images), check_count("batch_size", batch_size), "encoding", progress):
+        yield network.top_down(_posterior_centers(network, images[part]), len(images[part]), mean_only=True)
 
 
 def _posterior_centers(model: HierarchicalVAE, images: Tensor) -> FromPosterior:

@@ -26,11 +26,11 @@ from nvae.inference.arguments import (
     check_seeds,
     per_group,
 )
-from nvae.inference.recalibration import Statistics, measure, with_statistics
+from nvae.inference.recalibration import Statistics, measure
 from nvae.inference.statistics_cache import StatisticsCache
 from nvae.models.distributions import Noise
+from nvae.models.folding import for_inference
 from nvae.models.hierarchy import DecoderState, FromNoise, HierarchicalVAE, TopDownOutput
-from nvae.models.modes import eval_mode
 from nvae.schema.choices import Pixels
 from nvae.system.devices import choose_device
 from nvae.system.errors import InvalidValueError, UserError
@@ -79,8 +79,8 @@ def to_images(
 class Sampler:
     """Makes images from noise at a temperature, with batch norms recalibrated to the temperature.
 
-    The recalibration happens once, at the first use. The model has its own statistics and mode again after every call.
-    Make a new Sampler when the weights have changed.
+    The recalibration happens once, at the first use. All passes run in copies of the model, which stays as it is. Make
+    a new Sampler when the weights have changed.
 
     temperature: one number, one per scale, the coarsest first, or one per latent group, top first. For a model with a
     context, one more number may come before those of the scales. iterations: passes of the recalibration; 0 keeps the
@@ -115,6 +115,11 @@ class Sampler:
                 self.cache.keep(self.group_temperatures, self.iterations, statistics)
         return statistics
 
+    @cached_property
+    def network(self) -> HierarchicalVAE:
+        """The model with the statistics, as `for_inference` makes it."""
+        return for_inference(self.model, self.statistics.buffers if self.statistics else None)
+
     @property
     def warnings(self) -> list[str]:
         """Warnings about the temperature and the recalibration, one sentence each."""
@@ -128,7 +133,7 @@ class Sampler:
 
     def with_group_temperature(self, group: int, temperature: float) -> Sampler:
         """Return a sampler with another temperature of one latent group, and the same batch-norm statistics."""
-        _ = self.statistics  # measure them at the temperatures of this sampler
+        _ = self.network  # with statistics at the temperatures of this sampler
         other = copy.copy(self)
         other.group_temperatures = [*self.group_temperatures]
         other.group_temperatures[group] = temperature
@@ -169,14 +174,13 @@ class Sampler:
 
         noise: of the first group, (B, *noise_shape).
         """
-        images, group = [], self.model.groups[0]
-        with eval_mode(self.model):
-            for part in batches(len(noise), self.batch_size):
-                _, prior = group.prior(self.model.initial_state(len(noise[part])))
-                image = group.image_of(prior.sample(noise[part], self.group_temperatures[0]))
-                if image is None:
-                    return None
-                images.append(image)
+        images, group = [], self.network.groups[0]
+        for part in batches(len(noise), self.batch_size):
+            _, prior = group.prior(self.network.initial_state(len(noise[part])))
+            image = group.image_of(prior.sample(noise[part], self.group_temperatures[0]))
+            if image is None:
+                return None
+            images.append(image)
         return torch.cat(images)
 
     @torch.no_grad()
@@ -189,14 +193,10 @@ class Sampler:
         return_states: bool = False,
     ) -> tuple[Tensor, TopDownOutput]:
         """Run one pass; return images (B, C, S, S) in [0, 1] and the output. start, return_states: see the model."""
-        with eval_mode(self.model), with_statistics(self.model, self.statistics):
-            output = self.model.top_down(
-                FromNoise(noise, self.group_temperatures),
-                len(noise[0]),
-                start=start,
-                return_states=return_states,
-                mean_only=pixels != "sample",
-            )
+        source, mean_only = FromNoise(noise, self.group_temperatures), pixels != "sample"
+        output = self.network.top_down(
+            source, len(noise[0]), start=start, return_states=return_states, mean_only=mean_only
+        )
         return to_images(self.model, output, pixels, seeds), output
 
 

@@ -3,6 +3,7 @@ import torch
 
 from nvae.inference.reconstruction import encode, reconstruct
 from nvae.inference.sampling import Sampler, seed_noise
+from nvae.models.folding import for_inference
 from nvae.models.hierarchy import FromNoise, FromPosterior
 from nvae.system.errors import InvalidValueError
 
@@ -109,7 +110,7 @@ def test_reconstruct_keep_groups_zero_ignores_the_image(model, images):
 
 @pytest.mark.parametrize("kept", range(GROUPS + 1))
 def test_reconstruct_keep_groups_takes_the_first_groups_from_the_posterior(model, images, kept, passes):
-    posterior = posterior_centers(model, images)
+    posterior = posterior_centers(for_inference(model), images)
     outputs = passes(model)
     reconstruct(model, images, kept, 0.7)
     (output,) = outputs

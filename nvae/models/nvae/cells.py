@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from nvae.models.batch_norms import copy_statistics, num_values, restored_batch_norms
+from nvae.models.folding import Foldable, FoldedConvolution
 from nvae.models.nvae.config import ArchInstance
 from nvae.models.nvae.convolutions import DepthwiseConv2d, Normalization, SpectralNorm, normalized
 
@@ -129,7 +130,7 @@ class UpsampleSkip(nn.Module):
         return functional.interpolate(self.convolution(x), scale_factor=2, mode="bilinear", align_corners=True)
 
 
-class Cell(nn.Module):
+class Cell(Foldable):
     """The base class of all cells: skip(x) + 0.1 * se(f(x)) * f(x). `branch` computes f; `se` may be None."""
 
     se: SqueezeExcitation | None
@@ -187,6 +188,9 @@ class ResidualCell(Cell):
             h = functional.interpolate(h, scale_factor=2, mode="nearest")
         return self.conv2(self.act(self.norm2(self.conv1(h))))
 
+    def fold_batch_norms(self) -> None:
+        self.conv1, self.norm2 = FoldedConvolution(self.conv1, after=self.norm2), nn.Identity()
+
 
 class InvertedResidualCell(Cell):
     """A cell with f = 1x1 convolution to `expansion` times the channels, 5x5 depthwise convolution, 1x1 convolution.
@@ -231,6 +235,12 @@ class InvertedResidualCell(Cell):
             h = functional.interpolate(h, scale_factor=2, mode="nearest")
         h = self.act(self.norm3(self.depthwise(h)))
         return self.norm4(self.project(h))  # (B, out_channels, H, W)
+
+    def fold_batch_norms(self) -> None:
+        self.expand = FoldedConvolution(self.expand, before=self.norm1, after=self.norm2)
+        self.depthwise = FoldedConvolution(self.depthwise, after=self.norm3)
+        self.project = FoldedConvolution(self.project, after=self.norm4)
+        self.norm1 = self.norm2 = self.norm3 = self.norm4 = nn.Identity()
 
 
 @dataclass(frozen=True)
