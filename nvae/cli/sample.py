@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections import deque
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nvae.cli.arguments import (
     ITERATIONS,
@@ -23,8 +27,14 @@ from nvae.cli.models import make_samplers, open_model, with_context_temperature
 from nvae.system.errors import InvalidValueError, UserError
 from nvae.system.texts import counted
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nvae.cli.result import Result
+
 ROWS, COLUMNS, SWEEP_COLUMNS = 3, 3, 8
-IMAGES_PER_STEP = 256  # that are held before they are saved one by one
+IMAGES_PER_STEP = 256  # sampled while those before are saved one by one
+WRITERS = 4  # threads, which also wait for the disk
 
 
 def add_arguments(parser: Parser) -> None:
@@ -62,6 +72,7 @@ def run(options: argparse.Namespace) -> None:
     from nvae.cli.result import Result, check_out, in_name, settings_of
     from nvae.data.arrays import write_npz
     from nvae.data.images import to_pixels
+    from nvae.data.threads import map_in_threads
     from nvae.inference.arguments import format_values
     from nvae.system.files import unused_path
     from nvae.system.progress import batches
@@ -98,10 +109,15 @@ def run(options: argparse.Namespace) -> None:
             print(f"{count} in {saved}: seeds {first_seed} to {seeds[-1]}")
         else:
             digits = len(str(seeds[-1]))
-            for part, images in drawn:
-                for seed, image in zip(part, images, strict=True):
-                    result = Result(options, settings | {"seed": seed}, *parts, f"seed{seed:0{digits}}")
-                    saved = result.save(single(image))
+
+            def save(job: tuple[int, Tensor]) -> tuple[Result, Path]:
+                seed, image = job
+                result = Result(options, settings | {"seed": seed}, *parts, f"seed{seed:0{digits}}")
+                return result, result.save(single(image))
+
+            jobs = ((seed, image) for part, images in drawn for seed, image in zip(part, images, strict=True))
+            with closing(map_in_threads(save, jobs, WRITERS, ahead=IMAGES_PER_STEP)) as written:
+                [(result, saved)] = deque(written, maxlen=1)
             print(f"{count} in {options.out}, the last one {saved.name}: seeds {first_seed} to {seeds[-1]}")
         print(f"to reproduce: {result.settings['command']}")
         return

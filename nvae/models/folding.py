@@ -35,8 +35,8 @@ def for_inference(model: Model, buffers: Mapping[str, Tensor] | None = None) -> 
     """
     network = unfolded_copy(model)
     for path, value in (buffers or {}).items():
-        module, _, name = path.rpartition(".")
-        setattr(network.get_submodule(module), name, value)
+        owner, _, name = path.rpartition(".")
+        setattr(network.get_submodule(owner), name, value)
     for module in list(network.modules()):
         if isinstance(module, Foldable):
             module.fold_batch_norms()

@@ -1,5 +1,7 @@
+import itertools
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,51 @@ def test_sample_count_saves_single_images_with_padded_names(command, files):
         assert files.texts(f"many/{name}")["seed"] == str(seed)
         expected = np.asarray(single(Sampler(model, 0.7, iterations=0).sample([seed])[0]), int)
         np.testing.assert_allclose(files.pixels(f"many/{name}"), expected, atol=1)
+
+
+@pytest.fixture
+def steps_of_two(monkeypatch):
+    """A function: `before` is called with the number of each step of two images before they are sampled."""
+
+    def steps_of_two(before):
+        numbers, sample = itertools.count(), Sampler.sample
+
+        def sample_after(*arguments):
+            before(next(numbers))
+            return sample(*arguments)
+
+        monkeypatch.setattr("nvae.cli.sample.IMAGES_PER_STEP", 2)
+        monkeypatch.setattr(Sampler, "sample", sample_after)
+
+    return steps_of_two
+
+
+def test_sample_count_saves_images_while_the_next_ones_are_sampled(command, steps_of_two):
+    def before(step):
+        end = time.monotonic() + 30
+        while step and len(list(Path("many").glob("*.png"))) < 2 * step:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    steps_of_two(before)
+    assert command("sample.py", "tiny", "0.7", "0", "--seed", "8", "--count", "7", "--out", "many").code == 0
+    assert len(list(Path("many").glob("*.png"))) == 7
+
+
+def test_sample_count_interrupted_leaves_whole_files(command, files, steps_of_two):
+    def before(step):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    steps_of_two(before)
+    assert command("sample.py", "tiny", "0.7", "0", "--seed", "8", "--count", "7", "--out", "many").code == 130
+    assert all(re.fullmatch(r"sample_.*_seed(08|09|10|11)\.png", name) for name in files.names("many"))
+    assert all(files.pixels(f"many/{name}").size for name in files.names("many"))
+
+
+def test_sample_count_reports_an_error_of_writing(command, folder):
+    Path("many").write_text("")
+    command("sample.py", "tiny", "0.7", "0", "--count", "3", "--out", "many").assert_refused("many is a file")
 
 
 def test_sample_out_may_name_a_file(command, tools, files):

@@ -159,6 +159,8 @@ class ResidualCell(Cell):
     dilations: one number for each of the two convolutions.
     """
 
+    conv1: nn.Module
+
     def __init__(
         self,
         in_channels: int,
@@ -198,6 +200,14 @@ class InvertedResidualCell(Cell):
     A batch norm precedes and follows every convolution; swish follows the two batch norms of the expanded channels.
     Convolutions have no bias. groups: groups of the middle convolution; None for a depthwise convolution.
     """
+
+    expand: nn.Module
+    depthwise: nn.Module
+    project: nn.Module
+    norm1: nn.Module
+    norm2: nn.Module
+    norm3: nn.Module
+    norm4: nn.Module
 
     def __init__(
         self,
