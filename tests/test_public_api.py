@@ -31,7 +31,7 @@ SIGNATURES = {
     "HierarchicalVAE.top_down": "(source, batch_size=None, *, start=None, return_states=False, mean_only=False)",
     "ModelConfig": "(**data)",
     "ModelConfig.with_default": "(key, value)",
-    "Sampler": "(model, temperature=1.0, iterations=20, cache=None, batch_size=32, progress=False)",
+    "Sampler": "(model, temperature=1.0, iterations=20, cache=None, batch_size=32, progress=False, statistics=None)",
     "Sampler.decode": "(noise, pixels='mean', seeds=0)",
     "Sampler.noise": "(seeds, scale=1.0)",
     "Sampler.pseudo_inputs": "(noise)",

@@ -85,8 +85,9 @@ class Sampler:
     temperature: one number, one per scale, the coarsest first, or one per latent group, top first. For a model with a
     context, one more number may come before those of the scales. iterations: passes of the recalibration; 0 keeps the
     statistics of training, which are right for noise from `encode`. cache: where statistics are kept between programs.
-    batch_size: images per pass, which bounds the memory. progress: show progress bars. `warnings` has sentences about a
-    high temperature, or a recalibration that did not converge. Raises InvalidValueError.
+    batch_size: images per pass, which bounds the memory. progress: show progress bars. statistics: use these instead of
+    a recalibration. `warnings` has sentences about a high temperature, or a recalibration that did not converge. Raises
+    InvalidValueError.
     """
 
     def __init__(
@@ -97,11 +98,14 @@ class Sampler:
         cache: StatisticsCache | None = None,
         batch_size: int = BATCH_SIZE,
         progress: Progress = False,
+        statistics: Statistics | None = None,
     ) -> None:
         self.model, self.temperature, self.cache, self.progress = model, temperature, cache, progress
         self.group_temperatures = per_group(model, temperature, "temperature")
         self.iterations = check_count("iterations", iterations, least=0)
         self.batch_size = check_count("batch_size", batch_size)
+        if statistics is not None:
+            self.statistics = statistics
 
     @cached_property
     def statistics(self) -> Statistics | None:

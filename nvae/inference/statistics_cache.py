@@ -16,7 +16,7 @@ from nvae.models.hierarchy import HierarchicalVAE
 from nvae.system.files import root_folder
 from nvae.system.torch_files import CheckpointError, content_digest, read_whole, write_whole
 
-MAX_ENTRIES = 50
+MAX_ENTRIES = 50  # besides those of `InterpolatedStatistics`
 
 
 class StatisticsCache:
@@ -25,11 +25,13 @@ class StatisticsCache:
     The file is `<model file>.statistics` for a model in saved_weights/ of `root_folder`. It is in the cache folder for
     any other model, which a JSON file of somebody else may name: nothing is written beside that.
     The file names the weights and the architecture that its statistics belong to. A file of another model, of an older
-    format or with damage counts as empty. A file that cannot be written is skipped. The 50 newest entries are kept.
+    format or with damage counts as empty. A file that cannot be written is skipped. The newest entries are kept,
+    `max_entries` of them.
     """
 
     def __init__(self, model: HierarchicalVAE, model_path: str | Path) -> None:
         self.model = model
+        self.max_entries = MAX_ENTRIES + 1 + 2 * len(model.groups)
         self.weights = weights_digest(model)
         architecture = model.config.model_dump(exclude={"training_parameters", "dataset"})
         self.owner = {"weights": self.weights, "architecture": repr(sorted(architecture.items()))}
@@ -63,7 +65,7 @@ class StatisticsCache:
             "variances": {name: tensor.cpu() for name, tensor in statistics.variances.items()},
             "uncertainty": statistics.uncertainty,
         }
-        newest = dict(list(entries.items())[-MAX_ENTRIES:])
+        newest = dict(list(entries.items())[-self.max_entries :])
         with suppress(CheckpointError):
             write_whole({"owner": self.owner, "statistics": newest}, self.path, keep_previous=False)
 

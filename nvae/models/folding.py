@@ -66,14 +66,10 @@ class FoldedConvolution(nn.Module):
     before: only for a convolution of 1x1 without groups. (A batch norm would change the zeros of a padding.)
     """
 
-    def __init__(
-        self,
-        convolution: nn.Conv2d | FoldedConvolution,
-        before: nn.Module | None = None,
-        after: nn.Module | None = None,
-    ) -> None:
+    def __init__(self, convolution: Any, before: nn.Module | None = None, after: nn.Module | None = None) -> None:
         super().__init__()
-        convolution = convolution.convolution if isinstance(convolution, FoldedConvolution) else convolution
+        if isinstance(convolution, FoldedConvolution):  # of a parametrized convolution alone
+            convolution = convolution.convolution
         self._parts = convolution, before, after  # not submodules: folded batch norms are none of the copy's
 
     def forward(self, x: Tensor) -> Tensor:

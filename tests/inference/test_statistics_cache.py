@@ -6,7 +6,7 @@ import torch
 from nvae.inference import sampling
 from nvae.inference.recalibration import Statistics, measure, prior_batch_norms
 from nvae.inference.sampling import Sampler
-from nvae.inference.statistics_cache import MAX_ENTRIES, StatisticsCache
+from nvae.inference.statistics_cache import StatisticsCache
 from nvae.system.errors import UserError
 from nvae.system.torch_files import write_whole
 
@@ -214,16 +214,16 @@ def test_cache_does_not_keep_statistics_that_are_not_finite(make_model, weights)
 
 @pytest.mark.slow
 def test_cache_keeps_the_newest_entries(model, cache):
-    kept = made_up(model)
+    kept, most = made_up(model), cache.max_entries
     cache.keep([0.0], 2, kept)
     content = torch.load(cache.path, weights_only=True)
     ((key, entry),) = content["statistics"].items()
-    content["statistics"] = {key.replace("0.0", f"{t}.0"): entry for t in range(MAX_ENTRIES)}
+    content["statistics"] = {key.replace("0.0", f"{t}.0"): entry for t in range(most)}
     write_whole(content, cache.path, keep_previous=False)
     assert equal(cache.find([0.0], 2), kept)
-    for t in (MAX_ENTRIES, MAX_ENTRIES + 1):
+    for t in (most, most + 1):
         cache.keep([float(t)], 2, kept)
-    is_kept = [cache.find([float(t)], 2) is not None for t in (0, 1, 2, MAX_ENTRIES, MAX_ENTRIES + 1)]
+    is_kept = [cache.find([float(t)], 2) is not None for t in (0, 1, 2, most, most + 1)]
     assert is_kept == [False, False, True, True, True]
-    assert len(torch.load(cache.path, weights_only=True)["statistics"]) == MAX_ENTRIES
+    assert len(torch.load(cache.path, weights_only=True)["statistics"]) == most
     assert os.listdir(cache.path.parent) == ["a.model.statistics"]  # and no previous file
