@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,10 @@ from nvae.models.hierarchy import HierarchicalVAE, LatentGroup, Level
 from nvae.models.vdvae.config import VDVAEConfig, blocks_of
 from nvae.models.vdvae.likelihoods import build_vdvae_likelihood
 
-SIGMAS: dict[str, Callable[[Tensor], Tensor]] = {
+Function: TypeAlias = Callable[[Tensor], Tensor]
+
+ACTIVATIONS: dict[str, Function] = {"gelu": functional.gelu, "silu": functional.silu}
+SIGMAS: dict[str, Function] = {
     "exp": torch.exp,
     "bounded": lambda raw: (5 * torch.tanh(raw / 5)).exp(),
     "softplus": partial(functional.softplus, beta=0.6931471805599453),  # ln 2: softplus(0) / ln 2 is 1
@@ -32,7 +35,8 @@ class Streams(NamedTuple):
     """The state of a pass.
 
     streams: coarsest first; None before the first block of a stream that starts from zeros and adds a coarser one.
-    x, active: after a prior, the stream of its group with the prior's features, and GELU of the stream without them.
+    x, active: after a prior, the stream of its group with the prior's features, and the activation function of the
+    stream without them.
     """
 
     streams: tuple[Any, ...]
@@ -41,16 +45,19 @@ class Streams(NamedTuple):
 
 
 class Bottleneck(nn.Module):
-    """Convolutions with GELU between: 1x1, one or two of 3x3, 1x1; all 1x1 up to a resolution of 2.
+    """Convolutions with an activation between: 1x1, one or two of 3x3, 1x1; all 1x1 up to a resolution of 2.
 
-    From (B, in, R, R), which GELU has been applied to, to (B, out, R, R). convolutions: 3 or 4. With `recompute`, the
-    backward pass computes the activations again.
+    From (B, in, R, R), which the activation has been applied to, to (B, out, R, R). convolutions: 3 or 4. With
+    `recompute`, the backward pass computes the activations again.
     """
 
     recompute = False
 
-    def __init__(self, channels: int, hidden: int, out: int, resolution: int, convolutions: int) -> None:
+    def __init__(
+        self, channels: int, hidden: int, out: int, resolution: int, convolutions: int, activation: Function
+    ) -> None:
         super().__init__()
+        self.act = activation
         kernel = 3 if resolution > 2 else 1
         self.c1 = nn.Conv2d(channels, hidden, 1)
         self.c2 = nn.Conv2d(hidden, hidden, kernel, padding=kernel // 2)
@@ -65,7 +72,7 @@ class Bottleneck(nn.Module):
     def _convolutions(self, active: Tensor) -> Tensor:
         h = self.c1(active)
         for convolution in (self.c2, self.c3, self.c4):
-            h = h if convolution is None else convolution(functional.gelu(h))
+            h = h if convolution is None else convolution(self.act(h))
         return h
 
 
@@ -74,7 +81,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VDVAEConfig) -> None:
         super().__init__()
-        self.mean, self.std = config.pixel_mean, config.pixel_std
+        self.mean, self.std, self.act = config.pixel_mean, config.pixel_std, ACTIVATIONS[config.activation]
         plan = blocks_of("enc_blocks", config.enc_blocks)
         self.factors = [block.factor or 1 for block in plan]  # of the pooling after each block
         self.widths = [config.width_at(block.resolution // (block.factor or 1)) for block in plan]  # after the pooling
@@ -84,22 +91,23 @@ class Encoder(nn.Module):
         scale_last(self.blocks, len(self.blocks))
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
-        """Map images (B, C, S, S) in [0, 1] to GELU of the last activations (B, w, R, R) at every resolution R."""
+        """Map images (B, C, S, S) in [0, 1] to the activated last x (B, w, R, R) of every resolution R."""
         x = (255 * images - self.mean) / self.std
         x = self.in_conv(functional.pixel_unshuffle(x, self.patch_size) if self.patch_size > 1 else x)
         activations = {x.shape[-1]: x}
         for block, factor, width in zip(self.blocks, self.factors, self.widths, strict=True):
-            x = x + block(functional.gelu(x))
+            x = x + block(self.act(x))
             x = functional.avg_pool2d(x, factor) if factor > 1 else x
             missing = width - x.shape[1]
             activations[x.shape[-1]] = x = functional.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
-        return {resolution: functional.gelu(x) for resolution, x in activations.items()}
+        return {resolution: self.act(x) for resolution, x in activations.items()}
 
 
 def bottleneck(config: VDVAEConfig, resolution: int, inputs: int = 1, out: int | None = None) -> Bottleneck:
     """Return the block of a resolution, from `inputs` times the channels there to `out`, by default as many."""
     width, hidden = config.width_at(resolution), config.hidden_width_at(resolution)
-    return Bottleneck(inputs * width, hidden, width if out is None else out, resolution, config.block_convolutions)
+    out, activation = width if out is None else out, ACTIVATIONS[config.activation]
+    return Bottleneck(inputs * width, hidden, out, resolution, config.block_convolutions, activation)
 
 
 def scale_last(blocks: Iterable[Any], total: int) -> None:
@@ -135,13 +143,13 @@ class PlainBlock(nn.Module):
 
     def __init__(self, config: VDVAEConfig, stream: Stream, total: int) -> None:
         super().__init__()
-        self.stream = stream
+        self.stream, self.act = stream, ACTIVATIONS[config.activation]
         self.output_block = bottleneck(config, stream.resolution)
         scale_last([self.output_block], total)
 
     def forward(self, streams: tuple[Any, ...]) -> tuple[Any, ...]:
         x = self.stream.before(streams)
-        return self.stream.replaced(streams, x + self.output_block(functional.gelu(x)))
+        return self.stream.replaced(streams, x + self.output_block(self.act(x)))
 
 
 class VDVAEGroup(LatentGroup):
@@ -150,7 +158,7 @@ class VDVAEGroup(LatentGroup):
     def __init__(self, config: VDVAEConfig, level: Level, stream: Stream, total: int) -> None:
         super().__init__()
         self.level, self.stream = level, stream
-        self.sigma = SIGMAS[config.sigma]
+        self.act, self.sigma = ACTIVATIONS[config.activation], SIGMAS[config.sigma]
         width, latents = level.decoder_channels, level.latent_size
         self.posterior_block = bottleneck(config, level.resolution, inputs=2, out=2 * latents)
         self.prior_block = bottleneck(config, level.resolution, out=2 * latents + width)
@@ -167,7 +175,7 @@ class VDVAEGroup(LatentGroup):
 
     def prior(self, state: Streams) -> tuple[Streams, DiagonalNormal]:
         x = self.stream.before(state.streams)
-        active, latents = functional.gelu(x), self.level.latent_size
+        active, latents = self.act(x), self.level.latent_size
         parameters, features = self.prior_block(active).split([2 * latents, x.shape[1]], dim=1)
         parameters = parameters.clone(memory_format=torch.channels_last)  # a view would keep the features in memory
         return Streams(state.streams, x + features, active), self._normal(parameters)
@@ -177,7 +185,7 @@ class VDVAEGroup(LatentGroup):
 
     def merge(self, state: Streams, z: Tensor) -> Streams:
         x = state.x + self.z_projection(z.to(state.x.dtype))
-        x = x + self.output_block(functional.gelu(x))
+        x = x + self.output_block(self.act(x))
         return Streams(self.stream.replaced(state.streams, x))
 
 
@@ -217,7 +225,7 @@ class VDVAE(HierarchicalVAE):
         parameters = self.likelihood.num_parameters
         out = (config.output_width or parameters) * config.patch_size**2
         self.output = nn.Conv2d(config.width, out, 1)
-        self.patch_size = config.patch_size
+        self.patch_size, self.act = config.patch_size, ACTIVATIONS[config.activation]
         self.last = nn.Conv2d(config.output_width, parameters, 3, padding=1) if config.output_width else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -254,7 +262,7 @@ class VDVAE(HierarchicalVAE):
             streams = block(streams)
         x = self.output(streams[-1] * self.gain + self.bias)
         x = functional.pixel_shuffle(x, self.patch_size) if self.patch_size > 1 else x
-        return x if self.last is None else self.last(functional.gelu(x))
+        return x if self.last is None else self.last(self.act(x))
 
 
 def _level(config: VDVAEConfig, resolution: int, groups: int) -> Level:

@@ -195,3 +195,12 @@ def test_three_convolutions_leave_out_one(model):
     names = {name for name, _ in four.named_parameters()} - {name for name, _ in three.named_parameters()}
     assert names
     assert all(".c3." in name for name in names)
+
+
+@torch.no_grad()
+def test_activation_is_that_of_the_config_everywhere(model, images, monkeypatch):
+    built = model(activation="silu", no_latents_above=4, output_width=5)
+    calls = []
+    monkeypatch.setattr(torch.nn.functional, "gelu", lambda x: calls.append(x))
+    built(images, built.draw_noise(3, posterior=True))
+    assert not calls
