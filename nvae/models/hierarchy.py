@@ -8,6 +8,7 @@ and interpolation differ only in where the z of each group comes from: a `Latent
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -225,6 +226,13 @@ class HierarchicalVAE(nn.Module):
     def regularization_terms(self) -> dict[str, nn.Module]:
         """Return modules by name; training may add their outputs, scalars of `forward()`, to the loss."""
         return {}
+
+    def weights_computed_once(self) -> AbstractContextManager[None]:
+        """Compute weights that are functions of parameters once, for forward pass, regularization and gradient.
+
+        Training wraps each of them in the context; the parameters do not change within.
+        """
+        return nullcontext()
 
     def recompute_activations(self, recompute: bool) -> None:
         """Compute activations again in the backward pass (activation checkpointing), in families that support it."""

@@ -217,7 +217,8 @@ class Trainer:
         for size in self.position.part_sizes:
             own, is_last = ranks.share(first, first + size), first + size == len(images)
             share = (own.stop - own.start) / len(images)
-            with nullcontext() if is_last or ranks.count == 1 else self.network.no_sync():
+            waiting = nullcontext() if is_last or ranks.count == 1 else self.network.no_sync()
+            with waiting, self.model.weights_computed_once():
                 with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
                     output = self.network(images[own], [group[own] for group in noise])
                 terms, mean_kl = elbo_terms(output, targets[own]), None

@@ -6,7 +6,10 @@ forward pass, for a regularizer and for an importer.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +39,6 @@ def is_spectrally_normalized(convolution: nn.Conv2d) -> bool:
     return any(isinstance(module, SpectralNorm) for module in convolution.modules())
 
 
-def _channel_norm(weight: Tensor) -> Tensor:
-    return weight.square().sum((1, 2, 3), keepdim=True).sqrt()  # (C_out, 1, 1, 1)
-
-
 class WeightNorm(nn.Module):
     """Parametrization (g, v) -> g * v / ||v||: g is `original0`, v is `original1` (Salimans and Kingma 2016).
 
@@ -49,9 +48,11 @@ class WeightNorm(nn.Module):
     exponential: (n, v) -> exp(n) * v / (||v|| + 1e-5) instead; n starts at log(||v|| + 1e-2), as in NVAE's program.
     mask: the mask of a causal convolution, applied to v before the norm is computed.
     gain: a factor on the initial norm of the weight.
+    computed: the weight, within `weights_computed_once`.
     """
 
     mask: Tensor | None
+    computed: Tensor | None = None
 
     def __init__(self, exponential: bool, mask: Tensor | None = None, gain: float = 1.0) -> None:
         super().__init__()
@@ -59,13 +60,54 @@ class WeightNorm(nn.Module):
         self.exponential, self.gain = exponential, gain
 
     def forward(self, g: Tensor, v: Tensor) -> Tensor:
-        v = v if self.mask is None else v * self.mask
+        return self.normalized(g, v, self.mask) if self.computed is None else self.computed
+
+    def normalized(self, g: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the weights (..., C_out, C_in, k, k) of g (..., C_out, 1, 1, 1), v and masks."""
+        v = v if mask is None else v * mask
         norm = _channel_norm(v)
         return v * (g.exp() / (norm + 1e-5) if self.exponential else g / norm)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         norm = self.gain * _channel_norm(weight if self.mask is None else weight * self.mask)
         return (norm + 1e-2).log() if self.exponential else norm, weight
+
+
+def _channel_norm(weight: Tensor) -> Tensor:
+    return weight.square().sum((-3, -2, -1), keepdim=True).sqrt()  # (..., C_out, 1, 1, 1)
+
+
+def weight_norms(model: nn.Module) -> list[list[Any]]:
+    """Return the weight norms of a model, as lists of those whose weights are computed by one formula in one batch.
+
+    Each is the `parametrize.ParametrizationList` of its parameters.
+    """
+    batches: dict[tuple[Any, ...], list[Any]] = defaultdict(list)
+    for module in model.modules():
+        if isinstance(module, parametrize.ParametrizationList) and isinstance(norm := module[0], WeightNorm):
+            batches[norm.exponential, norm.mask is None, module.original1.shape].append(module)
+    return list(batches.values())
+
+
+@contextmanager
+def weights_computed_once(batches: Sequence[Sequence[Any]]) -> Iterator[None]:
+    """Compute the normalized weights of `weight_norms` now, for all uses within the context, their gradients included.
+
+    The parameters must not change within the context.
+    """
+    try:
+        for batch in batches:
+            g = torch.stack([parameters.original0 for parameters in batch])
+            # As the weights lie in memory, channels last: (n, C_out, k, k, C_in).
+            v = torch.stack([parameters.original1.permute(0, 2, 3, 1) for parameters in batch])
+            masks = None if batch[0][0].mask is None else torch.stack([p[0].mask.permute(0, 2, 3, 1) for p in batch])
+            for parameters, weight in zip(batch, batch[0][0].normalized(g, v, masks).unbind(), strict=True):
+                parameters[0].computed = weight.permute(0, 3, 1, 2)
+        yield
+    finally:
+        for batch in batches:
+            for parameters in batch:
+                parameters[0].computed = None
 
 
 def weight_matrix(weight: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -14,7 +16,7 @@ from nvae.models.hierarchy import HierarchicalVAE, LatentGroup, Level
 from nvae.models.likelihoods import build_likelihood
 from nvae.models.nvae.cells import CellOptions, CellStack, CellTypes, cell_types
 from nvae.models.nvae.config import NVAEConfig, groups_finest_first
-from nvae.models.nvae.convolutions import Normalization, normalized
+from nvae.models.nvae.convolutions import Normalization, normalized, weight_norms, weights_computed_once
 from nvae.models.nvae.flows import Flow
 from nvae.models.nvae.regularization import (
     BatchNormRegularization,
@@ -74,6 +76,13 @@ class NVAE(HierarchicalVAE):
             "spectral": SpectralRegularization(convolutions, schedule.spectral_exponent, schedule.spectral_iterations),
             "batch_norm": BatchNormRegularization(self),
         }
+
+    def weights_computed_once(self) -> AbstractContextManager[None]:
+        return weights_computed_once(self._weight_norms)
+
+    @cached_property
+    def _weight_norms(self) -> list[list[Any]]:
+        return weight_norms(self)
 
     def recompute_activations(self, recompute: bool) -> None:
         for module in self.modules():

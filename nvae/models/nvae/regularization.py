@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -93,13 +93,19 @@ class _SingularValue(torch.autograd.Function):
 
 
 class BatchNormRegularization(nn.Module):
-    """The sum over a model's batch norms of the largest absolute weight, max |gamma|."""
+    """The sum over a model's batch norms of the largest absolute weight, max |gamma|.
+
+    Weights of one shape are computed in one batch.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        # A list, so that the batch norms are not registered as submodules: they belong to the model.
-        self._norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+        by_shape: dict[torch.Size, list[Any]] = defaultdict(list)
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                by_shape[module.weight.shape].append(module)
+        self._batches = list(by_shape.values())  # not submodules: they belong to the model
 
     def forward(self) -> Tensor:
-        largest = [norm.weight.abs().max() for norm in self._norms]
-        return torch.stack(largest).sum() if largest else torch.zeros(())
+        sums = [torch.stack([norm.weight for norm in batch]).abs().amax(1).sum() for batch in self._batches]
+        return torch.stack(sums).sum() if sums else torch.zeros(())

@@ -15,6 +15,8 @@ from nvae.models.nvae.convolutions import (
     is_spectrally_normalized,
     masked_convolution,
     normalized,
+    weight_norms,
+    weights_computed_once,
 )
 
 
@@ -185,6 +187,52 @@ def test_masked_weight_norm_is_computed_after_the_mask(normalization):
 def test_normalized_weight_stays_channels_last(normalization):
     convolution = normalized(nn.Conv2d(6, 5, 3), normalization).to(memory_format=torch.channels_last)
     assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def normalized_of_many_kinds() -> nn.ModuleList:
+    masked = [
+        masked_convolution(4, 4, 3, center="earlier", columns="left", mirrored=mirrored, normalization="linear")
+        for mirrored in (False, True)
+    ]
+    shapes = [(4, 4, 3), (4, 4, 3), (6, 4, 1), (4, 4, 3), (6, 4, 1)]
+    kinds = ["linear", "exponential", "exponential", "exponential", "exponential"]
+    plain = [normalized(nn.Conv2d(*shape), kind) for shape, kind in zip(shapes, kinds, strict=True)]
+    modules = nn.ModuleList([*plain, *masked, normalized(nn.Conv2d(4, 4, 3), "spectral"), nn.Conv2d(4, 4, 3)])
+    for i, parameter in enumerate(modules.parameters()):
+        parameter.data = random(*parameter.shape, seed=i, dtype=torch.float32)
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)
+    return modules.eval()
+
+
+def weights_and_gradients(modules: nn.ModuleList) -> list[torch.Tensor]:
+    modules.zero_grad()
+    weights = [module.weight for module in modules for _ in range(2)]  # used twice
+    sum((weight * random(*weight.shape, dtype=weight.dtype)).sum() for weight in weights).backward()
+    return [*(weight.detach() for weight in weights), *(p.grad for p in modules.parameters() if p.grad is not None)]
+
+
+def test_weights_computed_once_have_the_numbers_strides_and_gradients_of_each_computed_alone():
+    modules = normalized_of_many_kinds()
+    expected = weights_and_gradients(modules)
+    norms = weight_norms(modules)
+    assert sorted(map(len, norms)) == [1, 2, 2, 2]
+    with weights_computed_once(norms):
+        assert modules[0].weight is modules[0].weight
+        actual = weights_and_gradients(modules)
+    for value, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-6)
+        assert value.dim() != 4 or value.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_weights_are_those_of_the_parameters_again_after_the_context():
+    modules = normalized_of_many_kinds()
+    with pytest.raises(ZeroDivisionError), weights_computed_once(weight_norms(modules)):
+        1 / 0  # noqa: B018
+    with torch.no_grad():
+        before = modules[0].weight.clone()
+        modules[0].parametrizations.weight.original0.mul_(2)
+        torch.testing.assert_close(modules[0].weight, 2 * before)
 
 
 # ------------------------------------------------------------------------------------------ spectral normalization
