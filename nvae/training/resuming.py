@@ -47,7 +47,7 @@ def calibrate(trainer: Trainer) -> None:
     """Fill the buffers that depend on the data, once before training."""
     trainer.model.calibrate(trainer.data.training)
     if trainer.ema is not None:
-        trainer.ema.copy_buffers(trainer.model)
+        trainer.ema.copy_buffers()
 
 
 def start_from(trainer: Trainer, path: Path) -> None:

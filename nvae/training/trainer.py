@@ -59,6 +59,7 @@ class Trainer:
         self.regularizers = nn.ModuleDict(self.model.regularization_terms())
         self.optimizer = build_optimizer(self.model, self.schedule)
         self.network: Any = self.ranks.distributed(self.model)
+        self._parameters = list(self.model.parameters())  # a list that stays: the walk through the modules takes time
         self.half = half_dtype(device) if self.schedule.half_precision else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)
         self.running_mean = RunningMean()
@@ -175,7 +176,8 @@ class Trainer:
         counts of steps and the loss scale. Raises DivergenceError after a skipped step if too many were skipped, or if
         a weight or another number of the training state is not finite.
         """
-        self.model.train()
+        if not self.model.training:  # the modes of more than a thousand modules
+            self.model.train()
         images, targets = self.inputs_and_targets(images_u8)
         generator = seeded(self.draws_seed, "training noise", self.position.step, self.device)
         noise = self.model.draw_noise(len(images), generator, posterior=True)
@@ -186,7 +188,7 @@ class Trainer:
         with seeded_defaults(self.draws_seed, "dropout", self.position.step, self.device):
             means = self._pretrain(images, noise) if is_pretraining else self._backward(images, targets, noise, rates)
         self.scaler.unscale_(self.optimizer)
-        gradient_norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        gradient_norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
 
         numbers = self._step_numbers(means["loss"], means.pop("weighted_kl"), gradient_norm)
         reason = self.recovery.reason_to_skip(numbers, rates.kl_coefficient, self.schedule)
@@ -255,7 +257,7 @@ class Trainer:
             part = kl.sum() / len(images) / loss_unit(self.schedule, images[0].numel())
             self.scaler.scale(part).backward()
             loss, first = loss + part.detach(), first + size
-        for parameter in self.model.parameters():
+        for parameter in self._parameters:
             if parameter.grad is not None:
                 parameter.grad = self.ranks.sum(parameter.grad)
         return self.ranks.sum_all({"loss": loss, "weighted_kl": torch.zeros_like(loss)})
@@ -264,11 +266,11 @@ class Trainer:
         """Clip the gradient, and update the weights and their average."""
         if self.schedule.gradient_clipping is not None:
             limit = self.schedule.gradient_clipping
-            nn.utils.clip_grads_with_norm_(self.model.parameters(), limit, gradient_norm)
+            nn.utils.clip_grads_with_norm_(self._parameters, limit, gradient_norm)
         set_learning_rate(self.optimizer, rate)
         self.scaler.step(self.optimizer)
         if self.ema is not None:
-            self.ema.update(self.model)
+            self.ema.update()
 
     @cached_property
     def _buffers(self) -> Snapshot:

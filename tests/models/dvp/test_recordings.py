@@ -199,7 +199,7 @@ def test_gradients_and_three_adamax_steps_with_ema_match_recording(recorded, mod
             if parameter.grad is not None:
                 smallest[name] = torch.minimum(smallest[name], parameter.grad.abs())
         optimizer.step()
-        average.update(model)
+        average.update()
     for ours, theirs in ((model, "parameters_after"), (average.model, "ema_after")):
         for name, parameter in ours.named_parameters():
             if names[name] not in expected["rounding_driven"]:
