@@ -106,7 +106,7 @@ def main():
     if not options.plain_process:
         set_fast_defaults()
     device = choose_device(options.device)
-    dtype = half_dtype(device) if options.half else torch.float32
+    dtype = (half_dtype(device) if options.half else None) or torch.float32
     before = convolution_throughput(device, dtype)
     rows = [measure(name, size, device, options.half) for name, size in batches(options)]
     after = convolution_throughput(device, dtype)  # again: the machine may have been busy

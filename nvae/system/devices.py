@@ -37,8 +37,15 @@ def available_bytes(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_bytes()
 
 
-def half_dtype(device: torch.device) -> torch.dtype:
-    """Return bfloat16 if the device supports it, else float16, which needs loss scaling."""
+def half_dtype(device: torch.device) -> torch.dtype | None:
+    """Return bfloat16 if the device supports it, else float16, which needs loss scaling.
+
+    Return None for a CPU without AMX, on which bfloat16 is slower than float32 (docs/speed.md).
+    """
+    # The instructions decide, not a measurement: a run that continues on the same machine must decide the same. PyTorch
+    # 2.6 has no public name for them, and the later `torch.cpu.get_capabilities` is what this function reads.
+    if device.type == "cpu" and not torch.cpu._is_amx_tile_supported():
+        return None
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16
     return torch.bfloat16

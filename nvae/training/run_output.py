@@ -141,6 +141,8 @@ class RunOutput:
             counted(len(images), f"{part} image") for part, images in parts.items() if images is not None
         )
         precision = f" in {str(trainer.half).removeprefix('torch.')}" if trainer.half else ""
+        if trainer.schedule.half_precision and not trainer.half:
+            precision = " in float32, which is faster than bfloat16 on this processor"
         info(
             f"{self.files.name}: {num_parameters(trainer.model):,} parameters, "
             f"{counted(len(trainer.model.groups), 'latent group')}; {counts}; on {trainer.device}{precision}"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nvae.system import devices
-from nvae.system.devices import available_bytes, choose_device, set_fast_defaults
+from nvae.system.devices import available_bytes, choose_device, half_dtype, set_fast_defaults
 from nvae.system.errors import UserError
 
 
@@ -45,6 +45,16 @@ def test_choose_device_gives_each_process_a_gpu(monkeypatch):
 def test_choose_device_refuses_a_missing_device(name):
     with pytest.raises(UserError, match=f"'{name}'.*cpu"):
         choose_device(name)
+
+
+@pytest.mark.parametrize(("has_amx", "expected"), [(True, torch.bfloat16), (False, None)])
+def test_half_dtype_of_a_cpu_is_bfloat16_with_fast_instructions_only(monkeypatch, has_amx, expected):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    assert half_dtype(torch.device("cpu")) is expected
+
+
+def test_half_dtype_of_this_cpu_needs_no_private_name_that_pytorch_lacks():
+    assert half_dtype(torch.device("cpu")) in (torch.bfloat16, None)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,11 @@ from nvae.training.loop import train
 from nvae.training.trainer import Trainer
 
 
+@pytest.fixture(autouse=True)
+def _half_precision_on_every_processor(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+
+
 @pytest.fixture
 def schedule() -> dict[str, Any]:
     """Training parameters with which everything that evolves matters within a few steps."""

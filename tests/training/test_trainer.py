@@ -271,6 +271,13 @@ def test_half_precision_has_float32_weights_and_a_similar_loss(make_trainer):
     assert half[1]["loss"].item() != full[1]["loss"].item()
 
 
+def test_half_precision_is_float32_on_a_processor_that_is_faster_in_float32(make_trainer, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    half, full = make_trainer(half_precision=True), make_trainer()
+    assert half.half is None
+    assert advance(half, 1)[0]["loss"].item() == advance(full, 1)[0]["loss"].item()
+
+
 # ------------------------------------------------------------------------------------------------------------- inputs
 
 
