@@ -106,9 +106,12 @@ def weighted_negative_elbo(
     return Loss((weighted_kl - terms.log_likelihood).mean() / unit, weighted_kl.mean() / unit)
 
 
-def regularization(terms: nn.ModuleDict, coefficient: float) -> Tensor | float:
-    """Return the weighted sum of a model's regularization terms. Each call advances the power iterations."""
-    return coefficient * sum(term() for term in terms.values()) if coefficient else 0.0
+def regularization(terms: nn.ModuleDict, coefficient: float, own: slice = slice(None)) -> Tensor | float:
+    """Return the weighted sum of a model's regularization terms. Each call advances the power iterations.
+
+    own: which parts of each term.
+    """
+    return coefficient * sum(term(own) for term in terms.values()) if coefficient else 0.0
 
 
 def regularization_coefficient(constant: float, initial: float | None, kl_coefficient: float) -> float:

@@ -224,7 +224,11 @@ class HierarchicalVAE(nn.Module):
         raise NotImplementedError
 
     def regularization_terms(self) -> dict[str, nn.Module]:
-        """Return modules by name; training may add their outputs, scalars of `forward()`, to the loss."""
+        """Return modules by name; training may add their outputs, scalars, to the loss.
+
+        `forward(slice)` returns the sum of a slice of a module's parts, so that processes can share the parts. A buffer
+        belongs to the part of its place among the buffers.
+        """
         return {}
 
     def weights_computed_once(self) -> AbstractContextManager[None]:

@@ -45,6 +45,11 @@ class Ranks:
         images = stop - start
         return slice(start + images * self.index // self.count, start + images * (self.index + 1) // self.count)
 
+    @property
+    def own(self) -> slice:
+        """Which parts are this rank's, of parts that the ranks share: part i is that of rank i % count."""
+        return slice(self.index, None, self.count)
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum of a tensor over the ranks, without gradient."""
         if self.count == 1:
@@ -127,11 +132,11 @@ class Ranks:
         network.broadcast_buffers = False  # in every pass; the option of this name is deprecated in PyTorch 2.13
         return network
 
-    def copy_buffers(self, model: nn.Module) -> None:
-        """Set a model's buffers to those of the first rank."""
+    def copy_buffers(self, module: nn.Module, shared: bool = False) -> None:
+        """Set a module's buffers to those of the first rank; shared: buffer i to that of the rank whose part i is."""
         if self.count > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, 0)
+            for i, buffer in enumerate(module.buffers()):
+                dist.broadcast(buffer, i % self.count if shared else 0)
 
 
 def _with_strides(strides: tuple[int, ...], grad: Tensor) -> Tensor:

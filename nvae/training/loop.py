@@ -29,7 +29,16 @@ from nvae.training.resuming import calibrate, check_good, recover, resume_traini
 from nvae.training.run_files import RunFiles
 from nvae.training.run_output import RunOutput, explained_out_of_memory
 from nvae.training.trainer import Trainer
-from nvae.training.validation import FID, ONLY_IMAGES, evaluate_result, is_complete, result, try_to_measure, validate
+from nvae.training.validation import (
+    FID,
+    ONLY_IMAGES,
+    evaluate_result,
+    is_complete,
+    result,
+    share_statistics,
+    try_to_measure,
+    validate,
+)
 
 
 class Stopped(KeyboardInterrupt):
@@ -171,6 +180,7 @@ class _Training:
     def _train_and_recover(self) -> None:
         """Train to the end; a training that diverges goes back to the last checkpoint and continues from there."""
         with stop_requests() as self.stop:
+            self.trainer.stop = self.stop
             while True:
                 try:
                     return self._train()
@@ -208,7 +218,8 @@ class _Training:
                     elif self.ranks.is_first and self.output.page_is_due:
                         self.output.page(self._line(metrics))
                     finished = trainer.is_finished
-                    self._stop_if_asked()
+                    if self.ranks.count == 1 or trainer.stop_requested or due or finished:
+                        self._stop_if_asked()
                     if finished:
                         break
                 self.bars.epoch(position.epoch)
@@ -249,6 +260,7 @@ class _Training:
         signal_number, trainer = self.ranks.any_number(self.stop.signal), self.trainer
         if signal_number is None:
             return
+        share_statistics(trainer)
         try:
             save_training(trainer, self.files.checkpoint, self.files.name)
             saved = f"saved {self.files.checkpoint}"

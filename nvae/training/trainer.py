@@ -24,6 +24,7 @@ from nvae.schema import ModelConfig
 from nvae.system.devices import half_dtype
 from nvae.system.ranks import Ranks
 from nvae.system.seeds import redrawn, seeded, seeded_defaults
+from nvae.system.signals import StopRequest
 from nvae.training.ema import EMA
 from nvae.training.position import Position, refuse_small_parts
 from nvae.training.recovery import Recovery, StepNumbers
@@ -58,8 +59,8 @@ class Trainer:
             synchronize_batch_norms(self.model)
         self.regularizers = nn.ModuleDict(self.model.regularization_terms())
         self.optimizer = build_optimizer(self.model, self.schedule)
-        self.network: Any = self.ranks.distributed(self.model)
         self._parameters = list(self.model.parameters())  # a list that stays: the walk through the modules takes time
+        self.network: Any = self.ranks.distributed(self.model)
         self.half = half_dtype(device) if self.schedule.half_precision else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)
         self.running_mean = RunningMean()
@@ -67,6 +68,8 @@ class Trainer:
         self.history = ValidationHistory()
         self.best_weights = BestWeights()  # filled with early stopping only
         self.metadata: dict[str, Any] = {}  # of the files, see `checkpoint.save`
+        self.stop = StopRequest()  # of this process
+        self.stop_requested = False  # of any process, when the last step's numbers were added up
 
     def take_likelihood(self, config: ModelConfig) -> None:
         """Change the config to one of the same networks with another likelihood."""
@@ -231,7 +234,7 @@ class Trainer:
                 )
                 loss = share * part.negative_elbo
                 if is_last:
-                    loss = loss + regularization(self.regularizers, rates.regularization_coefficient) / ranks.count
+                    loss = loss + regularization(self.regularizers, rates.regularization_coefficient, ranks.own)
                 self.scaler.scale(ranks.count * loss).backward()  # the gradient is the mean over the ranks
             values = {
                 "loss": loss.detach(),
@@ -283,6 +286,9 @@ class Trainer:
         # The only synchronization with the device in a step. With the norms and the copy of the buffers, 0.1 % of a
         # step of quickstart on a CPU; not measured on CUDA yet.
         largest_buffer = self._buffers.largest().to(loss.device)
-        numbers = torch.stack([loss.float(), weighted_kl.float(), gradient_norm, largest_buffer])
+        stop = torch.full_like(gradient_norm, self.stop.signal is not None)  # in this message, to save another one
+        numbers = torch.stack([loss.float(), weighted_kl.float(), gradient_norm, largest_buffer, stop])
         numbers = self.ranks.sum(numbers) / self.ranks.count  # not finite if one rank's is not
-        return StepNumbers(*numbers.tolist())
+        *decisive, stop_requests = numbers.tolist()
+        self.stop_requested = stop_requests > 0
+        return StepNumbers(*decisive)

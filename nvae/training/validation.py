@@ -186,9 +186,14 @@ def check_validation(trainer: Trainer, elbo: float, bits_per_dimension: float) -
 
 
 def share_statistics(trainer: Trainer) -> None:
-    """Give all ranks the running statistics of the first one, which differ without synchronized batch norms."""
+    """Give all ranks the running statistics of the first one, which differ without synchronized batch norms.
+
+    And the vectors of the regularization's power iterations, of which each rank computes a part.
+    """
     for model in dict.fromkeys((trainer.model, trainer.eval_model)):  # not a set: all ranks need one order
         trainer.ranks.copy_buffers(model)
+    for term in trainer.regularizers.values():
+        trainer.ranks.copy_buffers(term, shared=True)
 
 
 def record_validation(trainer: Trainer, elbo: float, kl_per_group: list[float]) -> None:

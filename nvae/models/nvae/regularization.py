@@ -21,6 +21,8 @@ from nvae.models.nvae.convolutions import (
     weight_matrix,
 )
 
+EVERYTHING = slice(None)
+
 
 def regularized_convolutions(model: nn.Module, scope: Literal["cells_and_heads", "all"]) -> list[nn.Conv2d]:
     """Return the convolutions in cells and in the heads of priors and posteriors, or all convolutions of a model.
@@ -61,20 +63,24 @@ class SpectralRegularization(nn.Module):
         with torch.no_grad():
             self.singular_values(FIRST_POWER_ITERATIONS)
 
-    def singular_values(self, iterations: int = 1) -> Tensor:
-        """Take steps of power iteration; return the largest singular values, (convolutions,), differentiable."""
+    def singular_values(self, iterations: int = 1, own: slice = EVERYTHING) -> Tensor:
+        """Take steps of power iteration; return the largest singular values, (convolutions,), differentiable.
+
+        own: which batches to compute.
+        """
         values = []
-        for i, batch in enumerate(self._batches):
-            right = getattr(self, f"right{i}")  # (n, columns, 1)
+        for i, batch in list(enumerate(self._batches))[own]:
+            buffer = getattr(self, f"right{i}")
             weights = torch.stack([weight_matrix(c.weight) for c in batch])  # (n, C_out, columns)
+            right = buffer  # (n, columns, 1)
             for _ in range(iterations):
-                left, updated, value = power_iteration(weights, right)
-                right.copy_(updated)
-            values.append(_SingularValue.apply(weights, value, left, updated).flatten())
+                left, right, value = power_iteration(weights, right)
+            buffer.copy_(right)
+            values.append(_SingularValue.apply(weights, value, left, right).flatten())
         return torch.cat(values) if values else torch.zeros(0)
 
-    def forward(self) -> Tensor:
-        return self.singular_values(self.iterations).pow(self.exponent).sum()
+    def forward(self, own: slice = EVERYTHING) -> Tensor:
+        return self.singular_values(self.iterations, own).pow(self.exponent).sum()
 
 
 class _SingularValue(torch.autograd.Function):
@@ -106,6 +112,6 @@ class BatchNormRegularization(nn.Module):
                 by_shape[module.weight.shape].append(module)
         self._batches = list(by_shape.values())  # not submodules: they belong to the model
 
-    def forward(self) -> Tensor:
-        sums = [torch.stack([norm.weight for norm in batch]).abs().amax(1).sum() for batch in self._batches]
+    def forward(self, own: slice = EVERYTHING) -> Tensor:
+        sums = [torch.stack([norm.weight for norm in batch]).abs().amax(1).sum() for batch in self._batches[own]]
         return torch.stack(sums).sum() if sums else torch.zeros(())

@@ -172,3 +172,17 @@ def test_batch_norm_regularization_sums_the_largest_gammas():
     loss.backward()
     assert model[0].weight.grad.tolist() == [0, -1, 0]
     assert model[2][0].weight.grad.tolist() == [1, 0]
+
+
+def test_parts_of_several_processes_add_up_to_the_regularization(make_model):
+    model = make_model(style="nvlabs", num_flows=1)
+    terms, shared = model.regularization_terms(), model.regularization_terms()
+    assert any(len(list(term.buffers())) > 3 for term in terms.values())
+    for name, term in terms.items():
+        before = [buffer.clone() for buffer in shared[name].buffers()]
+        parts = [shared[name](slice(index, None, 3)) for index in range(2)]
+        kept = [torch.equal(*pair) for pair in zip(shared[name].buffers(), before, strict=True)]
+        assert all(kept[2::3]) and (not before or not all(kept))
+        parts.append(shared[name](slice(2, None, 3)))
+        torch.testing.assert_close(sum(parts), term())
+        assert all(map(torch.equal, shared[name].buffers(), term.buffers()))
