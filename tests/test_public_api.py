@@ -29,6 +29,7 @@ SIGNATURES = {
     "HierarchicalVAE.regularization_terms": "()",
     "HierarchicalVAE.pretraining_kl": "(images, noise)",
     "HierarchicalVAE.top_down": "(source, batch_size=None, *, start=None, return_states=False, mean_only=False)",
+    "HierarchicalVAE.weights_computed_once": "()",
     "ModelConfig": "(**data)",
     "ModelConfig.with_default": "(key, value)",
     "Sampler": "(model, temperature=1.0, iterations=20, cache=None, batch_size=32, progress=False, statistics=None)",
