@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from nvae.models.distributions import sum_per_image
@@ -59,17 +60,19 @@ def balancing_weights(mean_kl: Tensor, levels: Sequence[Level]) -> Tensor:
     The mean weight is 1. A weight is proportional to (mean |KL| + 0.01) / alpha, so a group with a small KL is
     penalized less and stays in use during the warm-up.
     """
-    weights = (mean_kl.detach() + 0.01) / mean_kl.new_tensor(balance_alphas(levels))
+    # Filled on the device: a copy from the CPU would wait for the device, and cannot be part of a CUDA graph.
+    alphas = torch.stack([mean_kl.new_full((), alpha) for alpha in balance_alphas(levels)])
+    weights = (mean_kl.detach() + 0.01) / alphas
     return weights / weights.mean()
 
 
-def balanced_kl(kl: Tensor, levels: Sequence[Level], coefficient: float, mean_kl: Tensor | None = None) -> Tensor:
-    """Return the KL term of the loss, (B,), from the KL (B, G): balanced across groups while `coefficient` < 1.
+def balanced_kl(
+    kl: Tensor, levels: Sequence[Level], coefficient: Tensor | float, mean_kl: Tensor | None = None
+) -> Tensor:
+    """Return the KL term of the loss during the KL warm-up, (B,), from the KL (B, G): balanced across groups.
 
     mean_kl: the mean of |KL| over the images of the whole batch, (G,), where `kl` is of a share of them.
     """
-    if coefficient >= 1:
-        return kl.sum(1)
     mean_kl = kl.abs().mean(0) if mean_kl is None else mean_kl
     return coefficient * (kl * balancing_weights(mean_kl, levels)).sum(1)
 
@@ -91,27 +94,28 @@ def weighted_negative_elbo(
     terms: ElboTerms,
     levels: Sequence[Level],
     schedule: TrainingParameters,
-    coefficient: float,
+    coefficient: Tensor | float,
     dimensions: int,
     mean_kl: Tensor | None = None,
 ) -> Loss:
     """Return the loss without regularization. coefficient: of the KL. dimensions: subpixels of an image.
 
-    mean_kl: the mean of |KL| over the images of the whole batch, (G,), of which `terms` may hold a share.
+    mean_kl: the mean of |KL| over the images of the whole batch, (G,), of which `terms` may hold a share: balances the
+    KL across groups. None for no balancing.
     """
     unit = loss_unit(schedule, dimensions)
-    is_balanced = schedule.kl_balancing
+    is_balanced = mean_kl is not None
     kl = balanced_kl(terms.kl, levels, coefficient, mean_kl) if is_balanced else coefficient * terms.kl.sum(1)
     weighted_kl = schedule.kl_constant * kl
     return Loss((weighted_kl - terms.log_likelihood).mean() / unit, weighted_kl.mean() / unit)
 
 
-def regularization(terms: nn.ModuleDict, coefficient: float, own: slice = slice(None)) -> Tensor | float:
+def regularization(terms: nn.ModuleDict, coefficient: Tensor | float, own: slice = slice(None)) -> Tensor | float:
     """Return the weighted sum of a model's regularization terms. Each call advances the power iterations.
 
     own: which parts of each term.
     """
-    return coefficient * sum(term(own) for term in terms.values()) if coefficient else 0.0
+    return coefficient * sum(term(own) for term in terms.values())
 
 
 def regularization_coefficient(constant: float, initial: float | None, kl_coefficient: float) -> float:

@@ -93,10 +93,14 @@ def test_balance_alphas_are_powers_of_four_over_the_groups_of_a_scale(groups, ex
     assert balance_alphas([level(n) for n in groups]) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("coefficient", [1.0, 1.5])
-def test_balanced_kl_after_the_warmup_is_the_sum(coefficient, generator):
-    kl = 10 * torch.rand(5, 6, generator=generator)
-    assert torch.equal(balanced_kl(kl, [level(2), level(4)], coefficient), kl.sum(1))
+def test_loss_balances_the_kl_with_a_mean_kl_alone(generator):
+    terms = ElboTerms(torch.zeros(5), 10 * torch.rand(5, 6, generator=generator))
+    levels, mean_kl = [level(2), level(4)], terms.kl.mean(0)
+    for coefficient in (0.25, torch.tensor(0.25)):
+        plain = weighted_negative_elbo(terms, levels, TrainingParameters(), coefficient, dimensions=12)
+        balanced = weighted_negative_elbo(terms, levels, TrainingParameters(), coefficient, 12, mean_kl)
+        assert plain.weighted_kl == 0.25 * terms.kl.sum(1).mean()
+        assert balanced.weighted_kl == balanced_kl(terms.kl, levels, 0.25).mean()
 
 
 def test_balancing_weights_have_mean_one_and_carry_no_gradient(generator):
@@ -131,7 +135,7 @@ def test_balanced_kl_weighs_a_negative_kl_by_its_absolute_value(generator):
 )
 def test_loss_is_in_the_unit_of_the_loss_scale(loss_scale, unit):
     terms = ElboTerms(torch.tensor([-30.0, -50.0]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
-    schedule = TrainingParameters(loss_scale=loss_scale, kl_balancing=False)
+    schedule = TrainingParameters(loss_scale=loss_scale)
     loss = weighted_negative_elbo(terms, [level(2)], schedule, 0.5, dimensions=12)
     assert loss.negative_elbo.item() == pytest.approx((40 + 2.5) / unit)
     assert loss.weighted_kl.item() == pytest.approx(2.5 / unit)

@@ -42,8 +42,8 @@ class BatchSource:
         reading is raised in the place of its batch.
         """
         if self.is_resident:
-            for batch in indices:
-                yield self._images_u8.index_select(0, batch.to(self._device))
+            for batch in indices:  # copied without a wait for the device
+                yield self._images_u8.index_select(0, batch.to(self._device, non_blocking=True))
             return
         with closing(map_in_threads(self._read, indices, THREADS, AHEAD)) as batches:
             for images_u8 in batches:

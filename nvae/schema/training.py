@@ -176,6 +176,12 @@ class TrainingParameters(Section):
         description="On a GPU: only algorithms that give the same numbers every time, so that a continued run equals "
         "an uninterrupted one bit for bit; slower. A CPU always does.",
     )
+    compile: Literal["auto"] | bool = Field(
+        "auto",
+        description="auto: on a CUDA GPU, the gradient of a step is recorded once as a CUDA graph and replayed, which "
+        "changes no number. true: the forward and the backward pass are also compiled by torch.compile, on every "
+        "device, which takes minutes at the start. false: neither (docs/training.md).",
+    )
     sync_batch_norm: bool = Field(
         True,
         description="With several processes: batch norms use the statistics of the images of all processes; false for "

@@ -80,14 +80,14 @@ def count_images(config: ModelConfig) -> Counts | None:
 def measure_step(config: ModelConfig, device: torch.device, cost: Cost) -> Speed:
     """Measure training steps of more and more images, up to a part of a batch, as long as time and memory allow.
 
-    The speed is that of the last step. Of a model that is too slow for a step of two images, it is that of a forward
-    pass.
+    The speed is that of the last step, neither recorded nor compiled. Of a model that is too slow for a step of two
+    images, it is that of a forward pass.
     """
     end, schedule = time.monotonic() + LIMIT, config.training_parameters
     most = schedule.batch_size // schedule.gradient_accumulation
     size = (config.image_channels, config.input_dimension, config.input_dimension)
     images = torch.randint(0, 256, (most, *size), dtype=torch.uint8)
-    whole = schedule.model_copy(update={"batch_size": most, "gradient_accumulation": 1})
+    whole = schedule.model_copy(update={"batch_size": most, "gradient_accumulation": 1, "compile": False})
     trainer = Trainer(config.model_copy(update={"training_parameters": whole}), Data(images, images[:1]), device)
     calibrate(trainer)
     trainer.model.pretraining_epochs = 0  # the steps that most epochs have

@@ -147,6 +147,8 @@ class RunOutput:
             f"{self.files.name}: {num_parameters(trainer.model):,} parameters, "
             f"{counted(len(trainer.model.groups), 'latent group')}; {counts}; on {trainer.device}{precision}"
         )
+        if reason := trainer.execution.reason:
+            info(f"training_parameters.compile: {trainer.schedule.compile} does not have its whole effect: {reason}")
         if trainer.has_batch_norm and len(trainer.position.part_sizes) > 1:
             info(
                 f"batch norm uses the statistics of each of the {len(trainer.position.part_sizes)} parts of a batch, "

@@ -181,8 +181,11 @@ class Snapshot:
         for dtype, tensors in self._tensors.items():
             torch._foreach_copy_(tensors, self._copies[dtype])
 
-    def largest(self) -> Tensor:
-        """Return the largest magnitude in the floating-point tensors, a scalar; not finite if a number is not."""
+    def largest(self, device: torch.device) -> Tensor:
+        """Return the largest magnitude in the floating-point tensors, a scalar; not finite if a number is not.
+
+        device: of the result where there are no such tensors, 0.
+        """
         groups = [tensors for dtype, tensors in self._tensors.items() if dtype.is_floating_point]
         norms = [norm.float() for group in groups for norm in torch._foreach_norm(group, math.inf)]
-        return torch.stack(norms).max() if norms else torch.zeros(())
+        return torch.stack(norms).max() if norms else torch.zeros((), device=device)

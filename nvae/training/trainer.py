@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,14 @@ from nvae.models.batch_norms import synchronize_batch_norms
 from nvae.models.distributions import Noise
 from nvae.models.families import build_model
 from nvae.models.hierarchy import HierarchicalVAE
-from nvae.objective import elbo_terms, loss_unit, regularization, weighted_negative_elbo
+from nvae.objective import ElboTerms, Loss, elbo_terms, loss_unit, regularization, weighted_negative_elbo
 from nvae.optim import build_optimizer, set_learning_rate
 from nvae.schema import ModelConfig
 from nvae.system.devices import half_dtype
 from nvae.system.ranks import Ranks
 from nvae.system.seeds import redrawn, seeded, seeded_defaults
 from nvae.system.signals import StopRequest
+from nvae.training.compiled import CudaRecorder, Recorded, choose_execution, compiled
 from nvae.training.ema import EMA
 from nvae.training.position import Position, refuse_small_parts
 from nvae.training.recovery import Recovery, StepNumbers
@@ -34,11 +35,28 @@ from nvae.training.state import BestWeights, RunningMean, Snapshot, Stateful, Va
 STATISTICS_IMAGES = 500  # for the batch-norm statistics of averaged weights
 
 
+class Phase(NamedTuple):
+    """What the gradient of a step consists of."""
+
+    is_pretraining: bool
+    is_balanced: bool  # the KL, across latent groups
+    is_regularized: bool
+
+
+class Scalars(NamedTuple):
+    """The numbers that change from step to step, scalars on the device."""
+
+    kl_weight: Tensor
+    regularization_weight: Tensor
+    stop: Tensor  # 1 if this process was asked to stop
+
+
 class Trainer:
     """A model in training on a data set.
 
     model: the weights that the optimizer changes. eval_model: the model for validation, pictures and the result.
-    network: what a step calls with images and noise; the model, its distributed form, or a compiled one put here.
+    network: what a step calls with images and noise; the model, or its distributed form.
+    execution: how the gradient of a step is computed.
     ranks: the processes of this training. Each has a trainer with the same weights, data and position, and computes its
     share of every batch.
     """
@@ -70,6 +88,14 @@ class Trainer:
         self.metadata: dict[str, Any] = {}  # of the files, see `checkpoint.save`
         self.stop = StopRequest()  # of this process
         self.stop_requested = False  # of any process, when the last step's numbers were added up
+        self.execution = choose_execution(self.schedule, device, self.half, self.ranks.count)
+        self._choose_functions()
+
+    def _choose_functions(self) -> None:
+        """Set the functions of a step by `execution`. What they recorded or compiled before is forgotten."""
+        self.elbo: Any = compiled(self._elbo) if self.execution.compiles else self._elbo
+        records, function = self.execution.records, self._set_gradient
+        self.set_gradient: Any = Recorded(function, CudaRecorder(self.device)) if records else function
 
     def take_likelihood(self, config: ModelConfig) -> None:
         """Change the config to one of the same networks with another likelihood."""
@@ -78,6 +104,7 @@ class Trainer:
         self.config = config
         for model in {self.model, self.eval_model}:
             model.config, model.likelihood = config, likelihood
+        self._choose_functions()
 
     @property
     def evolving(self) -> dict[str, Stateful]:
@@ -186,18 +213,19 @@ class Trainer:
         noise = self.model.draw_noise(len(images), generator, posterior=True)
         rates, is_pretraining = self.rates, self.is_pretraining
 
-        self._buffers.take()
-        self.optimizer.zero_grad(set_to_none=True)
+        is_balanced = self.schedule.kl_balancing and rates.kl_coefficient < 1
+        phase = Phase(is_pretraining, is_balanced, rates.regularization_coefficient > 0)
+        values = rates.kl_coefficient, rates.regularization_coefficient, float(self.stop.signal is not None)
+        scalars = Scalars(*(torch.full((), value, device=self.device) for value in values))
         with seeded_defaults(self.draws_seed, "dropout", self.position.step, self.device):
-            means = self._pretrain(images, noise) if is_pretraining else self._backward(images, targets, noise, rates)
-        self.scaler.unscale_(self.optimizer)
-        gradient_norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+            results = self.set_gradient(phase, images, targets, noise, scalars)
 
-        numbers = self._step_numbers(means["loss"], means.pop("weighted_kl"), gradient_norm)
+        *decisive, stop = results.pop("numbers").tolist()  # the only wait for the device in a step
+        numbers, self.stop_requested = StepNumbers(*decisive), stop > 0
         reason = self.recovery.reason_to_skip(numbers, rates.kl_coefficient, self.schedule)
-        metrics = {**means, "gradient_norm": gradient_norm, **rates._asdict(), "skipped": reason is not None}
+        metrics = {**results, **rates._asdict(), "skipped": reason is not None}
         if reason is None:
-            self._apply(gradient_norm, rates.learning_rate)
+            self._apply(results["gradient_norm"], rates.learning_rate)
             self.running_mean.add(metrics, len(images))
         else:
             self._buffers.restore()
@@ -212,7 +240,27 @@ class Trainer:
             self.recovery.forget_steps()
         return metrics
 
-    def _backward(self, images: Tensor, targets: Tensor, noise: Noise, rates: Rates) -> dict[str, Tensor]:
+    def _set_gradient(
+        self, phase: Phase, images: Tensor, targets: Tensor, noise: Noise, scalars: Scalars
+    ) -> dict[str, Tensor]:
+        """Set the gradient of a batch; return the metrics of `step` that are tensors, and `_step_numbers`.
+
+        A CUDA graph may hold all of this: the numbers that change from step to step within a phase are in tensors.
+        """
+        self._buffers.take()
+        self.optimizer.zero_grad(set_to_none=True)
+        if phase.is_pretraining:
+            means = self._pretrain(images, noise)
+        else:
+            means = self._backward(phase, images, targets, noise, scalars)
+        self.scaler.unscale_(self.optimizer)
+        gradient_norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        numbers = self._step_numbers(means["loss"], means.pop("weighted_kl"), gradient_norm, scalars.stop)
+        return {**means, "gradient_norm": gradient_norm, "numbers": numbers}
+
+    def _backward(
+        self, phase: Phase, images: Tensor, targets: Tensor, noise: Noise, scalars: Scalars
+    ) -> dict[str, Tensor]:
         """Add the gradient of a batch, part by part; return means over the batch, by the names of `step`'s metrics.
 
         Of each part, a rank computes its share; the gradient and the results are those of all ranks.
@@ -224,17 +272,13 @@ class Trainer:
             share = (own.stop - own.start) / len(images)
             waiting = nullcontext() if is_last or ranks.count == 1 else self.network.no_sync()
             with waiting, self.model.weights_computed_once():
-                with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
-                    output = self.network(images[own], [group[own] for group in noise])
-                terms, mean_kl = elbo_terms(output, targets[own]), None
-                if self.schedule.kl_balancing and rates.kl_coefficient < 1:
-                    mean_kl = ranks.sum(terms.kl.detach().abs().sum(0)) / size
-                part = weighted_negative_elbo(
-                    terms, self.model.levels, self.schedule, rates.kl_coefficient, images[0].numel(), mean_kl
+                own_noise = [group[own] for group in noise]
+                terms, part = self.elbo(
+                    images[own], targets[own], own_noise, scalars.kl_weight, size, phase.is_balanced
                 )
                 loss = share * part.negative_elbo
-                if is_last:
-                    loss = loss + regularization(self.regularizers, rates.regularization_coefficient, ranks.own)
+                if is_last and phase.is_regularized:
+                    loss = loss + regularization(self.regularizers, scalars.regularization_weight, ranks.own)
                 self.scaler.scale(ranks.count * loss).backward()  # the gradient is the mean over the ranks
             values = {
                 "loss": loss.detach(),
@@ -245,6 +289,17 @@ class Trainer:
             means = {key: means[key] + value for key, value in values.items()} if means else values
             first += size
         return ranks.sum_all(means)
+
+    def _elbo(
+        self, images: Tensor, targets: Tensor, noise: Noise, kl_weight: Tensor, size: int, is_balanced: bool
+    ) -> tuple[ElboTerms, Loss]:
+        """Return the terms of the ELBO and the loss of this rank's share of a part of `size` images."""
+        with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
+            output = self.network(images, noise)
+        terms = elbo_terms(output, targets)
+        mean_kl = self.ranks.sum(terms.kl.detach().abs().sum(0)) / size if is_balanced else None
+        dimensions = images[0].numel()
+        return terms, weighted_negative_elbo(terms, self.model.levels, self.schedule, kl_weight, dimensions, mean_kl)
 
     def _pretrain(self, images: Tensor, noise: Noise) -> dict[str, Tensor]:
         """Add the gradient of the pre-training's KL, at the weight 1, as `_backward` does for the loss.
@@ -282,13 +337,11 @@ class Trainer:
         buffers = [buffer for name, buffer in self.model.named_buffers() if name in saved]
         return Snapshot([*buffers, *self.regularizers.buffers()])
 
-    def _step_numbers(self, loss: Tensor, weighted_kl: Tensor, gradient_norm: Tensor) -> StepNumbers:
-        # The only synchronization with the device in a step. With the norms and the copy of the buffers, 0.1 % of a
-        # step of quickstart on a CPU; not measured on CUDA yet.
-        largest_buffer = self._buffers.largest().to(loss.device)
-        stop = torch.full_like(gradient_norm, self.stop.signal is not None)  # in this message, to save another one
+    def _step_numbers(self, loss: Tensor, weighted_kl: Tensor, gradient_norm: Tensor, stop: Tensor) -> Tensor:
+        """Return the `StepNumbers` and the share of processes that were asked to stop, (5,).
+
+        `stop` is in this message to save another one.
+        """
+        largest_buffer = self._buffers.largest(self.device)
         numbers = torch.stack([loss.float(), weighted_kl.float(), gradient_norm, largest_buffer, stop])
-        numbers = self.ranks.sum(numbers) / self.ranks.count  # not finite if one rank's is not
-        *decisive, stop_requests = numbers.tolist()
-        self.stop_requested = stop_requests > 0
-        return StepNumbers(*decisive)
+        return self.ranks.sum(numbers) / self.ranks.count  # not finite if one rank's is not

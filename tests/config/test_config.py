@@ -510,6 +510,7 @@ NEW_KEYS = {
     "training_parameters.max_steps_per_epoch": None,
     "training_parameters.learning_rate_period": 10.0,  # of no effect on the schedules of before
     "training_parameters.learning_rate_period_factor": 1,
+    "training_parameters.compile": "auto",  # changes no number
     "training_parameters.keep_best": True,  # as the default: no number of a training depends on the key
 }
 

@@ -48,7 +48,7 @@ class Bottleneck(nn.Module):
     """Convolutions with an activation between: 1x1, one or two of 3x3, 1x1; all 1x1 up to a resolution of 2.
 
     From (B, in, R, R), which the activation has been applied to, to (B, out, R, R). convolutions: 3 or 4. With
-    `recompute`, the backward pass computes the activations again.
+    `recompute`, the backward pass computes the activations again; there are no random numbers to repeat.
     """
 
     recompute = False
@@ -66,7 +66,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, active: Tensor) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._convolutions, active, use_reentrant=False)
+            return checkpoint(self._convolutions, active, use_reentrant=False, preserve_rng_state=False)
         return self._convolutions(active)
 
     def _convolutions(self, active: Tensor) -> Tensor:
