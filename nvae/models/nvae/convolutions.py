@@ -74,7 +74,7 @@ class WeightNorm(nn.Module):
 
 
 def _channel_norm(weight: Tensor) -> Tensor:
-    return weight.square().sum((-3, -2, -1), keepdim=True).sqrt()  # (..., C_out, 1, 1, 1)
+    return torch.linalg.vector_norm(weight, dim=(-3, -2, -1), keepdim=True)  # (..., C_out, 1, 1, 1)
 
 
 def weight_norms(model: nn.Module) -> list[list[Any]]:
