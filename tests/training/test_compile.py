@@ -87,12 +87,13 @@ def test_steps_of_a_compiled_network_are_equal(make_trainer, make_compiled, mode
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("backend", "model"), [("aot_eager", NVLABS), ("aot_eager", VDVAE), ("inductor", VDVAE)], ids=str
-)
-def test_steps_with_a_compiled_gradient_are_close(make_trainer, make_compiled, backend, model):
-    """The backends also trace the backward pass, so rounding may differ."""
-    plain, same = make_trainer(model), make_compiled(backend, model)
+@pytest.mark.parametrize("model", [NVLABS, VDVAE], ids=["nvae", "vdvae"])
+def test_steps_with_a_compiled_gradient_are_close(make_trainer, make_compiled, model):
+    """The backend "aot_eager" also traces the backward pass, so rounding may differ.
+
+    "inductor" takes minutes on a CPU; `benchmarks/gpu.py` compares its steps on a GPU.
+    """
+    plain, same = make_trainer(model), make_compiled("aot_eager", model)
     for _ in range(3):
         (expected,), (metrics,) = advance(plain, 1), advance(same, 1)
         for key in ("loss", "log_likelihood", "kl_per_group", "gradient_norm"):
