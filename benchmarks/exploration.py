@@ -21,7 +21,7 @@ from nvae.models.families import build_model
 from nvae.models.hierarchy import FromNoise
 from nvae.system.devices import choose_device, set_fast_defaults
 
-CONFIGS = ("quickstart", "big_logistic_mixture20latentnoflows")
+CONFIGS = ("nvae_small", "big_logistic_mixture20latentnoflows")
 
 
 @torch.no_grad()

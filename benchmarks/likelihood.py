@@ -22,7 +22,7 @@ from nvae.models.hierarchy import FromPosterior
 from nvae.objective import elbo_terms
 from nvae.system.devices import choose_device, set_fast_defaults
 
-CONFIGS = ("nvae_mnist_small", "quickstart", "big_logistic_mixture20latentnoflows")
+CONFIGS = ("nvae_mnist_small", "nvae_small", "big_logistic_mixture20latentnoflows")
 
 
 def operations(config):

@@ -18,7 +18,14 @@ from nvae.models.folding import for_inference
 from nvae.models.hierarchy import FromNoise
 from nvae.system.devices import set_fast_defaults
 
-CONFIGS = ("quickstart", "nvae_mnist_small", "nvae_mnist", "toy_faces_64", "big_logistic_mixture20latentnoflows")
+CONFIGS = (
+    "quickstart",
+    "nvae_small",
+    "nvae_mnist_small",
+    "nvae_mnist",
+    "toy_faces_64",
+    "big_logistic_mixture20latentnoflows",
+)
 ROUNDS = 7
 
 

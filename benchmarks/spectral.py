@@ -44,7 +44,7 @@ def seconds(work, repeats=5):
 
 def measure(name, batch_size, steps, iterations):
     faces = ["dataset.training_images=512", "dataset.validation_images=16"]
-    sets = [f"training_parameters.batch_size={batch_size}", *(faces if name == "quickstart" else [])]
+    sets = [f"training_parameters.batch_size={batch_size}", *(faces if name == "nvae_small" else [])]
     config = load_config(name, sets)
     images_u8 = load_data(load_config("quickstart", faces)).training
     side, channels = config.input_dimension, config.image_channels
@@ -89,7 +89,7 @@ def measure(name, batch_size, steps, iterations):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="*", default=["quickstart", "nvae_mnist_small"])
+    parser.add_argument("configs", nargs="*", default=["nvae_small", "nvae_mnist_small"])
     parser.add_argument("--steps", type=int, default=60, help="training steps (default: 60)")
     parser.add_argument("--batch-size", type=int, default=16, help="images per step (default: 16)")
     parser.add_argument("--iterations", type=int, nargs="+", default=[1, 2, 4], help="per step (default: 1 2 4)")

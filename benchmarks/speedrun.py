@@ -6,8 +6,8 @@ The contest: built-in toy faces at 32x32, one thread, 480 CPU seconds of trainin
 rate. The number of steps is chosen from the time of the first ones; the schedules, in epochs or steps, end with the
 last step. Measured afterwards, with the averaged weights if there are any: bits per dimension of 300 validation faces
 with exact tails, FID(self) of 2,000 samples at temperature 0.7 against 2,000 faces, and a sheet of the samples of
-seeds 0 to 15. With --note, a row is added to docs/speedrun.md and the sheet is kept as images/speedrun/NAME.png;
-without, the sheet is NAME.png in the working directory. Prints the row and a line of JSON.
+seeds 0 to 15. With --note, a row is added to docs/speedrun.md and the sheet is kept as images/speedrun/NAME.webp;
+without, the sheet is NAME.webp in the working directory. Prints the row and a line of JSON.
 """
 
 import argparse
@@ -123,7 +123,7 @@ def row(options, result):
         f"{result['images']:,} / {result['steps']:,}",
         f"{result['bits']:.3f} ({sum(result['kl_per_group']):.0f})",
         f"{result['fid']:.1f}",
-        f"[{options.name}](../images/speedrun/{options.name}.png)",
+        f"[{options.name}](../images/speedrun/{options.name}.webp)",
         options.note,
     ]
     return f"| {' | '.join(cells)} |\n"
@@ -148,9 +148,9 @@ def main():
     result, sheet = measured(trainer, data)
     counts = {"steps": trainer.position.step, "skipped": trainer.position.skipped_steps, "images": seen}
     result = {"name": options.name, "cpu_seconds": seconds, **counts, **result}
-    path = SHEETS / f"{options.name}.png" if options.note else Path(f"{options.name}.png")
+    path = SHEETS / f"{options.name}.webp" if options.note else Path(f"{options.name}.webp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    grid(sheet, 8, cell=64).save(path)
+    grid(sheet, 8, cell=64).save(path, quality=90)
     if options.note:
         with PAGE.open("a") as page:
             page.write(row(options, result))

@@ -135,10 +135,11 @@ def batches(options):
     """Return the configs and batch sizes to measure: the given configs, or the configs of docs/speed.md."""
     if options.configs:
         return [(name, options.batch_size) for name in options.configs]
-    own = load_config("quickstart").training_parameters.batch_size
+    own = load_config("nvae_small").training_parameters.batch_size
     return [
-        ("quickstart", options.batch_size),
-        ("quickstart", own),
+        ("quickstart", load_config("quickstart").training_parameters.batch_size),
+        ("nvae_small", options.batch_size),
+        ("nvae_small", own),
         ("big_logistic_mixture20latentnoflows", options.batch_size),
     ]
 

@@ -29,9 +29,19 @@ class ElboTerms(NamedTuple):
         return self.log_likelihood - self.kl.sum(1)
 
 
-def elbo_terms(output: TopDownOutput, images: Tensor) -> ElboTerms:
-    """Return the terms of the ELBO of images (B, C, H, W) in [0, 1]. output: of a posterior pass over the images."""
-    return ElboTerms(sum_per_image(output.px_z.log_prob(images)), output.kl)
+def elbo_terms(output: TopDownOutput, images: Tensor, beta: Tensor | None = None) -> ElboTerms:
+    """Return the terms of the ELBO of images (B, C, H, W) in [0, 1]. output: of a posterior pass over the images.
+
+    beta: weight the gradient of every pixel's log-likelihood by its scale to this power, relative to the mean over the
+    image (beta-NLL, Seitzer et al. 2022). The values are the same. Otherwise the gradient of a pixel is as large as its
+    scale is small, and few pixels that are predicted precisely outweigh all others.
+    """
+    log_prob = output.px_z.log_prob(images)
+    if beta is not None:
+        weights = (beta * output.px_z.log_scale().detach()).exp()
+        weights = weights / weights.mean(dim=(1, 2, 3), keepdim=True)
+        log_prob = log_prob.detach() + weights * (log_prob - log_prob.detach())
+    return ElboTerms(sum_per_image(log_prob), output.kl)
 
 
 def kl_coefficient(epoch: float, warmup_epochs: float, delay_epochs: float = 0.0, minimum: float = 1e-4) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nvae.models.hierarchy import Level
+from nvae.models.likelihoods import build_likelihood
 from nvae.objective import (
     ElboTerms,
     balance_alphas,
@@ -26,6 +28,31 @@ def level(groups: int) -> Level:
 
 
 # -------------------------------------------------------------------------------------------------- ELBO terms
+
+
+@pytest.mark.parametrize("method", ["gaussian", "gaussian_mixture", "logistic_mixture", "coupled_logistic_mixture"])
+def test_beta_weighs_gradients_by_the_scales_of_the_pixels_and_changes_no_value(make_config, generator, method):
+    likelihood = build_likelihood(make_config(sampling_method=method, n_mix=1))
+    images = torch.rand(2, 3, 4, 4, generator=generator)
+    raw = torch.randn(2, likelihood.num_parameters, 4, 4, generator=generator)
+
+    def gradient(beta):
+        output = raw.clone().requires_grad_()
+        px_z = likelihood(output)
+        terms = elbo_terms(SimpleNamespace(px_z=px_z, kl=torch.zeros(2, 1)), images, beta)
+        terms.log_likelihood.sum().backward()
+        return terms.log_likelihood.detach(), output.grad, px_z.log_scale().detach()
+
+    (value, plain, scales), (same, weighted, _) = gradient(None), gradient(torch.tensor(0.5))
+    torch.testing.assert_close(value, same)
+    expected = (0.5 * scales).exp()
+    expected = expected / expected.mean((1, 2, 3), keepdim=True)
+    if method == "coupled_logistic_mixture":  # one scale per pixel
+        torch.testing.assert_close(weighted, expected * plain)
+    else:
+        channels = list(likelihood.mean_channels)
+        means = channels if len(channels) == 3 else channels[1::2]  # logit and mean of every image channel
+        torch.testing.assert_close(weighted[:, means], expected * plain[:, means])
 
 
 @torch.no_grad()

@@ -54,6 +54,12 @@ class PixelDistribution(Protocol):
     def log_prob(self, images: Tensor) -> Tensor:
         """Return log probabilities or densities in nats: per subpixel, (B, C, H, W), or per pixel, (B, 1, H, W)."""
 
+    def log_scale(self) -> Tensor:
+        """Return the log of the expected deviation from the mean, up to a constant, in the shape of `log_prob`.
+
+        Of a mixture, the weighted mean over the components. Zeros where there is no scale.
+        """
+
     def mean(self) -> Tensor:
         """Return the mean image, not clamped to [0, 1]."""
 
@@ -150,6 +156,9 @@ class Bernoulli:
     def log_prob(self, images: Tensor) -> Tensor:
         return -functional.binary_cross_entropy_with_logits(self.logits, images.to(self.logits), reduction="none")
 
+    def log_scale(self) -> Tensor:
+        return torch.zeros_like(self.logits)
+
     def mean(self) -> Tensor:
         return self.logits.sigmoid()
 
@@ -178,6 +187,9 @@ class Gaussian:
 
     def log_prob(self, images: Tensor) -> Tensor:
         return self.normal.log_density(_to_centered(images) if self.centered else images)
+
+    def log_scale(self) -> Tensor:
+        return self.normal.sigma.log()
 
     def mean(self) -> Tensor:
         return _to_unit(self.normal.mu) if self.centered else self.normal.mu
@@ -214,6 +226,9 @@ class DiscretizedGaussian:
         inner = torch.where(images > 1 - 0.5 / self.last, above_lower, inner)
         return torch.where(images < 0.5 / self.last, log_normal_cdf(center + half_bin), inner)
 
+    def log_scale(self) -> Tensor:
+        return self.normal.sigma.log()
+
     def mean(self) -> Tensor:
         return _to_unit(self.normal.mu)
 
@@ -238,6 +253,11 @@ class Mixture:
         self.logits = logits
         self.means = means
 
+    @property
+    def component_log_scale(self) -> Tensor:
+        """The log scale of every component, (B, C, M, H, W)."""
+        raise NotImplementedError
+
     def component_log_prob(self, images: Tensor) -> Tensor:
         """Return the log probability of images (B, C, 1, H, W) under every component, (B, C, M, H, W)."""
         raise NotImplementedError
@@ -249,6 +269,9 @@ class Mixture:
     def log_prob(self, images: Tensor) -> Tensor:
         joint = self.component_log_prob(images[:, :, None]) + functional.log_softmax(self.logits, dim=2)
         return torch.logsumexp(joint, dim=2)  # (B, C, H, W)
+
+    def log_scale(self) -> Tensor:
+        return (self.logits.softmax(2) * self.component_log_scale).sum(2)
 
     def mean(self) -> Tensor:
         return (self.logits.softmax(2) * self.means).sum(2)
@@ -279,6 +302,10 @@ class GaussianMixture(Mixture):
         super().__init__(logits, _to_unit(mu) if centered else mu)
         self.normal = DiagonalNormal(mu, log_sigma.exp() + MIN_SIGMA)
         self.centered = centered
+
+    @property
+    def component_log_scale(self) -> Tensor:
+        return self.normal.sigma.log()
 
     def component_log_prob(self, images: Tensor) -> Tensor:
         return self.normal.log_density(_to_centered(images) if self.centered else images)
@@ -332,19 +359,23 @@ class LogisticMixture(Mixture):
         mu = mu.clamp(-5, 5)
         super().__init__(soft_clamp(logits), _to_unit(mu))
         self.mu = mu
-        self.log_scale = log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
+        self.log_scales = log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
         self.last = last
         self.upper_tail = upper_tail
 
+    @property
+    def component_log_scale(self) -> Tensor:
+        return self.log_scales
+
     def component_log_prob(self, images: Tensor) -> Tensor:
-        masses = discretized_logistic(_to_centered(images) - self.mu, self.log_scale, self.last)
+        masses = discretized_logistic(_to_centered(images) - self.mu, self.log_scales, self.last)
         # The minimum bounds the value, not the gradient, so a component with a tiny mass still gets a gradient.
         log_mass = masses.bin + (MIN_LOG_MASS - masses.bin).clamp(min=0).detach()
         inner = torch.where(images > self.upper_tail, masses.above_lower, log_mass)
         return torch.where(images < LOWER_TAIL, masses.below_upper, inner)
 
     def sample_component(self, index: Tensor, generator: torch.Generator | None) -> Tensor:
-        mu, scale = self.mu.gather(2, index), self.log_scale.gather(2, index).exp()
+        mu, scale = self.mu.gather(2, index), self.log_scales.gather(2, index).exp()
         return _nearest_value(_to_unit(mu + scale * standard_logistic(mu, generator)), self.last)
 
 
@@ -391,6 +422,9 @@ class CoupledLogisticMixture:
         inner = torch.where(images[:, :, None] > self.upper_tail, masses.above_lower, inner)
         log_mass = torch.where(images[:, :, None] < LOWER_TAIL, masses.below_upper, inner)
         return torch.logsumexp(log_mass.sum(1) + functional.log_softmax(self.logits, dim=1), dim=1, keepdim=True)
+
+    def log_scale(self) -> Tensor:
+        return (self.logits.softmax(1)[:, None] * self.log_scales).sum(2).mean(1, keepdim=True)  # (B, 1, H, W)
 
     def bin_log_mass(self, masses: LogMasses) -> Tensor:
         """Return the log mass of bins without tails; if the mass is small, from the density at the center."""

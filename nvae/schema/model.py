@@ -77,6 +77,8 @@ class ModelConfig(Section):
         if self.sampling_method == "coupled_logistic_mixture" and self.image_channels != 3:
             channels = self.image_channels
             self.refuse("sampling_method", f"'bernoulli' or 'logistic_mixture' for images of {channels} channel")
+        if self.training_parameters.beta_nll and self.sampling_method == "bernoulli":
+            self.refuse("training_parameters.beta_nll", "0, because bernoulli has no scales")
         if self.dataset.binarize and self.sampling_method != "bernoulli":
             self.refuse("dataset.binarize", f"False, or sampling_method bernoulli instead of {self.sampling_method}")
         if self.dataset.dequantize and self.sampling_method not in CONTINUOUS:

@@ -90,6 +90,11 @@ class TrainingParameters(Section):
     kl_constant: Rate = Field(
         1.0, description="Factor on the KL: above 1 for more coherent samples, below 1 for sharper reconstructions."
     )
+    beta_nll: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="Weights the gradient of every pixel by its predicted scale to this power, which falls linearly to "
+        "0 at the end of the training (docs/training.md): 0 for none, up to 1.",
+    )
     kl_balancing: bool = Field(
         True, description="Balance the KL across latent groups during the KL warm-up (NVAE, appendix A)."
     )

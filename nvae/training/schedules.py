@@ -46,6 +46,11 @@ def rates(position: Position, validations: Sequence[Validation], recovery: Recov
     return Rates(rate, kl, weight)
 
 
+def beta_nll(position: Position) -> float:
+    """Return the power of the pixels' scales in the weights of the log-likelihood: to 0 at the end of the training."""
+    return position.schedule.beta_nll * max(0.0, 1 - position.in_epochs / position.schedule.epochs)
+
+
 def kl_warmup(position: Position) -> KLWarmup:
     """Return the KL warm-up of a schedule, which gives it in epochs, in steps, or as a portion of the training."""
     schedule = position.schedule

@@ -29,7 +29,7 @@ from nvae.training.compiled import CudaRecorder, Recorded, choose_execution, com
 from nvae.training.ema import EMA
 from nvae.training.position import Position, refuse_small_parts
 from nvae.training.recovery import Recovery, StepNumbers
-from nvae.training.schedules import Rates, rates, stops_early
+from nvae.training.schedules import Rates, beta_nll, rates, stops_early
 from nvae.training.state import BestWeights, RunningMean, Snapshot, Stateful, ValidationHistory, refuse_not_finite
 
 STATISTICS_IMAGES = 500  # for the batch-norm statistics of averaged weights
@@ -41,6 +41,7 @@ class Phase(NamedTuple):
     is_pretraining: bool
     is_balanced: bool  # the KL, across latent groups
     is_regularized: bool
+    is_weighted: bool  # the log-likelihood, by the scales of the pixels
 
 
 class Scalars(NamedTuple):
@@ -48,6 +49,7 @@ class Scalars(NamedTuple):
 
     kl_weight: Tensor
     regularization_weight: Tensor
+    beta: Tensor  # see `elbo_terms`
     stop: Tensor  # 1 if this process was asked to stop
 
 
@@ -214,8 +216,9 @@ class Trainer:
         rates, is_pretraining = self.rates, self.is_pretraining
 
         is_balanced = self.schedule.kl_balancing and rates.kl_coefficient < 1
-        phase = Phase(is_pretraining, is_balanced, rates.regularization_coefficient > 0)
-        values = rates.kl_coefficient, rates.regularization_coefficient, float(self.stop.signal is not None)
+        beta, is_asked_to_stop = beta_nll(self.position), float(self.stop.signal is not None)
+        phase = Phase(is_pretraining, is_balanced, rates.regularization_coefficient > 0, beta > 0)
+        values = rates.kl_coefficient, rates.regularization_coefficient, beta, is_asked_to_stop
         scalars = Scalars(*(torch.full((), value, device=self.device) for value in values))
         with seeded_defaults(self.draws_seed, "dropout", self.position.step, self.device):
             results = self.set_gradient(phase, images, targets, noise, scalars)
@@ -273,8 +276,9 @@ class Trainer:
             waiting = nullcontext() if is_last or ranks.count == 1 else self.network.no_sync()
             with waiting, self.model.weights_computed_once():
                 own_noise = [group[own] for group in noise]
+                beta = scalars.beta if phase.is_weighted else None
                 terms, part = self.elbo(
-                    images[own], targets[own], own_noise, scalars.kl_weight, size, phase.is_balanced
+                    images[own], targets[own], own_noise, scalars.kl_weight, beta, size, phase.is_balanced
                 )
                 loss = share * part.negative_elbo
                 if is_last and phase.is_regularized:
@@ -291,12 +295,19 @@ class Trainer:
         return ranks.sum_all(means)
 
     def _elbo(
-        self, images: Tensor, targets: Tensor, noise: Noise, kl_weight: Tensor, size: int, is_balanced: bool
+        self,
+        images: Tensor,
+        targets: Tensor,
+        noise: Noise,
+        kl_weight: Tensor,
+        beta: Tensor | None,
+        size: int,
+        is_balanced: bool,
     ) -> tuple[ElboTerms, Loss]:
         """Return the terms of the ELBO and the loss of this rank's share of a part of `size` images."""
         with torch.autocast(self.device.type, self.half) if self.half else nullcontext():
             output = self.network(images, noise)
-        terms = elbo_terms(output, targets)
+        terms = elbo_terms(output, targets, beta)
         mean_kl = self.ranks.sum(terms.kl.detach().abs().sum(0)) / size if is_balanced else None
         dimensions = images[0].numel()
         return terms, weighted_negative_elbo(terms, self.model.levels, self.schedule, kl_weight, dimensions, mean_kl)

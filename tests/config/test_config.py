@@ -488,6 +488,7 @@ NEW_KEYS = {
     "training_parameters.optimizer_epsilon": 1e-3,
     "training_parameters.optimizer_betas": [0.9, 0.999],
     "training_parameters.kl_const_coeff": 1e-4,
+    "training_parameters.beta_nll": 0,
     "training_parameters.gradient_skip_threshold": None,
     "training_parameters.ema_decay": None,
     "training_parameters.workers": None,
