@@ -62,7 +62,7 @@ def test_auto_yields_to_an_override():
 
 
 def test_auto_in_an_override():
-    config = load_config("quickstart", ["input_dimension=auto", "dataset.name=stl10", "image_channels=auto"])
+    config = load_config("nvae_small", ["input_dimension=auto", "dataset.name=stl10", "image_channels=auto"])
     assert (config.input_dimension, config.image_channels) == (96, 3)
 
 

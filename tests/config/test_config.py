@@ -618,5 +618,5 @@ def test_configs_travel_in_the_package(root, tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True
     )
-    assert result.stdout.split() == ["10", "False"], result.stderr
+    assert result.stdout.split() == ["8", "False"], result.stderr
     assert (tmp_path / "installed" / "nvae" / "data" / "loaders" / "toy_face_attributes.yaml").is_file()

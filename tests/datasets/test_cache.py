@@ -188,7 +188,7 @@ PROGRAM = """
 import sys
 from nvae.config import load_config
 from nvae.data.registry import load_data
-config = load_config("quickstart", ["input_dimension=16", "dataset.name=folder", f"dataset.path={sys.argv[1]}"])
+config = load_config("nvae_small", ["input_dimension=16", "dataset.name=folder", f"dataset.path={sys.argv[1]}"])
 print("ready", flush=True)
 sys.stdin.readline()
 print(load_data(config).fingerprint)
