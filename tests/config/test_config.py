@@ -620,3 +620,10 @@ def test_configs_travel_in_the_package(root, tmp_path):
     )
     assert result.stdout.split() == ["8", "False"], result.stderr
     assert (tmp_path / "installed" / "nvae" / "data" / "loaders" / "toy_face_attributes.yaml").is_file()
+
+
+def test_beta_needs_a_likelihood_with_scales():
+    overrides = ["training_parameters.beta_nll=0.5", "sampling_method=bernoulli", "dataset.binarize=false"]
+    with pytest.raises(ConfigError) as error:
+        load_config("nvae_small", [*overrides, "image_channels=1"])
+    assert error.value.key == "training_parameters.beta_nll"

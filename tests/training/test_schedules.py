@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nvae.schema import TrainingParameters
-from nvae.training.schedules import Validation, kl_warmup, learning_rate, plateau_reductions
+from nvae.training.schedules import Validation, beta_nll, kl_warmup, learning_rate, plateau_reductions
 
 from .helpers import at
 
@@ -328,3 +328,9 @@ def test_plateau_counts_from_the_end_of_the_warmup_and_ends_at_the_minimum():
     assert plateau_reductions(history[:6], plateau(), warmup=4.0) == 1
     assert learning_rate(at(30.0, plateau(), 100), history) == 0.001
     assert learning_rate(at(4.0, plateau(), 100), history) == 0.005  # later validations do not count
+
+
+@pytest.mark.parametrize(("epoch", "expected"), [(0.0, 0.8), (15.0, 0.4), (30.0, 0.0), (31.0, 0.0)])
+def test_beta_of_the_pixels_falls_linearly_to_zero(epoch, expected):
+    assert beta_nll(at(epoch, SCHEDULE.model_copy(update={"beta_nll": 0.8}), 100)) == pytest.approx(expected)
+    assert beta_nll(at(epoch, SCHEDULE, 100)) == 0

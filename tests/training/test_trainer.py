@@ -421,3 +421,15 @@ def test_step_of_every_published_vdvae_made_small(name):
     """All but its size as in the file: four channels, few blocks, images of 16 pixels."""
     overrides = ["width=4", "input_dimension=16", "custom_width=auto", "enc_blocks=auto", "dec_blocks=auto"]
     assert_takes_a_step(load_config(name, [*overrides, "training_parameters.batch_size=2"]))
+
+
+def test_beta_changes_the_step_and_not_its_metrics(make_trainer):
+    plain, weighted = make_trainer(), make_trainer(beta_nll=1.0)
+    batch = next(plain.batches())
+    first, second = plain.step(batch), weighted.step(batch)
+    for key in ("loss", "log_likelihood", "kl_per_group"):
+        torch.testing.assert_close(first[key], second[key])
+    assert abs(first["gradient_norm"] - second["gradient_norm"]) > 1e-3 * first["gradient_norm"]
+    assert any(
+        not torch.equal(a, b) for a, b in zip(plain.model.parameters(), weighted.model.parameters(), strict=True)
+    )
