@@ -65,11 +65,11 @@ from nvae.system.seeds import seeded  # noqa: E402
 from nvae.training.compiled import FIRST_CALLS  # noqa: E402
 from nvae.training.position import Position  # noqa: E402
 from nvae.training.resuming import resume_training, save_training  # noqa: E402
-from nvae.training.trainer import Phase, Trainer, Weights  # noqa: E402
+from nvae.training.trainer import Phase, Scalars, Trainer  # noqa: E402
 
 RECORDINGS = ("nvlabs_bernoulli", "nvlabs_logistic_mixture_flows", "mgp123_logistic_mixture", "mgp123_gaussian_flows")
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of the largest number of a recording; float32 without TF32
-FAMILIES = ("quickstart", "vdvae_small", "ladder_mnist", "dvp_mnist_evening")
+FAMILIES = ("nvae_small", "vdvae_small", "ladder_mnist", "dvp_mnist_evening")
 STEP_NAMES = {False: "plain", "auto": "recorded", True: "compiled"}
 PART_SECONDS = 150  # at most, so that one compilation does not take the time of all
 IMAGES = 50_000  # of the epochs that the schedules see
@@ -153,9 +153,9 @@ def check_family(name: str, device: torch.device, keys: Any) -> dict[str, Any]:
         images, targets = (x.to(where) for x in trainer.inputs_and_targets(images_u8))
         trainer = make_trainer(name, where, 4, compile=False, keys=keys)[0]
         noise = trainer.model.train().draw_noise(4, seeded(0, "benchmark"), posterior=True)
-        weights = Weights(*(torch.full((), value, device=where) for value in (0.5, 0.01)))
-        phase = Phase(is_pretraining=False, is_balanced=True, is_regularized=bool(trainer.regularizers))
-        values = trainer.set_gradient(phase, images, targets, noise, weights)
+        scalars = Scalars(*(torch.full((), value, device=where) for value in (0.5, 0.01, 0.0, 0.0)))
+        phase = Phase(False, is_balanced=True, is_regularized=bool(trainer.regularizers), is_weighted=False)
+        values = trainer.set_gradient(phase, images, targets, noise, scalars)
         results.append({key: values[key].item() for key in ("loss", "gradient_norm")})
     errors = {key: abs(results[1][key] / value - 1) for key, value in results[0].items()}
     return {"worst_relative_error": max(errors.values()), "passed": max(errors.values()) < 1e-3}
@@ -308,11 +308,11 @@ def parts(device: torch.device, quick: bool) -> Iterator[tuple[str, Callable[[],
         for name in RECORDINGS[: 1 if quick else None]:
             title = f"recording {name}, {str(dtype).removeprefix('torch.')}, to {TOLERANCES[dtype]:g}"
             yield title, exact(check_recording, name, device, dtype)
-    yield "plain and recorded steps, quickstart", exact(check_steps, "quickstart", device, "auto", False, keys)
-    yield "continued and uninterrupted steps, quickstart", exact(check_resume, "quickstart", device, keys)
+    yield "plain and recorded steps, nvae_small", exact(check_steps, "nvae_small", device, "auto", False, keys)
+    yield "continued and uninterrupted steps, nvae_small", exact(check_resume, "nvae_small", device, keys)
     if quick:
-        yield step("quickstart", 2, False, False)
-        yield sampling("quickstart", 2, False)
+        yield step("nvae_small", 2, False, False)
+        yield sampling("nvae_small", 2, False)
         return
     for compile in ("auto", False):
         yield step("nvae_mnist", 400, True, compile)
@@ -324,7 +324,7 @@ def parts(device: torch.device, quick: bool) -> Iterator[tuple[str, Callable[[],
         yield step(name, batch, True, False)
     for name in ("nvae_mnist", "vdvae_cifar10", "nvae_cifar10", "quickstart"):
         yield sampling(name, 64, True)
-    yield "plain and compiled steps, quickstart, to 0.01", exact(check_steps, "quickstart", device, True, False, ())
+    yield "plain and compiled steps, nvae_small, to 0.01", exact(check_steps, "nvae_small", device, True, False, ())
     yield step("quickstart", 32, True, True)
     for name, batch in (("nvae_mnist", 400), ("vdvae_cifar10", 32), ("nvae_cifar10", 32), ("quickstart", 32)):
         yield step(name, batch, False, "auto")

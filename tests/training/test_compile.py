@@ -268,6 +268,7 @@ def test_forward_pass_on_a_gpu_copies_nothing_from_the_cpu(make_trainer, model):
                 tensors |= {name: torch.empty_like(x, device=CUDA) for name, x in tensors.items() if x is not None}
         images = torch.empty(4, 3, 8, 8, device=CUDA)
         noise = [torch.empty(4, *group.posterior_noise_shape, device=CUDA) for group in trainer.model.groups]
+        number = torch.empty((), device=CUDA)
         with OneDevice():
             _, loss = trainer._elbo(images, images, noise, number, number, 4, is_balanced=True)
     assert loss.negative_elbo.device.type == "cuda"
