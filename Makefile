@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 quickstart: .venv/installed
 	$(BIN)/python train.py quickstart
-	$(BIN)/python sample.py saved_weights/quickstart.checkpoint 0.7 20 --seed 0
+	$(BIN)/python sample.py saved_weights/quickstart.checkpoint 0.7 --seed 0
 
 check: lint
 	$(PYTEST) -m "not slow"

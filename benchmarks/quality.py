@@ -1,6 +1,6 @@
 """Measure the time and the memory of the metrics of samples, for 10,000 samples against 10,000 images.
 
-    python3 benchmarks/quality.py [--images 10000] [--config quickstart] [--device cpu]
+    python3 benchmarks/quality.py [--images 10000] [--config nvae_small] [--device cpu]
 
 The model has random weights: the cost is the same. Yardstick: sampling alone. Every step has its seconds, its share of
 sampling, and the largest resident memory of the process during the step. Another table: seconds and memory of the
@@ -113,7 +113,7 @@ def distances(count, dimensions):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--config", default="quickstart")
+    parser.add_argument("--config", default="nvae_small")
     parser.add_argument("--device")
     options = parser.parse_args()
     set_fast_defaults()

@@ -172,3 +172,13 @@ def test_muon_moves_a_matrix_as_torchs_own_which_computes_in_bfloat16():
             optimizer.step()
     moved = (ours.weight - before).norm()
     assert (ours.weight - torchs.weight).norm() < 0.05 * moved
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_matrices_of_low_rank_are_orthogonalized_as_in_float64(rank, generator):
+    low = torch.randn(3, 16, rank, generator=generator) @ torch.randn(3, rank, 144, generator=generator)
+    noisy = low + 1e-4 * torch.randn(3, 16, 144, generator=generator)
+    for matrices in (low, noisy):
+        torch.testing.assert_close(
+            orthogonalized(matrices), orthogonalized(matrices.double()).float(), atol=1e-3, rtol=0
+        )

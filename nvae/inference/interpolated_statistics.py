@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from nvae.inference.arguments import Factors, per_group
+from nvae.inference.arguments import Factors, check_count, per_group
 from nvae.inference.recalibration import Statistics
 from nvae.inference.sampling import Sampler
 from nvae.inference.statistics_cache import StatisticsCache
@@ -37,6 +37,7 @@ class InterpolatedStatistics:
         cache: StatisticsCache | None = None,
         progress: Progress = False,
     ) -> None:
+        check_count("iterations", iterations)
         self.model, count = model, len(model.groups)
         temperatures = [[MIDDLE] * count]
         for node in (LOW, HIGH):

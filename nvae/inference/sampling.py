@@ -129,10 +129,8 @@ class Sampler:
         """Warnings about the temperature and the recalibration, one sentence each."""
         high = max(self.group_temperatures)
         warnings = [f"the temperature {high:g} is far above 1."] if high > USUAL_TEMPERATURE else []
-        if self.iterations == 0:
+        if self.iterations == 0 or self.statistics is None:
             return warnings
-        if self.statistics is None:
-            return [*warnings, "the model has no batch norms: recalibration is not needed."]
         return [*warnings, *filter(None, [self.statistics.warning])]
 
     def with_group_temperature(self, group: int, temperature: float) -> Sampler:

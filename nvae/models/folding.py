@@ -53,8 +53,9 @@ def _copy(module: Any, copies: dict[nn.Module, nn.Module]) -> Any:
     if module not in copies:
         copied = module.__new__(type(module))
         children = {name: None if m is None else _copy(m, copies) for name, m in module._modules.items()}
+        hooks = {name: value.copy() for name, value in module.__dict__.items() if name.endswith("_hooks")}
         own = {"_modules": children, "_buffers": dict(module._buffers), "training": False}
-        copied.__dict__.update(module.__dict__ | own)
+        copied.__dict__.update(module.__dict__ | hooks | own)
         is_computed = isinstance(module, nn.Conv2d) and parametrize.is_parametrized(module)
         copies[module] = FoldedConvolution(copied) if is_computed else copied
     return copies[module]

@@ -94,7 +94,7 @@ class CudaRecorder:
         except RuntimeError as error:
             first = error.__context__ or error  # the end of a failed recording fails too
             if is_out_of_memory(first):
-                raise
+                raise first from error
             raise UserError(
                 f"the step of this training cannot be recorded as a CUDA graph ({str(first)[:200]}). "
                 "Set training_parameters.compile to False, and continue from the last checkpoint."

@@ -142,7 +142,7 @@ class RunOutput:
         )
         precision = f" in {str(trainer.half).removeprefix('torch.')}" if trainer.half else ""
         if trainer.schedule.half_precision and not trainer.half:
-            precision = " in float32, which is faster than bfloat16 on this processor"
+            precision = " in float32, because this processor has no AMX"
         info(
             f"{self.files.name}: {num_parameters(trainer.model):,} parameters, "
             f"{counted(len(trainer.model.groups), 'latent group')}; {counts}; on {trainer.device}{precision}"

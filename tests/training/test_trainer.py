@@ -397,7 +397,7 @@ PUBLISHED_VDVAE = sorted(vdvae.PUBLISHED.values())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(available_configs()) - {"quickstart", *PUBLISHED, *PUBLISHED_VDVAE}))
+@pytest.mark.parametrize("name", sorted(set(available_configs()) - {*PUBLISHED, *PUBLISHED_VDVAE}))
 def test_step_of_every_config(name):
     assert_takes_a_step(
         load_config(name, ["training_parameters.batch_size=2", "training_parameters.half_precision=False"])

@@ -11,6 +11,7 @@ from nvae.inference.sampling import Sampler
 from nvae.models.distributions import map_tensors
 from nvae.models.families import build_model
 from nvae.models.hierarchy import FromNoise
+from nvae.models.vdvae import network
 
 TINY = {
     "family": "vdvae",
@@ -199,8 +200,13 @@ def test_three_convolutions_leave_out_one(model):
 
 @torch.no_grad()
 def test_activation_is_that_of_the_config_everywhere(model, images, monkeypatch):
-    built = model(activation="silu", no_latents_above=4, output_width=5)
+    keys = {"no_latents_above": 4, "output_width": 5}
     calls = []
-    monkeypatch.setattr(torch.nn.functional, "gelu", lambda x: calls.append(x))
-    built(images, built.draw_noise(3, posterior=True))
+    monkeypatch.setitem(network.ACTIVATIONS, "gelu", lambda x: calls.append(x) or x)
+    with_silu = model(activation="silu", **keys)
+    with_silu(images, with_silu.no_noise(3, posterior=True))
     assert not calls
+    with_gelu = model(activation="gelu", **keys)
+    with_gelu(images, with_gelu.no_noise(3, posterior=True))
+    blocks = sum(isinstance(module, network.Bottleneck) for module in with_gelu.modules())
+    assert len(calls) > 3 * blocks
