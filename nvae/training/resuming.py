@@ -106,8 +106,9 @@ def resume_training(trainer: Trainer, path: Path, run: str | None = None, change
     if config is not trainer.config:
         trainer.take_likelihood(config)
     trainer.metadata = content["metadata"]
-    if content["config"].training_parameters != trainer.schedule:
-        trainer.recovery.adapt(content["config"].training_parameters, trainer.schedule)
+    saved = content["config"].training_parameters.model_copy(update={"compile": trainer.schedule.compile})
+    if saved != trainer.schedule:  # by more than how the same gradient is computed
+        trainer.recovery.adapt(saved, trainer.schedule)
     trainer.position.end_epoch_without_a_full_batch()  # the batch size may have grown
     return warnings
 
