@@ -1,6 +1,14 @@
-"""Measure the time of a function."""
+"""Measure the time of a function; wait for a device."""
 
 import time
+
+import torch
+
+
+def synchronize(device):
+    """Wait until a device has done all work."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def seconds(work, rounds=3):

@@ -16,9 +16,7 @@ import argparse
 import gc
 import json
 import lzma
-import platform
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +31,8 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import torch
+from clock import synchronize
+from provenance import commit, processor
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -202,11 +202,6 @@ def check_resume(name: str, device: torch.device, keys: Any) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------------------------- speed
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def seconds_per_call(work: Callable[[], object], device: torch.device, seconds: float) -> float:
@@ -384,13 +379,12 @@ def cell(key: str, row: dict[str, Any]) -> str:
 
 def machine(device: torch.device) -> dict[str, str]:
     """Return what a figure needs beside it: machine, versions, commit."""
-    git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "machine": name,
         "torch": torch.__version__,
         "cuda": str(torch.version.cuda),
-        "commit": git.stdout.strip() or "unknown",
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
 

@@ -13,13 +13,13 @@ without, the sheet is NAME.webp in the working directory. Prints the row and a l
 import argparse
 import json
 import math
-import platform
-import subprocess
+import statistics
 import time
 from datetime import date
 from pathlib import Path
 
 import torch
+from provenance import commit, processor
 
 from nvae.config import load_config
 from nvae.data.images import Data
@@ -41,19 +41,6 @@ TIMED_STEPS = 12
 FACES = 4800  # that samples are compared with
 
 
-def processor():
-    """Return the name of the processor."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def commit():
-    """Return the short name of the commit of this working tree."""
-    return subprocess.check_output(["git", "-C", ROOT, "describe", "--always", "--dirty"], text=True).strip()
-
-
 def seconds_per_step(config, data):
     """Return the CPU seconds of a training step."""
     trainer = Trainer(config, data, torch.device("cpu"))
@@ -62,7 +49,7 @@ def seconds_per_step(config, data):
         start = time.process_time()
         trainer.step(batch)
         times.append(time.process_time() - start)
-    return sorted(times[2:])[len(times[2:]) // 2]
+    return statistics.median(times[2:])  # the first two allocate
 
 
 def fitted(config, steps):
@@ -78,19 +65,21 @@ def fitted(config, steps):
 def train(config, data):
     """Train a config; return the trainer and its CPU seconds, steps alone."""
     trainer = Trainer(config, data, torch.device("cpu"))
-    total, seen, shown = 0.0, 0, 0.0
+    total, shown = 0.0, 0.0
     while not trainer.is_finished:
         for batch in trainer.batches():
             start = time.process_time()
             metrics = trainer.step(batch)
             total += time.process_time() - start
-            seen += len(batch)
             if total - shown > 30:
                 shown, loss = total, -metrics["log_likelihood"] + metrics["kl_per_group"].sum()
-                bits = loss.item() / batch[0].numel() / math.log(2)
+                bits = trainer.model.likelihood.bits_per_dimension(loss.item(), batch[0].numel())
                 kl = " ".join(f"{value:.0f}" for value in metrics["kl_per_group"])
-                print(f"{total:5.0f} s, {seen:7,} images, {bits:.3f} bits per dimension, KL {kl}", flush=True)
-    return trainer, total, seen
+                print(
+                    f"{total:5.0f} s, {trainer.position.images_seen:7,} images, {bits:.3f} bits per dimension, KL {kl}",
+                    flush=True,
+                )
+    return trainer, total
 
 
 def measured(trainer, data):
@@ -144,9 +133,10 @@ def main():
     config = load_config(options.config, overrides)
     data = load_data(config)
     steps = int(options.seconds / seconds_per_step(config, data))
-    trainer, seconds, seen = train(load_config(options.config, [*overrides, *fitted(config, steps)]), data)
+    trainer, seconds = train(load_config(options.config, [*overrides, *fitted(config, steps)]), data)
     result, sheet = measured(trainer, data)
-    counts = {"steps": trainer.position.step, "skipped": trainer.position.skipped_steps, "images": seen}
+    position = trainer.position
+    counts = {"steps": position.step, "skipped": position.skipped_steps, "images": position.images_seen}
     result = {"name": options.name, "cpu_seconds": seconds, **counts, **result}
     path = SHEETS / f"{options.name}.webp" if options.note else Path(f"{options.name}.webp")
     path.parent.mkdir(parents=True, exist_ok=True)

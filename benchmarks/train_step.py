@@ -13,6 +13,7 @@ import json
 import time
 
 import torch
+from clock import synchronize
 from torch.utils.flop_counter import FlopCounterMode
 
 from nvae.config import load_config
@@ -26,11 +27,6 @@ from nvae.training.trainer import Trainer
 # Operations with the original order of layers. Our order computes some layers at half the resolution, with the same
 # result and fewer operations. Shares use the original count, so that they compare with other implementations.
 NOMINAL_GFLOP = {"big_logistic_mixture20latentnoflows": 6.65}
-
-
-def synchronize(device):
-    if device.type != "cpu":
-        getattr(torch, device.type).synchronize()
 
 
 def seconds(work, device, repeats, rounds=3):

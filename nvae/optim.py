@@ -27,16 +27,22 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     The singular values become about 1. Every iteration multiplies by a polynomial of X X^T from the left, and these
     polynomials commute, so they are multiplied with each other, (M, M), and with X once, at the end.
     """
-    a, b, c = NEWTON_SCHULZ
     x = matrices / torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True).clamp(min=1e-7)
     gram = x @ x.mT
-    product = torch.eye(gram.shape[1], device=x.device, dtype=x.dtype)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        polynomial.diagonal(dim1=1, dim2=2).add_(a)
-        product = polynomial @ product
-        gram = polynomial @ gram @ polynomial
+    factor = product = _polynomial(gram)
+    for _ in range(NEWTON_SCHULZ_STEPS - 1):
+        gram = factor @ gram @ factor
+        factor = _polynomial(gram)
+        product = factor @ product
     return product @ x
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    """Return a + b G + c G^2 of each matrix G of a batch (n, M, M)."""
+    a, b, c = NEWTON_SCHULZ
+    result = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    result.diagonal(dim1=1, dim2=2).add_(a)
+    return result
 
 
 class Muon(torch.optim.AdamW):

@@ -123,8 +123,10 @@ def run(options: argparse.Namespace) -> None:
         return
     columns = options.columns or (SWEEP_COLUMNS if options.sweep else COLUMNS)
     seeds = range(first_seed, first_seed + columns * (1 if options.sweep else options.rows or ROWS))
-    # One after another, so that only one of them holds its copy of the model.
-    images = torch.cat([samplers.pop(0).sample(seeds, pixels).cpu() for _ in temperatures])
+    rows = []
+    while samplers:  # given up one after another, so that only one of them holds its copy of the model
+        rows.append(samplers.pop(0).sample(seeds, pixels).cpu())
+    images = torch.cat(rows)
     labels = [f"t = {temperature:g}" for temperature in options.sweep or []]
     captions = [str(seed) for seed in seeds] * len(temperatures) if options.show_seeds else []
     picture = grid(images, columns, cell=160 if columns < 8 else 96, labels=labels, captions=captions)
