@@ -98,6 +98,11 @@ class VDVAEConfig(ModelConfig):
         4, description="Convolutions of a block: 4 for 1x1, 3x3, 3x3, 1x1 as published; 3 for one 3x3."
     )
     activation: Literal["gelu", "silu"] = Field("gelu", description="Activation function; silu is faster on a CPU.")
+    resampling: Literal["fixed", "learned"] = Field(
+        "fixed",
+        description="From one resolution to another: fixed for average pooling and nearest-neighbor upsampling, as "
+        "published; learned for convolutions that start near these.",
+    )
     no_bias_above: Annotated[int, Field(ge=0, le=MAX_SIZE)] = Field(
         64, description="Largest resolution whose stream starts from learned numbers, not from zeros."
     )

@@ -18,12 +18,13 @@ from torch.utils.checkpoint import checkpoint
 
 from nvae.models.distributions import DiagonalNormal, at_least_float32
 from nvae.models.hierarchy import HierarchicalVAE, LatentGroup, Level
-from nvae.models.vdvae.config import VDVAEConfig, blocks_of
+from nvae.models.vdvae.config import Block, VDVAEConfig, blocks_of
 from nvae.models.vdvae.likelihoods import build_vdvae_likelihood
 
 Function: TypeAlias = Callable[[Tensor], Tensor]
 
 ACTIVATIONS: dict[str, Function] = {"gelu": functional.gelu, "silu": functional.silu}
+START = 0.3  # share of the ordinary initial weights in those of learned resampling
 SIGMAS: dict[str, Function] = {
     "exp": torch.exp,
     "bounded": lambda raw: (5 * torch.tanh(raw / 5)).exp(),
@@ -76,18 +77,84 @@ class Bottleneck(nn.Module):
         return h
 
 
+class FixedDownsampling(nn.Module):
+    """Average pooling: (B, w, R, R) to (B, channels, R / factor, R / factor); channels that x lacks are zeros."""
+
+    def __init__(self, channels: int, factor: int) -> None:
+        super().__init__()
+        self.channels, self.factor = channels, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.avg_pool2d(x, self.factor)
+        missing = self.channels - x.shape[1]
+        return functional.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
+
+
+class FixedUpsampling(nn.Module):
+    """Nearest-neighbor upsampling of the first channels: (B, w, R, R) to (B, channels, factor R, factor R)."""
+
+    def __init__(self, channels: int, factor: int) -> None:
+        super().__init__()
+        self.channels, self.factor = channels, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.interpolate(x[:, : self.channels], scale_factor=self.factor)
+
+
+class LearnedDownsampling(nn.Conv2d):
+    """A convolution as `FixedDownsampling`, near which it starts."""
+
+    def __init__(self, inputs: int, channels: int, factor: int) -> None:
+        super().__init__(inputs, channels, factor, stride=factor)
+        with torch.no_grad():
+            self.weight.mul_(START).add_(torch.eye(channels, inputs)[:, :, None, None] / factor**2)
+
+
+class LearnedUpsampling(nn.Module):
+    """A 1x1 convolution and a pixel shuffle (Shi et al. 2016) as `FixedUpsampling`, near which they start."""
+
+    def __init__(self, inputs: int, channels: int, factor: int) -> None:
+        super().__init__()
+        self.conv, self.factor = nn.Conv2d(inputs, channels * factor**2, 1), factor
+        with torch.no_grad():
+            copies = torch.eye(channels, inputs).repeat_interleave(factor**2, dim=0)
+            self.conv.weight.mul_(START).add_(copies[:, :, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.pixel_shuffle(self.conv(x), self.factor)
+
+
+def downsampling(config: VDVAEConfig, block: Block) -> nn.Module:
+    """Return what follows a block of the encoder."""
+    if block.factor is None:
+        return nn.Identity()
+    inputs, channels = config.width_at(block.resolution), config.width_at(block.resolution // block.factor)
+    if config.resampling == "learned":
+        return LearnedDownsampling(inputs, channels, block.factor)
+    return FixedDownsampling(channels, block.factor)
+
+
+def upsampling(config: VDVAEConfig, block: Block) -> nn.Module:
+    """Return what upsamples the stream that a block of the decoder adds first."""
+    if block.source is None:
+        return nn.Identity()
+    channels, factor = config.width_at(block.resolution), block.resolution // block.source
+    if config.resampling == "learned":
+        return LearnedUpsampling(config.width_at(block.source), channels, factor)
+    return FixedUpsampling(channels, factor)
+
+
 class Encoder(nn.Module):
-    """The bottom-up network: residual blocks and average pooling."""
+    """The bottom-up network: residual blocks and downsampling."""
 
     def __init__(self, config: VDVAEConfig) -> None:
         super().__init__()
         self.mean, self.std, self.act = config.pixel_mean, config.pixel_std, ACTIVATIONS[config.activation]
         plan = blocks_of("enc_blocks", config.enc_blocks)
-        self.factors = [block.factor or 1 for block in plan]  # of the pooling after each block
-        self.widths = [config.width_at(block.resolution // (block.factor or 1)) for block in plan]  # after the pooling
         self.patch_size = config.patch_size
         self.in_conv = nn.Conv2d(config.image_channels * config.patch_size**2, config.width, 3, padding=1)
         self.blocks = nn.ModuleList(bottleneck(config, block.resolution) for block in plan)
+        self.downsamplings = nn.ModuleList(downsampling(config, block) for block in plan)
         scale_last(self.blocks, len(self.blocks))
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
@@ -95,11 +162,9 @@ class Encoder(nn.Module):
         x = (255 * images - self.mean) / self.std
         x = self.in_conv(functional.pixel_unshuffle(x, self.patch_size) if self.patch_size > 1 else x)
         activations = {x.shape[-1]: x}
-        for block, factor, width in zip(self.blocks, self.factors, self.widths, strict=True):
-            x = x + block(self.act(x))
-            x = functional.avg_pool2d(x, factor) if factor > 1 else x
-            missing = width - x.shape[1]
-            activations[x.shape[-1]] = x = functional.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
+        for block, downsample in zip(self.blocks, self.downsamplings, strict=True):
+            x = downsample(x + block(self.act(x)))
+            activations[x.shape[-1]] = x
         return {resolution: self.act(x) for resolution, x in activations.items()}
 
 
@@ -117,20 +182,24 @@ def scale_last(blocks: Iterable[Any], total: int) -> None:
             block.c4.weight.mul_(total**-0.5)
 
 
-class Stream(NamedTuple):
-    """The place in the state of a block's stream, and of the stream that the block adds first."""
+class Stream(nn.Module):
+    """A block's stream: its place in the state, and the coarser stream that is added before the block.
 
-    place: int
-    source: int | None
-    width: int
-    resolution: int
+    sides: the resolutions of the streams, coarsest first.
+    """
+
+    def __init__(self, config: VDVAEConfig, block: Block, sides: Sequence[int]) -> None:
+        super().__init__()
+        self.resolution, self.place = block.resolution, sides.index(block.resolution)
+        self.source = None if block.source is None else sides.index(block.source)
+        self.upsample = upsampling(config, block)
 
     def before(self, streams: tuple[Any, ...]) -> Tensor:
-        """Return the stream (B, w, R, R) with the coarser one added, upsampled to the nearest."""
+        """Return the stream (B, w, R, R) with the coarser one added."""
         x = streams[self.place]
         if self.source is None:
             return x
-        added = functional.interpolate(streams[self.source][:, : self.width], (self.resolution,) * 2)
+        added = self.upsample(streams[self.source])
         return added if x is None else x + added
 
     def replaced(self, streams: tuple[Any, ...], x: Tensor) -> tuple[Any, ...]:
@@ -200,15 +269,7 @@ class VDVAE(HierarchicalVAE):
         super().__init__(config, levels, build_vdvae_likelihood(config))
         sides = sorted({block.resolution for block in blocks})
         self.encoder = Encoder(config)
-        streams = [
-            Stream(
-                sides.index(block.resolution),
-                None if block.source is None else sides.index(block.source),
-                config.width_at(block.resolution),
-                block.resolution,
-            )
-            for block in blocks
-        ]
+        streams = [Stream(config, block, sides) for block in blocks]
         level_of_groups = [level for level in levels for _ in range(level.groups)]
         self.groups = nn.ModuleList(
             VDVAEGroup(config, level, stream, len(blocks))

@@ -153,6 +153,7 @@ def test_automatic_blocks_follow_an_override_of_the_size():
         ({"block_convolutions": 2}, "block_convolutions"),
         ({"output_width": -1}, "output_width"),
         ({"sigma": "tanh"}, "sigma"),
+        ({"resampling": "bicubic"}, "resampling"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(keys, key):

@@ -199,6 +199,27 @@ def test_three_convolutions_leave_out_one(model):
 
 
 @torch.no_grad()
+def test_learned_resampling_starts_near_fixed(generator, monkeypatch):
+    x = torch.randn(2, 3, 4, 4, generator=generator)
+    coarse, fine = network.FixedDownsampling(5, 2), network.FixedUpsampling(2, 4)
+    assert not torch.allclose(network.LearnedDownsampling(3, 5, 2)(x), coarse(x), atol=1e-3)
+    monkeypatch.setattr(network, "START", 0)
+    for learned, fixed in ((network.LearnedDownsampling(3, 5, 2), coarse), (network.LearnedUpsampling(3, 2, 4), fine)):
+        for name, bias in learned.named_parameters():
+            if name.endswith("bias"):
+                bias.zero_()
+        torch.testing.assert_close(learned(x), fixed(x))
+
+
+def test_learned_resampling_learns(make_config, images):
+    model = build_model(make_config(**TINY, resampling="learned"))
+    model(images, model.draw_noise(3, posterior=True)).px_z.log_prob(images).sum().backward()
+    layers = [m for m in model.modules() if isinstance(m, network.LearnedDownsampling | network.LearnedUpsampling)]
+    assert len(layers) == 4  # 8 to 4 to 1 and back
+    assert all(parameter.grad.abs().sum() > 0 for layer in layers for parameter in layer.parameters())
+
+
+@torch.no_grad()
 def test_activation_is_that_of_the_config_everywhere(model, images, monkeypatch):
     keys = {"no_latents_above": 4, "output_width": 5}
     calls = []
