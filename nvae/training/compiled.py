@@ -47,8 +47,25 @@ def choose_execution(
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of tensors and constants, compiled as one graph for every shape."""
-    return torch.compile(function, backend=BACKEND, fullgraph=True, dynamic=False)
+    """Return a function of tensors and constants, compiled as one graph for every shape.
+
+    The function raises UserError where a network cannot be compiled: most often, there is no C++ compiler.
+    """
+    from torch._dynamo.exc import BackendCompilerFailed  # a second that most trainings do not need
+
+    compiled_function = torch.compile(function, backend=BACKEND, fullgraph=True, dynamic=False)
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return compiled_function(*arguments)
+        except BackendCompilerFailed as error:
+            reason = str(error.inner_exception).split("\n", maxsplit=1)[0][:200]
+            raise UserError(
+                f"torch.compile failed ({reason}). Install a C++ compiler, or set training_parameters.compile to auto, "
+                "and continue from the last checkpoint."
+            ) from error
+
+    return call
 
 
 class Recorder(Protocol):

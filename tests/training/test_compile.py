@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nvae.schema import TrainingParameters
+from nvae.system.errors import UserError
 from nvae.training import compiled
 from nvae.training.compiled import FIRST_CALLS, Execution, Recorded, choose_execution
 from nvae.training.resuming import resume_training, save_training
@@ -84,6 +85,14 @@ def test_steps_of_a_compiled_network_are_equal(make_trainer, make_compiled, mode
         (expected,), (metrics,) = advance(plain, 1), advance(same, 1)
         assert metrics["loss"].item() == expected["loss"].item()
     assert not differences(everything(plain), everything(same))
+
+
+def test_failed_compilation_is_one_sentence(make_compiled):
+    def fails(graph, example_inputs):
+        raise FileNotFoundError("no compiler c++\nmore")
+
+    with pytest.raises(UserError, match=r"no compiler c\+\+\)\. Install a C\+\+ compiler"):
+        advance(make_compiled(fails, VDVAE), 1)
 
 
 @pytest.mark.slow
