@@ -52,9 +52,9 @@ def seconds_per_step(config, data):
     return statistics.median(times[2:])  # the first two allocate
 
 
-def fitted(config, steps):
+def fitted(config, steps, training_images):
     """Return the overrides that make a training of this number of steps."""
-    per_epoch = config.dataset.training_images // config.training_parameters.batch_size
+    per_epoch = training_images // config.training_parameters.batch_size
     epochs = math.ceil(steps / per_epoch)
     return [
         f"training_parameters.epochs={epochs}",
@@ -133,7 +133,9 @@ def main():
     config = load_config(options.config, overrides)
     data = load_data(config)
     steps = int(options.seconds / seconds_per_step(config, data))
-    trainer, seconds = train(load_config(options.config, [*overrides, *fitted(config, steps)]), data)
+    trainer, seconds = train(
+        load_config(options.config, [*overrides, *fitted(config, steps, len(data.training))]), data
+    )
     result, sheet = measured(trainer, data)
     position = trainer.position
     counts = {"steps": position.step, "skipped": position.skipped_steps, "images": position.images_seen}

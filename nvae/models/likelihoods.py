@@ -241,7 +241,7 @@ class DiscretizedGaussian:
 
 
 class Mixture:
-    """A mixture for every subpixel, with logits and means (B, C, M, H, W); means are on [0, 1]."""
+    """A mixture for every subpixel, with logits, means and log scales (B, C, M, H, W); means are on [0, 1]."""
 
     @staticmethod
     def channels_by_parameter(config: ModelConfig) -> Tensor:
@@ -249,14 +249,10 @@ class Mixture:
         components = 1 if config.sampling_method == "logistic" else config.n_mix
         return torch.arange(3 * components * config.image_channels, device="cpu").view(-1, 3, components)
 
-    def __init__(self, logits: Tensor, means: Tensor) -> None:
+    def __init__(self, logits: Tensor, means: Tensor, log_scales: Tensor) -> None:
         self.logits = logits
         self.means = means
-
-    @property
-    def component_log_scale(self) -> Tensor:
-        """The log scale of every component, (B, C, M, H, W)."""
-        raise NotImplementedError
+        self.log_scales = log_scales
 
     def component_log_prob(self, images: Tensor) -> Tensor:
         """Return the log probability of images (B, C, 1, H, W) under every component, (B, C, M, H, W)."""
@@ -271,7 +267,7 @@ class Mixture:
         return torch.logsumexp(joint, dim=2)  # (B, C, H, W)
 
     def log_scale(self) -> Tensor:
-        return (self.logits.softmax(2) * self.component_log_scale).sum(2)
+        return (self.logits.softmax(2) * self.log_scales).sum(2)
 
     def mean(self) -> Tensor:
         return (self.logits.softmax(2) * self.means).sum(2)
@@ -299,13 +295,9 @@ class GaussianMixture(Mixture):
 
     def __init__(self, output: Tensor, channels: int, centered: bool = False) -> None:
         logits, mu, log_sigma = _split(soft_clamp(output), channels)
-        super().__init__(logits, _to_unit(mu) if centered else mu)
         self.normal = DiagonalNormal(mu, log_sigma.exp() + MIN_SIGMA)
+        super().__init__(logits, _to_unit(mu) if centered else mu, self.normal.sigma.log())
         self.centered = centered
-
-    @property
-    def component_log_scale(self) -> Tensor:
-        return self.normal.sigma.log()
 
     def component_log_prob(self, images: Tensor) -> Tensor:
         return self.normal.log_density(_to_centered(images) if self.centered else images)
@@ -357,15 +349,10 @@ class LogisticMixture(Mixture):
     def __init__(self, output: Tensor, channels: int, last: int, upper_tail: float) -> None:
         logits, mu, log_scale = _split(output, channels)
         mu = mu.clamp(-5, 5)
-        super().__init__(soft_clamp(logits), _to_unit(mu))
+        super().__init__(soft_clamp(logits), _to_unit(mu), log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE))
         self.mu = mu
-        self.log_scales = log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
         self.last = last
         self.upper_tail = upper_tail
-
-    @property
-    def component_log_scale(self) -> Tensor:
-        return self.log_scales
 
     def component_log_prob(self, images: Tensor) -> Tensor:
         masses = discretized_logistic(_to_centered(images) - self.mu, self.log_scales, self.last)
