@@ -23,7 +23,7 @@ CONFIGS = (
     "nvae_small",
     "nvae_mnist_small",
     "nvae_mnist",
-    "nvae_faces_64",
+    "toy_faces_64",
     "big_logistic_mixture20latentnoflows",
 )
 ROUNDS = 7

@@ -37,7 +37,7 @@ ROOT = Path(__file__).parent.parent
 PAGE, SHEETS = ROOT / "docs" / "speedrun.md", ROOT / "images" / "speedrun"
 CONTEST = ["input_dimension=32", "dataset.validation_images=300", "likelihood_tails=exact"]
 TEMPERATURE = 0.7
-TIMED_STEPS = 12
+TIMED_STEPS = 40
 FACES = 4800  # that samples are compared with
 
 
@@ -49,7 +49,7 @@ def seconds_per_step(config, data):
         start = time.process_time()
         trainer.step(batch)
         times.append(time.process_time() - start)
-    return statistics.median(times[2:])  # the first two allocate
+    return statistics.median(times[10:])  # the first ones allocate
 
 
 def fitted(config, steps, training_images):
