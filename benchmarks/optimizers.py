@@ -9,13 +9,9 @@ the last step. Prints the ELBO of validation images with the averaged weights if
 import argparse
 import json
 
-import torch
-from speedrun import fitted, seconds_per_step, train
+from speedrun import train_for
 
-from nvae.config import load_config
-from nvae.data.registry import load_data
 from nvae.evaluation.likelihood import evaluate
-from nvae.system.devices import set_fast_defaults
 
 
 def main():
@@ -25,20 +21,12 @@ def main():
     parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--images", type=int, default=1000, help="validation images")
     options = parser.parse_args()
-    set_fast_defaults()
-    torch.set_num_threads(1)
-    config = load_config(options.config, options.overrides)
-    data = load_data(config)
-    steps = int(options.seconds / seconds_per_step(config, data))
-    overrides = [*options.overrides, *fitted(config, steps, len(data.training))]
-    trainer, seconds = train(load_config(options.config, overrides), data)
+    trainer, data, counts = train_for(options.seconds, options.config, options.overrides)
     trainer.estimate_statistics()
     evaluation = evaluate(trainer.eval_model.eval(), data.validation[: options.images], 100)
-    position = trainer.position
-    print(f"{position.step:,} steps, {seconds:.0f} CPU s: ELBO {evaluation.elbo.mean:.2f} nats")
-    counts = {"steps": position.step, "skipped": position.skipped_steps, "images": position.images_seen}
-    result = {"cpu_seconds": seconds, **counts, "elbo": evaluation.elbo.mean, "kl": evaluation.kl_per_group}
-    print(json.dumps({"config": options.config, "overrides": options.overrides} | result))
+    print(f"{counts['steps']:,} steps, {counts['cpu_seconds']:.0f} CPU s: ELBO {evaluation.elbo.mean:.2f} nats")
+    result = {"elbo": evaluation.elbo.mean, "kl": evaluation.kl_per_group}
+    print(json.dumps({"config": options.config, "overrides": options.overrides, **counts, **result}))
 
 
 if __name__ == "__main__":

@@ -82,6 +82,19 @@ def train(config, data):
     return trainer, total
 
 
+def train_for(seconds, name, overrides):
+    """Train a config with one thread for about a number of CPU seconds; return the trainer, the data and the counts."""
+    set_fast_defaults()
+    torch.set_num_threads(1)
+    config = load_config(name, overrides)
+    data = load_data(config)
+    steps = int(seconds / seconds_per_step(config, data))
+    trainer, spent = train(load_config(name, [*overrides, *fitted(config, steps, len(data.training))]), data)
+    position = trainer.position
+    counts = {"steps": position.step, "skipped": position.skipped_steps, "images": position.images_seen}
+    return trainer, data, {"cpu_seconds": spent, **counts}
+
+
 def measured(trainer, data):
     """Return the measurements of a trained model, and the sheet (32, C, S, S): 16 means, then 16 most likely images."""
     trainer.estimate_statistics()
@@ -127,19 +140,9 @@ def main():
     parser.add_argument("--name", help="of the sheet; the default is the name of the config")
     options = parser.parse_args()
     options.name = options.name or Path(options.config).stem
-    set_fast_defaults()
-    torch.set_num_threads(1)
-    overrides = [*CONTEST, *options.overrides]
-    config = load_config(options.config, overrides)
-    data = load_data(config)
-    steps = int(options.seconds / seconds_per_step(config, data))
-    trainer, seconds = train(
-        load_config(options.config, [*overrides, *fitted(config, steps, len(data.training))]), data
-    )
+    trainer, data, counts = train_for(options.seconds, options.config, [*CONTEST, *options.overrides])
     result, sheet = measured(trainer, data)
-    position = trainer.position
-    counts = {"steps": position.step, "skipped": position.skipped_steps, "images": position.images_seen}
-    result = {"name": options.name, "cpu_seconds": seconds, **counts, **result}
+    result = {"name": options.name, **counts, **result}
     path = SHEETS / f"{options.name}.webp" if options.note else Path(f"{options.name}.webp")
     path.parent.mkdir(parents=True, exist_ok=True)
     grid(sheet, 8, cell=64).save(path, quality=90)
